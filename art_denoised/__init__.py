@@ -1,0 +1,54 @@
+"""Denoising defences for image classifiers, with certificates and honest evaluation.
+
+Public names are resolved when first used, so that ``import art_denoised`` stays cheap: ART alone
+takes seconds to import.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from art_denoised.checks import InputError as InputError
+    from art_denoised.denoisers.checkpoints import load_denoiser as load_denoiser
+    from art_denoised.denoisers.checkpoints import save_denoiser as save_denoiser
+    from art_denoised.denoisers.dncnn import DnCNN as DnCNN
+    from art_denoised.denoisers.memnet import MemNet as MemNet
+    from art_denoised.denoisers.unet import UNetDenoiser as UNetDenoiser
+    from art_denoised.estimators.smoothing import DenoisedSmoothing as DenoisedSmoothing
+    from art_denoised.smoothing.certify import certify as certify
+    from art_denoised.smoothing.certify import vote as vote
+    from art_denoised.smoothing.modules import DenoisedClassifier as DenoisedClassifier
+    from art_denoised.smoothing.modules import SmoothedClassifier as SmoothedClassifier
+    from art_denoised.smoothing.statistics import Certificate as Certificate
+    from art_denoised.smoothing.statistics import Vote as Vote
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Certificate": "smoothing.statistics",
+    "DenoisedClassifier": "smoothing.modules",
+    "DenoisedSmoothing": "estimators.smoothing",
+    "DnCNN": "denoisers.dncnn",
+    "InputError": "checks",
+    "MemNet": "denoisers.memnet",
+    "SmoothedClassifier": "smoothing.modules",
+    "UNetDenoiser": "denoisers.unet",
+    "Vote": "smoothing.statistics",
+    "certify": "smoothing.certify",
+    "load_denoiser": "denoisers.checkpoints",
+    "save_denoiser": "denoisers.checkpoints",
+    "vote": "smoothing.certify",
+}
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'art_denoised' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"art_denoised.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

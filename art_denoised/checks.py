@@ -1,0 +1,225 @@
+"""Checks of what the user hands in, made once, at the door.
+
+Each function returns the checked value in the form the library works with, or raises `InputError`
+with one line that names the value and the remedy. The command line prints that line and exits
+with 2; a library user gets a ``ValueError``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex
+
+import numpy as np
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from art_denoised.types import Images, Labels, Logits
+
+_TOLERANCE = 1e-6  # rounding of an image that was scaled into the range in float32
+_MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+
+
+class InputError(ValueError):
+    """The input cannot be used; the message names the value and the remedy."""
+
+
+def positive(name: str, value: SupportsFloat) -> float:
+    """Return ``value`` as a positive, finite float.
+
+    Raises:
+        InputError: ``value`` is not a number, not finite, or not above 0.
+    """
+    number = _number(name, value)
+    if not (math.isfinite(number) and number > 0):
+        raise InputError(f"{name} is {value}; give a positive number")
+    return number
+
+
+def sigma(value: SupportsFloat, clip_values: tuple[float, float] = (0.0, 1.0)) -> float:
+    """Return the noise level as a float in image units.
+
+    Raises:
+        InputError: Not positive and finite, or so much larger than the range of the pixels that
+            it must have been meant in other units (0..255).
+    """
+    number = positive("sigma", value)
+    low, high = float(np.min(clip_values[0])), float(np.max(clip_values[1]))
+    if number > 10 * (high - low):
+        raise InputError(
+            f"sigma is {number:g}, more than ten times the range of the images "
+            f"[{low:g}, {high:g}]; give it in image units (for example 64/255 = 0.25)"
+        )
+    return number
+
+
+def alpha(value: SupportsFloat) -> float:
+    """Return the failure probability of one certificate as a float in (0, 0.5).
+
+    Raises:
+        InputError: Outside (0, 0.5).
+    """
+    number = _number("alpha", value)
+    if not 0 < number < 0.5:
+        raise InputError(f"alpha is {value}; give a failure probability in (0, 0.5), usually 0.001")
+    return number
+
+
+def count(name: str, value: SupportsIndex, minimum: int = 1) -> int:
+    """Return ``value`` as an int of at least ``minimum``.
+
+    Raises:
+        InputError: Not an integer, or below ``minimum``.
+    """
+    try:
+        number = value.__index__()
+    except AttributeError:
+        raise InputError(f"{name} is {value!r}; give a whole number >= {minimum}") from None
+    if number < minimum:
+        raise InputError(f"{name} is {number}; give a whole number >= {minimum}")
+    return number
+
+
+def sample_count(n: SupportsIndex, alpha: float) -> int:
+    """Return ``n`` if that many samples can certify anything at all at ``alpha``.
+
+    With every sample agreeing, the Clopper-Pearson bound is alpha^(1/n); it must exceed 1/2.
+
+    Raises:
+        InputError: Even unanimous samples would end in an abstention.
+    """
+    number = count("n", n)
+    needed = math.floor(math.log2(1 / alpha)) + 1
+    if number < needed:
+        raise InputError(
+            f"n is {number}; at alpha = {alpha:g} no image can be certified "
+            f"with fewer than {needed} samples"
+        )
+    return number
+
+
+def images(
+    x: Any,
+    *,
+    clip_values: tuple[Any, Any] = (0.0, 1.0),
+    shape: Sequence[int] | None = None,
+    slack: float = 0.0,
+) -> Images:
+    """Return ``x`` as a tensor of NCHW images after checking it.
+
+    Args:
+        x: Array or tensor of shape (batch, channels, height, width), floating point.
+        clip_values: Smallest and largest pixel value, scalars or arrays of one image's shape.
+        shape: The (channels, height, width) that the model expects.
+        slack: How far outside ``clip_values`` pixels may lie, as a share of the range. An attack
+            in progress may leave the range a little; images in other units leave it by far.
+
+    Raises:
+        InputError: Wrong dtype or shape, NaN or infinite pixels, pixels out of range.
+    """
+    try:
+        x = torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"images must be an array of numbers: {error}") from None
+    if x.ndim != 4:
+        raise InputError(
+            f"images have shape {tuple(x.shape)}; give (batch, channels, height, width), "
+            "for one image x[None]"
+        )
+    if shape is not None and tuple(x.shape[1:]) != tuple(shape):
+        hint = ""
+        if tuple(x.shape[1:]) == (*tuple(shape)[1:], shape[0]):
+            hint = "; they look channels-last, transpose them with (0, 3, 1, 2)"
+        raise InputError(
+            f"images have shape {tuple(x.shape[1:])} each; the model takes {tuple(shape)}{hint}"
+        )
+    if not x.is_floating_point():
+        raise InputError(
+            f"images have dtype {str(x.dtype).removeprefix('torch.')}; "
+            "convert them to floating point in clip_values, for 8-bit images x / 255"
+        )
+    if x.numel() == 0:
+        raise InputError("there are no images; give at least one")
+    if not bool(torch.isfinite(x).all()):
+        raise InputError("images hold NaN or infinite pixels; clean them first")
+    _check_range(x, clip_values, slack)
+    return x
+
+
+def _check_range(x: torch.Tensor, clip_values: tuple[Any, Any], slack: float) -> None:
+    low = torch.as_tensor(clip_values[0], dtype=torch.float64)
+    high = torch.as_tensor(clip_values[1], dtype=torch.float64)
+    margin = slack * (high - low) + _TOLERANCE
+    below = (x.detach().cpu() < low - margin).any()
+    above = (x.detach().cpu() > high + margin).any()
+    if bool(below | above):
+        remedy = "divide by 255" if float(x.max()) > 2 and float(high.max()) <= 1 else "rescale"
+        raise InputError(
+            f"images span [{float(x.min()):g}, {float(x.max()):g}] but clip_values are "
+            f"({float(low.min()):g}, {float(high.max()):g}); {remedy} or set clip_values"
+        )
+
+
+def labels(y: Any, nb_classes: int | None = None) -> Labels:
+    """Return ``y`` as a tensor of class indices, shape (batch,).
+
+    Raises:
+        InputError: Not one integer a row, or out of range.
+    """
+    y = torch.as_tensor(y)
+    if y.ndim != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise InputError(
+            f"labels have shape {tuple(y.shape)} and dtype {str(y.dtype).removeprefix('torch.')}; "
+            "give one integer class index an image"
+        )
+    high = "" if nb_classes is None else f" to {nb_classes - 1}"
+    bad = y[(y < 0) | (y >= nb_classes)] if nb_classes is not None else y[y < 0]
+    if bad.numel():
+        raise InputError(f"label {int(bad[0])} is out of range; labels go from 0{high}")
+    return y.long()
+
+
+def eval_mode(model: object) -> None:
+    """Check that no batch norm or dropout layer of ``model`` is in training mode.
+
+    A certificate holds for the very function that was sampled; a layer in training mode is not
+    a function of one image.
+
+    Raises:
+        InputError: Some such layer is training.
+    """
+    if not isinstance(model, nn.Module):
+        return
+    for name, module in model.named_modules():
+        if module.training and isinstance(module, _MODE_DEPENDENT):
+            raise InputError(
+                f"the model is in training mode ({type(module).__name__} at "
+                f"{name or 'the top'!r}); call model.eval() first"
+            )
+
+
+def logits(output: Any, batch: int) -> Logits:
+    """Return the output of a classifier if it is one row of logits an image.
+
+    Raises:
+        InputError: Another type or shape, a single class, or NaN among the values.
+    """
+    if not isinstance(output, torch.Tensor):
+        raise InputError(f"the model returned {type(output).__name__}; it must return a tensor")
+    if output.ndim != 2 or output.shape[0] != batch or output.shape[1] < 2:
+        raise InputError(
+            f"the model returned shape {tuple(output.shape)} for {batch} images; "
+            f"it must return logits of shape ({batch}, classes)"
+        )
+    if bool(torch.isnan(output).any()):
+        raise InputError("the model returned NaN logits; a label cannot be read from them")
+    return output
+
+
+def _number(name: str, value: SupportsFloat) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} is {value!r}; give a number") from None

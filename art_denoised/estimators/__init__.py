@@ -1,0 +1,1 @@
+"""Faces for the Adversarial Robustness Toolbox: the only folder that imports art."""

@@ -1,0 +1,1 @@
+"""Runs over data sets, their records, and the reports made from records."""

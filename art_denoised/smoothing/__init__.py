@@ -1,0 +1,1 @@
+"""Randomized and denoised smoothing as plain torch: statistics, sampling, certificates, modules."""

@@ -1,0 +1,38 @@
+"""The words that every part of the package shares: array shapes and the two protocols.
+
+Images are NCHW floating-point tensors, by default in [0, 1]; sigma, the standard deviation of the
+Gaussian noise, is in the same units. An adapter that wraps a network living in [-1, 1] is the only
+place that knows about it.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeAlias
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Image: TypeAlias = Float[Tensor, "channels height width"]
+Images: TypeAlias = Float[Tensor, "batch channels height width"]
+Labels: TypeAlias = Int[Tensor, "batch"]
+Logits: TypeAlias = Float[Tensor, "batch classes"]
+Sigmas: TypeAlias = float | Float[Tensor, "batch"]
+
+
+class Denoiser(Protocol):
+    """Anything that maps noisy images and their noise level to an estimate of the clean images.
+
+    DnCNN, MemNet, a U-Net, a diffusion model or any denoiser of deepinv is one as it stands.
+    """
+
+    def __call__(self, x_noisy: Images, sigma: Sigmas, /) -> Images:
+        """Return ``x_hat``, shaped and scaled like ``x_noisy``."""
+        ...
+
+
+class Classifier(Protocol):
+    """Anything that maps images to one row of logits each."""
+
+    def __call__(self, x: Images, /) -> Logits:
+        """Return logits of shape (batch, classes)."""
+        ...
