@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -122,7 +123,7 @@ class SmoothedClassifier(nn.Module):
         assert total is not None
         return total - math.log(self.samples)
 
-    def _noise(self, x: Images, at_once: int):  # type: ignore[no-untyped-def]
+    def _noise(self, x: Images, at_once: int) -> Iterator[torch.Tensor]:
         """Yield noise of shape (s, 1 or batch, channels, height, width), s at most at_once."""
         fixed = self.seed is not None
         seed = self.seed if self.seed is not None else fresh_seed()
@@ -144,5 +145,5 @@ class SmoothedClassifier(nn.Module):
     def _log_sum_softmax(self, x: Images, noise: torch.Tensor) -> Logits:
         noisy = torch.add(x, noise, alpha=self.sigma)
         logits = self.base(noisy.flatten(0, 1))
-        log_probabilities = torch.log_softmax(logits, dim=1).unflatten(0, noisy.shape[:2])
+        log_probabilities = torch.log_softmax(logits, dim=1).reshape(*noisy.shape[:2], -1)
         return torch.logsumexp(log_probabilities, dim=0)

@@ -155,7 +155,7 @@ class Vote:
             >>> Vote.from_counts({1: 60, 2: 40}, alpha=0.001, sigma=0.25, seed=0, dtype="").label
             -1
         """
-        first, second = (sorted(counts.values(), reverse=True) + [0])[:2]
+        first, second = [*sorted(counts.values(), reverse=True), 0][:2]
         p_value = float(stats.binomtest(first, first + second, 0.5).pvalue)
         label = top_class(counts) if p_value <= alpha else ABSTAIN
         return cls(label, p_value, dict(counts), alpha, sigma, seed, dtype)

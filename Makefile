@@ -1,0 +1,42 @@
+# `make demo` runs the main job, `make test` every check that CI runs. Both need Python >= 3.10.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint bench clean help
+
+help:
+	@echo "make demo   install, then certify handwritten digits with and without a denoiser"
+	@echo "make test   install the test extras, then run every check that CI runs"
+	@echo "make lint   formatting, style, types and the import contract alone"
+	@echo "make bench  time certification beside its peers"
+
+demo: $(VENV)/installed
+	@out=demo-output; if [ -e $$out ]; then out=demo-output-$$(date +%Y%m%d-%H%M%S); fi; \
+	$(BIN)/art-denoised demo --out $$out
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/installed-test
+	$(BIN)/python benchmarks/certify.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable .
+	@touch $@
+
+$(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[test]'
+	@touch $@ $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,348 @@
+"""Denoised smoothing as an estimator of the Adversarial Robustness Toolbox."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from art.estimators.certification.randomized_smoothing.randomized_smoothing import (
+    RandomizedSmoothingMixin,
+)
+from art.estimators.classification.pytorch import PyTorchClassifier
+from art.utils import check_and_transform_label_format
+from torch import nn
+
+from art_denoised import checks
+from art_denoised.checks import InputError
+from art_denoised.estimators.preprocessing import without_preprocessing
+from art_denoised.smoothing.certify import certify, vote
+from art_denoised.smoothing.modules import DenoisedClassifier, SmoothedClassifier
+from art_denoised.smoothing.sampling import fresh_seed
+from art_denoised.smoothing.statistics import Certificate
+from art_denoised.types import Denoiser
+
+
+class DenoisedSmoothing(PyTorchClassifier, RandomizedSmoothingMixin):
+    """Denoiser + pretrained classifier + randomized smoothing: labels with certified l2 radii.
+
+    `predict`, `compute_loss`, `loss_gradient` and `class_gradient` are all of one function: the
+    `SmoothedClassifier` in ``.model``, whose outputs are log-probabilities. `certify` and `vote`
+    sample the base classifier behind it. Noise is in the units of the images everywhere.
+
+    Source: Salman et al., "Denoised Smoothing" (NeurIPS 2020, arXiv 2003.01908); Cohen et al.
+    (ICML 2019, arXiv 1902.02918) for `certify` and `vote`.
+
+    Args:
+        classifier: Images to logits, in eval mode: an nn.Module, or an ART PyTorchClassifier, whose
+            preprocessing then becomes part of the base classifier, behind the noise.
+        denoiser: ``denoiser(x_noisy, sigma) -> x_hat``; None is plain randomized smoothing.
+        sigma: Standard deviation of the noise in image units.
+        input_shape: (channels, height, width).
+        nb_classes: Number of classes.
+        loss: Loss on log-probabilities and labels; cross-entropy by default, which leaves
+            log-probabilities as they are.
+        optimizer: For `fit`, over the parameters to train.
+        clip_values: Smallest and largest pixel value.
+        sample_size: n0, the samples that select the class in `certify`.
+        alpha: Failure probability of `certify` and `vote`, for each image.
+        seed: Fixes all noise; None draws it afresh in every call.
+        samples: Noise samples in `predict` and in gradients.
+        max_batch: Noisy images that go through the base classifier at once in these.
+        channels_first: Only True is supported.
+        device_type: "gpu", where there is one, or "cpu", as in ART.
+
+    Raises:
+        InputError: A value out of range, a model in training mode, or one that does not return
+            ``nb_classes`` logits for images of ``input_shape``.
+
+    Example:
+        >>> import torch
+        >>> from art_denoised.demo import digits_classifier, digits_denoiser
+        >>> from art_denoised.evaluation.data import load_data
+        >>> smoothed = DenoisedSmoothing(
+        ...     digits_classifier(), digits_denoiser(), sigma=0.25, input_shape=(1, 8, 8),
+        ...     nb_classes=10, seed=0,
+        ... )
+        >>> x = load_data("digits")[0][0][None].numpy()
+        >>> labels, radii = smoothed.certify(x, n=200)
+        >>> labels.tolist(), bool(radii[0] > 0.1)
+        ([2], True)
+    """
+
+    estimator_params: ClassVar[list[str]] = [
+        *PyTorchClassifier.estimator_params,
+        "sigma",
+        "sample_size",
+        "alpha",
+        "seed",
+        "samples",
+        "max_batch",
+    ]
+
+    def __init__(
+        self,
+        classifier: nn.Module | PyTorchClassifier,
+        denoiser: Denoiser | None = None,
+        *,
+        sigma: float,
+        input_shape: tuple[int, int, int],
+        nb_classes: int,
+        loss: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        clip_values: tuple[Any, Any] = (0.0, 1.0),
+        sample_size: int = 100,
+        alpha: float = 0.001,
+        seed: int | None = None,
+        samples: int = 32,
+        max_batch: int = 256,
+        channels_first: bool = True,
+        device_type: str = "gpu",
+    ) -> None:
+        sigma = checks.sigma(sigma, clip_values)
+        shape = tuple(checks.count("input_shape", size) for size in input_shape)
+        if len(shape) != 3 or not channels_first:
+            raise InputError(
+                f"input_shape is {shape}, channels_first {channels_first}; give images as "
+                "(channels, height, width)"
+            )
+        base = without_preprocessing(classifier)
+        for part in (base, denoiser):
+            checks.eval_mode(part)
+        if denoiser is not None:
+            base = DenoisedClassifier(base, denoiser, sigma=sigma)
+        super().__init__(
+            model=SmoothedClassifier(
+                base, sigma=sigma, samples=samples, seed=seed, max_batch=max_batch
+            ),
+            loss=nn.CrossEntropyLoss() if loss is None else loss,
+            input_shape=shape,
+            nb_classes=checks.count("nb_classes", nb_classes, 2),
+            optimizer=optimizer,
+            clip_values=clip_values,
+            preprocessing=None,
+            device_type=device_type,
+        )
+        self.sample_size = checks.count("sample_size", sample_size)
+        self.alpha = checks.alpha(alpha)
+        self._probe()
+
+    @property
+    def sigma(self) -> float:
+        """Noise level in image units, of the noise and of what the denoiser is told."""
+        return self.model.sigma
+
+    @sigma.setter
+    def sigma(self, value: float) -> None:
+        value = checks.sigma(value, self.clip_values)
+        self.model.sigma = value
+        if isinstance(self.model.base, DenoisedClassifier):
+            self.model.base.sigma = value
+
+    @property
+    def scale(self) -> float:
+        """ART's name for sigma."""
+        return self.sigma
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of all noise, or None."""
+        return self.model.seed
+
+    @seed.setter
+    def seed(self, value: int | None) -> None:
+        self.model.seed = value if value is None else checks.count("seed", value, 0)
+
+    @property
+    def samples(self) -> int:
+        """Noise samples in `predict` and in gradients."""
+        return self.model.samples
+
+    @samples.setter
+    def samples(self, value: int) -> None:
+        self.model.samples = checks.count("samples", value)
+
+    @property
+    def max_batch(self) -> int:
+        """Noisy images that go through the base classifier at once."""
+        return self.model.max_batch
+
+    @max_batch.setter
+    def max_batch(self, value: int) -> None:
+        self.model.max_batch = checks.count("max_batch", value)
+
+    def predict(
+        self, x: np.ndarray, batch_size: int = 128, training_mode: bool = False, **kwargs: Any
+    ) -> np.ndarray:
+        """Return log-probabilities of the smoothed classifier, exactly those of ``.model``.
+
+        Args:
+            x: Images (batch, channels, height, width), float. They may leave ``clip_values`` a
+                little, as those of an attack under way do.
+            batch_size: Images at once.
+            training_mode: As in ART.
+            **kwargs: Ignored, as in ART.
+
+        Returns:
+            float32 array (batch, nb_classes).
+
+        Raises:
+            InputError: Shape, dtype, NaN, or images in other units.
+        """
+        self._check(x, slack=1.0)
+        return super().predict(x, batch_size=batch_size, training_mode=training_mode, **kwargs)
+
+    def certify(self, x: np.ndarray, n: int, batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+        """Certify each image: ``sample_size`` samples select a class, ``n`` more bound it.
+
+        Args:
+            x: Images (batch, channels, height, width) within ``clip_values``.
+            n: Estimation samples.
+            batch_size: Noisy copies classified at once; changes nothing but speed.
+
+        Returns:
+            Labels (batch,), -1 where it abstains, and l2 radii (batch,) in image units, 0 there.
+
+        Raises:
+            InputError: As for the constructor, or an ``n`` too small to certify anything.
+        """
+        certificates = self.certificates(x, n, batch_size)
+        labels = np.array([certificate.label for certificate in certificates])
+        return labels, np.array([certificate.radius for certificate in certificates])
+
+    def certificates(self, x: np.ndarray, n: int, batch_size: int = 32) -> list[Certificate]:
+        """Return what `certify` rests on: a `Certificate` an image, with counts and seed.
+
+        Args, Raises: As `certify`.
+        """
+        seed = self._seed_for_call()
+        return [
+            certify(
+                self.model.base,
+                image,
+                sigma=self.sigma,
+                n0=self.sample_size,
+                n=n,
+                alpha=self.alpha,
+                seed=seed,
+                index=index,
+                batch_size=batch_size,
+            )
+            for index, image in enumerate(self._check(x))
+        ]
+
+    def vote(self, x: np.ndarray, n: int, batch_size: int = 32) -> np.ndarray:
+        """Predict by majority vote over noise (Cohen et al., Predict).
+
+        Args:
+            x: Images (batch, channels, height, width) within ``clip_values``.
+            n: Samples an image.
+            batch_size: Noisy copies classified at once; changes nothing but speed.
+
+        Returns:
+            Labels (batch,), -1 where the two leading classes cannot be told apart at ``alpha``.
+        """
+        seed = self._seed_for_call()
+        return np.array(
+            [
+                vote(
+                    self.model.base,
+                    image,
+                    sigma=self.sigma,
+                    n=n,
+                    alpha=self.alpha,
+                    seed=seed,
+                    index=index,
+                    batch_size=batch_size,
+                ).label
+                for index, image in enumerate(self._check(x))
+            ]
+        )
+
+    def fit(self, x: np.ndarray, y: np.ndarray, *args: Any, **kwargs: Any) -> None:
+        """Train the parameters of ``optimizer`` on the smoothed loss, as ART does; then eval mode.
+
+        Raises:
+            InputError: There is no optimizer, or bad images.
+        """
+        if self._optimizer is None:
+            raise InputError("there is no optimizer; construct with optimizer= to train")
+        self._check(x)
+        try:
+            super().fit(x, y, *args, **kwargs)
+        finally:
+            self.model.eval()
+
+    def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **kwargs: Any) -> Any:
+        """Return the gradient of the smoothed classifier's loss in the images.
+
+        Args:
+            x: Images, array or tensor (batch, channels, height, width).
+            y: Labels: indices (batch,), or one-hot or probabilities (batch, nb_classes).
+            training_mode: As in ART.
+            **kwargs: Ignored, as in ART.
+
+        Returns:
+            Gradients, shaped like ``x``.
+        """
+        y = check_and_transform_label_format(y, self.nb_classes)
+        return super().loss_gradient(x, y, training_mode=training_mode, **kwargs)
+
+    def set_params(self, **kwargs: Any) -> None:
+        """Set parameters by name, as in ART; those of the noise reach the model too."""
+        if "alpha" in kwargs:
+            kwargs["alpha"] = checks.alpha(kwargs["alpha"])
+        if "sample_size" in kwargs:
+            kwargs["sample_size"] = checks.count("sample_size", kwargs["sample_size"])
+        model = kwargs.pop("model", None)
+        if model is not None:
+            self._model = self._make_model_wrapper(model).to(self._device)
+        super().set_params(**kwargs)
+
+    def clone_for_refitting(self) -> DenoisedSmoothing:
+        """Return a copy with freshly initialised weights and its own optimizer."""
+        clone = copy.deepcopy(self)
+        clone.reset()
+        if self._optimizer is not None:
+            clone._optimizer = type(self._optimizer)(
+                clone.model.parameters(), **self._optimizer.defaults
+            )
+        return clone
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return everything but ART's wrapper class; unlike ART's, writes no files."""
+        state = self.__dict__.copy()
+        del state["_model_wrapper"], state["_device"]
+        state["_model"] = self.model
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        gpu = self.device_type != "cpu" and torch.cuda.is_available()
+        self._device = torch.device(f"cuda:{torch.cuda.current_device()}" if gpu else "cpu")
+        self._model = self._make_model_wrapper(state["_model"]).to(self._device)
+
+    def _check(self, x: Any, slack: float = 0.0) -> torch.Tensor:
+        x = checks.images(x, clip_values=self.clip_values, shape=self.input_shape, slack=slack)
+        return x.float()
+
+    def _seed_for_call(self) -> int:
+        return fresh_seed() if self.seed is None else self.seed
+
+    def _probe(self) -> None:
+        """Classify one grey image, to find a misfit before the work starts."""
+        middle = torch.as_tensor(np.mean(self.clip_values, axis=0), dtype=torch.float32)
+        grey = middle.expand(1, *self.input_shape).to(self.device)
+        try:
+            with torch.no_grad():
+                output = self.model(grey)
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise InputError(
+                f"the model failed on an image of input_shape {self.input_shape} "
+                f"({type(error).__name__}: {reason})"
+            ) from error
+        classes = checks.logits(output, 1).shape[1]
+        if classes != self.nb_classes:
+            raise InputError(f"nb_classes is {self.nb_classes} but the model returns {classes}")

@@ -1,0 +1,158 @@
+"""Data sets as the command line names them, each a sequence of (image, label)."""
+
+from __future__ import annotations
+
+import inspect
+import zipfile
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from art_denoised import checks
+from art_denoised.checks import InputError
+
+SPECS = "digits, imagefolder:DIR, npz:FILE or torchvision:NAME:DIR"
+
+
+class ImageData(Protocol):
+    """A sequence of pairs: a float tensor (channels, height, width) in [0, 1], and its class."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def __getitem__(self, index: int, /) -> tuple[Any, Any]:
+        """Return (image, label)."""
+        ...
+
+
+def load_data(spec: str) -> ImageData:
+    """Open a data set.
+
+    Args:
+        spec: ``digits``, the 500 held-out images of scikit-learn's handwritten digits;
+            ``imagefolder:DIR`` with one folder of images a class; ``npz:FILE`` with arrays ``x``
+            (images, channels, height, width) in [0, 1] and ``y`` (class indices);
+            ``torchvision:NAME:DIR``, the test part of a data set already in DIR.
+
+    Raises:
+        InputError: The specification or what it points to cannot be used.
+
+    Example:
+        >>> image, label = load_data("digits")[0]
+        >>> tuple(image.shape), int(label)
+        ((1, 8, 8), 2)
+    """
+    kind, _, rest = spec.partition(":")
+    if spec == "digits":
+        return digits(train=False)
+    if kind == "npz" and rest:
+        return _npz(Path(rest))
+    if kind == "imagefolder" and rest:
+        return _imagefolder(Path(rest))
+    name, _, folder = rest.partition(":")
+    if kind == "torchvision" and name and folder:
+        return _torchvision(name, Path(folder))
+    raise InputError(f"data is {spec!r}; give {SPECS}")
+
+
+def digits(*, train: bool) -> ImageData:
+    """Return scikit-learn's 8x8 handwritten digits, 1,297 for training or 500 held out.
+
+    Example:
+        >>> len(digits(train=True)), len(digits(train=False))
+        (1297, 500)
+    """
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    order = np.random.RandomState(0).permutation(len(x))  # numpy keeps this stream for ever
+    order = order[500:] if train else order[:500]
+    images = torch.from_numpy(x[order].reshape(-1, 1, 8, 8) / 16).float()
+    return _Pairs(images, torch.from_numpy(y[order]))
+
+
+def select(data: ImageData, skip: int = 1, limit: int | None = None) -> range:
+    """Return the indices of every ``skip``-th image, at most ``limit`` of them.
+
+    Example:
+        >>> list(select(range(10), skip=4))
+        [0, 4, 8]
+    """
+    indices = range(0, len(data), checks.count("skip", skip))
+    return indices if limit is None else indices[: checks.count("max", limit)]
+
+
+class _Pairs:
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+
+def _npz(path: Path) -> ImageData:
+    if not path.is_file():
+        raise InputError(f"data file {path} does not exist; give an .npz file")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if not {"x", "y"} <= set(arrays):
+                raise InputError(
+                    f"{path} holds arrays {sorted(arrays)}; it must hold x (images) and y (labels)"
+                )
+            x, y = arrays["x"], arrays["y"]
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} cannot be read as .npz without pickle: {error}") from None
+    images, labels = checks.images(x).float(), checks.labels(y)
+    if len(images) != len(labels):
+        raise InputError(f"{path} holds {len(images)} images but {len(labels)} labels")
+    return _Pairs(images, labels)
+
+
+def _imagefolder(folder: Path) -> ImageData:
+    datasets, to_tensor = _import_torchvision()
+    try:
+        return datasets.ImageFolder(_existing(folder), transform=to_tensor)
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} is not an image folder: {_first_line(error)}") from None
+
+
+def _torchvision(name: str, folder: Path) -> ImageData:
+    datasets, to_tensor = _import_torchvision()
+    dataset: Any = getattr(datasets, name, None)
+    parameters = inspect.signature(dataset).parameters if inspect.isclass(dataset) else {}
+    which: dict[str, Any] = {"train": False} if "train" in parameters else {"split": "test"}
+    if "root" not in parameters or next(iter(which)) not in parameters:
+        raise InputError(f"torchvision has no test data set named {name!r}; for example CIFAR10")
+    try:
+        return dataset(root=_existing(folder), transform=to_tensor, **which)
+    except (RuntimeError, OSError) as error:
+        raise InputError(f"{name} cannot be read from {folder}: {_first_line(error)}") from None
+
+
+def _import_torchvision() -> tuple[Any, Any]:
+    try:
+        from torchvision import datasets
+        from torchvision.transforms import ToTensor
+    except ImportError:
+        raise InputError(
+            "this data needs torchvision; install it with: pip install 'art-denoised[vision]'"
+        ) from None
+    return datasets, ToTensor()
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise InputError(f"data folder {folder} does not exist; give an existing folder")
+    return folder
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,59 @@
+"""Factories that the command-line tests name with --model and --denoiser."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import torch
+from torch import nn
+
+from art_denoised.demo import digits_classifier
+
+
+class _Slow(nn.Module):
+    """The digits classifier, slow enough to be killed in the middle of a run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = digits_classifier()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(float(os.environ.get("SLOW_SECONDS", "0")))
+        return self.net(x)
+
+
+def slow() -> nn.Module:
+    return _Slow().eval()
+
+
+def training() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))
+
+
+def three_classes() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
+
+
+def colour() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 10)).eval()
+
+
+class _Nan(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(x), 10), float("nan"))
+
+
+def nan() -> nn.Module:
+    return _Nan().eval()
+
+
+def not_a_module() -> str:
+    return "resnet"
+
+
+def fails() -> nn.Module:
+    raise RuntimeError("no such weights")
+
+
+MODEL = "art_denoised.demo:digits_classifier"
