@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import zipfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from art_denoised.checks import InputError
@@ -19,6 +20,8 @@ from art_denoised.denoisers.dncnn import DnCNN
 from art_denoised.denoisers.memnet import MemNet
 from art_denoised.denoisers.unet import UNetDenoiser
 
+# First bytes of what is a pickle: the zip that torch.save writes, or a bare one.
+_PICKLES = (b"PK", b"\x80")
 # A Sequential(normalise, network) numbers its network 1; DataParallel adds "module.".
 _PREFIXES = ("module.", "1.")
 _UNET_CONFIG = "unet_config"
@@ -53,7 +56,7 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     if not (
         isinstance(found, Mapping)
         and found
-        and all(isinstance(value, Tensor) for value in found.values())
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items())
     ):
         raise InputError(f"checkpoint {path} holds no state dict; save model.state_dict()")
     return dict(found)
@@ -62,29 +65,35 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
 def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
     try:
         return load_file(path)
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, OSError) as error:
         raise InputError(f"checkpoint {path} is no safetensors file: {error}") from None
 
 
 def _read_torch(path: Path) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # about what is refused below anyway
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error).lower().replace(" ", "_"):
-            raise InputError(f"checkpoint {path} is damaged or of another format") from None
-        raise InputError(
-            f"checkpoint {path} needs unsafe unpickling, which could run any code; "
-            "where you trust it, convert its state dict to safetensors"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        raise InputError(f"checkpoint {path} is damaged or of another format") from None
+        with path.open("rb") as file:
+            is_pickle = file.read(2).startswith(_PICKLES)
+        if is_pickle and "weights only" in str(error).lower():
+            raise InputError(
+                f"checkpoint {path} needs unsafe unpickling, which could run any code; "
+                "where you trust it, convert its state dict to safetensors"
+            ) from None
+    except PermissionError:
+        raise InputError(f"checkpoint {path} cannot be read; check its permissions") from None
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError):
+        pass  # the ways in which a file that is cut off or of another format fails
+    raise InputError(f"checkpoint {path} is damaged or of another format; give an intact copy")
 
 
 def load_weights(module: nn.Module, path: Path | str) -> None:
     """Load a checkpoint into a module of your own, prefixes ``module.`` and ``1.`` stripped.
 
     Args:
-        module: Receives the weights; untouched where they do not fit.
+        module: Receives the weights in its own dtype; untouched where they do not fit.
         path: As for `read_state_dict`.
 
     Raises:
@@ -98,8 +107,15 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
         ...                folder + "/a.pth")
         ...     load_weights(layer, folder + "/a.pth")
     """
+    module.load_state_dict(_fitting_state(module, read_state_dict(path), path))
+
+
+def _fitting_state(
+    module: nn.Module, state: dict[str, Tensor], path: Path | str
+) -> dict[str, Tensor]:
+    """Return ``state`` under the names of ``module``, or raise InputError where it does not fit."""
     own = module.state_dict()
-    state = _strip_prefixes(read_state_dict(path), own.keys())
+    state = _strip_prefixes(state, own.keys())
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unexpected:
         parts = [
@@ -117,11 +133,16 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
                 f"checkpoint {path} does not match {type(module).__name__}: {name} has shape "
                 f"{tuple(state[name].shape)}, not {tuple(tensor.shape)}"
             )
-    module.load_state_dict(state)
+        if tensor.is_floating_point() and not state[name].is_floating_point():
+            raise InputError(
+                f"checkpoint {path} holds {name} as {state[name].dtype}; "
+                "give floating-point weights"
+            )
+    return state
 
 
 def load_denoiser(path: Path | str) -> nn.Module:
-    """Load a denoiser, its architecture read off the checkpoint, in eval mode.
+    """Load a denoiser in eval mode, its architecture and dtype read off the checkpoint.
 
     Args:
         path: A checkpoint of `DnCNN` or `MemNet` in any of the field's forms, a file of
@@ -136,20 +157,21 @@ def load_denoiser(path: Path | str) -> nn.Module:
         'DnCNN'
     """
     path = Path(path)
-    if path.is_dir():
-        return UNetDenoiser.from_folder(path)
-    state = read_state_dict(path)
-    names = _strip_prefixes(state, ())
-    try:
-        denoiser = _unet_from_metadata(path) or _infer_architecture(names)
-    except (KeyError, IndexError, TypeError, ValueError):
-        denoiser = None
+    with torch.random.fork_rng(devices=[]):  # building a network draws weights, soon replaced
+        if path.is_dir():
+            return UNetDenoiser.from_folder(path)
+        state = _strip_prefixes(read_state_dict(path), ())
+        try:
+            denoiser = _unet_from_metadata(path) or _infer_architecture(state)
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError):
+            denoiser = None
     if denoiser is None:
         raise InputError(
             f"checkpoint {path} is neither DnCNN, MemNet nor a saved U-Net (first key "
             f"{min(state)!r}); give package.module:factory for another denoiser"
         )
-    load_weights(denoiser, path)
+    # assign: a certificate holds for the weights as saved, in their dtype
+    denoiser.load_state_dict(_fitting_state(denoiser, state, path), assign=True)
     return denoiser.eval()
 
 
@@ -157,7 +179,8 @@ def save_denoiser(denoiser: nn.Module, path: Path | str) -> None:
     """Write a denoiser to one .safetensors file that `load_denoiser` reads, all or nothing.
 
     Raises:
-        InputError: Another type than DnCNN, MemNet or UNetDenoiser, or another suffix.
+        InputError: Another type than DnCNN, MemNet or UNetDenoiser, another suffix, or a place that
+            cannot be written.
 
     Example:
         >>> import tempfile
@@ -170,18 +193,20 @@ def save_denoiser(denoiser: nn.Module, path: Path | str) -> None:
     if path.suffix != ".safetensors":
         raise InputError(f"{path} does not end in .safetensors; weights are saved in no other form")
     metadata = {"format": "pt"}
-    if isinstance(denoiser, UNetDenoiser):
-        metadata[_UNET_CONFIG] = json.dumps(dict(denoiser.unet.config))  # type: ignore[arg-type]
-    elif not isinstance(denoiser, (DnCNN, MemNet)):
+    if type(denoiser) is UNetDenoiser:
+        metadata[_UNET_CONFIG] = json.dumps(_public(denoiser.unet.config))  # type: ignore[arg-type]
+    elif type(denoiser) not in (DnCNN, MemNet):  # a subclass would come back as its base
         raise InputError(
             f"{type(denoiser).__name__} is not DnCNN, MemNet or UNetDenoiser; save its state_dict "
             "with safetensors.torch.save_file"
         )
+    state = {name: tensor.contiguous() for name, tensor in denoiser.state_dict().items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        state = {name: tensor.contiguous() for name, tensor in denoiser.state_dict().items()}
-        save_file(state, temporary, metadata)
+        temporary.write_bytes(to_bytes(state, metadata))
         os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; give another place") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -205,19 +230,24 @@ def _unet_from_metadata(path: Path) -> nn.Module | None:
         config = (file.metadata() or {}).get(_UNET_CONFIG)
     if config is None:
         return None
-    options = {name: value for name, value in json.loads(config).items() if name[0] != "_"}
-    return UNetDenoiser.from_config(**options)
+    return UNetDenoiser.from_config(**_public(json.loads(config)))
+
+
+def _public(config: Mapping[str, object]) -> dict[str, object]:
+    """Drop the notes that diffusers keeps in a configuration, paths of this machine among them."""
+    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 def _infer_architecture(state: Mapping[str, Tensor]) -> nn.Module | None:
+    # Layers are counted, not read off the largest index: a file cannot ask for more than it holds.
     if "dncnn.0.weight" in state:
         width, channels = state["dncnn.0.weight"].shape[:2]
-        last = max(int(name.split(".")[1]) for name in state)
-        return DnCNN(channels, depth=(last - 2) // 3 + 2, width=width)
+        depth = sum(tensor.ndim == 4 for tensor in state.values())
+        return DnCNN(channels, depth, width)
     if "feature_extractor.conv.weight" in state:
         width, channels = state["feature_extractor.conv.weight"].shape[:2]
         places = [name.split(".") for name in state if ".recursive_unit." in name]
-        memory_blocks = 1 + max(int(place[1]) for place in places)
-        residual_blocks = 1 + max(int(place[3]) for place in places)
+        memory_blocks = len({place[1] for place in places})
+        residual_blocks = len({place[3] for place in places})
         return MemNet(channels, width, memory_blocks, residual_blocks)
     return None

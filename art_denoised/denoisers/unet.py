@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from art_denoised.checks import InputError
@@ -21,10 +22,15 @@ class UNetDenoiser(nn.Module):
 
     ``x_hat = x_noisy - sigma * unet(c_in * x_noisy, 1000 * c_noise)`` with c_in =
     1 / sqrt(sigma^2 + sigma_data^2) and c_noise = ln(sigma) / 4 (Karras et al., "EDM", NeurIPS
-    2022, arXiv 2206.00364, table 1).
+    2022, arXiv 2206.00364, table 1). A U-Net trained as a DDPM is told other timesteps and scales:
+    it is a diffusion model, not one of these.
 
     Args:
-        unet: The network, called as ``unet(sample, timestep).sample``, returning the input's shape.
+        unet: The network, called as ``unet(sample, timestep).sample``.
+
+    Raises:
+        InputError: Not a UNet2DModel, or one that predicts other channels than it is given, that
+            needs class labels, or whose time embedding takes no negative timesteps.
 
     Example:
         >>> import torch
@@ -39,6 +45,7 @@ class UNetDenoiser(nn.Module):
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
+        _check_unet(unet)
         self.unet = unet
 
     @classmethod
@@ -50,29 +57,76 @@ class UNetDenoiser(nn.Module):
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> UNetDenoiser:
-        """Load a diffusers folder (config.json and .safetensors), in eval mode.
+        """Load a diffusers folder (config.json and .safetensors) in its own dtype, in eval mode.
 
         Raises:
-            InputError: The folder holds no UNet2DModel with safetensors weights.
+            InputError: The folder holds no UNet2DModel with safetensors weights that match it.
         """
         from diffusers import UNet2DModel
 
+        folder = Path(folder)
+        weights = folder / "diffusion_pytorch_model.safetensors"
+        for file in (folder / "config.json", weights):
+            if not file.is_file():
+                raise InputError(
+                    f"{folder} is no folder of a diffusers UNet2DModel with safetensors: it holds "
+                    f"no {file.name}; write it with unet.save_pretrained(folder)"
+                )
         try:
-            unet = UNet2DModel.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+            unet, report = UNet2DModel.from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                low_cpu_mem_usage=False,
+                torch_dtype=_dtype(weights),
+                output_loading_info=True,
             )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
-                f"{folder} is no folder of a diffusers UNet2DModel with safetensors: {reason}"
+                f"{folder} is no folder of a diffusers UNet2DModel: {reason}"
             ) from None
+        for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if report[what]:  # diffusers draws missing weights at random
+                raise InputError(
+                    f"the weights in {folder} do not match its config.json: {len(report[what])} "
+                    f"{what.replace('_', ' ')} (first {min(report[what])!r}); give an intact copy"
+                )
         return cls(unet).eval()
 
     def forward(self, x_noisy: Images, sigma: Sigmas) -> Images:
-        """Return x_hat; ``sigma`` is one number or one an image, in image units."""
-        level = torch.as_tensor(sigma, dtype=x_noisy.dtype, device=x_noisy.device)
+        """Return x_hat; ``sigma`` is positive, one number or one an image, in image units."""
+        # In float32 at least: half precision would round the timestep to whole numbers.
+        precision = torch.promote_types(x_noisy.dtype, torch.float32)
+        level = torch.as_tensor(sigma, dtype=precision, device=x_noisy.device)
         level = level.reshape(-1).expand(len(x_noisy))
         scale = level.reshape(-1, 1, 1, 1)
         c_in = (scale**2 + SIGMA_DATA**2).rsqrt()
-        noise: Images = self.unet(c_in * x_noisy, 250 * level.log()).sample
-        return x_noisy - scale * noise
+        noise = self.unet((c_in * x_noisy).to(x_noisy.dtype), 250 * level.log()).sample
+        return (x_noisy - scale * noise).to(x_noisy.dtype)
+
+
+def _check_unet(unet: nn.Module) -> None:
+    from diffusers import UNet2DModel
+
+    if not isinstance(unet, UNet2DModel):
+        raise InputError(f"the network is a {type(unet).__name__}; give a diffusers UNet2DModel")
+    config = unet.config
+    if config.time_embedding_type != "positional":
+        raise InputError(
+            f"time_embedding_type is {config.time_embedding_type!r}; the timesteps 250 ln(sigma) "
+            "are negative, which 'positional' alone takes"
+        )
+    if config.class_embed_type is not None or config.num_class_embeds is not None:
+        raise InputError("the U-Net needs class labels; give one without class embeddings")
+    if config.in_channels != config.out_channels:
+        raise InputError(
+            f"the U-Net maps {config.in_channels} channels to {config.out_channels}; "
+            "give one that predicts the noise and nothing else"
+        )
+
+
+def _dtype(weights: Path) -> torch.dtype:
+    with safe_open(weights, "pt") as file:
+        dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
+    return dtype

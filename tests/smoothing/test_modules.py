@@ -1,0 +1,127 @@
+"""The torch faces."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from art_denoised import DenoisedClassifier, SmoothedClassifier
+from art_denoised.checks import InputError
+from art_denoised.smoothing.sampling import Stage, standard_normal
+
+
+def network(dtype: torch.dtype = torch.float32) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3))
+    return net.to(dtype).eval()
+
+
+X = torch.linspace(0, 1, 5 * 16).reshape(5, 1, 4, 4)
+
+
+def smoothed(dtype: torch.dtype = torch.float32, **changes: object) -> SmoothedClassifier:
+    options = {"sigma": 0.5, "samples": 20, "seed": 0, **changes}
+    return SmoothedClassifier(network(dtype), **options)  # type: ignore[arg-type]
+
+
+def test_is_the_log_of_the_mean_softmax():
+    noise = standard_normal(20, (1, 4, 4), seed=0, index=0, stage=Stage.SMOOTHING, part=0)
+    base = network()
+    mean = torch.stack([base(X + 0.5 * eps).softmax(1) for eps in noise]).mean(0)
+    assert torch.allclose(smoothed()(X), mean.log(), atol=1e-6)
+
+
+@pytest.mark.parametrize("max_batch", [1, 7, 40, 1000])
+def test_output_and_gradient_do_not_depend_on_batches(max_batch):
+    """With recomputation in the backward pass and without."""
+    reference = smoothed(torch.float64, max_batch=10**6)
+    model = smoothed(torch.float64, max_batch=max_batch)
+    x, z = (X.double().requires_grad_() for _ in range(2))
+    assert torch.allclose(model(x), reference(z), atol=1e-12)
+    model(x)[:, 0].sum().backward()
+    reference(z)[:, 0].sum().backward()
+    assert torch.allclose(x.grad, z.grad, atol=1e-12)
+    assert torch.allclose(model(x[3:4]), reference(z)[3:4], atol=1e-12)
+
+
+@pytest.mark.parametrize("max_batch", [6, 1000])
+def test_gradients_against_finite_differences(max_batch):
+    model = smoothed(torch.float64, samples=5, max_batch=max_batch)
+    assert torch.autograd.gradcheck(model, X[:2].double().requires_grad_())
+
+
+def test_fresh_noise_differs_between_calls_and_images():
+    model = smoothed(seed=None)
+    same = X[:1].expand(2, -1, -1, -1)
+    first, second = model(same), model(same)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first[0], first[1])
+
+
+def test_global_random_state_and_flags_are_untouched():
+    for seed in (None, 0):
+        model = smoothed(seed=seed, max_batch=8)
+        before = torch.get_rng_state()
+        model(X.clone().requires_grad_()).sum().backward()
+        assert torch.equal(before, torch.get_rng_state())
+        assert model.training
+        assert not model.base.training
+
+
+def test_noise_is_there_in_eval_mode():
+    assert not torch.allclose(smoothed().eval()(X), network()(X).log_softmax(1))
+
+
+def test_tends_to_the_true_probability():
+    """Two classes split by a steep half-space: P(class 0) = Phi(margin / sigma)."""
+
+    class Steep(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            margin = 1e6 * x[:, 0, 0, 0]
+            return torch.stack([margin, -margin], dim=1)
+
+    x = torch.full((1, 1, 4, 4), 0.2)
+    model = SmoothedClassifier(Steep(), sigma=0.5, samples=20_000, seed=0, max_batch=5000)
+    true = stats.norm.cdf(0.2 / 0.5)
+    # 5 standard errors; a false alarm has probability 6e-7.
+    assert float(model(x).exp()[0, 0]) == pytest.approx(true, abs=5 * 0.5 / 20_000**0.5)
+
+
+def test_copies_and_state_dict():
+    model = smoothed()
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(X), model(X))
+    other = smoothed()
+    nn.init.zeros_(other.base[1].weight)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(X), model(X))
+
+
+def test_float64_images_suit_a_float32_model():
+    assert smoothed()(X.double()).dtype == torch.float32
+
+
+def test_denoised_classifier_tells_the_denoiser_sigma():
+    told = []
+
+    def denoiser(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        told.append(sigma)
+        return x / 2
+
+    base = DenoisedClassifier(network(), denoiser, sigma=0.25)
+    assert torch.equal(base(X), network()(X / 2))
+    assert told == [0.25]
+
+
+@pytest.mark.parametrize(
+    "change", [{"sigma": 0}, {"samples": 0}, {"seed": -1}, {"seed": 1.5}, {"max_batch": 0}]
+)
+def test_bad_values(change):
+    with pytest.raises(InputError, match=next(iter(change))):
+        smoothed(**change)
