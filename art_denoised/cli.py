@@ -58,6 +58,9 @@ cost: n passes of the network an image. A batch size does not change results, on
 """
 
 
+_LOG_HELP = "certify.jsonl, or a TSV with columns idx label predict radius correct time"
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -216,10 +219,12 @@ def _add_table(commands: Any) -> None:
         "certified accuracy at chosen radii",
         description=(
             "Print certified accuracy with 95% confidence intervals, from logs of certify or from\n"
-            "the TSV logs of other projects (Cohen et al., Salman et al., Carlini et al.)."
+            "the TSV logs of other projects (Cohen et al., Salman et al., Carlini et al.).\n"
+            "An image counts at r when its certified label is right and its radius at least r."
         ),
+        epilog="example:\n    art-denoised table runs/*/certify.jsonl --radii 0,0.25,0.5",
     )
-    command.add_argument("logs", nargs="+", type=Path, metavar="LOG")
+    command.add_argument("logs", nargs="+", type=Path, metavar="LOG", help=_LOG_HELP)
     command.add_argument(
         "--radii", type=_radii, metavar="R,R,...", help="l2 radii (default: a grid up to the last)"
     )
@@ -237,9 +242,13 @@ def _add_plot(commands: Any) -> None:
         "plot",
         _plot,
         "certified accuracy against radius",
-        description="Draw certified accuracy against radius with its 95% confidence band.",
+        description=(
+            "Draw certified accuracy against radius, for each log a curve with its 95% confidence\n"
+            "band. Logs are those of certify or TSV logs of other projects."
+        ),
+        epilog="example:\n    art-denoised plot runs/*/certify.jsonl -o accuracy.pdf",
     )
-    command.add_argument("logs", nargs="+", type=Path, metavar="LOG")
+    command.add_argument("logs", nargs="+", type=Path, metavar="LOG", help=_LOG_HELP)
     command.add_argument(
         "-o", "--out", type=Path, required=True, metavar="FILE", help=".png, .pdf or .svg"
     )

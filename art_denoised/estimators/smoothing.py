@@ -181,7 +181,7 @@ class DenoisedSmoothing(PyTorchClassifier, RandomizedSmoothingMixin):
             x: Images (batch, channels, height, width), float. They may leave ``clip_values`` a
                 little, as those of an attack under way do.
             batch_size: Images at once.
-            training_mode: As in ART.
+            training_mode: As in ART, which also leaves the model in this mode.
             **kwargs: Ignored, as in ART.
 
         Returns:
@@ -190,8 +190,12 @@ class DenoisedSmoothing(PyTorchClassifier, RandomizedSmoothingMixin):
         Raises:
             InputError: Shape, dtype, NaN, or images in other units.
         """
-        self._check(x, slack=1.0)
-        return super().predict(x, batch_size=batch_size, training_mode=training_mode, **kwargs)
+        # Not ART's loop: its DataLoader draws from the global random state.
+        self.model.train(mode=training_mode)
+        with torch.no_grad():
+            batches = self._check(x, slack=1.0).split(checks.count("batch_size", batch_size))
+            outputs = [self.model(batch.to(self.device)).float().cpu() for batch in batches]
+        return torch.cat(outputs).numpy()
 
     def certify(self, x: np.ndarray, n: int, batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
         """Certify each image: ``sample_size`` samples select a class, ``n`` more bound it.

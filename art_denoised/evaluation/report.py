@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,16 +69,16 @@ def to_json(table: Sequence[TableRow]) -> list[dict[str, float]]:
 
 
 def default_radii(rows: Sequence[CertifyRow]) -> list[float]:
-    """Return 0 and up to eight round steps that reach the largest radius.
+    """Return 0 and up to six round steps that reach the largest radius.
 
     Example:
         >>> default_radii([CertifyRow(0, label=1, predict=1, radius=0.8, seconds=0)])
         [0.0, 0.25, 0.5, 0.75]
     """
     largest = max((row.radius for row in rows), default=0.0)
-    scale = 10.0 ** np.floor(np.log10(largest)) if largest > 0 else 1.0
+    scale = 10.0 ** math.floor(math.log10(largest)) if largest > 0 else 1.0
     steps = [scale * factor for factor in (0.25, 0.5, 1.0, 2.5)]
-    step = next(step for step in steps if largest / step <= 8)
+    step = next(step for step in steps if largest / step <= 6)
     return [round(i * step, 10) for i in range(int(largest / step) + 1)]
 
 
