@@ -39,10 +39,9 @@ def read_log(path: Path | str) -> Log:
         (True, 0.41, 15.4)
     """
     path = Path(path)
-    try:
-        text = path.read_bytes().decode("utf-8", errors="replace")
-    except FileNotFoundError:
-        raise InputError(f"log {path} does not exist; give a file that certify wrote") from None
+    if not path.is_file():
+        raise InputError(f"log {path} does not exist; give a file that certify wrote")
+    text = path.read_bytes().decode("utf-8", errors="replace")
     first = text.split("\n", 1)[0].strip()
     for kind, header in HEADERS.items():
         if first.split() == header.split():
@@ -122,6 +121,8 @@ class LogWriter:
             raise InputError(f"{self.path} is being written by another process") from None
 
     def _open(self, resume: bool) -> None:
+        if not self.path.is_file():
+            raise InputError(f"{self.path} is not a regular file; choose another folder")
         text = self.path.read_bytes().decode("utf-8", errors="replace")
         if text and not resume:
             raise InputError(

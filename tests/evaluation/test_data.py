@@ -1,0 +1,81 @@
+"""Data sets as the command line names them. Refusals are in tests/test_cli.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from art_denoised.checks import InputError
+from art_denoised.evaluation.data import digits, load_data, select
+
+
+def test_digits_are_split_without_overlap():
+    train, test = digits(train=True), digits(train=False)
+    seen = {tuple(train[i][0].flatten().tolist()) for i in range(len(train))}
+    held_out = {tuple(test[i][0].flatten().tolist()) for i in range(len(test))}
+    assert not seen & held_out
+    assert min(np.bincount([test[i][1] for i in range(500)])) > 30
+    values = torch.stack([test[i][0] for i in range(500)])
+    assert (float(values.min()), float(values.max())) == (0.0, 1.0)
+
+
+def test_npz(tmp_path):
+    x = np.linspace(0, 1, 2 * 3 * 4 * 4).reshape(2, 3, 4, 4)
+    np.savez(tmp_path / "a.npz", x=x, y=[5, 1])
+    data = load_data(f"npz:{tmp_path / 'a.npz'}")
+    assert len(data) == 2
+    assert data[0][0].dtype == torch.float32
+    assert np.allclose(data[1][0], x[1])
+    assert [data[i][1] for i in range(2)] == [5, 1]
+
+
+def test_npz_without_the_arrays_or_damaged(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros(3))
+    with pytest.raises(InputError, match=r"\['images'\].*x \(images\)"):
+        load_data(f"npz:{tmp_path / 'a.npz'}")
+    (tmp_path / "b.npz").write_bytes(b"not a zip")
+    with pytest.raises(InputError, match=r"b\.npz"):
+        load_data(f"npz:{tmp_path / 'b.npz'}")
+
+
+def test_image_folder(tmp_path):
+    for label, value in (("cat", 51), ("dog", 255)):
+        (tmp_path / label).mkdir()
+        Image.new("RGB", (4, 6), (value, 0, 0)).save(tmp_path / label / "1.png")
+    data = load_data(f"imagefolder:{tmp_path}")
+    assert [data[i][1] for i in range(2)] == [0, 1]
+    assert data[0][0].shape == (3, 6, 4)
+    assert float(data[0][0][0].max()) == pytest.approx(0.2)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty"):
+        load_data(f"imagefolder:{tmp_path}")
+
+
+def test_torchvision_reads_what_is_there(tmp_path):
+    from torchvision.datasets import FakeData
+
+    assert FakeData  # has no test part, so it is refused by name
+    with pytest.raises(InputError, match="FakeData"):
+        load_data(f"torchvision:FakeData:{tmp_path}")
+    # EMNIST-style files are large; MNIST's raw format is four small files.
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.arange(2 * 28 * 28, dtype=np.uint8) % 251
+    for part in ("train", "t10k"):
+        header = np.array([0x803, 2, 28, 28], ">i4").tobytes()
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        header = np.array([0x801, 2], ">i4").tobytes()
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(header + bytes([7, 2]))
+    data = load_data(f"torchvision:MNIST:{tmp_path}")
+    assert [data[i][1] for i in range(2)] == [7, 2]
+    assert np.allclose(data[0][0].flatten() * 255, pixels[:784])
+
+
+def test_select():
+    assert list(select(range(100), skip=30)) == [0, 30, 60, 90]
+    assert list(select(range(100), skip=30, limit=2)) == [0, 30]
+    assert list(select(range(3))) == [0, 1, 2]
+    with pytest.raises(InputError, match="skip"):
+        select(range(3), skip=0)
