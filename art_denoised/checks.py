@@ -8,7 +8,7 @@ with 2; a library user gets a ``ValueError``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex
 
 import numpy as np
@@ -216,6 +216,24 @@ def logits(output: Any, batch: int) -> Logits:
     if bool(torch.isnan(output).any()):
         raise InputError("the model returned NaN logits; a label cannot be read from them")
     return output
+
+
+@torch.no_grad()
+def class_count(model: Callable[[Images], Any], x: Images) -> int:
+    """Return how many logits a classifier gives, by classifying ``x``: one image, before a run.
+
+    Raises:
+        InputError: The model cannot take such an image, or does not return logits.
+    """
+    try:
+        output = model(x)
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(
+            f"the model failed on an image of shape {tuple(x.shape[1:])} "
+            f"({type(error).__name__}: {reason}); give images of the shape it was made for"
+        ) from error
+    return logits(output, len(x)).shape[1]
 
 
 def _number(name: str, value: SupportsFloat) -> float:

@@ -33,12 +33,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("art_denoised/demo"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="a hundredth of the steps, as a trial")
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
+    share = 100 if arguments.quick else 1
     train, test = tensors(train=True), tensors(train=False)
 
     classifier = digits_network()
-    fit(classifier, steps=1500, rate=2e-3, loss=lambda x, y: F.cross_entropy(classifier(x), y))
+    fit(
+        classifier,
+        steps=1500 // share,
+        rate=2e-3,
+        loss=lambda x, y: F.cross_entropy(classifier(x), y),
+    )
     classifier.eval().requires_grad_(False)
 
     denoiser = DnCNN(image_channels=1, depth=6, width=32)
@@ -49,8 +56,8 @@ def main() -> None:
     def stability(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(classifier(denoiser(*noisy(x))), classifier(x).argmax(1))
 
-    fit(denoiser, steps=4000, rate=2e-3, loss=mse)
-    fit(denoiser, steps=6000, rate=1e-3, loss=stability)
+    fit(denoiser, steps=4000 // share, rate=2e-3, loss=mse)
+    fit(denoiser, steps=6000 // share, rate=1e-3, loss=stability)
     denoiser.eval()
 
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -19,8 +19,7 @@ def python(code: str) -> str:
 def test_import_is_cheap():
     """Nothing heavy beyond torch, so no time to measure: the modules loaded tell."""
     code = (
-        "import torch, sys; n = len(sys.modules); import art_denoised;"
-        "print(*list(sys.modules)[n:])"
+        "import torch, sys; n = len(sys.modules); import art_denoised;print(*list(sys.modules)[n:])"
     )
     assert [name for name in python(code).split() if not name.startswith("art_denoised")] == []
 

@@ -126,7 +126,7 @@ class DenoisedSmoothing(PyTorchClassifier, RandomizedSmoothingMixin):
         )
         self.sample_size = checks.count("sample_size", sample_size)
         self.alpha = checks.alpha(alpha)
-        self._probe()
+        self._check_classes()
 
     @property
     def sigma(self) -> float:
@@ -193,7 +193,8 @@ class DenoisedSmoothing(PyTorchClassifier, RandomizedSmoothingMixin):
         # Not ART's loop: its DataLoader draws from the global random state.
         self.model.train(mode=training_mode)
         with torch.no_grad():
-            batches = self._check(x, slack=1.0).split(checks.count("batch_size", batch_size))
+            images = self._check(x, slack=1.0)
+            batches = torch.split(images, checks.count("batch_size", batch_size))
             outputs = [self.model(batch.to(self.device)).float().cpu() for batch in batches]
         return torch.cat(outputs).numpy()
 
@@ -232,6 +233,7 @@ class DenoisedSmoothing(PyTorchClassifier, RandomizedSmoothingMixin):
                 seed=seed,
                 index=index,
                 batch_size=batch_size,
+                clip_values=self.clip_values,
             )
             for index, image in enumerate(self._check(x))
         ]
@@ -259,6 +261,7 @@ class DenoisedSmoothing(PyTorchClassifier, RandomizedSmoothingMixin):
                     seed=seed,
                     index=index,
                     batch_size=batch_size,
+                    clip_values=self.clip_values,
                 ).label
                 for index, image in enumerate(self._check(x))
             ]
@@ -334,19 +337,10 @@ class DenoisedSmoothing(PyTorchClassifier, RandomizedSmoothingMixin):
     def _seed_for_call(self) -> int:
         return fresh_seed() if self.seed is None else self.seed
 
-    def _probe(self) -> None:
+    def _check_classes(self) -> None:
         """Classify one grey image, to find a misfit before the work starts."""
         middle = torch.as_tensor(np.mean(self.clip_values, axis=0), dtype=torch.float32)
         grey = middle.expand(1, *self.input_shape).to(self.device)
-        try:
-            with torch.no_grad():
-                output = self.model(grey)
-        except Exception as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise InputError(
-                f"the model failed on an image of input_shape {self.input_shape} "
-                f"({type(error).__name__}: {reason})"
-            ) from error
-        classes = checks.logits(output, 1).shape[1]
+        classes = checks.class_count(self.model, grey)
         if classes != self.nb_classes:
             raise InputError(f"nb_classes is {self.nb_classes} but the model returns {classes}")

@@ -208,7 +208,7 @@ def _run(
             tqdm.write(f"notice: {notice}")
         done = {row.idx for row in log.rows}
         todo = [index for index in indices if index not in done]
-        classes = _probe(base, data, todo[0]) if todo else 0
+        classes = _classes(base, data, todo[0]) if todo else None
         with TsvWriter(folder / f"{kind}.tsv", kind, log.rows, enabled=tsv) as table:
             for index in tqdm(
                 todo,
@@ -243,17 +243,7 @@ def _checked(data: ImageData, index: int, classes: int | None) -> tuple[Image, i
     return x, label
 
 
-@torch.no_grad()
-def _probe(base: nn.Module, data: ImageData, index: int) -> int:
-    """Return the number of classes, from one image: find a misfit before the work starts."""
+def _classes(base: nn.Module, data: ImageData, index: int) -> int:
+    """Return the number of classes, from one image: a misfit is found before the work starts."""
     x, _ = _checked(data, index, None)
-    batch = x[None].to(model_device(base), model_dtype(base))
-    try:
-        output = base(batch)
-    except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise InputError(
-            f"the model failed on an image of shape {tuple(x.shape)} "
-            f"({type(error).__name__}: {reason}); give images of the shape it was made for"
-        ) from error
-    return checks.logits(output, 1).shape[1]
+    return checks.class_count(base, x[None].to(model_device(base), model_dtype(base)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from art_denoised import checks
 from art_denoised.smoothing.sampling import Stage, class_counts, model_device, model_dtype
@@ -23,6 +25,7 @@ def certify(
     seed: int = 0,
     index: int = 0,
     batch_size: int = 64,
+    clip_values: tuple[Any, Any] = (0.0, 1.0),
 ) -> Certificate:
     """Certify the smoothed classifier's label on one image (Cohen et al., section 3.2, Certify).
 
@@ -39,6 +42,7 @@ def certify(
         seed: Seed of the noise. Equal seeds give equal certificates, whatever the batch size.
         index: Index of the image in its data set: images of one run need different noise.
         batch_size: Noisy copies classified at once.
+        clip_values: Smallest and largest pixel value; sigma is in the same units.
 
     Raises:
         InputError: A value out of range, an ``n`` that can certify nothing, a model in training
@@ -51,30 +55,16 @@ def certify(
         >>> c.label, c.radius
         (0, 0.615815)
     """
-    sigma, alpha = checks.positive("sigma", sigma), checks.alpha(alpha)
+    alpha = checks.alpha(alpha)
     n0, n = checks.count("n0", n0), checks.sample_count(n, alpha)
-    seed, batch_size = checks.count("seed", seed, 0), checks.count("batch_size", batch_size)
-    checks.eval_mode(base)
-    x = x.to(model_device(base))
-
-    def counts(samples: int, stage: Stage) -> dict[int, int]:
-        return class_counts(
-            base,
-            x,
-            samples,
-            sigma=sigma,
-            seed=seed,
-            index=index,
-            stage=stage,
-            batch_size=batch_size,
-        )
-
+    sampling = _check(base, sigma, seed, index, batch_size, clip_values)
+    x = _check_image(base, x, clip_values)
     return Certificate.from_counts(
-        counts(n0, Stage.SELECTION),
-        counts(n, Stage.ESTIMATION),
+        class_counts(base, x, n0, stage=Stage.SELECTION, **sampling),
+        class_counts(base, x, n, stage=Stage.ESTIMATION, **sampling),
         alpha=alpha,
-        sigma=sigma,
-        seed=seed,
+        sigma=sampling["sigma"],
+        seed=sampling["seed"],
         dtype=_dtype_name(base),
     )
 
@@ -89,6 +79,7 @@ def vote(
     seed: int = 0,
     index: int = 0,
     batch_size: int = 64,
+    clip_values: tuple[Any, Any] = (0.0, 1.0),
 ) -> Vote:
     """Predict the smoothed classifier's label on one image (Cohen et al., section 3.2, Predict).
 
@@ -100,21 +91,38 @@ def vote(
         >>> vote(base, torch.full((1, 8, 8), 0.5), sigma=0.25, n=100).label
         0
     """
-    sigma, alpha = checks.positive("sigma", sigma), checks.alpha(alpha)
-    n, seed = checks.count("n", n), checks.count("seed", seed, 0)
-    batch_size = checks.count("batch_size", batch_size)
-    checks.eval_mode(base)
-    counts = class_counts(
-        base,
-        x.to(model_device(base)),
-        n,
-        sigma=sigma,
-        seed=seed,
-        index=index,
-        stage=Stage.VOTE,
-        batch_size=batch_size,
+    alpha, n = checks.alpha(alpha), checks.count("n", n)
+    sampling = _check(base, sigma, seed, index, batch_size, clip_values)
+    x = _check_image(base, x, clip_values)
+    return Vote.from_counts(
+        class_counts(base, x, n, stage=Stage.VOTE, **sampling),
+        alpha=alpha,
+        sigma=sampling["sigma"],
+        seed=sampling["seed"],
+        dtype=_dtype_name(base),
     )
-    return Vote.from_counts(counts, alpha=alpha, sigma=sigma, seed=seed, dtype=_dtype_name(base))
+
+
+def _check(
+    base: object,
+    sigma: float,
+    seed: int,
+    index: int,
+    batch_size: int,
+    clip_values: tuple[Any, Any],
+) -> dict[str, Any]:
+    checks.eval_mode(base)
+    return {
+        "sigma": checks.sigma(sigma, clip_values),
+        "seed": checks.count("seed", seed, 0),
+        "index": checks.count("index", index, 0),
+        "batch_size": checks.count("batch_size", batch_size),
+    }
+
+
+def _check_image(base: object, x: Image, clip_values: tuple[Any, Any]) -> Image:
+    image = checks.images(torch.as_tensor(x)[None], clip_values=clip_values)[0]
+    return image.float().to(model_device(base))
 
 
 def _dtype_name(base: object) -> str:

@@ -103,6 +103,11 @@ def test_vote_abstains_where_it_cannot_tell():
         ({"n": 10.5}, "n is 10.5"),
         ({"seed": -1}, "seed is -1"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"sigma": 64}, "image units"),
+        ({"x": torch.full((1, 8, 8), 255.0)}, "divide by 255"),
+        ({"x": torch.full((1, 8, 8), 255.0), "clip_values": (0, 2)}, "255"),
+        ({"x": torch.zeros(2, 1, 8, 8)}, "shape"),
+        ({"x": torch.zeros(1, 8, 8) / 0}, "NaN"),
         ({"base": nn.Dropout()}, "training mode"),
     ],
 )
@@ -113,5 +118,5 @@ def test_bad_values(changes, word):
 
 
 def test_the_smallest_n_that_can_certify_does():
-    x = torch.full((1, 8, 8), 5.0)
+    x = torch.full((1, 8, 8), 1.0)
     assert certify(HalfSpace(), x, sigma=SIGMA, n=10).radius > 0
