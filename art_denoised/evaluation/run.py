@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -205,7 +206,7 @@ def _run(
     folder = _make_folder(Path(out))
     with LogWriter(folder / f"{kind}.jsonl", kind, settings, resume=resume) as log:
         for notice in log.notices:
-            tqdm.write(f"notice: {notice}")
+            tqdm.write(f"notice: {notice}", file=sys.stderr)
         done = {row.idx for row in log.rows}
         todo = [index for index in indices if index not in done]
         classes = _classes(base, data, todo[0]) if todo else None

@@ -1,8 +1,9 @@
 """Votes of a base classifier under Gaussian noise, reproducible to the last count.
 
-Noise comes from one stream per (seed, image index, stage, part). A part is `PART` samples and is
-always drawn whole, so the noise of a sample does not depend on the batch it travels in, on the
-number of workers, or on what was sampled before. The global random state is never touched.
+Noise comes from one stream per (seed, image index, stage, part). A part is `PART` samples, the
+first of which are the same however many are drawn. So the noise of a sample does not depend on
+the batch it travels in, on the number of workers, or on what was sampled before. The global random
+state is never touched.
 
 The noise alone is not enough: the same image gives logits that differ in the last bits from one
 batch size to another, because libraries choose other kernels. A sample whose two leading logits
@@ -55,7 +56,7 @@ def standard_normal(
     """Draw the first ``n`` samples of one part of a noise stream.
 
     Args:
-        n: How many.
+        n: How many, at most `PART`.
         shape: (channels, height, width) of one sample.
         seed: Non-negative seed of the run.
         index: Index of the image in its data set.
@@ -69,15 +70,16 @@ def standard_normal(
     """
     channels, height, width = shape
     key = np.random.SeedSequence(seed, spawn_key=(index, stage, part))
-    size = (n, height, width, channels)
+    size = (height, width, channels)
     device = torch.device(device)
     if device.type == "cpu":
-        generator = np.random.Generator(np.random.SFC64(key))
-        flat = torch.from_numpy(generator.standard_normal(size, dtype=np.float32))
+        normal = np.random.Generator(np.random.SFC64(key)).standard_normal
+        noise = torch.from_numpy(normal((n, *size), dtype=np.float32))
     else:
-        word = int(key.generate_state(1, np.uint64)[0])
-        flat = torch.randn(size, generator=torch.Generator(device).manual_seed(word), device=device)
-    return flat.permute(0, 3, 1, 2)
+        # Parallel generators fill other shapes in another order: draw the part whole.
+        generator = torch.Generator(device).manual_seed(int(key.generate_state(1, np.uint64)[0]))
+        noise = torch.randn((PART, *size), generator=generator, device=device)[:n]
+    return noise.permute(0, 3, 1, 2)
 
 
 def noise_batches(
@@ -95,8 +97,14 @@ def noise_batches(
     have = 0
     for part, start in enumerate(range(0, n, PART)):
         block = standard_normal(
-            PART, shape, seed=seed, index=index, stage=stage, part=part, device=device
-        )[: n - start]
+            min(PART, n - start),
+            shape,
+            seed=seed,
+            index=index,
+            stage=stage,
+            part=part,
+            device=device,
+        )
         while len(block):
             piece, block = block[: batch_size - have], block[batch_size - have :]
             pieces.append(piece)
