@@ -66,6 +66,8 @@ def test_certify_writes_rows_and_table_reads_them(tmp_path, capsys):
     assert [set(entry) for entry in table] == [{"radius", "certified_accuracy", "low", "high"}] * 2
     assert table[1]["radius"] == 0.25
     assert table[1]["certified_accuracy"] == pytest.approx(expected)
+    assert main(["table", str(tmp_path / "certify.tsv"), "--radii", "0,0.25", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == table
 
 
 def test_table_of_several_logs_names_them(tmp_path, capsys):

@@ -6,6 +6,8 @@ import art.attacks.evasion as evasion
 import numpy as np
 import pytest
 import torch
+from art.defences.trainer import AdversarialTrainer, AdversarialTrainerMadryPGD
+from art.estimators.classification import PyTorchClassifier
 
 EPS = 0.3
 BUDGET = {"eps": EPS, "eps_step": 0.08, "max_iter": 8, "verbose": False}
@@ -57,6 +59,34 @@ def _seeded():
     """The attacks draw from the global generators; the defence does not."""
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        evasion.AutoConjugateGradient,
+        evasion.BoundaryAttack,
+        evasion.ElasticNet,
+        evasion.NewtonFool,
+        evasion.SaliencyMapMethod,
+        evasion.ShadowAttack,
+        evasion.SignOPTAttack,
+        evasion.SpatialTransformation,
+        evasion.Wasserstein,
+        evasion.ZooAttack,
+        AdversarialTrainer,
+        AdversarialTrainerMadryPGD,
+    ],
+)
+def test_arts_gates_let_it_through(make, attack):
+    """The checks of type that each family of attacks makes; the ones that follow also run."""
+    required = getattr(attack, "_estimator_requirements", (PyTorchClassifier,))
+    mro = type(make()).__mro__
+    for alternatives in required:
+        options = alternatives if isinstance(alternatives, tuple) else (alternatives,)
+        assert any(option in mro for option in options), alternatives
+    if attack is AdversarialTrainer:
+        attack(make(), evasion.FastGradientMethod(make()))
 
 
 @pytest.mark.filterwarnings("ignore")  # the attacks' own: divisions, deprecations

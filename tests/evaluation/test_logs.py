@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from art_denoised.checks import InputError
 from art_denoised.evaluation.logs import LogWriter, read_log
 from art_denoised.evaluation.records import CertifyRow, PredictRow, from_json, to_json
+from art_denoised.evaluation.report import accuracy_table
 from art_denoised.evaluation.tsv import HEADERS, TsvWriter
 from art_denoised.smoothing.statistics import Certificate, Vote
 
@@ -156,6 +157,8 @@ def test_tsv_dialects(tmp_path, dialect):
     assert [r.correct for r in log.rows] == [True, False, False]
     assert [r.radius for r in log.rows] == [0.451, 0.0, 0.12]
     assert [r.seconds for r in log.rows] == [152.717239, 15.0, 86401.0]
+    shares = [entry.certified_accuracy for entry in accuracy_table(log.rows, [0.0, 0.45, 0.46])]
+    assert shares == pytest.approx([1 / 3, 1 / 3, 0])
     assert log.notices == ()
 
 
@@ -165,6 +168,7 @@ def test_running_totals_are_recomputed_and_reported(tmp_path):
     path.write_text("\n".join([HEADERS["certify"], *rows]) + "\n")
     log = read_log(path)
     assert [r.correct for r in log.rows] == [True, True, False]
+    assert accuracy_table(log.rows, [0.0])[0].certified_accuracy == pytest.approx(2 / 3)
     assert len(log.notices) == 1
     assert "2 rows" in log.notices[0]
     assert "running total" in log.notices[0]
