@@ -101,7 +101,7 @@ def format_table(named: Mapping[str, Sequence[CertifyRow]], radii: Sequence[floa
     """
     width = max(6, *(len(name) for name in named)) + 2
     indent = " " * (width + 6)
-    lines = [f"{indent}{'certified accuracy (%) at l2 radius r':^{11 * len(radii)}}"]
+    lines = [f"{indent}{'certified accuracy (%) at l2 radius r':^{11 * len(radii)}}".rstrip()]
     heads = "".join(f"{f'r={radius:g}':>11}" for radius in radii)
     lines.append(f"{'':{width}}images{heads}  abstain     ACR")
     for name, rows in named.items():
