@@ -126,8 +126,13 @@ def test_rows_do_not_depend_on_batch_size_or_sigkill(tmp_path):
 
 
 def test_interrupt_keeps_rows_and_says_how_to_go_on(tmp_path):
+    def listen() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in background
+
     run = process(
-        *certify_args(tmp_path, model="tests.nets:slow", max=50), env={"SLOW_SECONDS": "0.05"}
+        *certify_args(tmp_path, model="tests.nets:slow", max=50),
+        env={"SLOW_SECONDS": "0.05"},
+        preexec_fn=listen,
     )
     log = tmp_path / "certify.jsonl"
     while not log.exists() or log.read_bytes().count(b"\n") < 2:
@@ -222,6 +227,8 @@ def test_bad_options(tmp_path, capsys, changes, words):
     assert_one_line(message)
     for word in words:
         assert word in message
+    log = tmp_path / "out" / "certify.jsonl"  # the next try must not find a run of this one
+    assert not log.exists() or "label" in message
 
 
 @pytest.mark.parametrize(

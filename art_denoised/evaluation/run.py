@@ -92,6 +92,8 @@ def certify_data(
         "seed": checks.count("seed", seed, 0),
     }
 
+    batch_size = checks.count("batch_size", batch_size)
+
     def row(index: int, x: Image, label: int) -> CertifyRow:
         start = time.perf_counter()
         certificate = certify(base, x, index=index, batch_size=batch_size, **options)
@@ -146,6 +148,8 @@ def predict_data(
         "n": checks.count("n", n),
         "seed": checks.count("seed", seed, 0),
     }
+
+    batch_size = checks.count("batch_size", batch_size)
 
     def row(index: int, x: Image, label: int) -> PredictRow:
         start = time.perf_counter()
@@ -203,13 +207,13 @@ def _run(
 ) -> Log:
     indices = range(len(data)) if indices is None else indices
     checks.eval_mode(base)
+    classes = _classes(base, data, indices[0]) if indices else None
     folder = _make_folder(Path(out))
     with LogWriter(folder / f"{kind}.jsonl", kind, settings, resume=resume) as log:
         for notice in log.notices:
             tqdm.write(f"notice: {notice}", file=sys.stderr)
         done = {row.idx for row in log.rows}
         todo = [index for index in indices if index not in done]
-        classes = _classes(base, data, todo[0]) if todo else None
         with TsvWriter(folder / f"{kind}.tsv", kind, log.rows, enabled=tsv) as table:
             for index in tqdm(
                 todo,
