@@ -31,6 +31,10 @@ def positive(name: str, value: SupportsFloat) -> float:
 
     Raises:
         InputError: ``value`` is not a number, not finite, or not above 0.
+
+    Example:
+        >>> positive("eps", "0.25")
+        0.25
     """
     number = _number(name, value)
     if not (math.isfinite(number) and number > 0):
@@ -44,6 +48,10 @@ def sigma(value: SupportsFloat, clip_values: tuple[float, float] = (0.0, 1.0)) -
     Raises:
         InputError: Not positive and finite, or so much larger than the range of the pixels that
             it must have been meant in other units (0..255).
+
+    Example:
+        >>> sigma(0.25)
+        0.25
     """
     number = positive("sigma", value)
     low, high = float(np.min(clip_values[0])), float(np.max(clip_values[1]))
@@ -60,6 +68,10 @@ def alpha(value: SupportsFloat) -> float:
 
     Raises:
         InputError: Outside (0, 0.5).
+
+    Example:
+        >>> alpha(0.001)
+        0.001
     """
     number = _number("alpha", value)
     if not 0 < number < 0.5:
@@ -72,6 +84,10 @@ def count(name: str, value: SupportsIndex, minimum: int = 1) -> int:
 
     Raises:
         InputError: Not an integer, or below ``minimum``.
+
+    Example:
+        >>> count("n0", 100)
+        100
     """
     try:
         number = value.__index__()
@@ -89,6 +105,10 @@ def sample_count(n: SupportsIndex, alpha: float) -> int:
 
     Raises:
         InputError: Even unanimous samples would end in an abstention.
+
+    Example:
+        >>> sample_count(10, 0.001)
+        10
     """
     number = count("n", n)
     needed = math.floor(math.log2(1 / alpha)) + 1
@@ -118,6 +138,10 @@ def images(
 
     Raises:
         InputError: Wrong dtype or shape, NaN or infinite pixels, pixels out of range.
+
+    Example:
+        >>> images(np.full((2, 1, 8, 8), 0.5)).shape
+        torch.Size([2, 1, 8, 8])
     """
     try:
         x = torch.as_tensor(x)
@@ -167,6 +191,10 @@ def labels(y: Any, nb_classes: int | None = None) -> Labels:
 
     Raises:
         InputError: Not one integer a row, or out of range.
+
+    Example:
+        >>> labels([3, 0], nb_classes=4)
+        tensor([3, 0])
     """
     y = torch.as_tensor(y)
     if y.ndim != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
@@ -189,6 +217,9 @@ def eval_mode(model: object) -> None:
 
     Raises:
         InputError: Some such layer is training.
+
+    Example:
+        >>> eval_mode(nn.Dropout().eval())
     """
     if not isinstance(model, nn.Module):
         return
@@ -205,6 +236,10 @@ def logits(output: Any, batch: int) -> Logits:
 
     Raises:
         InputError: Another type or shape, a single class, or NaN among the values.
+
+    Example:
+        >>> logits(torch.zeros(2, 10), batch=2).shape
+        torch.Size([2, 10])
     """
     if not isinstance(output, torch.Tensor):
         raise InputError(f"the model returned {type(output).__name__}; it must return a tensor")
@@ -224,6 +259,10 @@ def class_count(model: Callable[[Images], Any], x: Images) -> int:
 
     Raises:
         InputError: The model cannot take such an image, or does not return logits.
+
+    Example:
+        >>> class_count(nn.Flatten(), torch.zeros(1, 1, 8, 8))
+        64
     """
     try:
         output = model(x)

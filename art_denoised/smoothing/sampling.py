@@ -39,7 +39,12 @@ class Stage(IntEnum):
 
 
 def fresh_seed() -> int:
-    """Return a seed from the operating system's entropy, below 2^63."""
+    """Return a seed from the operating system's entropy, below 2^63.
+
+    Example:
+        >>> 0 <= fresh_seed() < 2**63
+        True
+    """
     return secrets.randbits(63)
 
 
@@ -67,6 +72,12 @@ def standard_normal(
 
     Returns:
         float32 tensor (n, channels, height, width) in channels-last memory order.
+
+    Example:
+        >>> standard_normal(
+        ...     5, (3, 8, 8), seed=0, index=0, stage=Stage.VOTE, part=0
+        ... ).shape
+        torch.Size([5, 3, 8, 8])
     """
     channels, height, width = shape
     key = np.random.SeedSequence(seed, spawn_key=(index, stage, part))
@@ -92,7 +103,13 @@ def noise_batches(
     batch_size: int,
     device: torch.device | str = "cpu",
 ) -> Iterator[Images]:
-    """Yield the first ``n`` samples of a noise stream in batches of ``batch_size``."""
+    """Yield the first ``n`` samples of a noise stream in batches of ``batch_size``.
+
+    Example:
+        >>> key = {"seed": 0, "index": 0, "stage": Stage.VOTE}
+        >>> [len(batch) for batch in noise_batches(150, (1, 8, 8), **key, batch_size=64)]
+        [64, 64, 22]
+    """
     pieces: list[Images] = []
     have = 0
     for part, start in enumerate(range(0, n, PART)):
@@ -147,6 +164,13 @@ def class_counts(
 
     Raises:
         InputError: ``base`` does not return a row of logits for each image, or returns NaN.
+
+    Example:
+        >>> base = lambda x: torch.stack([x.mean((1, 2, 3)), 0.5 - x.mean((1, 2, 3))], dim=1)
+        >>> class_counts(
+        ...     base, torch.ones(1, 8, 8), 50, sigma=0.25, seed=0, index=0, stage=Stage.VOTE
+        ... )
+        {0: 50}
     """
     dtype = model_dtype(base)
     votes: torch.Tensor | None = None
@@ -178,7 +202,12 @@ def _decide(base: Classifier, noisy: Images, logits: torch.Tensor) -> Labels:
 
 
 def model_dtype(base: object) -> torch.dtype:
-    """Return the floating-point type a model computes in: that of its first such parameter."""
+    """Return the floating-point type a model computes in: that of its first such parameter.
+
+    Example:
+        >>> model_dtype(torch.nn.Linear(2, 2).bfloat16())
+        torch.bfloat16
+    """
     if isinstance(base, torch.nn.Module):
         for parameter in base.parameters():
             if parameter.is_floating_point():
@@ -187,7 +216,12 @@ def model_dtype(base: object) -> torch.dtype:
 
 
 def model_device(base: object) -> torch.device:
-    """Return the device of a model's first parameter, the CPU where it has none."""
+    """Return the device of a model's first parameter, the CPU where it has none.
+
+    Example:
+        >>> model_device(torch.nn.ReLU())
+        device(type='cpu')
+    """
     if isinstance(base, torch.nn.Module):
         for parameter in base.parameters():
             return parameter.device
