@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 from collections.abc import Sequence
@@ -14,8 +13,6 @@ from art_denoised import __version__
 from art_denoised.checks import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from art_denoised.evaluation.records import Log
 
 _DESCRIPTION = """\
@@ -85,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # the reader has gone, as in `... | head`
         return 0
     except (InputError, OSError) as error:
-        print(f"{parser.prog}: error: {_one_line(error)}", file=sys.stderr)
+        from art_denoised.loading import one_line
+
+        print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(
@@ -303,13 +302,14 @@ def _predict(arguments: argparse.Namespace) -> None:
 def _run_options(arguments: argparse.Namespace) -> dict[str, Any]:
     from art_denoised.checks import sigma
     from art_denoised.evaluation.data import load_data, select
+    from art_denoised.loading import find_device, load_denoiser_option, load_module
     from art_denoised.smoothing.modules import DenoisedClassifier
 
     sigma(arguments.sigma)
-    device = _device(arguments.device)
-    base = _load_module("--model", arguments.model)
+    device = find_device(arguments.device)
+    base = load_module("--model", arguments.model)
     if arguments.denoiser:
-        denoiser = _load_denoiser(arguments.denoiser)
+        denoiser = load_denoiser_option(arguments.denoiser)
         base = DenoisedClassifier(base, denoiser, sigma=arguments.sigma)
     data = load_data(arguments.data)
     names = ("model", "denoiser", "data", "skip")
@@ -390,53 +390,6 @@ def _read_logs(paths: Sequence[Path]) -> dict[str, Any]:
     return named
 
 
-def _load_module(option: str, name: str) -> nn.Module:
-    """Call ``package.module:factory``, found from the current folder too."""
-    from torch import nn
-
-    module_name, colon, factory_name = name.partition(":")
-    if not (colon and module_name and factory_name):
-        raise InputError(f"{option} is {name!r}; give package.module:factory")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{option} {name} cannot be imported: {_one_line(error)}") from error
-    try:
-        module = factory()
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"{option} {name}() failed: {type(error).__name__}: {_one_line(error)}"
-        ) from error
-    if not isinstance(module, nn.Module):
-        raise InputError(f"{option} {name}() returned {type(module).__name__}, not an nn.Module")
-    return module
-
-
-def _load_denoiser(name: str) -> nn.Module:
-    from art_denoised.denoisers.checkpoints import load_denoiser
-
-    if Path(name).exists() or ":" not in name:
-        return load_denoiser(name)
-    return _load_module("--denoiser", name)
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"--device {name} cannot be used here: {_one_line(error)}") from None
-    return device
-
-
 def _radii(text: str) -> list[float]:
     try:
         radii = [float(part) for part in text.split(",")]
@@ -447,10 +400,6 @@ def _radii(text: str) -> list[float]:
             f"{text!r} is no list of radii; give numbers >= 0 joined by commas, as in 0.25,0.5"
         )
     return radii
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 if __name__ == "__main__":
