@@ -120,6 +120,23 @@ def sample_count(n: SupportsIndex, alpha: float) -> int:
     return number
 
 
+def radii(values: Sequence[SupportsFloat]) -> tuple[float, ...]:
+    """Return l2 radii as floats, ascending and each once.
+
+    Raises:
+        InputError: One is negative, not finite, or not a number.
+
+    Example:
+        >>> radii([0.5, 0, 0.25])
+        (0.0, 0.25, 0.5)
+    """
+    numbers = sorted({_number("radius", value) for value in values})
+    for number in numbers:
+        if not 0 <= number < math.inf:
+            raise InputError(f"radius is {number}; give numbers >= 0 in image units")
+    return tuple(numbers)
+
+
 def images(
     x: Any,
     *,

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from art_denoised.checks import InputError
-from art_denoised.evaluation.records import KINDS, Log, Row, from_json, to_json
+from art_denoised.evaluation.records import KINDS, Log, Row, from_json, supersedes, to_json
 from art_denoised.evaluation.tsv import HEADERS, read_tsv
 
 
@@ -64,7 +64,7 @@ class LogWriter:
         resume: Continue the log if it exists.
 
     Attributes:
-        rows: Those already in the log, then those appended.
+        rows: Image -> its latest row, of those already in the log and those appended.
         notices: What had to be repaired on resuming.
 
     Raises:
@@ -88,7 +88,7 @@ class LogWriter:
         self, path: Path, kind: str, settings: Mapping[str, Any], *, resume: bool = False
     ) -> None:
         self.path, self.kind, self.settings = path, kind, dict(settings)
-        self.rows: list[Row] = []
+        self.rows: dict[int, Row] = {}
         self.notices: list[str] = []
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
@@ -112,7 +112,7 @@ class LogWriter:
     def append(self, row: Row) -> None:
         """Write one row. A process killed meanwhile leaves at most a torn last line."""
         self._write(to_json(row))
-        self.rows.append(row)
+        self.rows[row.idx] = row
 
     def _lock(self) -> None:
         try:
@@ -141,7 +141,7 @@ class LogWriter:
             raise InputError(f"{self.path} is a log of {log.kind}, not of {self.kind}")
         _compare(self.path, dict(log.settings or {}), json.loads(json.dumps(self.settings)))
         os.ftruncate(self._file, whole)
-        self.rows += log.rows
+        self.rows = {row.idx: row for row in log.rows}
         self.notices += [f"{self.path}: {notice}" for notice in log.notices]
 
     def _write(self, record: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
@@ -176,10 +176,11 @@ def _read_jsonl(path: Path, text: str) -> tuple[Log, int]:
             raise InputError(
                 f"{path}:{number} is damaged ({type(error).__name__}: {error})"
             ) from None
-        if rows.setdefault(row.idx, row) is not row:
+        if row.idx in rows and not supersedes(row, rows[row.idx]):
             raise InputError(f"{path}:{number} holds image {row.idx} a second time")
+        rows[row.idx] = row
     whole = len(text.encode()) - len(torn.encode())
-    return Log(kind, settings, tuple(rows.values()), tuple(notices)), whole
+    return Log(kind, settings, tuple(rows[idx] for idx in sorted(rows)), tuple(notices)), whole
 
 
 def _compare(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

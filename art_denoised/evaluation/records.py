@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from art_denoised.smoothing.bounds import Anytime, Bound, Looks
 from art_denoised.smoothing.statistics import Certificate, Vote
 
 KINDS = ("certify", "predict")
@@ -20,7 +21,7 @@ class CertifyRow:
         label: Its true class.
         predict: The certified class, -1 for an abstention.
         radius: Certified l2 radius in image units.
-        seconds: Time it took.
+        seconds: Wall-clock time since the row before; images share batches.
         certificate: All of it; None in a row read from a TSV.
     """
 
@@ -63,7 +64,7 @@ class Log:
     Attributes:
         kind: "certify" or "predict".
         settings: Of the run; None for a TSV.
-        rows: In the order of the file.
+        rows: By index; those of a TSV in the order of the file.
         notices: What the reader had to repair or recompute, for the user to see.
     """
 
@@ -84,9 +85,11 @@ def to_json(row: Row) -> dict[str, Any]:
     if isinstance(row, CertifyRow):
         record |= {"radius": row.radius, "correct": row.correct, "seconds": row.seconds}
         if (c := row.certificate) is not None:
-            record |= {"p_lower": c.p_lower, "n0": c.n0, "n": c.n}
+            record |= {"p_lower": c.p_lower, "n0": c.n0, "n": c.n, "drawn": c.drawn}
+            record |= _json_bound(c.bound)
             record |= {"selection_counts": _json_counts(c.selection_counts)}
             record |= _json_sampling(c)
+            record |= {"tv": c.tv}
         return record
     record |= {"correct": row.correct, "seconds": row.seconds}
     if (v := row.vote) is not None:
@@ -101,7 +104,27 @@ def _json_sampling(answer: Certificate | Vote) -> dict[str, Any]:
         "sigma": answer.sigma,
         "seed": answer.seed,
         "dtype": answer.dtype,
+        "noise": answer.noise,
     }
+
+
+def _json_bound(bound: Bound) -> dict[str, Any]:
+    if isinstance(bound, Anytime):
+        return {"mode": "anytime", "prior": [bound.a, bound.b]}
+    if bound.first == bound.last:
+        return {"mode": "fixed"}
+    return {"mode": "looks", "looks": [bound.first, bound.last]}
+
+
+def _bound(record: Mapping[str, Any], n: int) -> Bound:
+    mode = record.get("mode", "fixed")
+    if mode == "anytime":
+        return Anytime(*record["prior"])
+    if mode == "looks":
+        return Looks(*record["looks"])
+    if mode != "fixed":
+        raise ValueError(f"mode {mode!r}")
+    return Looks.fixed(n)
 
 
 def _json_counts(counts: Mapping[int, int]) -> dict[str, int]:
@@ -129,6 +152,7 @@ def from_json(kind: str, record: Mapping[str, Any]) -> Row:
     if "counts" in record:
         sampling = {name: record[name] for name in ("alpha", "sigma", "seed", "dtype")}
         sampling["counts"] = _counts(record["counts"])
+        sampling["noise"] = record.get("noise", "gaussian")
     if kind == "predict":
         vote = Vote(predict, record["p_value"], **sampling) if sampling else None
         return PredictRow(**common, predict=predict, seconds=seconds, vote=vote)
@@ -136,9 +160,41 @@ def from_json(kind: str, record: Mapping[str, Any]) -> Row:
     certificate = None
     if sampling:
         selection = _counts(record["selection_counts"])
-        certificate = Certificate(predict, radius, record["p_lower"], selection, **sampling)
+        n = sum(sampling["counts"].values())
+        certificate = Certificate(
+            predict,
+            radius,
+            record["p_lower"],
+            selection,
+            **sampling,
+            bound=_bound(record, n),
+            tv=record.get("tv", 0.0),
+            drawn=record.get("drawn", n),
+        )
     return CertifyRow(
         **common, predict=predict, radius=radius, seconds=seconds, certificate=certificate
+    )
+
+
+def supersedes(row: Row, earlier: Row) -> bool:
+    """Whether a row goes on from an earlier one of the same image: more votes, valid at any time.
+
+    Example:
+        >>> def row(n):
+        ...     c = Certificate.from_counts({1: 9}, {1: n}, alpha=0.01, sigma=1, bound=Anytime())
+        ...     return CertifyRow(0, 1, c.label, c.radius, seconds=0, certificate=c)
+        >>> supersedes(row(200), row(100)), supersedes(row(100), row(200))
+        (True, False)
+    """
+    if not (isinstance(row, CertifyRow) and isinstance(earlier, CertifyRow)):
+        return False
+    new, old = row.certificate, earlier.certificate
+    if new is None or old is None or new.bound != old.bound or new.n <= old.n:
+        return False
+    return (
+        isinstance(new.bound, Anytime)
+        and new.selection_counts == old.selection_counts
+        and all(new.counts.get(c, 0) >= votes for c, votes in old.counts.items())
     )
 
 

@@ -11,12 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from art_denoised import checks
-from art_denoised.smoothing.sampling import (
-    Stage,
-    fresh_seed,
-    model_dtype,
-    noise_batches,
-)
+from art_denoised.smoothing.procedures import Stage
+from art_denoised.smoothing.sampling import Gaussian, Stream, StreamKey, fresh_seed, model_dtype
 
 if TYPE_CHECKING:
     from art_denoised.types import Denoiser, Images, Logits
@@ -128,19 +124,17 @@ class SmoothedClassifier(nn.Module):
         fixed = self.seed is not None
         seed = self.seed if self.seed is not None else fresh_seed()
         streams = [
-            noise_batches(
-                self.samples,
+            Stream(
+                Gaussian(self.sigma),
+                StreamKey(seed, i, Stage.SMOOTHING),
                 x.shape[1:],
-                seed=seed,
-                index=i,
-                stage=Stage.SMOOTHING,
-                batch_size=at_once,
-                device=x.device,
+                x.device,
             )
             for i in range(1 if fixed else len(x))
         ]
-        for batches in zip(*streams, strict=True):
-            yield torch.stack(batches, dim=1).to(x.dtype)
+        for done in range(0, self.samples, at_once):
+            size = min(at_once, self.samples - done)
+            yield torch.stack([stream.take(size) for stream in streams], dim=1).to(x.dtype)
 
     def _log_sum_softmax(self, x: Images, noise: torch.Tensor) -> Logits:
         noisy = torch.add(x, noise, alpha=self.sigma)

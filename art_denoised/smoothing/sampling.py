@@ -1,41 +1,26 @@
-"""Votes of a base classifier under Gaussian noise, reproducible to the last count.
+"""Noise, reproducible to the last bit: one stream for each (seed, image index, stage).
 
-Noise comes from one stream per (seed, image index, stage, part). A part is `PART` samples, the
-first of which are the same however many are drawn. So the noise of a sample does not depend on
-the batch it travels in, on the number of workers, or on what was sampled before. The global random
-state is never touched.
-
-The noise alone is not enough: the same image gives logits that differ in the last bits from one
-batch size to another, because libraries choose other kernels. A sample whose two leading logits
-are that close is therefore decided by a pass of its own (`_decide`), and the votes are those of
-the classifier applied to one image at a time.
+A stream is made of parts of `PART` samples, each from a generator of its own. So the noise of a
+sample depends neither on the batch it travels in, nor on the number of workers, nor on what was
+sampled before, and a stream can be entered anywhere. The global random state is never touched.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
-from enum import IntEnum
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 import torch
 
-from art_denoised import checks
+from art_denoised.smoothing.procedures import Stage
 
 if TYPE_CHECKING:
-    from art_denoised.types import Classifier, Image, Images, Labels
+    from art_denoised.types import Image, Images
 
 PART = 100
-
-
-class Stage(IntEnum):
-    """What a noise stream is for. Samples of different stages are independent."""
-
-    SELECTION = 0
-    ESTIMATION = 1
-    VOTE = 2
-    SMOOTHING = 3
 
 
 def fresh_seed() -> int:
@@ -48,157 +33,174 @@ def fresh_seed() -> int:
     return secrets.randbits(63)
 
 
-def standard_normal(
-    n: int,
-    shape: Sequence[int],
-    *,
-    seed: int,
-    index: int,
-    stage: Stage,
-    part: int,
-    device: torch.device | str = "cpu",
-) -> Images:
-    """Draw the first ``n`` samples of one part of a noise stream.
+@dataclass(frozen=True, slots=True)
+class StreamKey:
+    """Which noise stream: its seed, the index of the image in its data set, and the stage."""
 
-    Args:
-        n: How many, at most `PART`.
-        shape: (channels, height, width) of one sample.
-        seed: Non-negative seed of the run.
-        index: Index of the image in its data set.
-        stage: What the noise is for.
-        part: Which part of the stream.
-        device: On a CPU the numbers come from numpy's SFC64, elsewhere from the device's own
-            generator: a seed fixes them on one kind of device.
+    seed: int
+    index: int
+    stage: Stage
 
-    Returns:
-        float32 tensor (n, channels, height, width) in channels-last memory order.
+    def sequence(self, part: int, extra: int = 0) -> np.random.SeedSequence:
+        """Return the seed sequence of one part; ``extra`` tells apart generators of one part."""
+        spawn_key = (self.index, self.stage, part) + ((extra,) if extra else ())
+        return np.random.SeedSequence(self.seed, spawn_key=spawn_key)
+
+
+class Part(Protocol):
+    """The samples of one part, in order."""
+
+    def take(self, n: int) -> Images:
+        """Return the next ``n`` samples of noise, (n, channels, height, width)."""
+        ...
+
+
+class Noise(Protocol):
+    """A kind of noise around an image. Final: `Gaussian`, and `QuantisedGaussian` for 8 bits."""
+
+    name: ClassVar[str]
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation in image units."""
+        ...
+
+    def tv(self, dimensions: int) -> float:
+        """Bound the distance in total variation from exact noise on so many pixel values."""
+        ...
+
+    def centre(self, x: Image) -> torch.Tensor:
+        """Return what noise is added to."""
+        ...
+
+    def add(self, centre: torch.Tensor, noise: Images) -> Images:
+        """Return noisy images, float32."""
+        ...
+
+    def part(self, key: StreamKey, part: int, shape: Sequence[int], device: torch.device) -> Part:
+        """Open one part of a stream."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Gaussian:
+    """N(0, sigma^2 I) in float32. What it does not guarantee: docs/certificates.md.
+
+    Attributes:
+        sigma: Standard deviation in image units.
 
     Example:
-        >>> standard_normal(
-        ...     5, (3, 8, 8), seed=0, index=0, stage=Stage.VOTE, part=0
-        ... ).shape
+        >>> noise = Gaussian(0.25)
+        >>> key = StreamKey(seed=0, index=0, stage=Stage.VOTE)
+        >>> samples = noise.part(key, 0, (3, 8, 8), torch.device("cpu")).take(5)
+        >>> noise.add(noise.centre(torch.zeros(3, 8, 8)), samples).shape
         torch.Size([5, 3, 8, 8])
     """
-    channels, height, width = shape
-    key = np.random.SeedSequence(seed, spawn_key=(index, stage, part))
-    size = (height, width, channels)
-    device = torch.device(device)
-    if device.type == "cpu":
-        normal = np.random.Generator(np.random.SFC64(key)).standard_normal
-        noise = torch.from_numpy(normal((n, *size), dtype=np.float32))
-    else:
-        # Parallel generators fill other shapes in another order: draw the part whole.
-        generator = torch.Generator(device).manual_seed(int(key.generate_state(1, np.uint64)[0]))
-        noise = torch.randn((PART, *size), generator=generator, device=device)[:n]
-    return noise.permute(0, 3, 1, 2)
+
+    sigma: float
+    name: ClassVar[str] = "gaussian"
+
+    def tv(self, dimensions: int) -> float:
+        """Return 0: the distance of floating-point noise is not known, and not corrected for."""
+        return 0.0
+
+    def centre(self, x: Image) -> torch.Tensor:
+        """Return the image itself."""
+        return x
+
+    def add(self, centre: torch.Tensor, noise: Images) -> Images:
+        """Return ``centre + sigma * noise``."""
+        return torch.add(centre, noise, alpha=self.sigma)
+
+    def part(self, key: StreamKey, part: int, shape: Sequence[int], device: torch.device) -> Part:
+        """Open one part: numpy's SFC64 on a CPU, the device's own generator elsewhere."""
+        if device.type == "cpu":
+            return _NumpyNormal(key.sequence(part), shape)
+        return _DeviceNormal(key.sequence(part), shape, device)
 
 
-def noise_batches(
-    n: int,
-    shape: Sequence[int],
-    *,
-    seed: int,
-    index: int,
-    stage: Stage,
-    batch_size: int,
-    device: torch.device | str = "cpu",
-) -> Iterator[Images]:
-    """Yield the first ``n`` samples of a noise stream in batches of ``batch_size``.
+class _NumpyNormal:
+    def __init__(self, sequence: np.random.SeedSequence, shape: Sequence[int]) -> None:
+        channels, height, width = shape
+        self._size = (height, width, channels)  # channels-last in memory, as networks like it
+        self._normal = np.random.Generator(np.random.SFC64(sequence)).standard_normal
 
-    Example:
-        >>> key = {"seed": 0, "index": 0, "stage": Stage.VOTE}
-        >>> [len(batch) for batch in noise_batches(150, (1, 8, 8), **key, batch_size=64)]
-        [64, 64, 22]
-    """
-    pieces: list[Images] = []
-    have = 0
-    for part, start in enumerate(range(0, n, PART)):
-        block = standard_normal(
-            min(PART, n - start),
-            shape,
-            seed=seed,
-            index=index,
-            stage=stage,
-            part=part,
-            device=device,
-        )
-        while len(block):
-            piece, block = block[: batch_size - have], block[batch_size - have :]
-            pieces.append(piece)
-            have += len(piece)
-            if have == batch_size:
-                yield pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-                pieces, have = [], 0
-    if pieces:
-        yield torch.cat(pieces)
+    def take(self, n: int) -> Images:
+        noise = torch.from_numpy(self._normal((n, *self._size), dtype=np.float32))
+        return noise.permute(0, 3, 1, 2)
 
 
-@torch.no_grad()
-def class_counts(
-    base: Classifier,
-    x: Image,
-    n: int,
-    *,
-    sigma: float,
-    seed: int,
-    index: int,
-    stage: Stage,
-    batch_size: int = 64,
-) -> dict[int, int]:
-    """Count the classes that ``base`` returns for ``n`` noisy copies of one image.
+class _DeviceNormal:
+    """Parallel generators fill other shapes in another order, so the part is drawn whole."""
 
-    Memory does not grow with ``n``, and the counts do not depend on ``batch_size``.
+    def __init__(
+        self, sequence: np.random.SeedSequence, shape: Sequence[int], device: torch.device
+    ) -> None:
+        channels, height, width = shape
+        seed = int(sequence.generate_state(1, np.uint64)[0])
+        generator = torch.Generator(device).manual_seed(seed)
+        noise = torch.randn((PART, height, width, channels), generator=generator, device=device)
+        self._rest = noise.permute(0, 3, 1, 2)
+
+    def take(self, n: int) -> Images:
+        taken, self._rest = self._rest[:n], self._rest[n:]
+        return taken
+
+
+class Stream:
+    """Consecutive samples of one noise stream.
 
     Args:
-        base: Images to logits.
-        x: The image, (channels, height, width), float32, on the device of the base classifier.
-        n: Number of noisy copies.
-        sigma: Standard deviation of the noise in image units.
-        seed: Non-negative seed of the run.
-        index: Index of the image in its data set; selects the noise stream.
-        stage: Selects the noise stream.
-        batch_size: Copies classified at once.
+        noise: Kind of noise.
+        key: Which stream.
+        shape: (channels, height, width) of one sample.
+        device: Where the samples are wanted. A seed fixes them on one kind of device.
+        start: First sample.
 
-    Returns:
-        Class -> votes, classes without votes left out.
-
-    Raises:
-        InputError: ``base`` does not return a row of logits for each image, or returns NaN.
+    Attributes:
+        position: The next sample.
 
     Example:
-        >>> base = lambda x: torch.stack([x.mean((1, 2, 3)), 0.5 - x.mean((1, 2, 3))], dim=1)
-        >>> class_counts(
-        ...     base, torch.ones(1, 8, 8), 50, sigma=0.25, seed=0, index=0, stage=Stage.VOTE
-        ... )
-        {0: 50}
+        >>> key = StreamKey(seed=0, index=0, stage=Stage.VOTE)
+        >>> whole = Stream(Gaussian(1.0), key, (1, 8, 8)).take(250)
+        >>> torch.equal(Stream(Gaussian(1.0), key, (1, 8, 8), start=170).take(80), whole[170:])
+        True
     """
-    dtype = model_dtype(base)
-    votes: torch.Tensor | None = None
-    for noise in noise_batches(
-        n, x.shape, seed=seed, index=index, stage=stage, batch_size=batch_size, device=x.device
-    ):
-        noisy = torch.add(x, noise, alpha=sigma).to(dtype)
-        logits = checks.logits(base(noisy), len(noisy))
-        batch_votes = torch.bincount(_decide(base, noisy, logits), minlength=logits.shape[1])
-        votes = batch_votes if votes is None else votes + batch_votes
-    assert votes is not None
-    return {int(c): int(votes[c]) for c in votes.nonzero()}
 
+    def __init__(
+        self,
+        noise: Noise,
+        key: StreamKey,
+        shape: Sequence[int],
+        device: torch.device | str = "cpu",
+        start: int = 0,
+    ) -> None:
+        self._noise, self._key, self._shape = noise, key, shape
+        self._device = torch.device(device)
+        self.position = start
+        self._part: Part  # opened when its first sample is wanted
+        if start % PART:
+            self._part = self._open()
+            self._part.take(start % PART)
 
-def _decide(base: Classifier, noisy: Images, logits: torch.Tensor) -> Labels:
-    """Return the class of each sample as a pass over that sample alone would.
+    def pieces(self, n: int) -> Iterator[Images]:
+        """Yield the next ``n`` samples in pieces, none beyond the end of a part."""
+        while n:
+            if self.position % PART == 0:
+                self._part = self._open()
+            size = min(n, PART - self.position % PART)
+            yield self._part.take(size)
+            self.position += size
+            n -= size
 
-    Only samples whose leading logits are within sqrt(machine epsilon) of each other, relative to
-    the largest logit, take that second pass: 0.03% of the scale in float32, far above what
-    the choice of kernels changes.
-    """
-    (first, second), label = logits.topk(2, dim=1).values.unbind(1), logits.argmax(1)
-    scale = logits.abs().amax(1)
-    clear = first - second > scale * torch.finfo(logits.dtype).eps ** 0.5
-    if len(noisy) > 1:
-        for i in (~clear).nonzero().flatten().tolist():
-            label[i] = base(noisy[i : i + 1]).argmax(1)[0]
-    return label
+    def _open(self) -> Part:
+        part = self.position // PART
+        return self._noise.part(self._key, part, self._shape, self._device)
+
+    def take(self, n: int) -> Images:
+        """Return the next ``n`` samples of noise, (n, channels, height, width)."""
+        pieces = list(self.pieces(n))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def model_dtype(base: object) -> torch.dtype:

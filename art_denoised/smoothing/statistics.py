@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_FLOOR, Decimal
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special, stats
 
-ABSTAIN = -1
+from art_denoised.smoothing.bounds import Bound, Looks, lower_confidence_bound
 
-# Above the error of scipy's inverse incomplete beta function (checked against mpmath in the
-# tests), below anything that matters to a radius.
-_SAFETY = 1e-12
+ABSTAIN = -1
 _DECIMALS = 6
 
 
@@ -45,12 +43,19 @@ class Certificate:
         radius: Certified l2 radius in image units, rounded down to 6 decimals; 0 on abstention.
         p_lower: Lower confidence bound on the probability of the selected class under noise.
         selection_counts: Votes of the n0 selection samples, class -> votes, without zeros.
-        counts: Votes of the n estimation samples, class -> votes, without zeros.
+        counts: Votes of the n estimation samples, class -> votes, without zeros. Empty where the
+            image was skipped, because its selected class was known to be wrong.
         alpha: Failure probability of this certificate.
         sigma: Standard deviation of the noise in image units.
         seed: Seed of the noise streams.
         dtype: Floating-point type in which the base classifier computed, e.g. "float32". The
             certificate is one of the model in that type.
+        bound: How ``p_lower`` follows from the counts, and what allowed sampling to stop.
+        noise: "gaussian", or "quantised" for 8-bit images.
+        tv: Bound on the total variation distance between the noise that was sampled and exact
+            noise, of which ``p_lower`` is corrected; 0 for "gaussian", where it is not known.
+        drawn: Estimation samples drawn in all: more than n where an earlier look gave the best
+            bound.
     """
 
     label: int
@@ -62,6 +67,10 @@ class Certificate:
     sigma: float
     seed: int
     dtype: str
+    bound: Bound
+    noise: str = "gaussian"
+    tv: float = 0.0
+    drawn: int = 0
 
     @property
     def n0(self) -> int:
@@ -81,8 +90,11 @@ class Certificate:
         *,
         alpha: float,
         sigma: float,
-        seed: int,
-        dtype: str,
+        seed: int = 0,
+        dtype: str = "float32",
+        bound: Bound | None = None,
+        noise: str = "gaussian",
+        tv: float = 0.0,
     ) -> Certificate:
         """Certify from the votes of two independent sets of samples (Cohen et al., Certify).
 
@@ -96,16 +108,25 @@ class Certificate:
             sigma: Noise level in image units.
             seed: Seed of the noise, for the record.
             dtype: Type the base classifier computed in, for the record.
+            bound: By default the one for a number of samples fixed beforehand.
+            noise: Kind of noise, for the record.
+            tv: Subtracted from the bound.
+
+        Raises:
+            ValueError: The number of samples is none at which ``bound`` holds.
 
         Example:
             >>> c = Certificate.from_counts(
-            ...     {3: 98, 5: 2}, {3: 990, 5: 10}, alpha=0.001, sigma=0.25, seed=0, dtype="float32"
+            ...     {3: 98, 5: 2}, {3: 990, 5: 10}, alpha=0.001, sigma=0.25
             ... )
             >>> c.label, c.radius, c.n
             (3, 0.494502, 1000)
         """
-        selected = top_class(selection_counts)
-        p_lower = lower_confidence_bound(counts.get(selected, 0), sum(counts.values()), alpha)
+        selected, n = top_class(selection_counts), sum(counts.values())
+        bound = Looks.fixed(n) if bound is None else bound
+        p_lower = 0.0
+        if n:
+            p_lower = max(bound.p_lower(counts.get(selected, 0), n, alpha) - tv, 0.0)
         certified = p_lower > 0.5
         return cls(
             label=selected if certified else ABSTAIN,
@@ -117,7 +138,49 @@ class Certificate:
             sigma=sigma,
             seed=seed,
             dtype=dtype,
+            bound=bound,
+            noise=noise,
+            tv=tv,
+            drawn=n,
         )
+
+    def proves(self, radius: float) -> bool:
+        """Whether the label is certified within ``radius``, which may be 0.
+
+        Example:
+            >>> c = Certificate.from_counts({3: 50}, {3: 1000}, alpha=0.001, sigma=0.25)
+            >>> c.proves(0.0), c.proves(0.5), c.proves(1.0)
+            (True, True, False)
+        """
+        return self.label != ABSTAIN and self.radius >= radius
+
+    def after(self, drawn: int) -> Certificate:
+        """Return this certificate as the best one of ``drawn`` estimation samples.
+
+        Example:
+            >>> c = Certificate.from_counts({3: 50}, {3: 1000}, alpha=0.001, sigma=0.25)
+            >>> c.after(drawn=1500).drawn
+            1500
+        """
+        return replace(self, drawn=drawn)
+
+    def at(self, alpha: float) -> Certificate:
+        """Return what the same votes certify at another failure probability.
+
+        Looks and stopping do not depend on alpha's value for their soundness: the bounds at all
+        looks hold together at any alpha chosen without looking at the votes.
+
+        Example:
+            >>> c = Certificate.from_counts({3: 50}, {3: 1000}, alpha=0.001, sigma=0.25)
+            >>> c.radius, c.at(0.001 / 500).radius
+            (0.615815, 0.556279)
+        """
+        names = ("sigma", "seed", "dtype", "bound", "noise", "tv")
+        same = {name: getattr(self, name) for name in names}
+        certificate = Certificate.from_counts(
+            self.selection_counts, self.counts, alpha=alpha, **same
+        )
+        return certificate.after(self.drawn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +198,7 @@ class Vote:
         sigma: Noise level in image units.
         seed: Seed of the noise streams.
         dtype: Floating-point type of the base classifier.
+        noise: "gaussian", or "quantised" for 8-bit images.
     """
 
     label: int
@@ -144,21 +208,29 @@ class Vote:
     sigma: float
     seed: int
     dtype: str
+    noise: str = "gaussian"
 
     @classmethod
     def from_counts(
-        cls, counts: Mapping[int, int], *, alpha: float, sigma: float, seed: int, dtype: str
+        cls,
+        counts: Mapping[int, int],
+        *,
+        alpha: float,
+        sigma: float,
+        seed: int = 0,
+        dtype: str = "float32",
+        noise: str = "gaussian",
     ) -> Vote:
         """Predict from votes, abstaining where the two leading classes are too close.
 
         Example:
-            >>> Vote.from_counts({1: 60, 2: 40}, alpha=0.001, sigma=0.25, seed=0, dtype="").label
+            >>> Vote.from_counts({1: 60, 2: 40}, alpha=0.001, sigma=0.25).label
             -1
         """
         first, second = [*sorted(counts.values(), reverse=True), 0][:2]
         p_value = float(stats.binomtest(first, first + second, 0.5).pvalue)
         label = top_class(counts) if p_value <= alpha else ABSTAIN
-        return cls(label, p_value, dict(counts), alpha, sigma, seed, dtype)
+        return cls(label, p_value, dict(counts), alpha, sigma, seed, dtype, noise)
 
 
 def top_class(counts: Mapping[int, int]) -> int:
@@ -169,26 +241,6 @@ def top_class(counts: Mapping[int, int]) -> int:
         2
     """
     return min(counts, key=lambda c: (-counts[c], c))
-
-
-def lower_confidence_bound(k: int, n: int, alpha: float) -> float:
-    """One-sided Clopper-Pearson lower bound on a probability after k successes in n trials.
-
-    The bound p satisfies P(Binomial(n, p) >= k) <= alpha, also in floating point: it lies a
-    relative 1e-12 below scipy's value.
-
-    Args:
-        k: Successes, 0 <= k <= n.
-        n: Trials, at least 1.
-        alpha: Failure probability in (0, 1).
-
-    Example:
-        >>> round(lower_confidence_bound(1000, 1000, 0.001), 6)  # 0.001 ** (1 / 1000)
-        0.993116
-    """
-    if k == 0:
-        return 0.0
-    return float(special.betaincinv(k, n - k + 1, alpha)) * (1 - _SAFETY)
 
 
 def certified_radius(p_lower: float, sigma: float) -> float:

@@ -12,7 +12,8 @@ from torch import nn
 
 from art_denoised import DenoisedClassifier, SmoothedClassifier
 from art_denoised.checks import InputError
-from art_denoised.smoothing.sampling import Stage, standard_normal
+from art_denoised.smoothing.procedures import Stage
+from art_denoised.smoothing.sampling import Gaussian, Stream, StreamKey
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -31,7 +32,7 @@ def smoothed(dtype: torch.dtype = torch.float32, **changes: object) -> SmoothedC
 
 
 def test_is_the_log_of_the_mean_softmax():
-    noise = standard_normal(20, (1, 4, 4), seed=0, index=0, stage=Stage.SMOOTHING, part=0)
+    noise = Stream(Gaussian(1.0), StreamKey(0, 0, Stage.SMOOTHING), (1, 4, 4)).take(20)
     base = network()
     mean = torch.stack([base(X + 0.5 * eps).softmax(1) for eps in noise]).mean(0)
     assert torch.allclose(smoothed()(X), mean.log(), atol=1e-6)

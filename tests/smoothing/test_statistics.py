@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from art_denoised.smoothing.bounds import lower_confidence_bound
 from art_denoised.smoothing.statistics import (
     Certificate,
     Vote,
@@ -18,7 +19,6 @@ from art_denoised.smoothing.statistics import (
     certified_accuracy,
     certified_radius,
     largest_radius,
-    lower_confidence_bound,
     proportion_interval,
 )
 

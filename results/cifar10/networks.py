@@ -1,0 +1,58 @@
+"""The networks of these results, by the names that ``--model`` takes, weights included."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+
+HERE = Path(__file__).parent
+CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+
+
+class _Block(nn.Module):
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(outside), nn.BatchNorm2d(outside)
+        self.stride, self.grow = stride, outside - inside
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        skip = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.grow))
+        return F.relu(y + skip)
+
+
+class ResNet20(nn.Module):
+    """ResNet-20 for 32x32 images in [0, 1] (He et al. 2016, section 4.2): 0.27 M parameters."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(16)
+        widths = (16, 16, 16, 16, 32, 32, 32, 64, 64, 64)
+        self.blocks = nn.Sequential(
+            *(_Block(a, b, 1 if a == b else 2) for a, b in pairwise(widths))
+        )
+        self.head = nn.Linear(64, classes)
+        self.register_buffer("mean", torch.tensor([0.4914, 0.4822, 0.4465]).reshape(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.2023, 0.1994, 0.2010]).reshape(1, 3, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn(self.stem((x - self.mean) / self.std)))
+        return self.head(self.blocks(x).mean((2, 3)))
+
+
+def classifier() -> nn.Module:
+    """ResNet-20 trained on clean images alone by train_classifier.py."""
+    network = ResNet20()
+    network.load_state_dict(load_file(HERE / "classifier.safetensors"))
+    return network.eval()
