@@ -16,15 +16,14 @@ from torch import nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError
+from art_denoised.estimators.certifying import CertifyingMixin
 from art_denoised.estimators.preprocessing import without_preprocessing
-from art_denoised.smoothing.certify import certify, vote
 from art_denoised.smoothing.modules import DenoisedClassifier, SmoothedClassifier
 from art_denoised.smoothing.sampling import fresh_seed
-from art_denoised.smoothing.statistics import Certificate
 from art_denoised.types import Denoiser
 
 
-class DenoisedSmoothing(PyTorchClassifier, RandomizedSmoothingMixin):
+class DenoisedSmoothing(CertifyingMixin, PyTorchClassifier, RandomizedSmoothingMixin):
     """Denoiser + pretrained classifier + randomized smoothing: labels with certified l2 radii.
 
     `predict`, `compute_loss`, `loss_gradient` and `class_gradient` are all of one function: the
@@ -197,75 +196,6 @@ class DenoisedSmoothing(PyTorchClassifier, RandomizedSmoothingMixin):
             batches = torch.split(images, checks.count("batch_size", batch_size))
             outputs = [self.model(batch.to(self.device)).float().cpu() for batch in batches]
         return torch.cat(outputs).numpy()
-
-    def certify(self, x: np.ndarray, n: int, batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
-        """Certify each image: ``sample_size`` samples select a class, ``n`` more bound it.
-
-        Args:
-            x: Images (batch, channels, height, width) within ``clip_values``.
-            n: Estimation samples.
-            batch_size: Noisy copies classified at once; changes nothing but speed.
-
-        Returns:
-            Labels (batch,), -1 where it abstains, and l2 radii (batch,) in image units, 0 there.
-
-        Raises:
-            InputError: As for the constructor, or an ``n`` too small to certify anything.
-        """
-        certificates = self.certificates(x, n, batch_size)
-        labels = np.array([certificate.label for certificate in certificates])
-        return labels, np.array([certificate.radius for certificate in certificates])
-
-    def certificates(self, x: np.ndarray, n: int, batch_size: int = 32) -> list[Certificate]:
-        """Return what `certify` rests on: a `Certificate` an image, with counts and seed.
-
-        Args, Raises: As `certify`.
-        """
-        seed = self._seed_for_call()
-        return [
-            certify(
-                self.model.base,
-                image,
-                sigma=self.sigma,
-                n0=self.sample_size,
-                n=n,
-                alpha=self.alpha,
-                seed=seed,
-                index=index,
-                batch_size=batch_size,
-                clip_values=self.clip_values,
-            )
-            for index, image in enumerate(self._check(x))
-        ]
-
-    def vote(self, x: np.ndarray, n: int, batch_size: int = 32) -> np.ndarray:
-        """Predict by majority vote over noise (Cohen et al., Predict).
-
-        Args:
-            x: Images (batch, channels, height, width) within ``clip_values``.
-            n: Samples an image.
-            batch_size: Noisy copies classified at once; changes nothing but speed.
-
-        Returns:
-            Labels (batch,), -1 where the two leading classes cannot be told apart at ``alpha``.
-        """
-        seed = self._seed_for_call()
-        return np.array(
-            [
-                vote(
-                    self.model.base,
-                    image,
-                    sigma=self.sigma,
-                    n=n,
-                    alpha=self.alpha,
-                    seed=seed,
-                    index=index,
-                    batch_size=batch_size,
-                    clip_values=self.clip_values,
-                ).label
-                for index, image in enumerate(self._check(x))
-            ]
-        )
 
     def fit(self, x: np.ndarray, y: np.ndarray, *args: Any, **kwargs: Any) -> None:
         """Train the parameters of ``optimizer`` on the smoothed loss, as ART does; then eval mode.

@@ -149,6 +149,9 @@ def from_json(kind: str, record: Mapping[str, Any]) -> Row:
     common = {"idx": int(record["idx"]), "label": int(record["label"])}
     predict, seconds = int(record["predict"]), float(record["seconds"])
     sampling: dict[str, Any] = {}
+    for total, votes in (("n0", "selection_counts"), ("n", "counts")):
+        if total in record and record[total] != sum(record[votes].values()):
+            raise ValueError(f"{total} is {record[total]}, but {votes} hold another number")
     if "counts" in record:
         sampling = {name: record[name] for name in ("alpha", "sigma", "seed", "dtype")}
         sampling["counts"] = _counts(record["counts"])

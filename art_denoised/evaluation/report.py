@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,8 +14,9 @@ from art_denoised.checks import InputError
 from art_denoised.evaluation.records import CertifyRow
 from art_denoised.smoothing.statistics import (
     ABSTAIN,
+    TableRow,
+    accuracy_rows,
     average_certified_radius,
-    certified_accuracy,
 )
 
 if TYPE_CHECKING:
@@ -24,15 +25,6 @@ if TYPE_CHECKING:
 _SUFFIXES = (".png", ".pdf", ".svg")
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-
-
-class TableRow(NamedTuple):
-    """Certified accuracy at one radius, with its 95% Clopper-Pearson interval over images."""
-
-    radius: float
-    certified_accuracy: float
-    low: float
-    high: float
 
 
 def accuracy_table(rows: Sequence[CertifyRow], radii: Sequence[float]) -> list[TableRow]:
@@ -50,12 +42,7 @@ def accuracy_table(rows: Sequence[CertifyRow], radii: Sequence[float]) -> list[T
         >>> [entry.certified_accuracy for entry in accuracy_table(rows, [0.0, 0.5])]
         [1.0, 0.5]
     """
-    correct, certified = _columns(rows)
-    table = []
-    for radius in radii:
-        accuracy, interval = certified_accuracy(correct, certified, radius)
-        table.append(TableRow(float(radius), accuracy, *interval))
-    return table
+    return accuracy_rows(*_columns(rows), radii)
 
 
 def to_json(table: Sequence[TableRow]) -> list[dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +86,55 @@ def certify_data(
         >>> [row.idx for row in log.rows]
         [0, 1, 2]
     """
-    plan = certification_plan(n0=n0, n=n, alpha=alpha, radii=radii)
-    options: dict[str, Any] = {"alpha": plan["alpha"], "n0": plan["n0"], "n": plan["bound"].last}
-    if plan["radii"]:
-        options |= {"radii": list(plan["radii"]), "use_labels": use_labels}
-
-    def procedure(index: int, label: int, record: dict[str, Any]) -> Procedure[Certificate]:
-        known = label if plan["radii"] and use_labels else None
-        return certifying(**plan, label=known, **record)
-
+    procedure = certifying_procedure(n0=n0, n=n, alpha=alpha, radii=radii, use_labels=use_labels)
     run = Runner(base, data, sigma, noise, seed, batch_size, indices)
-    settings = run.settings(options, identity)
+    settings = run.settings(procedure.settings, identity)
     return write_rows("certify", run, procedure, certify_row, out, settings, resume, tsv, progress)
+
+
+@dataclass(frozen=True)
+class CertifyingProcedure:
+    """How each image of a run is certified: called with its index, label and sampling record.
+
+    Attributes:
+        plan: As `certification_plan` returns it.
+        use_labels: Whether images whose selected class is wrong are skipped.
+    """
+
+    plan: Mapping[str, Any]
+    use_labels: bool
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of it determines the rows, as plain JSON values."""
+        n0, alpha, radii = (self.plan[name] for name in ("n0", "alpha", "radii"))
+        table = {"radii": list(radii), "use_labels": self.use_labels} if radii else {}
+        return {"alpha": alpha, "n0": n0, "n": self.plan["bound"].last, **table}
+
+    def __call__(self, index: int, label: int, record: dict[str, Any]) -> Procedure[Certificate]:
+        """Return the procedure of one image."""
+        known = label if self.plan["radii"] and self.use_labels else None
+        return certifying(**self.plan, label=known, **record)
+
+
+def certifying_procedure(
+    *,
+    n0: int,
+    n: int,
+    alpha: float,
+    radii: Sequence[float] = (),
+    use_labels: bool = True,
+) -> CertifyingProcedure:
+    """Check how the images of a run are to be certified (arguments of `certify_data`).
+
+    Raises:
+        InputError: A value out of range.
+
+    Example:
+        >>> certifying_procedure(n0=100, n=1000, alpha=0.001).settings
+        {'alpha': 0.001, 'n0': 100, 'n': 1000}
+    """
+    return CertifyingProcedure(certification_plan(n0=n0, n=n, alpha=alpha, radii=radii), use_labels)
 
 
 def predict_data(

@@ -76,8 +76,8 @@ class Runner:
         sigma: float,
         noise: str,
         seed: int,
-        batch_size: int | None,
-        indices: Sequence[int] | None,
+        batch_size: int | None = None,
+        indices: Sequence[int] | None = None,
     ) -> None:
         checks.eval_mode(base)
         self._base, self._data = base, data

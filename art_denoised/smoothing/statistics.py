@@ -303,6 +303,36 @@ def certified_accuracy(
     return hits / len(radii), proportion_interval(hits, len(radii))
 
 
+class TableRow(NamedTuple):
+    """Certified accuracy at one radius, with its 95% Clopper-Pearson interval over images."""
+
+    radius: float
+    certified_accuracy: float
+    low: float
+    high: float
+
+
+def accuracy_rows(
+    correct: Sequence[bool], certified: Sequence[float], radii: Sequence[float]
+) -> list[TableRow]:
+    """Return certified accuracy at each of ``radii``.
+
+    Args:
+        correct: Whether each image's certified label is its true one.
+        certified: Each image's certified radius, image units.
+        radii: The radii asked about, image units.
+
+    Example:
+        >>> accuracy_rows([True, True, False], [0.5, 0.1, 0.9], [0.0, 0.25])[1].radius
+        0.25
+    """
+    rows = []
+    for radius in radii:
+        accuracy, interval = certified_accuracy(correct, certified, radius)
+        rows.append(TableRow(float(radius), accuracy, *interval))
+    return rows
+
+
 def average_certified_radius(
     correct: Sequence[bool], radii: Sequence[float], confidence: float = 0.95
 ) -> tuple[float, Interval]:

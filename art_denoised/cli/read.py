@@ -1,0 +1,188 @@
+"""Commands that read logs: table, plot and verify."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from art_denoised.checks import InputError
+from art_denoised.cli.parser import add_command, radii
+
+if TYPE_CHECKING:
+    from art_denoised.evaluation.records import Log
+
+_LOG_HELP = "certify.jsonl, or a TSV with columns idx label predict radius correct time"
+
+
+def add_table(commands: Any) -> None:
+    """Add `table`."""
+    command = add_command(
+        commands,
+        "table",
+        _table,
+        "certified accuracy at chosen radii",
+        description=(
+            "Print certified accuracy with 95% confidence intervals, from logs of certify or from\n"
+            "the TSV logs of other projects (Cohen et al., Salman et al., Carlini et al.).\n"
+            "An image counts at r when its certified label is right and its radius at least r."
+        ),
+        epilog="example:\n    art-denoised table runs/*/certify.jsonl --radii 0,0.25,0.5",
+    )
+    command.add_argument("logs", nargs="+", type=Path, metavar="LOG", help=_LOG_HELP)
+    command.add_argument(
+        "--radii",
+        type=radii,
+        metavar="R,R,...",
+        help="l2 radii (default: those that the logs were made for, or a grid up to the last)",
+    )
+    command.add_argument(
+        "--json",
+        action="store_true",
+        help="print a list of {radius, certified_accuracy, low, high}, "
+        "and log where there are several",
+    )
+
+
+def add_plot(commands: Any) -> None:
+    """Add `plot`."""
+    command = add_command(
+        commands,
+        "plot",
+        _plot,
+        "certified accuracy against radius",
+        description=(
+            "Draw certified accuracy against radius, for each log a curve with its 95% confidence\n"
+            "band. Logs are those of certify or TSV logs of other projects."
+        ),
+        epilog="example:\n    art-denoised plot runs/*/certify.jsonl -o accuracy.pdf",
+    )
+    command.add_argument("logs", nargs="+", type=Path, metavar="LOG", help=_LOG_HELP)
+    command.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FILE", help=".png, .pdf or .svg"
+    )
+    command.add_argument("--title", help="a title above the plot")
+
+
+def add_verify(commands: Any) -> None:
+    """Add `verify`."""
+    command = add_command(
+        commands,
+        "verify",
+        _verify,
+        "recompute every row of a log from its votes",
+        description=(
+            "Recompute label, bound and radius of every row from its votes, alpha, sigma and\n"
+            "mode, and say which rows do not follow. Exit code 0: all follow; 1: some do not.\n"
+            "That the votes are those of the network cannot be seen from a log."
+        ),
+        epilog=(
+            "examples:\n"
+            "    art-denoised verify runs/denoised/certify.jsonl\n"
+            "  a table whose certificates hold all together, with probability 0.95:\n"
+            "    art-denoised verify runs/denoised/certify.jsonl --family-alpha 0.05"
+        ),
+    )
+    command.add_argument(
+        "logs", nargs="+", type=Path, metavar="LOG", help="certify.jsonl or predict.jsonl"
+    )
+    command.add_argument(
+        "--family-alpha",
+        type=float,
+        metavar="A",
+        help="also print the table at alpha = A / images, where all certificates of a log hold "
+        "together with probability 1 - A",
+    )
+
+
+def summary(log: Log, path: Path) -> None:
+    """Print the table of a finished run."""
+    from art_denoised.evaluation.report import format_table
+
+    print(format_table({path.parent.name or "run": log.rows}, _radii([log])))
+    print(f"log: {path}")
+
+
+def _table(arguments: argparse.Namespace) -> None:
+    from art_denoised.evaluation.report import accuracy_table, format_table, to_json
+
+    logs = _read_logs(arguments.logs)
+    named = {name: log.rows for name, log in logs.items()}
+    at = arguments.radii or _radii(list(logs.values()))
+    for name, log in logs.items():
+        asked = (log.settings or {}).get("radii")
+        if asked and not set(at) <= set(asked):
+            made_for = ", ".join(f"{radius:g}" for radius in asked)
+            notice = f"{name} was made for radii {made_for}; at others it gives lower bounds"
+            print(f"notice: {notice}", file=sys.stderr)
+    if not arguments.json:
+        print(format_table(named, at))
+        return
+    entries = []
+    for name, rows in named.items():
+        which = {"log": name} if len(named) > 1 else {}
+        entries += [which | entry for entry in to_json(accuracy_table(rows, at))]
+    print(json.dumps(entries, indent=2))
+
+
+def _plot(arguments: argparse.Namespace) -> None:
+    from art_denoised.evaluation.report import plot_accuracy
+
+    named = {name: log.rows for name, log in _read_logs(arguments.logs).items()}
+    plot_accuracy(named, arguments.out, title=arguments.title)
+    print(f"plot: {arguments.out}")
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from art_denoised.evaluation.report import format_table
+    from art_denoised.evaluation.verify import family_wise, verify
+
+    wrong = 0
+    for path in arguments.logs:
+        log = _read(path)
+        findings = verify(log)
+        for finding in findings:
+            print(f"{path}: image {finding.idx}: {finding.problem}")
+        bad = len({finding.idx for finding in findings})
+        print(f"{path}: {len(log.rows) - bad} of {len(log.rows)} rows follow from their votes")
+        wrong += bad
+        if arguments.family_alpha is not None:
+            together = family_wise(log, arguments.family_alpha)
+            named = {
+                "each": log.rows,
+                f"all together, {1 - arguments.family_alpha:g}": together.rows,
+            }
+            print(format_table(named, _radii([log])))
+    return 1 if wrong else 0
+
+
+def _radii(logs: Sequence[Log]) -> list[float]:
+    """Return the radii that all these logs were made for, if they agree, else a grid."""
+    from art_denoised.evaluation.report import default_radii
+
+    asked = [(log.settings or {}).get("radii") for log in logs]
+    if asked[0] and all(radii == asked[0] for radii in asked):
+        return list(asked[0])
+    return default_radii([row for log in logs for row in log.rows])
+
+
+def _read(path: Path) -> Log:
+    from art_denoised.evaluation.logs import read_log
+
+    log = read_log(path)
+    for notice in log.notices:
+        print(f"notice: {path}: {notice}", file=sys.stderr)
+    return log
+
+
+def _read_logs(paths: Sequence[Path]) -> dict[str, Log]:
+    logs = {}
+    for path in paths:
+        log = _read(path)
+        if log.kind != "certify":
+            raise InputError(f"{path} is a log of {log.kind}; give a log of certify, with radii")
+        logs[str(path)] = log
+    return logs

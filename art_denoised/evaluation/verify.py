@@ -1,0 +1,140 @@
+"""Check a log without its network: every row against its votes, the votes against the plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from art_denoised import checks
+from art_denoised.checks import InputError
+from art_denoised.evaluation.records import CertifyRow, Log, Row
+from art_denoised.smoothing.bounds import Anytime, Looks
+from art_denoised.smoothing.statistics import Certificate, Vote
+
+_P_TOLERANCE = 1e-9  # other versions of scipy
+_RADIUS_TOLERANCE = 1.5e-6  # one step of the rounding down, at worst
+
+
+class Finding(NamedTuple):
+    """A row that does not follow from its votes and the settings of its run."""
+
+    idx: int
+    problem: str
+
+
+def verify(log: Log) -> list[Finding]:
+    """Recompute label, bound and radius of every row from its counts, alpha, sigma and mode.
+
+    What is checked: that the votes were looked at where the plan in the log's settings allows it,
+    that alpha, sigma, seed, type and noise are those of the settings, and that label, p_lower,
+    p-value and radius follow. What cannot be checked: that the votes are those of the network.
+
+    Args:
+        log: Of certify or predict, as `read_log` returns it.
+
+    Returns:
+        What is wrong, nothing for a log that is sound.
+
+    Raises:
+        InputError: The log has no votes (a TSV).
+
+    Example:
+        >>> c = Certificate.from_counts({3: 50}, {3: 1000}, alpha=0.001, sigma=0.25)
+        >>> settings = {"alpha": 0.001, "sigma": 0.25, "n0": 50, "n": 1000, "seed": 0}
+        >>> row = CertifyRow(7, label=3, predict=3, radius=c.radius, seconds=1, certificate=c)
+        >>> verify(Log("certify", settings, (row,)))
+        []
+        >>> verify(Log("certify", settings, (replace(row, certificate=replace(c, radius=0.9)),)))
+        [Finding(idx=7, problem='radius is 0.9, the votes give 0.615815')]
+    """
+    settings = log.settings
+    if settings is None:
+        raise InputError("the log is a TSV, without votes; give the certify.jsonl of the run")
+    return [Finding(row.idx, problem) for row in log.rows for problem in _problems(row, settings)]
+
+
+def family_wise(log: Log, alpha: float) -> Log:
+    """Return the log as it stands if *all* its certificates shall hold with probability 1 - alpha.
+
+    Each of m rows is bounded again at alpha / m (Bonferroni), from the same votes. Early stopping
+    stays sound: the bounds at all looks hold together at any alpha.
+
+    Args:
+        log: Of certify, with votes.
+        alpha: Failure probability of all certificates together.
+
+    Raises:
+        InputError: A value out of range, or a log without certificates.
+
+    Example:
+        >>> c = Certificate.from_counts({3: 50}, {3: 1000}, alpha=0.001, sigma=0.25)
+        >>> row = CertifyRow(7, label=3, predict=3, radius=c.radius, seconds=1, certificate=c)
+        >>> family_wise(Log("certify", {}, (row, replace(row, idx=8))), 0.002).rows[0].radius
+        0.615815
+    """
+    each = checks.alpha(alpha) / max(len(log.rows), 1)
+    rows = []
+    for row in log.rows:
+        if not isinstance(row, CertifyRow) or row.certificate is None:
+            raise InputError("the log has no votes of certify; give a certify.jsonl")
+        c = row.certificate.at(each)
+        rows.append(replace(row, predict=c.label, radius=c.radius, certificate=c))
+    return replace(log, rows=tuple(rows))
+
+
+def _problems(row: Row, settings: Mapping[str, Any]) -> Iterator[str]:
+    answer = row.certificate if isinstance(row, CertifyRow) else row.vote
+    if answer is None:
+        yield "there are no votes"
+        return
+    for name in ("alpha", "sigma", "seed", "dtype"):
+        if name in settings and getattr(answer, name) != settings[name]:
+            yield f"{name} is {getattr(answer, name)}, that of the run {settings[name]}"
+    quantised = settings.get("noise") == "quantised"
+    if quantised != (answer.noise == "quantised"):
+        yield f"noise is {answer.noise}, that of the run {settings.get('noise')}"
+    if isinstance(answer, Certificate):
+        yield from _certificate_problems(answer, settings)
+    else:
+        yield from _vote_problems(answer, settings)
+    if row.predict != answer.label:
+        yield f"predict is {row.predict}, the certified label {answer.label}"
+
+
+def _certificate_problems(c: Certificate, settings: Mapping[str, Any]) -> Iterator[str]:
+    if c.n0 != settings.get("n0"):
+        yield f"the class was selected from {c.n0} samples, not {settings.get('n0')}"
+    skipped = c.n == 0 and bool(settings.get("use_labels"))
+    if isinstance(c.bound, Anytime):
+        planned = [c.bound.a, c.bound.b] == settings.get("prior")
+    else:
+        last = settings.get("n", 0)
+        plan = Looks(c.bound.first, last) if settings.get("radii") else Looks.fixed(last)
+        planned = "prior" not in settings and c.bound == plan and c.n in plan.counts
+    if not (planned or skipped):
+        yield f"no look was planned after {c.n} samples in the settings of the run"
+        return
+    if c.tv < 0 or (c.tv == 0) != (c.noise == "gaussian"):
+        yield f"tv is {c.tv}, with {c.noise} noise"
+    if c.drawn < c.n:
+        yield f"{c.drawn} samples were drawn, but {c.n} counted"
+    again = c.at(c.alpha)
+    if c.label != again.label:
+        yield f"label is {c.label}, the votes give {again.label}"
+    if not math.isclose(c.p_lower, again.p_lower, rel_tol=_P_TOLERANCE):
+        yield f"p_lower is {c.p_lower:g}, the votes give {again.p_lower:g}"
+    if abs(c.radius - again.radius) > _RADIUS_TOLERANCE:
+        yield f"radius is {c.radius:g}, the votes give {again.radius:g}"
+
+
+def _vote_problems(v: Vote, settings: Mapping[str, Any]) -> Iterator[str]:
+    n = sum(v.counts.values())
+    if n != settings.get("n"):
+        yield f"there are {n} votes, not {settings.get('n')}"
+    again = Vote.from_counts(v.counts, alpha=v.alpha, sigma=v.sigma)
+    if v.label != again.label:
+        yield f"label is {v.label}, the votes give {again.label}"
+    if not math.isclose(v.p_value, again.p_value, rel_tol=_P_TOLERANCE):
+        yield f"p_value is {v.p_value:g}, the votes give {again.p_value:g}"
