@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from art_denoised.denoisers.unet import UNetDenoiser as UNetDenoiser
     from art_denoised.estimators.smoothing import DenoisedSmoothing as DenoisedSmoothing
     from art_denoised.smoothing.certify import certify as certify
+    from art_denoised.smoothing.certify import certify_anytime as certify_anytime
     from art_denoised.smoothing.certify import vote as vote
     from art_denoised.smoothing.modules import DenoisedClassifier as DenoisedClassifier
     from art_denoised.smoothing.modules import SmoothedClassifier as SmoothedClassifier
@@ -37,6 +38,7 @@ _HOMES = {
     "UNetDenoiser": "denoisers.unet",
     "Vote": "smoothing.statistics",
     "certify": "smoothing.certify",
+    "certify_anytime": "smoothing.certify",
     "load_denoiser": "denoisers.checkpoints",
     "save_denoiser": "denoisers.checkpoints",
     "vote": "smoothing.certify",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -102,13 +103,16 @@ def test_plot(tmp_path):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_rows_do_not_depend_on_batch_size_or_sigkill(tmp_path):
+@pytest.mark.parametrize("mode", [{"n": 300}, {"n": 2000, "radii": "0,0.25,0.5"}], ids=str)
+def test_rows_do_not_depend_on_batch_size_or_sigkill(tmp_path, mode):
     """Batch sizes 1 and 64, and a run killed half way, end in identical rows."""
-    settings = {"model": "tests.nets:slow", "n": 300, "max": 6, "denoiser": DENOISER}
+    settings = {"model": "tests.nets:slow", "max": 6, "denoiser": DENOISER, **mode}
     for size in (1, 64):
         assert main(certify_args(tmp_path / str(size), batch_size=size, **settings)) == 0
     killed = tmp_path / "killed" / "certify.jsonl"
-    run = process(*certify_args(killed.parent, **settings), env={"SLOW_SECONDS": "0.05"})
+    run = process(
+        *certify_args(killed.parent, batch_size=32, **settings), env={"SLOW_SECONDS": "0.05"}
+    )
     deadline = time.monotonic() + 60
     while not killed.exists() or killed.read_bytes().count(b"\n") < 3:
         assert time.monotonic() < deadline
@@ -123,6 +127,93 @@ def test_rows_do_not_depend_on_batch_size_or_sigkill(tmp_path):
     )
     assert one.rows == many.rows == resumed.rows
     assert one.settings == many.settings == resumed.settings
+
+
+def test_a_table_of_radii_costs_a_fraction_and_says_so(tmp_path, capsys):
+    options = {"denoiser": DENOISER, "n": 3000, "max": 20}
+    assert main(certify_args(tmp_path / "all", **options)) == 0
+    assert "60,000 samples for 20 images" in capsys.readouterr().out
+    assert main(certify_args(tmp_path / "table", **options, radii="0.25,0.0")) == 0
+    printed = capsys.readouterr().out
+    logs = [str(tmp_path / name / "certify.jsonl") for name in ("all", "table")]
+    rows = {log: read_log(log).rows for log in logs}
+    drawn = sum(row.certificate.drawn for row in rows[logs[1]])
+    assert f"{drawn:,} samples for 20 images" in printed
+    assert drawn < 60_000 / 3
+    assert re.search(r"images +r=0 +r=0.25 +abstain", printed)  # the radii asked for, no others
+    shares = []
+    for log in logs:
+        assert main(["table", log, "--radii", "0,0.25", "--json"]) == 0
+        shares.append([e["certified_accuracy"] for e in json.loads(capsys.readouterr().out)])
+    assert shares[0] == pytest.approx(shares[1], abs=0.051)
+    assert main(["table", logs[1], "--radii", "0,0.5"]) == 0
+    assert "lower bounds" in capsys.readouterr().err
+    assert main([*certify_args(tmp_path / "one", **options), "--at-radius", "0.25"]) == 0
+    one = read_log(tmp_path / "one" / "certify.jsonl")
+    assert one.settings["radii"] == [0.25]
+    assert sum(row.certificate.drawn for row in one.rows) <= drawn
+
+
+def test_images_that_are_wrong_are_sampled_only_on_request(tmp_path):
+    options = {"sigma": 0.5, "n": 500, "max": 20, "radii": "0.25"}
+    main(certify_args(tmp_path / "labels", **options))
+    main([*certify_args(tmp_path / "all", **options), "--all-images"])
+    labels, everything = (
+        read_log(tmp_path / name / "certify.jsonl").rows for name in ("labels", "all")
+    )
+    assert any(row.certificate.n == 0 for row in labels)
+    assert all(row.certificate.n > 0 for row in everything)
+    right = [(a, b) for a, b in zip(labels, everything, strict=True) if a.certificate.n]
+    assert all(a == b for a, b in right)
+
+
+def test_a_deadline_survives_sigkill_and_is_tightened(tmp_path, capsys):
+    arguments = certify_args(tmp_path, model="tests.nets:slow", max=5, n=20000, batch_size=50)
+    run = process(*arguments, "--deadline", "10m", env={"SLOW_SECONDS": "0.02"})
+    log = tmp_path / "certify.jsonl"
+    while not log.exists() or log.read_bytes().count(b"\n") < 8:
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+    before = {row.idx: row for row in read_log(log).rows}
+    assert main([*arguments, "--deadline", "1s", "--resume"]) == 0
+    capsys.readouterr()
+    after = read_log(log).rows
+    assert [row.idx for row in after] == list(range(5))
+    for row in after:
+        if row.idx in before:
+            assert row.certificate.n >= before[row.idx].certificate.n
+    assert main(["verify", str(log)]) == 0
+
+
+def test_a_preview_costs_no_log(tmp_path, capsys):
+    arguments = certify_args(tmp_path / "out", max=30, n=5000, radii="0.25")
+    assert main([*arguments, "--preview", "--cost-per-sample", "0.01"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"30 images: about [\d,]+ samples .*fewer.*seconds, cost \d", printed)
+    assert not (tmp_path / "out").exists()
+    assert main([*certify_args(tmp_path / "out"), "--preview", "--deadline", "9s"]) == 2
+    assert_one_line(capsys.readouterr().err)
+
+
+def test_quantised_noise_and_other_types_are_recorded(tmp_path, capsys):
+    x = (DIGITS * 255).round() / 255
+    data = npz(tmp_path / "data.npz", x, np.array([0, 1, 2]))
+    assert main(certify_args(tmp_path / "q", data=data, max=None, noise="quantised")) == 0
+    assert main(["verify", str(tmp_path / "q" / "certify.jsonl")]) == 0
+    assert all(
+        row.certificate.noise == "quantised"
+        for row in read_log(tmp_path / "q" / "certify.jsonl").rows
+    )
+    for dtype in ("bfloat16", "auto"):
+        assert main(certify_args(tmp_path / dtype, dtype=dtype)) == 0
+    assert read_log(tmp_path / "bfloat16" / "certify.jsonl").settings["dtype"] == "bfloat16"
+    capsys.readouterr()
+    assert main(certify_args(tmp_path / "no", noise="quantised")) == 2  # sixteen grey levels
+    message = capsys.readouterr().err
+    assert_one_line(message)
+    assert "multiples of 1/255" in message
 
 
 def test_interrupt_keeps_rows_and_says_how_to_go_on(tmp_path):
@@ -216,6 +307,15 @@ DIGITS = (load_digits().images[:3, None] / 16).astype(np.float32)
         ({"data": "torchvision:NoSuch:tests"}, ["NoSuch"]),
         ({"data": "torchvision:CIFAR10:tests"}, ["CIFAR10", "tests"]),
         ({"device": "abacus"}, ["abacus"]),
+        ({"noise": "laplace"}, ["laplace", "quantised"]),
+        ({"dtype": "float8"}, ["float8", "bfloat16"]),
+        ({"at_radius": -0.5}, ["-0.5"]),
+        ({"at_radius": "nan"}, ["nan"]),
+        ({"radii": "0,-1"}, ["0,-1"]),
+        ({"radii": "0", "at_radius": 1}, ["--at-radius", "--radii"]),
+        ({"deadline": "soon"}, ["soon", "10m"]),
+        ({"deadline": "0s"}, ["0s"]),
+        ({"batch_size": "big"}, ["big", "auto"]),
     ],
     ids=lambda value: (
         "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else ""
@@ -281,6 +381,8 @@ def test_bad_image_in_the_middle_keeps_the_rows_before_it(tmp_path, capsys):
         (["table", "x", "--radii", "a"], ["radii", "'a'"]),
         (["table", "x", "--radii", "-1"], ["radii"]),
         (["plot", "README.md", "-o", "a.png"], ["README.md"]),
+        (["verify", "README.md"], ["README.md"]),
+        (["verify", "missing.jsonl"], ["missing.jsonl"]),
         (["frobnicate"], ["frobnicate"]),
         (["certify"], ["--model"]),
         (["demo", "--images", "0"], ["images"]),
@@ -294,7 +396,7 @@ def test_bad_commands(capsys, arguments, words):
         assert word in message
 
 
-@pytest.mark.parametrize("command", ["certify", "predict", "table", "plot", "demo", None])
+@pytest.mark.parametrize("command", ["certify", "predict", "table", "plot", "verify", "demo", None])
 def test_help_is_a_page(capsys, command):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"] if command else ["--help"])

@@ -123,8 +123,8 @@ class Looks:
 @lru_cache
 def _look_counts(first: int, last: int) -> tuple[int, ...]:
     counts = [first]
-    while counts[-1] * _FACTOR * math.sqrt(_FACTOR) <= last:  # the last step is of 1.2 to 1.8
-        counts.append(math.ceil(counts[-1] * _FACTOR))
+    while (following := math.ceil(counts[-1] * _FACTOR)) * math.sqrt(_FACTOR) <= last:
+        counts.append(following)
     return tuple(counts) if first == last else (*counts, last)
 
 
@@ -178,7 +178,7 @@ class Anytime:
             return 0.0
         low = math.exp(target / k) / 2  # the root lies above exp(target / k)
         root = float(optimize.brentq(excess, low, top, xtol=1e-15, rtol=1e-14))
-        return root * (1 - _SAFETY) - 2e-15
+        return max(root * (1 - _SAFETY) - 2e-15, 0.0)
 
 
 Bound: TypeAlias = Looks | Anytime

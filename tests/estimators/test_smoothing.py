@@ -67,6 +67,40 @@ def test_certify_returns_arts_pair(make, x):
     )
 
 
+def test_certify_table_proves_the_same_from_fewer_samples(make, x, y):
+    smoothed = make()
+    radii = [0.0, 0.2]
+    table, certificates = smoothed.certify_table(x, y, radii, n=3000)
+    full = smoothed.certificates(x, n=3000)
+    assert [row.radius for row in table] == radii
+    for row in table:
+        right = [
+            c.label == label and c.proves(row.radius) for c, label in zip(full, y, strict=True)
+        ]
+        assert row.certified_accuracy == pytest.approx(np.mean(right), abs=1.5 / len(x))
+        assert row.low <= row.certified_accuracy <= row.high
+    assert sum(c.drawn for c in certificates) < 3000 * len(x) / 3
+    one_hot = smoothed.certify_table(x, np.eye(10)[y], radii, n=3000, batch_size=5)
+    assert one_hot == (table, certificates)  # whatever the batches
+
+
+def test_certify_table_refuses_what_makes_no_table(make, x, y):
+    with pytest.raises(InputError, match="radii is empty"):
+        make().certify_table(x, y, [])
+    with pytest.raises(InputError, match="labels"):
+        make().certify_table(x, y[:-1], [0.2])
+    with pytest.raises(InputError, match="radius is -1"):
+        make().certify_table(x, y, [-1.0])
+
+
+def test_quantised_certificates(make, x):
+    levels = (x * 255).round() / 255
+    (c,) = make().certificates(levels[:1], n=200, noise="quantised")
+    assert c.noise == "quantised"
+    with pytest.raises(InputError, match="multiples of 1/255"):
+        make().certificates(x[:1] + 0.001 * (x[:1] < 0.5), n=200, noise="quantised")
+
+
 def test_abstention_is_minus_one_and_never_class_0(make, x):
     class Coin(nn.Module):
         """Class 0 or 1 by the sign of one noisy pixel."""

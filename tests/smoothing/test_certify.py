@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from art_denoised import certify, vote
+from art_denoised import certify, certify_anytime, vote
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier, digits_denoiser
 from art_denoised.smoothing.modules import DenoisedClassifier
@@ -119,3 +119,33 @@ def test_bad_values(changes, word):
 def test_the_smallest_n_that_can_certify_does():
     x = torch.full((1, 8, 8), 1.0)
     assert certify(HalfSpace(), x, sigma=SIGMA, n=10).radius > 0
+
+
+def test_radii_stop_sampling_and_labels_skip(digits):
+    base, x = digits_classifier(), digits[0][0]
+    options = {"sigma": SIGMA, "n": 10_000, "radii": [0.1]}
+    c = certify(base, x, **options)
+    assert c.proves(0.1)
+    assert c.drawn < 2000
+    skipped = certify(base, x, **options, label=(c.label + 1) % 10)
+    assert (skipped.label, skipped.n) == (-1, 0)
+    whole = certify(base, x, sigma=SIGMA, n=1000, label=(c.label + 1) % 10)
+    assert whole.n == 1000  # without radii the full radius is asked for
+
+
+def test_anytime_certificates_are_tightened_and_stop_in_time(digits):
+    base, x = digits_classifier(), digits[0][0]
+    first = certify_anytime(base, x, sigma=SIGMA, n=150, n0=50)
+    second = certify_anytime(base, x, sigma=SIGMA, n=2000, n0=50, earlier=first)
+    assert second == certify_anytime(base, x, sigma=SIGMA, n=2000, n0=50, batch_size=7)
+    assert certify_anytime(base, x, sigma=SIGMA, n=100, n0=50, earlier=second) == second
+    for other in ({"sigma": 0.5}, {"seed": 1}, {"alpha": 0.01}):
+        with pytest.raises(InputError, match=next(iter(other))):
+            certify_anytime(base, x, **{"sigma": SIGMA, "earlier": first, **other})
+    fixed = certify(base, x, sigma=SIGMA, n=150)
+    with pytest.raises(InputError, match="bound"):
+        certify_anytime(base, x, sigma=SIGMA, earlier=fixed)
+    quick = certify_anytime(base, x, sigma=SIGMA, n=10**9, seconds=0.3)
+    assert 0 < quick.n < 10**9
+    with pytest.raises(InputError, match="no time to select"):
+        certify_anytime(base, x, sigma=SIGMA, n0=10**9, seconds=0.05)

@@ -1,0 +1,120 @@
+"""Offline verification: sound logs pass, and every kind of tampering is named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from art_denoised.checks import InputError
+from art_denoised.cli import main
+from art_denoised.demo import digits_classifier
+from art_denoised.evaluation.data import load_data
+from art_denoised.evaluation.deadline import certify_data_until
+from art_denoised.evaluation.logs import read_log
+from art_denoised.evaluation.records import Log
+from art_denoised.evaluation.run import certify_data, predict_data
+from art_denoised.evaluation.verify import family_wise, verify
+
+COMMON = {"sigma": 0.25, "indices": range(6), "progress": False, "batch_size": 64}
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    base, data, out = digits_classifier(), load_data("digits"), tmp_path_factory.mktemp("logs")
+    certify_data(base, data, out / "fixed", n=300, **COMMON)
+    certify_data(base, data, out / "looks", n=5000, radii=[0.0, 0.25], **COMMON)
+    certify_data_until(base, data, out / "anytime", n=400, seconds=60, **COMMON)
+    predict_data(base, data, out / "predict", n=200, **COMMON)
+    return {path.parent.name: path for path in out.glob("*/*.jsonl")}
+
+
+@pytest.mark.parametrize("name", ["fixed", "looks", "anytime", "predict"])
+def test_logs_of_all_modes_follow_from_their_votes(logs, name, capsys):
+    assert verify(read_log(logs[name])) == []
+    assert main(["verify", str(logs[name])]) == 0
+    assert "6 of 6 rows follow" in capsys.readouterr().out
+
+
+def tampered(path, tmp_path, change):
+    """The log with its row of image 0 changed, as a forger would: the votes too, if he likes."""
+    lines = path.read_text().splitlines()
+    kept = [line for line in lines[1:] if json.loads(line)["idx"] != 0]
+    record = json.loads(next(line for line in reversed(lines) if json.loads(line).get("idx") == 0))
+    change(record)
+    forged = tmp_path / "forged.jsonl"
+    forged.write_text("\n".join([lines[0], *kept, json.dumps(record)]) + "\n")
+    return forged
+
+
+def fewer_samples(record):
+    """A run that was stopped where it suited: honest votes, honest bound, no look planned there."""
+    record["counts"] = {c: k - 1 for c, k in record["counts"].items() if k > 1}
+    record["n"] = sum(record["counts"].values())
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "word"),
+    [
+        ("fixed", lambda r: r.update(radius=r["radius"] + 1e-5), "radius"),
+        ("looks", lambda r: r.update(radius=r["radius"] + 1e-5), "radius"),
+        ("anytime", lambda r: r.update(radius=r["radius"] + 1e-5), "radius"),
+        ("fixed", lambda r: r.update(p_lower=r["p_lower"] + 1e-7), "p_lower"),
+        ("fixed", lambda r: r.update(predict=r["predict"] + 1), "label"),
+        ("fixed", lambda r: r.update(alpha=0.01), "alpha"),
+        ("fixed", lambda r: r.update(sigma=0.5), "sigma"),
+        ("fixed", lambda r: r.update(seed=1), "seed"),
+        ("fixed", lambda r: r.update(dtype="bfloat16"), "dtype"),
+        ("fixed", lambda r: r.update(noise="quantised"), "noise"),
+        ("fixed", lambda r: r.update(mode="anytime", prior=[2.0, 0.3]), "no look was planned"),
+        ("looks", lambda r: r.update(mode="fixed"), "no look was planned"),
+        ("looks", lambda r: r.update(looks=[r["n"], r["n"]]), "no look was planned"),
+        ("looks", fewer_samples, "no look was planned"),
+        ("fixed", fewer_samples, "no look was planned"),
+        ("anytime", lambda r: r.update(prior=[9.0, 0.1]), "no look was planned"),
+        ("looks", lambda r: r.update(drawn=r["n"] - 1), "drawn"),
+        ("fixed", lambda r: r.update(tv=1e-9), "tv"),
+        ("predict", lambda r: r.update(p_value=r["p_value"] / 2), "p_value"),
+        ("predict", fewer_samples, "votes"),
+    ],
+)
+def test_tampering_is_found(logs, tmp_path, capsys, name, change, word):
+    forged = tampered(logs[name], tmp_path, change)
+    findings = verify(read_log(forged))
+    assert {finding.idx for finding in findings} == {0}
+    assert any(word in finding.problem for finding in findings), findings
+    assert main(["verify", str(forged)]) == 1
+    assert "5 of 6 rows follow" in capsys.readouterr().out
+
+
+def test_totals_that_are_not_those_of_the_votes_are_damage(logs, tmp_path, capsys):
+    forged = tampered(logs["fixed"], tmp_path, lambda r: r.update(n=10**6))
+    assert main(["verify", str(forged)]) == 2
+    assert "n is 1000000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["fixed", "looks", "anytime"])
+def test_family_wise_certificates_are_those_of_a_smaller_alpha(logs, name, capsys):
+    log = read_log(logs[name])
+    together = family_wise(log, 0.006)
+    for ours, each in zip(together.rows, log.rows, strict=True):
+        assert ours.certificate.alpha == pytest.approx(0.001)
+        assert ours.radius == pytest.approx(each.radius, abs=1e-6)
+    stricter = family_wise(log, 1e-4)
+    assert all(s.radius <= e.radius for s, e in zip(stricter.rows, log.rows, strict=True))
+    assert any(s.radius < e.radius for s, e in zip(stricter.rows, log.rows, strict=True))
+    assert main(["verify", str(logs[name]), "--family-alpha", "0.05"]) == 0
+    assert "all together, 0.95" in capsys.readouterr().out
+
+
+def test_what_cannot_be_verified_is_refused(logs, tmp_path):
+    with pytest.raises(InputError, match="TSV"):
+        verify(Log("certify", None, ()))
+    with pytest.raises(InputError, match="votes of certify"):
+        family_wise(read_log(logs["predict"]), 0.05)
+    with pytest.raises(InputError, match=r"alpha is 0\.7"):
+        family_wise(read_log(logs["fixed"]), 0.7)
+    log = read_log(logs["fixed"])
+    bare = replace(log, rows=tuple(replace(row, certificate=None) for row in log.rows))
+    assert len(verify(bare)) == 6

@@ -1,0 +1,125 @@
+"""Quantised noise: the exact distribution, and certificates that survive floating point."""
+
+from __future__ import annotations
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch import nn
+
+from art_denoised import certify, vote
+from art_denoised.checks import InputError
+from art_denoised.smoothing.procedures import Stage
+from art_denoised.smoothing.quantised import QuantisedGaussian, _cells
+from art_denoised.smoothing.sampling import Stream, StreamKey
+
+KEY = StreamKey(seed=3, index=5, stage=Stage.ESTIMATION)
+
+
+def draw(sigma: float, n: int, shape=(3, 8, 8), start: int = 0) -> torch.Tensor:
+    return Stream(QuantisedGaussian(sigma), KEY, shape, start=start).take(n)
+
+
+@pytest.mark.parametrize("sigma", [0.001, 0.12, 0.25, 1.0])
+def test_cells_are_the_rounded_gaussian(sigma):
+    """Their distance from the exact distribution is computed in 60 digits, and within `tv`."""
+    cells = _cells(sigma)
+    steps = np.diff(np.concatenate([[0], cells.thresholds.astype(object), [2**64]]))
+    with mpmath.workdps(60):
+        scale, distance, outside = mpmath.mpf(sigma) * 255, mpmath.mpf(0), mpmath.mpf(1)
+        for j, share in enumerate(steps, start=cells.lowest):
+            exact = mpmath.ncdf((j + mpmath.mpf(0.5)) / scale) - mpmath.ncdf(
+                (j - mpmath.mpf(0.5)) / scale
+            )
+            outside -= exact
+            distance += abs(exact - mpmath.mpf(int(share)) / 2**64)
+        assert (distance + outside) / 2 <= QuantisedGaussian(sigma).tv(1)
+    assert QuantisedGaussian(sigma).tv(3 * 224 * 224) < 1e-10
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.25, 1.0])
+def test_draws_follow_the_cells(sigma):
+    """Chi-squared over all cells with 20 expected draws or more; false alarm: 1e-6."""
+    values = draw(sigma, 2000).flatten().numpy().astype(int)
+    edges = np.arange(values.min(), values.max() + 2) - 0.5
+    observed, _ = np.histogram(values, edges)
+    expected = len(values) * np.diff(stats.norm.cdf(edges / (255 * sigma)))
+    often = expected >= 20
+    observed, expected = observed[often], expected[often]
+    statistic = ((observed - expected) ** 2 / expected).sum()
+    assert stats.chi2.sf(statistic, len(expected)) > 1e-6
+
+
+@given(st.lists(st.integers(1, 120), min_size=1, max_size=5), st.integers(0, 150))
+@settings(max_examples=20)
+def test_a_stream_may_be_cut_and_entered_anywhere(sizes, start):
+    stream = Stream(QuantisedGaussian(0.25), KEY, (3, 5, 7), start=start)
+    taken = torch.cat([stream.take(size) for size in sizes])
+    assert torch.equal(taken, draw(0.25, start + sum(sizes), (3, 5, 7))[start:])
+
+
+def test_networks_see_integers_over_255():
+    noise, x = QuantisedGaussian(0.25), torch.arange(192).reshape(3, 8, 8) / 255
+    noisy = noise.add(noise.centre(x), draw(0.25, 50))
+    whole = (noisy.double() * 255).round()
+    assert torch.equal(noisy, whole.float() / 255)
+    assert float(noisy.min()) < 0
+    assert float(noisy.max()) > 1  # nothing is clipped
+
+
+def test_images_of_other_depths_are_refused():
+    with pytest.raises(InputError, match="no multiples of 1/255"):
+        certify(nn.Flatten(), torch.full((1, 8, 8), 0.3), sigma=0.25, n=100, noise="quantised")
+    with pytest.raises(InputError, match="noise is 'laplace'"):
+        certify(nn.Flatten(), torch.zeros(1, 8, 8), sigma=0.25, n=100, noise="laplace")
+    with pytest.raises(InputError, match=r"clip_values are \(0, 255\)"):
+        certify(
+            nn.Flatten(),
+            torch.zeros(1, 8, 8),
+            sigma=64,
+            n=100,
+            noise="quantised",
+            clip_values=(0, 255),
+        )
+
+
+def test_certificates_record_their_noise(digits):
+    x = (digits[0][0] * 255).round() / 255
+    c = certify(nn.Flatten(), x, sigma=0.25, n=200, noise="quantised")
+    assert c.noise == "quantised"
+    assert 0 < c.tv < 1e-13
+    assert c.at(c.alpha) == c
+    plain = certify(nn.Flatten(), x, sigma=0.25, n=200)
+    assert (plain.noise, plain.tv) == ("gaussian", 0.0)
+
+
+class LowBits(nn.Module):
+    """Reads off the last bits of small values where zero was before noise was added.
+
+    A float32 sum 8/255 + eps that ends near 0 is a multiple of 2^-29, because its summands are;
+    float32 noise itself has finer values there. After Voracek and Hein (2023).
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        small = x.abs() < 2.0**-6
+        fine = small & ((x.double() * 2.0**29) % 1 != 0)
+        margin = fine.flatten(1).any(1).float() - 0.5
+        return torch.stack([margin, -margin], dim=1)
+
+
+def test_floating_point_voids_ordinary_certificates_and_not_quantised_ones():
+    """The same classifier: a false certificate of radius 3 in one mode, none in the other."""
+    here, there = torch.zeros(1, 32, 32), torch.full((1, 32, 32), 8 / 255)
+    distance = float((here - there).norm())
+    options = {"sigma": 1.0, "n": 1000}
+    ordinary = certify(LowBits(), here, **options)
+    assert ordinary.radius > 2 * distance  # a claim about all points so near
+    assert vote(LowBits(), there, **options).label not in (-1, ordinary.label)  # that is false
+
+    sound = certify(LowBits(), here, **options, noise="quantised")
+    assert sound.radius > distance
+    assert vote(LowBits(), there, **options, noise="quantised").label == sound.label
