@@ -49,7 +49,7 @@ def load_module(option: str, name: str) -> nn.Module:
     return module
 
 
-def load_denoiser_option(name: str) -> nn.Module:
+def load_denoiser_option(name: str, option: str = "--denoiser") -> nn.Module:
     """Load a denoiser named by a checkpoint or a factory; a file of that name comes first.
 
     Raises:
@@ -61,7 +61,7 @@ def load_denoiser_option(name: str) -> nn.Module:
     """
     if Path(name).exists() or ":" not in name:
         return load_denoiser(name)
-    return load_module("--denoiser", name)
+    return load_module(option, name)
 
 
 def find_device(name: str) -> torch.device:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from art_denoised import __version__
 from art_denoised.checks import InputError
-from art_denoised.cli import read, run
+from art_denoised.cli import read, run, train
 from art_denoised.cli.parser import Parser
 
 _DESCRIPTION = """\
@@ -17,6 +17,7 @@ Certify pretrained image classifiers by denoised randomized smoothing.
   art-denoised demo                 see the whole job on handwritten digits, in about a minute
   art-denoised certify ...          certify a data set: one label and l2 radius an image
   art-denoised predict ...          predict with the smoothed classifier, abstaining where unsure
+  art-denoised train-denoiser ...   train a denoiser for a classifier, seen or only queried
   art-denoised table LOG...         certified accuracy at chosen radii
   art-denoised plot LOG... -o FILE  certified accuracy against radius, as a picture
   art-denoised verify LOG...        recompute every row of a log from its votes
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            f"{parser.prog}: interrupted; rows so far are kept, --resume goes on", file=sys.stderr
+            f"{parser.prog}: interrupted; what was done is kept, --resume goes on", file=sys.stderr
         )
         return 130
 
@@ -71,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     run.add_certify(commands)
     run.add_predict(commands)
+    train.add_train_denoiser(commands)
     read.add_table(commands)
     read.add_plot(commands)
     read.add_verify(commands)

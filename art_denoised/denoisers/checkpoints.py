@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from art_denoised.checks import InputError
 from art_denoised.denoisers.dncnn import DnCNN
 from art_denoised.denoisers.memnet import MemNet
 from art_denoised.denoisers.unet import UNetDenoiser
+from art_denoised.storage import write_whole
 
 # First bytes of what is a pickle: the zip that torch.save writes, or a bare one.
 _PICKLES = (b"PK", b"\x80")
@@ -201,14 +201,7 @@ def save_denoiser(denoiser: nn.Module, path: Path | str) -> None:
             "with safetensors.torch.save_file"
         )
     state = {name: tensor.contiguous() for name, tensor in denoiser.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(to_bytes(state, metadata))
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; give another place") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, to_bytes(state, metadata))
 
 
 def _strip_prefixes(state: dict[str, Tensor], wanted: object) -> dict[str, Tensor]:

@@ -20,6 +20,8 @@ from art_denoised.estimators.certifying import CertifyingMixin
 from art_denoised.estimators.preprocessing import without_preprocessing
 from art_denoised.smoothing.modules import DenoisedClassifier, SmoothedClassifier
 from art_denoised.smoothing.sampling import fresh_seed
+from art_denoised.training.denoiser import Objective, train_denoiser
+from art_denoised.training.loop import Plan
 from art_denoised.types import Denoiser
 
 
@@ -42,7 +44,7 @@ class DenoisedSmoothing(CertifyingMixin, PyTorchClassifier, RandomizedSmoothingM
         nb_classes: Number of classes.
         loss: Loss on log-probabilities and labels; cross-entropy by default, which leaves
             log-probabilities as they are.
-        optimizer: For `fit`, over the parameters to train.
+        optimizer: For ART's own trainers; `fit` makes its own.
         clip_values: Smallest and largest pixel value.
         sample_size: n0, the samples that select the class in `certify`.
         alpha: Failure probability of `certify` and `vote`, for each image.
@@ -197,19 +199,64 @@ class DenoisedSmoothing(CertifyingMixin, PyTorchClassifier, RandomizedSmoothingM
             outputs = [self.model(batch.to(self.device)).float().cpu() for batch in batches]
         return torch.cat(outputs).numpy()
 
-    def fit(self, x: np.ndarray, y: np.ndarray, *args: Any, **kwargs: Any) -> None:
-        """Train the parameters of ``optimizer`` on the smoothed loss, as ART does; then eval mode.
+    def fit(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        batch_size: int = 128,
+        nb_epochs: int = 20,
+        *,
+        objective: str | Objective = "stability",
+        rate: float = 1e-3,
+        augment: str = "none",
+        verbose: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Train the denoiser at ``sigma``, the classifier frozen (Salman et al., section 3).
+
+        Fresh data, other schedules, surrogates and checkpoints: `art_denoised.training`.
+
+        Args:
+            x: Clean images (batch, channels, height, width) in [0, 1].
+            y: Labels: indices (batch,), or one-hot (batch, nb_classes).
+            batch_size: Images a step.
+            nb_epochs: Passes over the images.
+            objective: "mse", "stability", "classification", "hybrid", or a function like
+                `art_denoised.training.denoiser.stability`.
+            rate: Peak learning rate.
+            augment: "crop+flip", "crop" or "none".
+            verbose: Show progress.
+            **kwargs: Ignored, as in ART.
 
         Raises:
-            InputError: There is no optimizer, or bad images.
+            InputError: There is no denoiser with parameters, images are not in [0, 1], or a value
+                is out of range.
         """
-        if self._optimizer is None:
-            raise InputError("there is no optimizer; construct with optimizer= to train")
-        self._check(x)
-        try:
-            super().fit(x, y, *args, **kwargs)
-        finally:
-            self.model.eval()
+        base = self.model.base
+        denoiser = getattr(base, "denoiser", None)
+        if not (isinstance(denoiser, nn.Module) and list(denoiser.parameters())):
+            raise InputError("there is no denoiser to train; construct with a denoiser network")
+        low, high = map(np.asarray, self.clip_values)
+        if (low != 0).any() or (high != 1).any():
+            raise InputError(f"clip_values are {self.clip_values}; denoisers are trained in [0, 1]")
+        y = np.asarray(y)
+        labels = checks.labels(y.argmax(1) if y.ndim == 2 else y, self.nb_classes)
+        plan = Plan(
+            epochs=nb_epochs,
+            batch_size=batch_size,
+            rate=rate,
+            augment=augment,  # type: ignore[arg-type]
+            seed=self._seed_for_call(),
+        )
+        train_denoiser(
+            denoiser,
+            torch.utils.data.TensorDataset(self._check(x), labels),
+            objective=objective,
+            classifiers=[base.classifier],
+            sigma=self.sigma,
+            plan=plan,
+            progress=verbose,
+        )
 
     def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **kwargs: Any) -> Any:
         """Return the gradient of the smoothed classifier's loss in the images.

@@ -28,7 +28,7 @@ class ImageData(Protocol):
         ...
 
 
-def load_data(spec: str) -> ImageData:
+def load_data(spec: str, *, train: bool = False) -> ImageData:
     """Open a data set.
 
     Args:
@@ -36,6 +36,8 @@ def load_data(spec: str) -> ImageData:
             ``imagefolder:DIR`` with one folder of images a class; ``npz:FILE`` with arrays ``x``
             (images, channels, height, width) in [0, 1] and ``y`` (class indices);
             ``torchvision:NAME:DIR``, the test part of a data set already in DIR.
+        train: Take the training part where the data set has one: of ``digits`` the 1,297 images
+            that are not held out, and of torchvision's. Folders and files are taken whole.
 
     Raises:
         InputError: The specification or what it points to cannot be used.
@@ -47,14 +49,14 @@ def load_data(spec: str) -> ImageData:
     """
     kind, _, rest = spec.partition(":")
     if spec == "digits":
-        return digits(train=False)
+        return digits(train=train)
     if kind == "npz" and rest:
         return _npz(Path(rest))
     if kind == "imagefolder" and rest:
         return _imagefolder(Path(rest))
     name, _, folder = rest.partition(":")
     if kind == "torchvision" and name and folder:
-        return _torchvision(name, Path(folder))
+        return _torchvision(name, Path(folder), train)
     raise InputError(f"data is {spec!r}; give {SPECS}")
 
 
@@ -124,13 +126,16 @@ def _imagefolder(folder: Path) -> ImageData:
         raise InputError(f"{folder} is not an image folder: {_first_line(error)}") from None
 
 
-def _torchvision(name: str, folder: Path) -> ImageData:
+def _torchvision(name: str, folder: Path, train: bool) -> ImageData:
     datasets, to_tensor = _import_torchvision()
     dataset: Any = getattr(datasets, name, None)
     parameters = inspect.signature(dataset).parameters if inspect.isclass(dataset) else {}
-    which: dict[str, Any] = {"train": False} if "train" in parameters else {"split": "test"}
+    split = "train" if train else "test"
+    which: dict[str, Any] = {"train": train} if "train" in parameters else {"split": split}
     if "root" not in parameters or next(iter(which)) not in parameters:
-        raise InputError(f"torchvision has no test data set named {name!r}; for example CIFAR10")
+        raise InputError(
+            f"torchvision has no data set with parts named {name!r}; for example CIFAR10"
+        )
     try:
         return dataset(root=_existing(folder), transform=to_tensor, **which)
     except (RuntimeError, OSError) as error:

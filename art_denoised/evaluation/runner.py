@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -24,26 +22,8 @@ from art_denoised.smoothing.certify import find_noise, sampling_record
 from art_denoised.smoothing.packing import Task, run_packed, takes_channels_last
 from art_denoised.smoothing.procedures import Procedure
 from art_denoised.smoothing.sampling import model_device, model_dtype
+from art_denoised.storage import make_folder, weights_fingerprint
 from art_denoised.types import Image
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """Return a short hash of all weights and buffers: equal for equal models, whatever the file.
-
-    Example:
-        >>> import torch
-        >>> layer = torch.nn.Linear(2, 2)
-        >>> before = weights_fingerprint(layer)
-        >>> _ = layer.bias.data.add_(1)
-        >>> weights_fingerprint(layer) == before
-        False
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(raw.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 class Runner:
@@ -189,15 +169,7 @@ def write_rows(
 
 def open_log(kind: str, out: Path | str, settings: Mapping[str, Any], resume: bool) -> LogWriter:
     """Open ``out/kind.jsonl``, telling the user what had to be repaired."""
-    log = LogWriter(_make_folder(Path(out)) / f"{kind}.jsonl", kind, settings, resume=resume)
+    log = LogWriter(make_folder(Path(out)) / f"{kind}.jsonl", kind, settings, resume=resume)
     for notice in log.notices:
         tqdm.write(f"notice: {notice}", file=sys.stderr)
     return log
-
-
-def _make_folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(f"{folder} is in the way of the output folder; give another") from None
-    return folder

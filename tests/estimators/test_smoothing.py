@@ -263,18 +263,21 @@ def test_clone_for_refitting_starts_afresh(make, x):
     assert clone.optimizer.defaults["lr"] == 0.01
 
 
-def test_fit_trains_what_the_optimizer_holds_and_ends_in_eval_mode(make, x, y):
+def test_fit_trains_the_denoiser_and_leaves_the_classifier(make, x, y):
     smoothed = make()
-    smoothed._optimizer = torch.optim.Adam(smoothed.model.base.denoiser.parameters(), lr=1e-3)
-    classifier = [p.clone() for p in smoothed.model.base.classifier.parameters()]
-    before = smoothed.compute_loss(x, y).mean()
-    smoothed.fit(x, y, nb_epochs=3, batch_size=6)
-    assert smoothed.compute_loss(x, y).mean() < before
-    for old, new in zip(classifier, smoothed.model.base.classifier.parameters(), strict=True):
-        assert torch.equal(old, new)
-    smoothed.certify(x[:1], n=20)
-    with pytest.raises(InputError, match="optimizer"):
-        make().fit(x, y)
+    classifier, denoiser = smoothed.model.base.classifier, smoothed.model.base.denoiser
+    before = [[p.clone() for p in part.parameters()] for part in (classifier, denoiser)]
+    smoothed.fit(x, np.eye(10)[y] if y.ndim == 1 else y, nb_epochs=2, batch_size=6)
+    assert all(map(torch.equal, before[0], classifier.parameters()))
+    assert not any(map(torch.equal, before[1], denoiser.parameters()))
+    smoothed.certify(x[:1], n=20)  # back in eval mode
+    smoothed.fit(x, y, nb_epochs=1, objective="mse")
+
+
+def test_fit_without_a_denoiser_is_refused(x, y):
+    plain = DenoisedSmoothing(digits_classifier(), sigma=0.25, input_shape=(1, 8, 8), nb_classes=10)
+    with pytest.raises(InputError, match="no denoiser to train"):
+        plain.fit(x, y)
 
 
 def test_global_random_state_is_untouched(make, x, y):

@@ -1,0 +1,210 @@
+"""Commands that train networks: train-denoiser."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from art_denoised.checks import InputError
+from art_denoised.cli.parser import add_command
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_DENOISER_DESCRIPTION = """\
+Train a denoiser for a pretrained classifier (Salman et al. 2020).
+
+objectives:
+  mse             restore the clean image; needs no classifier
+  stability       keep the label that the classifier gives the clean image
+  classification  reach the true label
+  hybrid          mse, then stability at a hundredth of the rate
+
+White box: --classifier is the one to defend, frozen. Black box: repeat --surrogate; the surrogates
+are taken in turn, and --classifier, if given, is only evaluated.
+
+OUT gets denoiser.safetensors (for certify --denoiser), train.jsonl and a checkpoint, from which
+--resume goes on exactly. What training costs: about three passes of denoiser and classifier an
+image and epoch; the progress bar estimates the time.
+"""
+
+_DENOISER_EPILOG = """\
+examples:
+  a small DnCNN for the packaged digits classifier, in a minute:
+    art-denoised train-denoiser --objective stability --data digits --test digits \\
+        --classifier art_denoised.demo:digits_classifier --sigma 0.25 \\
+        --architecture dncnn:6:24 --augment crop --epochs 30 --out runs/denoiser
+
+  for a classifier that can only be queried, with two surrogates and a range of noise:
+    art-denoised train-denoiser --objective stability --data imagefolder:train \\
+        --surrogate mynets:resnet18 --surrogate mynets:vgg16 --sigma 0.1,0.5 --out runs/denoiser
+"""
+
+
+def add_train_denoiser(commands: Any) -> None:
+    """Add `train-denoiser`."""
+    from art_denoised.evaluation.data import SPECS
+
+    command = add_command(
+        commands,
+        "train-denoiser",
+        _train_denoiser,
+        "train a denoiser for a classifier",
+        description=_DENOISER_DESCRIPTION,
+        epilog=_DENOISER_EPILOG,
+    )
+    add = command.add_argument
+    add("--objective", required=True, help="mse, stability, classification or hybrid")
+    add(
+        "--classifier",
+        metavar="FACTORY",
+        help="package.module:factory of the classifier to defend, in eval mode",
+    )
+    add(
+        "--surrogate",
+        action="append",
+        default=[],
+        metavar="FACTORY",
+        help="classifier to train with in its place; repeat for several",
+    )
+    add("--data", required=True, metavar="DATA", help=f"training images: {SPECS}")
+    add(
+        "--test", metavar="DATA", help="held-out images, evaluated after each epoch; the same forms"
+    )
+    add("--test-max", type=int, default=500, metavar="M", help="of them (default: %(default)s)")
+    add(
+        "--sigma",
+        type=_sigmas,
+        required=True,
+        metavar="S|LOW,HIGH",
+        help="noise level in units of images in [0, 1], or a range of levels",
+    )
+    add(
+        "--architecture",
+        default="dncnn",
+        metavar="NAME",
+        help="dncnn, dncnn:DEPTH:WIDTH or memnet, built here; or the FACTORY or CHECKPOINT of a "
+        "denoiser to go on from (default: %(default)s, 17 layers of 64 channels)",
+    )
+    add_plan_options(command)
+    add("--fine-epochs", type=int, help="of the second part of hybrid (default: 2/9 of --epochs)")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for weights and log")
+
+
+def add_plan_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of `Plan` and those of a training run."""
+    from art_denoised.training.loop import Plan
+
+    plan = Plan()
+    add = command.add_argument
+    for name, text in {
+        "epochs": "passes over the data",
+        "batch_size": "images a step",
+        "rate": "peak learning rate of Adam",
+        "weight_decay": "of Adam",
+        "schedule": "of the learning rate: cosine, step or constant",
+        "average": "decay of the moving average of the weights, 0 for none",
+        "augment": "crop+flip, crop or none",
+        "seed": "of everything random",
+    }.items():
+        default = getattr(plan, name)
+        add(
+            f"--{name.replace('_', '-')}",
+            type=type(default),
+            default=default,
+            help=f"{text} (default: %(default)s)",
+        )
+    add("--device", default="auto", help="cpu, cuda, ...; auto takes a GPU if there is one")
+    add("--resume", action="store_true", help="go on from the checkpoint in OUT")
+    add("--tensorboard", action="store_true", help="also write scalars for TensorBoard")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def read_plan(arguments: argparse.Namespace) -> Any:
+    """Return the `Plan` of the options."""
+    from art_denoised.training.loop import Plan
+
+    names = ("epochs", "batch_size", "rate", "weight_decay", "schedule", "average", "augment")
+    return Plan(**{name: getattr(arguments, name) for name in (*names, "seed")})
+
+
+def _train_denoiser(arguments: argparse.Namespace) -> None:
+    from art_denoised.denoisers.checkpoints import save_denoiser
+    from art_denoised.evaluation.data import load_data, select
+    from art_denoised.loading import find_device, load_module
+    from art_denoised.training.denoiser import train_denoiser
+
+    plan, device = read_plan(arguments), find_device(arguments.device)
+    target, classifiers = None, []
+    if arguments.classifier:
+        target = load_module("--classifier", arguments.classifier).to(device)
+        classifiers = [target]
+    if arguments.surrogate:
+        classifiers = [load_module("--surrogate", name).to(device) for name in arguments.surrogate]
+    data, holdout = load_data(arguments.data, train=True), None
+    if arguments.test:
+        test = load_data(arguments.test)
+        step = max(1, len(test) // arguments.test_max)  # all classes, where they are sorted
+        holdout = [test[i] for i in select(test, step, arguments.test_max)]
+    denoiser = _build(arguments.architecture, len(data[0][0]), arguments.seed).to(device)
+    rows = train_denoiser(
+        denoiser,
+        data,
+        objective=arguments.objective,
+        classifiers=classifiers,
+        target=target if arguments.surrogate else None,
+        sigma=arguments.sigma,
+        plan=plan,
+        fine_epochs=arguments.fine_epochs,
+        holdout=holdout,
+        out=arguments.out,
+        resume=arguments.resume,
+        identity={
+            name: getattr(arguments, name)
+            for name in ("classifier", "surrogate", "data", "architecture")
+        },
+        tensorboard=arguments.tensorboard,
+        progress=not arguments.quiet,
+    )
+    path = arguments.out / "denoiser.safetensors"
+    save_denoiser(denoiser.cpu(), path)
+    last = {name: value for name, value in rows[-1].items() if name not in ("rate", "seconds")}
+    print(", ".join(f"{name} {value:g}" for name, value in last.items()))
+    print(f"denoiser: {path}")
+
+
+def _build(name: str, channels: int, seed: int) -> nn.Module:
+    """Return the denoiser named, freshly drawn from the seed or loaded."""
+    import torch
+
+    from art_denoised.denoisers.dncnn import DnCNN
+    from art_denoised.denoisers.memnet import MemNet
+    from art_denoised.loading import load_denoiser_option
+
+    kind, *sizes = name.split(":")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if kind == "dncnn" and len(sizes) in (0, 2):
+            try:
+                depth, width = map(int, sizes) if sizes else (17, 64)
+                return DnCNN(channels, depth=depth, width=width)
+            except ValueError as error:
+                raise InputError(f"--architecture is {name!r}: {error}") from None
+        if name == "memnet":
+            return MemNet(channels)
+        return load_denoiser_option(name, "--architecture")
+
+
+def _sigmas(text: str) -> float | tuple[float, float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1:
+        return numbers[0]
+    if len(numbers) == 2:
+        return numbers[0], numbers[1]
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is no noise level; give a number, or two joined by a comma, as in 0.1,0.5"
+    )

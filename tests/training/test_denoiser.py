@@ -1,0 +1,177 @@
+"""Denoiser training: what each objective is for, and who may see whom."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from art_denoised import DnCNN
+from art_denoised.checks import InputError
+from art_denoised.demo import digits_classifier, digits_network
+from art_denoised.evaluation.data import digits
+from art_denoised.training.denoiser import (
+    OBJECTIVES,
+    classification,
+    judge_denoiser,
+    mse,
+    stability,
+    train_denoiser,
+)
+from art_denoised.training.loop import Plan
+
+SIGMA = 0.5
+PLAN = Plan(epochs=12, batch_size=64, rate=5e-3, average=0.9, augment="crop")
+
+
+def small() -> DnCNN:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return DnCNN(1, depth=4, width=12)
+
+
+def train(objective: str, plan: Plan = PLAN, **options):
+    denoiser = small()
+    rows = train_denoiser(
+        denoiser,
+        digits(train=True),
+        objective=objective,
+        sigma=SIGMA,
+        plan=plan,
+        progress=False,
+        **options,
+    )
+    return denoiser, rows
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    data = digits(train=False)
+    return [data[i] for i in range(500)]
+
+
+@pytest.fixture(scope="module")
+def by_mse(held_out):
+    denoiser, rows = train("mse", holdout=held_out)
+    return denoiser, rows, judge_denoiser(denoiser, digits_classifier(), held_out, SIGMA)
+
+
+def test_mse_training_removes_most_of_the_noise(by_mse):
+    """The identity leaves sigma^2 = 0.25; this must leave less than a quarter of it."""
+    _, rows, judged = by_mse
+    assert judged["mse"] < SIGMA**2 / 4
+    assert rows[-1]["mse"] == judged["mse"]
+    assert rows[-1]["loss"] < rows[0]["loss"] / 2
+
+
+def test_stability_training_serves_the_classifier_better_than_mse(by_mse, held_out):
+    denoiser, rows = train("stability", classifiers=[digits_classifier()])
+    judged = judge_denoiser(denoiser, digits_classifier(), held_out, SIGMA)
+    assert judged["accuracy"] > by_mse[2]["accuracy"] + 0.05
+    assert judged["mse"] > by_mse[2]["mse"]  # it is not after the image
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_hybrid_starts_from_mse_and_adds_stability(by_mse, held_out, tmp_path):
+    plan = Plan(epochs=12, batch_size=64, rate=5e-3, average=0.9, augment="crop")
+    denoiser, rows = train(
+        "hybrid", plan, classifiers=[digits_classifier()], fine_epochs=4, out=tmp_path
+    )
+    assert [row["epoch"] for row in rows] == [*range(1, 13), *range(1, 5)]
+    assert rows[12]["rate"] == pytest.approx(5e-5)
+    judged = judge_denoiser(denoiser, digits_classifier(), held_out, SIGMA)
+    assert judged["accuracy"] > by_mse[2]["accuracy"]
+    assert judged["mse"] < 2 * by_mse[2]["mse"]  # near where it came from
+    assert (tmp_path / "mse" / "train.jsonl").exists()
+    again, _ = train(
+        "hybrid", plan, classifiers=[digits_classifier()], fine_epochs=4, out=tmp_path, resume=True
+    )
+    for a, b in zip(again.parameters(), denoiser.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_objectives_are_what_they_are_named_after():
+    classifier = nn.Flatten()
+    x = torch.tensor([[2.0, 0.0], [0.0, 2.0]]).reshape(2, 2, 1, 1)
+    x_hat, y = torch.zeros_like(x), torch.tensor([1, 1])
+    log2 = torch.log(torch.tensor(2.0))
+    assert mse(x_hat, x, y, None) == 2.0
+    assert torch.allclose(stability(x_hat, x, y, classifier), log2)
+    # The label that the classifier gives the clean image counts, not the true one.
+    assert stability(x, x, y, classifier) < 0.2 < classification(x, x, y, classifier)
+
+
+class Recorder(nn.Module):
+    def __init__(self, name: str, calls: list[str]) -> None:
+        super().__init__()
+        self.net, self.name, self.calls = digits_network(), name, calls
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            self.calls.append(self.name)
+        return self.net(x)
+
+
+def recorders(*names: str) -> tuple[list[Recorder], list[str]]:
+    calls: list[str] = []
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return [Recorder(name, calls).eval() for name in names], calls
+
+
+def test_surrogates_take_turns_and_the_target_is_never_asked(held_out):
+    (a, b, c, target), calls = recorders("a", "b", "c", "target")
+    train(
+        "stability",
+        Plan(epochs=1, batch_size=200),
+        classifiers=[a, b, c],
+        target=target,
+        holdout=held_out[:10],
+    )
+    assert calls == ["a", "b", "c", "a", "b", "c"]
+
+
+def test_the_target_must_not_be_a_surrogate():
+    same_weights = digits_classifier()
+    with pytest.raises(InputError, match="among the surrogates"):
+        train("stability", classifiers=[digits_classifier()], target=same_weights)
+
+
+def test_classifiers_stay_as_they_are():
+    classifier = digits_classifier()
+    before = {name: value.clone() for name, value in classifier.state_dict().items()}
+    wanted = [p.requires_grad for p in classifier.parameters()]
+    train("stability", Plan(epochs=1, batch_size=200), classifiers=[classifier])
+    after = classifier.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert wanted == [p.requires_grad for p in classifier.parameters()]
+    assert all(p.grad is None for p in classifier.parameters())
+
+
+def test_a_range_of_sigmas_reaches_the_denoiser():
+    seen = []
+
+    class Told(DnCNN):
+        def forward(self, x_noisy, sigma=None):
+            seen.append(sigma)
+            return super().forward(x_noisy)
+
+    train_denoiser(
+        Told(1, depth=3, width=4), digits(train=True), objective="mse", sigma=(0.1, 0.4),
+        plan=Plan(epochs=1, batch_size=100), progress=False,
+    )  # fmt: skip
+    levels = torch.cat(seen)
+    assert 0.1 <= levels.min() < 0.12
+    assert 0.38 < levels.max() <= 0.4
+
+
+def test_bad_input():
+    with pytest.raises(InputError, match="objective is 'l1'"):
+        train("l1")
+    for name in set(OBJECTIVES) - {"mse"}:
+        with pytest.raises(InputError, match="needs a classifier"):
+            train(name)
+    with pytest.raises(InputError, match="training mode"):
+        train("stability", classifiers=[nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))])
+    with pytest.raises(InputError, match="lower one first"):
+        train_denoiser(small(), [], sigma=(0.5, 0.1))

@@ -1,0 +1,242 @@
+"""The training loop: exact under interruption, and clean in what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from art_denoised.checks import InputError
+from art_denoised.training.loop import Plan, augment, train
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def data(n: int = 40) -> TensorDataset:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(n, 1, 8, 8, generator=generator)
+    return TensorDataset(x, torch.arange(n) % 10)
+
+
+def network() -> nn.Module:
+    """Batch norm and dropout: state and randomness that a careless resume would lose."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(0.2), nn.Conv2d(4, 1, 1)
+        )
+
+
+def loss_of(net: nn.Module):
+    return lambda x, y, step: (net(x + 0.1 * torch.randn_like(x)) - x).square().mean()
+
+
+def states_equal(a: nn.Module, b: nn.Module) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+@pytest.mark.parametrize("stop", [1, 4, 5, 7, 13])
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_an_interrupted_training_ends_in_the_same_bits(tmp_path, stop, average):
+    plan = Plan(epochs=3, batch_size=8, rate=0.01, average=average)
+    whole = network()
+    rows = train(whole, data(), loss_of(whole), plan, progress=False)
+
+    net = network()
+
+    def interrupted(x, y, step):
+        if step == stop:
+            raise InterruptedError
+        return loss_of(net)(x, y, step)
+
+    options = {"out": tmp_path, "progress": False, "save_every": 0.0}
+    with pytest.raises(InterruptedError):
+        train(net, data(), interrupted, plan, **options)
+    again = network()
+    resumed = train(again, data(), loss_of(again), plan, resume=True, **options)
+    assert states_equal(again, whole)
+    assert [row["loss"] for row in resumed] == [row["loss"] for row in rows]
+    logged = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert logged[1:] == resumed
+
+
+_SCRIPT = """
+import sys, time, torch
+sys.path.insert(0, {root!r})
+from tests.training.test_loop import data, loss_of, network
+from art_denoised.training.loop import Plan, train
+torch.set_num_threads(1)
+net = network()
+def slow(x, y, step):
+    time.sleep(0.02)
+    return loss_of(net)(x, y, step)
+plan = Plan(epochs=20, batch_size=8, rate=0.01)
+train(net, data(), slow, plan, out={out!r}, resume=True, save_every=0.05, progress=False)
+"""
+
+
+def test_a_training_survives_sigkill(tmp_path):
+    script = _SCRIPT.format(root=str(ROOT), out=str(tmp_path))
+    kills = 0
+    for _ in range(3):
+        run = subprocess.Popen([sys.executable, "-c", script])
+        checkpoint = tmp_path / "checkpoint.pt"
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        while run.poll() is None:
+            if checkpoint.exists() and checkpoint.stat().st_mtime_ns > before:
+                time.sleep(0.3)
+                break
+            time.sleep(0.01)
+        run.send_signal(signal.SIGKILL)
+        kills += run.wait() == -signal.SIGKILL
+    assert kills >= 2
+    net, whole = network(), network()
+    plan = Plan(epochs=20, batch_size=8, rate=0.01)
+    train(net, data(), loss_of(net), plan, out=tmp_path, resume=True, progress=False)
+    train(whole, data(), loss_of(whole), plan, progress=False)
+    assert states_equal(net, whole)
+
+
+def test_the_seed_is_all_that_matters():
+    def weights(seed: int, state: int) -> torch.Tensor:
+        net = network()
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        plan = Plan(epochs=1, batch_size=8, seed=seed)
+        train(net, data(), loss_of(net), plan, progress=False)
+        assert torch.equal(before, torch.get_rng_state())
+        return net[0].weight
+
+    assert torch.equal(weights(0, 1), weights(0, 2))
+    assert not torch.equal(weights(0, 1), weights(1, 1))
+
+
+def test_a_data_loader_keeps_its_workers_and_gets_our_order():
+    nets = network(), network()
+    plan = Plan(epochs=1, batch_size=8)
+    train(nets[0], data(), loss_of(nets[0]), plan, progress=False)
+    loader = DataLoader(data(), batch_size=3, shuffle=True, num_workers=1)
+    train(nets[1], loader, loss_of(nets[1]), plan, progress=False)
+    assert states_equal(*nets)
+
+
+def test_the_average_is_that_of_the_weights():
+    net, seen = network(), []
+
+    def loss(x, y, step):
+        seen.append(net[3].bias.detach().clone())
+        return loss_of(net)(x, y, step)
+
+    train(net, data(), loss, Plan(epochs=4, batch_size=8, rate=0.05, average=0.5), progress=False)
+    # Decay 0.5 forgets all but the last weights; those of the first step are far from them.
+    assert (net[3].bias - seen[-1]).abs().item() < 0.2 * (seen[0] - seen[-1]).abs().item()
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
+def test_schedules(schedule):
+    plan = Plan(rate=0.1, schedule=schedule)
+    rates = [plan.rate_at(step, 100) for step in range(100)]
+    assert max(rates) == pytest.approx(0.1)
+    assert all(0 < rate <= 0.1 for rate in rates)
+    assert rates[-1] == pytest.approx(
+        {"cosine": 0, "step": 0.001, "constant": 0.1}[schedule], abs=1e-3
+    )
+
+
+def test_augmentation_moves_and_flips_each_image_whole():
+    x = torch.arange(64.0).reshape(1, 1, 8, 8).repeat(200, 2, 1, 1)
+    torch.manual_seed(0)
+    moved = augment(x)
+    assert moved.shape == x.shape
+    assert torch.equal(moved[:, 0], moved[:, 1])  # channels stay together
+    kinds = {tuple(image.flatten().tolist()) for image in moved[:, 0]}
+    assert len(kinds) == 2 * 3 * 3  # flips, and one pixel each way
+    flips = (moved[:, 0, 4, 4] > moved[:, 0, 4, 3]).float().mean()
+    assert 0.3 < flips < 0.7
+    assert torch.equal(augment(x, "none"), x)
+    assert {tuple(i.flatten().tolist()) for i in augment(x, "crop")[:, 0]} <= kinds
+
+
+def test_scalars_for_tensorboard(tmp_path):
+    net = network()
+    train(
+        net, data(), loss_of(net), Plan(epochs=2, batch_size=8), out=tmp_path, tensorboard=True,
+        progress=False, evaluate=lambda weights: {"figure": 0.5},
+    )  # fmt: skip
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [e.value for e in events.Scalars("figure")] == [0.5, 0.5]
+    assert {"loss", "rate"} <= set(events.Tags()["scalars"])
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        yield torch.rand(1, 8, 8), 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0"),
+        ({"rate": -1}, "rate is -1"),
+        ({"schedule": "linear"}, "schedule is 'linear'"),
+        ({"augment": "cutout"}, "augment is 'cutout'"),
+        ({"average": 1.0}, "average is 1.0"),
+        ({"weight_decay": -1}, "weight_decay is -1"),
+    ],
+)
+def test_bad_plans(changes, message):
+    with pytest.raises(InputError, match=message):
+        Plan(**changes)
+
+
+def test_bad_data_and_folders(tmp_path):
+    net, plan = network(), Plan(epochs=1, batch_size=8)
+
+    def run(what, loss=None, **options):
+        return train(net, what, loss or loss_of(net), plan, progress=False, **options)
+
+    with pytest.raises(InputError, match="stream without length"):
+        run(Endless())
+    with pytest.raises(InputError, match="no images"):
+        run([])
+    with pytest.raises(InputError, match="divide by 255"):
+        run(TensorDataset(255 * torch.rand(8, 1, 8, 8), torch.zeros(8).long()))
+    with pytest.raises(InputError, match="pairs"):
+        run(TensorDataset(torch.rand(8, 1, 8, 8)))
+    with pytest.raises(InputError, match="nan at step 0; train with a smaller rate"):
+        run(data(), lambda x, y, step: net(x).mean() * float("nan"))
+    net = network()
+    run(data(), out=tmp_path)
+    net = network()
+    with pytest.raises(InputError, match="already holds a training"):
+        run(data(), out=tmp_path)
+    with pytest.raises(InputError, match=r"images 40 -> 32"):
+        run(data(32), out=tmp_path, resume=True)
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK rubbish")
+    with pytest.raises(InputError, match="no checkpoint of ours"):
+        run(data(), out=tmp_path, resume=True)
+    assert os.listdir(tmp_path).count("train.jsonl") == 1
+
+
+def test_a_last_smaller_batch_sits_out():
+    net, sizes = network(), []
+
+    def loss(x, y, step):
+        sizes.append(len(x))
+        return loss_of(net)(x, y, step)
+
+    train(net, data(20), loss, Plan(epochs=2, batch_size=8), progress=False)
+    assert sizes == [8, 8, 8, 8]
