@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from art_denoised.denoisers.checkpoints import save_denoiser as save_denoiser
     from art_denoised.denoisers.dncnn import DnCNN as DnCNN
     from art_denoised.denoisers.memnet import MemNet as MemNet
+    from art_denoised.denoisers.one_shot import OneShotDenoiser as OneShotDenoiser
     from art_denoised.denoisers.unet import UNetDenoiser as UNetDenoiser
+    from art_denoised.diffusion.loading import load_diffusion as load_diffusion
+    from art_denoised.diffusion.model import DiffusionModel as DiffusionModel
     from art_denoised.estimators.smoothing import DenoisedSmoothing as DenoisedSmoothing
     from art_denoised.smoothing.certify import certify as certify
     from art_denoised.smoothing.certify import certify_anytime as certify_anytime
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from art_denoised.smoothing.modules import SmoothedClassifier as SmoothedClassifier
     from art_denoised.smoothing.statistics import Certificate as Certificate
     from art_denoised.smoothing.statistics import Vote as Vote
+    from art_denoised.training.denoiser import train_denoiser as train_denoiser
+    from art_denoised.training.loop import Plan as Plan
 
 __version__ = "0.1.0"
 
@@ -31,16 +36,21 @@ _HOMES = {
     "Certificate": "smoothing.statistics",
     "DenoisedClassifier": "smoothing.modules",
     "DenoisedSmoothing": "estimators.smoothing",
+    "DiffusionModel": "diffusion.model",
     "DnCNN": "denoisers.dncnn",
     "InputError": "checks",
     "MemNet": "denoisers.memnet",
+    "OneShotDenoiser": "denoisers.one_shot",
+    "Plan": "training.loop",
     "SmoothedClassifier": "smoothing.modules",
     "UNetDenoiser": "denoisers.unet",
     "Vote": "smoothing.statistics",
     "certify": "smoothing.certify",
     "certify_anytime": "smoothing.certify",
     "load_denoiser": "denoisers.checkpoints",
+    "load_diffusion": "diffusion.loading",
     "save_denoiser": "denoisers.checkpoints",
+    "train_denoiser": "training.denoiser",
     "vote": "smoothing.certify",
 }
 __all__ = ["__version__", *_HOMES]

@@ -1,10 +1,15 @@
-"""Files that survive: written whole or not at all, and weights that can be told apart."""
+"""Files that survive a killed process, and weights that can be told apart."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -68,3 +73,149 @@ def weights_fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(raw.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+class Journal:
+    """An append-only file of JSON objects, a header with settings first; a context manager.
+
+    Each record is appended in a single write, so a killed process leaves at most a torn last
+    line, which is dropped when the file is opened again. One process writes at a time.
+
+    Args:
+        path: The file.
+        title: Says what it is, such as "certify log".
+        settings: What determines the records; plain JSON values.
+        resume: Continue the file if it exists.
+
+    Attributes:
+        records: Those that the file held when it was opened.
+        notices: What had to be repaired.
+
+    Raises:
+        InputError: The file exists and ``resume`` is not set, has another title or other settings,
+            is damaged, or is being written by another process.
+        OSError: The disk does not take it. Records before that stay readable.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "a.jsonl")
+        ...     with Journal(path, "answers", {"n": 9}) as journal:
+        ...         journal.append({"answer": "cat"})
+        ...     read_journal(path).records
+        [{'answer': 'cat'}]
+    """
+
+    def __init__(
+        self, path: Path, title: str, settings: Mapping[str, Any], *, resume: bool = False
+    ) -> None:
+        self.path = path
+        self.records: list[Any] = []
+        self.notices: list[str] = []
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            self._lock()
+            self._open({"art_denoised": title, "version": 1, "settings": dict(settings)}, resume)
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and let others write it."""
+        os.close(self._file)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one record. A process killed meanwhile leaves at most a torn last line."""
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        try:
+            written, reason = os.write(self._file, line), "no space for a whole row"
+        except OSError as error:
+            written, reason = 0, error.strerror or str(error)
+        if written != len(line):
+            raise OSError(
+                f"{self.path} cannot be written ({reason}); the rows before are kept, "
+                "make room and pass --resume"
+            )
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{self.path} is being written by another process") from None
+
+    def _open(self, header: dict[str, Any], resume: bool) -> None:
+        if not self.path.is_file():
+            raise InputError(f"{self.path} is not a regular file; choose another folder")
+        text = self.path.read_bytes().decode("utf-8", errors="replace")
+        if text and not resume:
+            raise InputError(
+                f"{self.path.parent} already holds a run ({self.path.name}); "
+                "pass --resume to continue it or choose another folder"
+            )
+        if text and "\n" not in text:
+            self.notices.append(f"{self.path}: header torn, starting again")
+            text = ""
+            os.ftruncate(self._file, 0)
+        if not text:
+            self.append(header)
+            return
+        contents = read_journal(self.path)
+        if contents.title != header["art_denoised"]:
+            raise InputError(f"{self.path} is a {contents.title}, not a {header['art_denoised']}")
+        _compare(self.path, contents.settings, json.loads(json.dumps(header["settings"])))
+        os.ftruncate(self._file, contents.whole)
+        self.records = contents.records
+        self.notices += [f"{self.path}: {notice}" for notice in contents.notices]
+
+
+class Contents(NamedTuple):
+    """What a journal holds."""
+
+    title: str
+    settings: Mapping[str, Any]
+    records: list[Any]
+    notices: list[str]
+    whole: int  # bytes of the lines that are not torn
+
+
+def read_journal(path: Path) -> Contents:
+    """Read a file that `Journal` wrote.
+
+    Raises:
+        InputError: Damaged before the last line, or no such file.
+    """
+    raw = path.read_bytes()
+    *lines, torn = raw.decode("utf-8", errors="replace").split("\n")
+    try:
+        header = json.loads(lines[0])
+        title, settings = str(header["art_denoised"]), dict(header["settings"])
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise InputError(f"{path} is no log: its first line is not a header of ours") from None
+    records = []
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise InputError(
+                f"{path}:{number} is damaged ({type(error).__name__}: {error})"
+            ) from None
+    notices = ["a torn last line was left out"] if torn else []
+    return Contents(title, settings, records, notices, raw.rfind(b"\n") + 1)
+
+
+def _compare(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if names:
+        changes = ", ".join(f"{name} {old.get(name)!r} -> {new.get(name)!r}" for name in names)
+        raise InputError(f"{path} is a log of other settings ({changes}); choose another folder")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from art_denoised.checks import InputError
 from art_denoised.denoisers.dncnn import DnCNN
 from art_denoised.denoisers.memnet import MemNet
+from art_denoised.denoisers.one_shot import OneShotDenoiser
 from art_denoised.denoisers.unet import UNetDenoiser
 from art_denoised.storage import write_whole
 
@@ -146,7 +147,8 @@ def load_denoiser(path: Path | str) -> nn.Module:
 
     Args:
         path: A checkpoint of `DnCNN` or `MemNet` in any of the field's forms, a file of
-            `save_denoiser`, or a diffusers folder of a UNet2DModel that predicts the noise.
+            `save_denoiser`; a diffusers folder with a scheduler (`OneShotDenoiser`), or without, of
+            a UNet2DModel that predicts the noise (`UNetDenoiser`).
 
     Raises:
         InputError: Unreadable, or of none of these architectures.
@@ -159,7 +161,8 @@ def load_denoiser(path: Path | str) -> nn.Module:
     path = Path(path)
     with torch.random.fork_rng(devices=[]):  # building a network draws weights, soon replaced
         if path.is_dir():
-            return UNetDenoiser.from_folder(path)
+            described = any(path.glob("**/scheduler_config.json"))
+            return (OneShotDenoiser if described else UNetDenoiser).from_folder(path)
         state = _strip_prefixes(read_state_dict(path), ())
         try:
             denoiser = _unet_from_metadata(path) or _infer_architecture(state)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from art_denoised.checks import InputError
+from art_denoised.diffusion.loading import read_unet
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Sigmas
@@ -62,37 +62,7 @@ class UNetDenoiser(nn.Module):
         Raises:
             InputError: The folder holds no UNet2DModel with safetensors weights that match it.
         """
-        from diffusers import UNet2DModel
-
-        folder = Path(folder)
-        weights = folder / "diffusion_pytorch_model.safetensors"
-        for file in (folder / "config.json", weights):
-            if not file.is_file():
-                raise InputError(
-                    f"{folder} is no folder of a diffusers UNet2DModel with safetensors: it holds "
-                    f"no {file.name}; write it with unet.save_pretrained(folder)"
-                )
-        try:
-            unet, report = UNet2DModel.from_pretrained(
-                folder,
-                use_safetensors=True,
-                local_files_only=True,
-                low_cpu_mem_usage=False,
-                torch_dtype=_dtype(weights),
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"{folder} is no folder of a diffusers UNet2DModel: {reason}"
-            ) from None
-        for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if report[what]:  # diffusers draws missing weights at random
-                raise InputError(
-                    f"the weights in {folder} do not match its config.json: {len(report[what])} "
-                    f"{what.replace('_', ' ')} (first {min(report[what])!r}); give an intact copy"
-                )
-        return cls(unet).eval()
+        return cls(read_unet(Path(folder))).eval()
 
     def forward(self, x_noisy: Images, sigma: Sigmas) -> Images:
         """Return x_hat; ``sigma`` is positive, one number or one an image, in image units."""
@@ -124,9 +94,3 @@ def _check_unet(unet: nn.Module) -> None:
             f"the U-Net maps {config.in_channels} channels to {config.out_channels}; "
             "give one that predicts the noise and nothing else"
         )
-
-
-def _dtype(weights: Path) -> torch.dtype:
-    with safe_open(weights, "pt") as file:
-        dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
-    return dtype

@@ -125,7 +125,7 @@ class Certificate:
         selected, n = top_class(selection_counts), sum(counts.values())
         bound = Looks.fixed(n) if bound is None else bound
         p_lower = 0.0
-        if n:
+        if n and selected != ABSTAIN:
             p_lower = max(bound.p_lower(counts.get(selected, 0), n, alpha) - tv, 0.0)
         certified = p_lower > 0.5
         return cls(
@@ -236,11 +236,14 @@ class Vote:
 def top_class(counts: Mapping[int, int]) -> int:
     """Return the class with most votes, the smallest index among equals.
 
+    Votes for -1, samples without an answer, select nothing; where there are no others, -1 is
+    returned, which certifies nothing.
+
     Example:
-        >>> top_class({7: 4, 2: 9, 5: 9})
-        2
+        >>> top_class({7: 4, 2: 9, 5: 9, -1: 20}), top_class({-1: 20})
+        (2, -1)
     """
-    return min(counts, key=lambda c: (-counts[c], c))
+    return min((c for c in counts if c != ABSTAIN), key=lambda c: (-counts[c], c), default=ABSTAIN)
 
 
 def certified_radius(p_lower: float, sigma: float) -> float:

@@ -1,0 +1,175 @@
+"""Diffusion models from diffusers folders: a UNet2DModel and the scheduler it was trained with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from art_denoised.checks import InputError
+from art_denoised.diffusion.families import DDPM, EDM, Family, Flow
+from art_denoised.diffusion.model import DiffusionModel
+
+if TYPE_CHECKING:
+    from art_denoised.types import Images, Labels
+
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def load_diffusion(folder: Path | str, *, classes: int | None = None) -> DiffusionModel:
+    """Load a diffusion model from a local diffusers folder, in eval mode; nothing is executed.
+
+    Args:
+        folder: A pipeline with ``unet`` and ``scheduler``, or one folder with config.json, weights
+            in safetensors and scheduler_config.json. DDPM-like schedulers (with betas) of all
+            three predictions, EDM and flow-matching ones are understood.
+        classes: Number of classes of a conditional U-Net. If it embeds one more, that is the null
+            class.
+
+    Raises:
+        InputError: Missing or damaged files, weights that are not safetensors, a consistency model
+            or a scheduler that is not known, or classes that do not fit the U-Net.
+
+    Example:
+        >>> import tempfile
+        >>> from diffusers import DDPMScheduler, UNet2DModel
+        >>> unet = UNet2DModel(
+        ...     sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 16),
+        ...     down_block_types=("DownBlock2D", "DownBlock2D"),
+        ...     up_block_types=("UpBlock2D", "UpBlock2D"), norm_num_groups=4,
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     unet.save_pretrained(folder)
+        ...     DDPMScheduler().save_pretrained(folder)
+        ...     model = load_diffusion(folder)
+        >>> model(torch.rand(2, 1, 8, 8), 0.25).shape
+        torch.Size([2, 1, 8, 8])
+    """
+    folder = Path(folder)
+    family = read_family(folder)
+    unet = read_unet(folder / "unet" if (folder / "unet").is_dir() else folder)
+    embedded = unet.config.num_class_embeds  # type: ignore[union-attr]
+    if classes is None and embedded is not None:
+        raise InputError(
+            f"the U-Net in {folder} embeds {embedded} classes; say how many of them are classes "
+            "(one more is a null class)"
+        )
+    if classes is not None and embedded not in (classes, classes + 1):
+        raise InputError(
+            f"classes is {classes}, but the U-Net in {folder} embeds {embedded or 'none'}; give "
+            "that number, or one less if the last is a null class"
+        )
+    channels = unet.config.in_channels, unet.config.out_channels  # type: ignore[union-attr]
+    if channels[0] != channels[1]:
+        raise InputError(
+            f"the U-Net in {folder} maps {channels[0]} channels to {channels[1]}; one that also "
+            "returns variances, or takes latents, is not supported"
+        )
+    return DiffusionModel(
+        _Sample(unet),
+        family,
+        classes=classes,
+        null_class=classes if embedded is not None and embedded != classes else None,
+    ).eval()
+
+
+def read_family(folder: Path) -> Family:
+    """Return the family that a folder's scheduler_config.json describes.
+
+    Raises:
+        InputError: No such file, or a scheduler that no E[x | x_noisy] follows from.
+    """
+    places = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise InputError(
+            f"{folder} holds no scheduler_config.json; save the scheduler of the training there"
+        )
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+        name = str(config.get("_class_name", ""))
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+    if name.startswith(("CMStochastic", "LCM")):
+        raise InputError(
+            f"{path} is of a consistency model, which jumps to one possible image and not to "
+            "the mean of all; give a diffusion model"
+        )
+    if "FlowMatch" in name:
+        return Flow(time_scale=float(config.get("num_train_timesteps", 1000)))
+    if name.startswith("EDM"):
+        if config.get("prediction_type", "epsilon") != "epsilon":
+            raise InputError(f"{path}: EDM with {config['prediction_type']} is not supported")
+        names = ("sigma_data", "sigma_min", "sigma_max")
+        return EDM(**{n: float(config[n]) for n in names if n in config})
+    if not {"beta_start", "trained_betas"} & set(config):
+        raise InputError(
+            f"{path} is of {name or 'an unnamed scheduler'}, which has no betas; give a DDPM-like, "
+            "EDM or flow-matching scheduler"
+        )
+    from diffusers import DDPMScheduler
+
+    abar = DDPMScheduler.from_config(config).alphas_cumprod
+    # A last step of pure noise (zero terminal SNR) has no finite sigma.
+    return DDPM(
+        tuple(abar[abar > 1e-9].tolist()), prediction=config.get("prediction_type", "epsilon")
+    )
+
+
+def read_unet(folder: Path) -> nn.Module:
+    """Load a UNet2DModel (config.json and safetensors) in its own dtype, in eval mode.
+
+    Raises:
+        InputError: The folder holds no UNet2DModel with safetensors weights that match it.
+    """
+    from diffusers import UNet2DModel
+
+    weights = folder / _WEIGHTS
+    for file in (folder / "config.json", weights):
+        if not file.is_file():
+            raise InputError(
+                f"{folder} is no folder of a diffusers UNet2DModel with safetensors: it holds "
+                f"no {file.name}; write it with unet.save_pretrained(folder)"
+            )
+    try:
+        unet, report = UNet2DModel.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            torch_dtype=_dtype(weights),
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{folder} is no folder of a diffusers UNet2DModel: {reason}") from None
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[what]:  # diffusers draws missing weights at random
+            raise InputError(
+                f"the weights in {folder} do not match its config.json: {len(report[what])} "
+                f"{what.replace('_', ' ')} (first {min(report[what])!r}); give an intact copy"
+            )
+    unet.eval()
+    return unet
+
+
+class _Sample(nn.Module):
+    """Calls a UNet2DModel as a network of `DiffusionModel`."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x: Images, c_noise: torch.Tensor, y: Labels | None) -> Images:
+        sample: Images = self.unet(x, c_noise, class_labels=y).sample
+        return sample
+
+
+def _dtype(weights: Path) -> torch.dtype:
+    with safe_open(weights, "pt") as file:
+        dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
+    return dtype

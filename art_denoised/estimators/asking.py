@@ -1,0 +1,42 @@
+"""Estimators of ART as classifiers that can only be asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from art.estimators.classification import ClassifierMixin
+
+from art_denoised.checks import InputError
+from art_denoised.smoothing.blackbox import Answer, Ask
+
+
+def ask_estimator(estimator: Any) -> Ask:
+    """Return an ART classifier, such as a BlackBoxClassifier, as `BlackBox` asks it.
+
+    Args:
+        estimator: Its ``predict`` gives a row of scores an image. A row that is all zero or not
+            finite, as ART writes an abstention, is an empty answer.
+
+    Raises:
+        InputError: Not an ART classifier.
+
+    Example:
+        >>> from art.estimators.classification import BlackBoxClassifier
+        >>> def predict(x):
+        ...     return np.eye(10)[np.zeros(len(x), int)]
+        >>> ask = ask_estimator(BlackBoxClassifier(predict, (1, 8, 8), 10, clip_values=(0, 1)))
+        >>> ask(np.zeros((2, 1, 8, 8), np.float32))
+        [0, 0]
+    """
+    if not isinstance(estimator, ClassifierMixin):
+        raise InputError(
+            f"the estimator is a {type(estimator).__name__}; give an ART classifier, or a function"
+        )
+
+    def ask(images: np.ndarray) -> list[Answer]:
+        scores = np.asarray(estimator.predict(images))
+        known = np.isfinite(scores).all(1) & (scores != 0).any(1)
+        return [int(row.argmax()) if ok else None for row, ok in zip(scores, known, strict=True)]
+
+    return ask

@@ -1,0 +1,341 @@
+"""Certify with a classifier that can only be asked: every answer is journalled as it comes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from art_denoised import checks
+from art_denoised.checks import InputError
+from art_denoised.evaluation.data import ImageData
+from art_denoised.evaluation.records import Log
+from art_denoised.evaluation.run import certify_row
+from art_denoised.evaluation.runner import open_log
+from art_denoised.smoothing.blackbox import Answer, BlackBox, Vocabulary
+from art_denoised.smoothing.certify import FIRST_LOOK, certification_plan
+from art_denoised.smoothing.procedures import Counts, Draw, certifying, simulate
+from art_denoised.smoothing.sampling import Gaussian, Stream, StreamKey
+from art_denoised.storage import Journal, make_folder, read_journal, weights_fingerprint
+from art_denoised.types import Denoiser, Image
+
+_TITLE = "journal of answers"
+Key = tuple[int, int, int]  # image, stage, sample
+
+
+def certify_queries(
+    box: BlackBox,
+    data: ImageData,
+    out: Path | str,
+    *,
+    classes: Sequence[str],
+    synonyms: Mapping[str, str] | None = None,
+    sigma: float,
+    denoiser: Denoiser | None = None,
+    n0: int = 20,
+    n: int = 100,
+    alpha: float = 0.001,
+    radii: Sequence[float] = (),
+    use_labels: bool = True,
+    seed: int = 0,
+    indices: Sequence[int] | None = None,
+    identity: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Log:
+    """Certify images by asking a classifier about noisy, denoised copies of them.
+
+    Answers go to ``out/answers.jsonl`` the moment they come, certificates to
+    ``out/certify.jsonl``. A run that stopped, was killed or ran out of budget goes on with
+    ``resume=True`` and asks nothing again that was answered.
+
+    Args:
+        box: The classifier, with its budget.
+        data: Pairs of an image in [0, 1] and its class.
+        out: Folder for journal and log.
+        classes: Names of the classes, in the order of the labels. An answer that is none of them
+            is one more class, the last; an empty answer is none, and can never be certified.
+        synonyms: Other words for the classes.
+        sigma: Noise level in image units.
+        denoiser: Runs here, before an image is sent; None: none.
+        n0: Selection samples; 20 in Salman et al. for public APIs.
+        n: Estimation samples; 100 there.
+        alpha: Failure probability of each certificate.
+        radii: As for `certify`: stop early at these; saves queries.
+        use_labels: With ``radii``: no more queries for images whose selected class is wrong.
+        seed: Seed of the noise.
+        indices: Which images; None: all.
+        identity: What else determines the answers, compared on resuming.
+        resume: Go on from the run in ``out``.
+        progress: Show progress.
+
+    Returns:
+        The log.
+
+    Raises:
+        BudgetError: The budget cannot suffice: before anything is asked. With ``radii`` it may
+            also run out later; then answers and rows so far are kept.
+        InputError: A value out of range, a classifier that fails for good, or as for `Journal`.
+
+    Example:
+        >>> import tempfile
+        >>> from art_denoised.evaluation.data import load_data
+        >>> box = BlackBox(lambda images: ["dark"] * len(images))
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     log = certify_queries(
+        ...         box, load_data("digits"), out, classes=["dark", "light"], sigma=0.25,
+        ...         indices=range(2), progress=False,
+        ...     )
+        >>> [(row.predict, row.radius) for row in log.rows], box.spent
+        ([(0, 0.37479), (0, 0.37479)], 240)
+    """
+    plan = certification_plan(n0=n0, n=n, alpha=alpha, radii=radii)
+    words = Vocabulary(tuple(classes), dict(synonyms or {}))
+    sigma, seed = checks.sigma(sigma), checks.count("seed", seed, 0)
+    indices = range(len(data)) if indices is None else indices
+    asked: dict[str, Any] = {
+        **(identity or {}),
+        "denoiser": weights_fingerprint(denoiser) if isinstance(denoiser, nn.Module) else None,
+        "sigma": sigma,
+        "seed": seed,
+    }
+    record: dict[str, Any] = {"sigma": sigma, "seed": seed}
+    settings = {
+        **asked,
+        **_plain_plan(plan, use_labels),
+        "classes": list(words.classes),
+        "synonyms": dict(words.synonyms),
+    }
+    folder = make_folder(Path(out))
+    with (
+        _Answers(folder / "answers.jsonl", asked, words, resume) as answers,
+        open_log("certify", folder, settings, resume) as log,
+    ):
+        box.spent = max(box.spent, answers.spent)
+        todo = [index for index in indices if index not in log.rows]
+        least = n0 + (min(n, FIRST_LOOK) if radii else n)
+        box.budget.check(box.spent, sum(max(0, least - answers.count(i)) for i in todo))
+        bar = tqdm(desc="certify", unit="image", total=len(indices), disable=not progress)
+        bar.update(len(indices) - len(todo))
+        with bar:
+            for index in todo:
+                x, label = _image(data, index)
+                answers.begin(index, label)
+
+                def votes(draw: Draw, index: int = index, x: Image = x) -> Counts:
+                    missing = answers.missing(index, draw)
+                    queries = _noisy(
+                        x, sigma, denoiser, StreamKey(seed, index, draw.stage), missing
+                    )
+                    box.ask_all(
+                        (((index, int(draw.stage), sample), image) for sample, image in queries),
+                        answers.add,
+                        answers.fail,
+                    )
+                    return answers.votes(index, draw)
+
+                known = label if use_labels and radii else None
+                certificate, _ = simulate(certifying(**plan, label=known, **record), votes)
+                log.append(certify_row(index, label, certificate, 0.0))
+                bar.update()
+                bar.set_postfix_str(f"{box.spent:,} queries")
+        return Log("certify", settings, tuple(log.rows[i] for i in sorted(log.rows)))
+
+
+def recertify(
+    journal: Path | str,
+    *,
+    classes: Sequence[str],
+    synonyms: Mapping[str, str] | None = None,
+    alpha: float,
+    sigma: float | None = None,
+    n0: int = 20,
+    n: int = 100,
+    radii: Sequence[float] = (),
+    use_labels: bool = True,
+) -> Log:
+    """Certify again from the answers in a journal, asking nothing.
+
+    At another alpha, with other synonyms, or with fewer samples. For the certificates to hold,
+    these must not be chosen by what they make of the answers.
+
+    Args:
+        journal: The ``answers.jsonl`` of `certify_queries`.
+        classes: As there.
+        synonyms: As there.
+        alpha: As there.
+        sigma: Noise level that is expected, to be compared with that of the journal.
+        n0: As there.
+        n: As there.
+        radii: As there.
+        use_labels: As there.
+
+    Raises:
+        InputError: The journal does not hold these samples or this noise level, is damaged, or a
+            value is out of range.
+
+    Example:
+        >>> import tempfile
+        >>> from art_denoised.evaluation.data import load_data
+        >>> box = BlackBox(lambda images: ["dark"] * len(images))
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     options = {"classes": ["dark", "light"], "n": 50}
+        ...     _ = certify_queries(
+        ...         box, load_data("digits"), out, sigma=0.25, indices=[0], progress=False,
+        ...         **options,
+        ...     )
+        ...     log = recertify(Path(out, "answers.jsonl"), alpha=0.05, **options)
+        >>> log.rows[0].radius, box.spent
+        (0.39239, 70)
+    """
+    plan = certification_plan(n0=n0, n=n, alpha=alpha, radii=radii)
+    words = Vocabulary(tuple(classes), dict(synonyms or {}))
+    path = Path(journal)
+    if not path.is_file():
+        raise InputError(f"journal {path} does not exist; give an answers.jsonl")
+    contents = read_journal(path)
+    if contents.title != _TITLE:
+        raise InputError(f"{path} is a {contents.title}, not a {_TITLE}")
+    held = contents.settings["sigma"]
+    if sigma is not None and sigma != held:
+        raise InputError(
+            f"{path} holds answers at sigma {held:g}, none at {sigma:g}; a certificate needs "
+            "answers at its own noise level"
+        )
+    answers = _Held(path, words, contents.records)
+    record: dict[str, Any] = {"sigma": held, "seed": contents.settings["seed"]}
+    rows = []
+    for index, label in sorted(answers.labels.items()):
+
+        def votes(draw: Draw, index: int = index) -> Counts:
+            missing = answers.missing(index, draw)
+            if missing:
+                raise InputError(
+                    f"{path} holds {draw.stop - len(missing)} of the {draw.stop} samples of image "
+                    f"{index} that are needed ({draw.stage.name.lower()}); give a smaller n or n0, "
+                    "or go on with certify_queries"
+                )
+            return answers.votes(index, draw)
+
+        known = label if use_labels and radii else None
+        certificate, _ = simulate(certifying(**plan, label=known, **record), votes)
+        rows.append(certify_row(index, label, certificate, 0.0))
+    settings = {**contents.settings, **_plain_plan(plan, use_labels)}
+    return Log("certify", settings, tuple(rows))
+
+
+class _Held:
+    """The answers in a journal."""
+
+    def __init__(self, path: Path, words: Vocabulary, records: Sequence[Mapping[str, Any]]) -> None:
+        self._words = words
+        self._answers: dict[Key, int] = {}
+        self._count: Counter[int] = Counter()
+        self.labels: dict[int, int] = {}
+        self.spent = 0
+        for number, record in enumerate(records, start=2):
+            try:
+                self._read(record)
+            except (KeyError, TypeError, ValueError) as error:
+                raise InputError(f"{path}:{number} is damaged ({error})") from None
+
+    def _read(self, record: Mapping[str, Any]) -> None:
+        if "failed" in record:
+            self.spent += record["queries"]
+        elif "answer" in record:
+            self._keep((record["idx"], record["stage"], record["sample"]), record["answer"])
+            self.spent += 1
+        else:
+            self.labels[record["idx"]] = record["label"]
+
+    def _keep(self, key: Key, answer: Answer) -> None:
+        self._answers[key] = self._words.index(answer)
+        self._count[key[0]] += 1
+
+    def count(self, index: int) -> int:
+        """How many answers about an image there are."""
+        return self._count[index]
+
+    def missing(self, index: int, draw: Draw) -> list[int]:
+        """Which samples of a draw have no answer."""
+        stage = int(draw.stage)
+        samples = range(draw.start, draw.stop)
+        return [s for s in samples if (index, stage, s) not in self._answers]
+
+    def votes(self, index: int, draw: Draw) -> Counts:
+        """Count the answers of a draw."""
+        samples = range(draw.start, draw.stop)
+        return Counter(self._answers[index, int(draw.stage), sample] for sample in samples)
+
+
+class _Answers(_Held):
+    """The answers in a journal that is being written; a context manager."""
+
+    def __init__(
+        self, path: Path, settings: Mapping[str, Any], words: Vocabulary, resume: bool
+    ) -> None:
+        self._journal = Journal(path, _TITLE, settings, resume=resume)
+        try:
+            super().__init__(path, words, self._journal.records)
+        except BaseException:
+            self._journal.close()
+            raise
+
+    def __enter__(self) -> _Answers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._journal.close()
+
+    def begin(self, index: int, label: int) -> None:
+        """Note the class of an image."""
+        if index not in self.labels:
+            self._journal.append({"idx": index, "label": label})
+            self.labels[index] = label
+
+    def add(self, answers: Mapping[Key, Answer]) -> None:
+        """Write answers that have come: first of all, since they are paid."""
+        for key, answer in answers.items():
+            index, stage, sample = key
+            record = {"idx": index, "stage": stage, "sample": sample, "answer": answer}
+            self._journal.append(record)
+        for key, answer in answers.items():
+            self._keep(key, answer)
+
+    def fail(self, reason: str, queries: int) -> None:
+        """Note an attempt that may have been paid in vain."""
+        self._journal.append({"failed": reason, "queries": queries})
+
+
+def _noisy(
+    x: Image, sigma: float, denoiser: Denoiser | None, key: StreamKey, samples: Sequence[int]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield samples as they are sent. One at a time: none depends on what else is missing."""
+    noise = Gaussian(sigma)
+    for sample in samples:
+        stream = Stream(noise, key, x.shape, x.device, sample)
+        with torch.no_grad():
+            noisy = noise.add(x, stream.take(1))
+            sent = noisy if denoiser is None else denoiser(noisy, sigma)
+        yield sample, sent[0].cpu().contiguous().numpy()
+
+
+def _image(data: ImageData, index: int) -> tuple[Image, int]:
+    x, label = data[index]
+    try:
+        return checks.images(x[None])[0].float(), int(checks.labels([label])[0])
+    except InputError as error:
+        raise InputError(f"image {index}: {error}") from None
+
+
+def _plain_plan(plan: Mapping[str, Any], use_labels: bool) -> dict[str, Any]:
+    bound = plan["bound"]
+    settings = {"alpha": plan["alpha"], "n0": plan["n0"], "n": bound.last, "dtype": "float32"}
+    return json.loads(json.dumps({**settings, "radii": plan["radii"], "use_labels": use_labels}))

@@ -1,0 +1,166 @@
+"""Diffusion models in image units, and loading them from diffusers folders."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DModel,
+    VQDiffusionScheduler,
+)
+from torch import nn
+
+from art_denoised.checks import InputError
+from art_denoised.diffusion.families import DDPM, EDM, Flow, Native
+from art_denoised.diffusion.loading import load_diffusion
+from art_denoised.diffusion.model import DiffusionModel
+
+
+class Recorder(nn.Module):
+    """A network that remembers what it was given."""
+
+    def forward(self, x, c_noise, y):
+        self.seen = x, c_noise, y
+        return torch.zeros_like(x)
+
+
+def test_a_network_in_minus_one_to_one_sees_twice_the_noise():
+    network = Recorder()
+    x = torch.rand(3, 1, 4, 4)
+    DiffusionModel(network, Native())(x, torch.tensor([0.1, 0.2, 0.3]))
+    assert torch.allclose(network.seen[0], 2 * x - 1)
+    assert torch.allclose(network.seen[1], torch.tensor([0.2, 0.4, 0.6]))
+    DiffusionModel(network, Native(), image_range=(0, 1))(x, 0.1)
+    assert torch.allclose(network.seen[0], x)
+    assert torch.allclose(network.seen[1], torch.full((3,), 0.1))
+
+
+def test_the_null_class_stands_for_none():
+    network = Recorder()
+    model = DiffusionModel(network, EDM(), classes=10, null_class=10)
+    x = torch.rand(2, 1, 4, 4)
+    model(x, 0.5)
+    assert network.seen[2].tolist() == [10, 10]
+    model(x, 0.5, torch.tensor([3, 4]))
+    assert network.seen[2].tolist() == [3, 4]
+    with pytest.raises(InputError, match="no null class"):
+        DiffusionModel(network, EDM(), classes=10)(x, 0.5)
+    with pytest.raises(InputError, match="knows no classes"):
+        DiffusionModel(network, EDM())(x, 0.5, torch.tensor([3, 4]))
+    with pytest.raises(InputError, match="no classes"):
+        DiffusionModel(network, EDM(), null_class=3)
+
+
+def test_levels_are_in_image_units():
+    model = DiffusionModel(Recorder(), EDM(sigma_min=0.01, sigma_max=80))
+    assert (model.sigma_min, model.sigma_max) == (0.005, 40)
+    assert model.at_least(0.25) == 0.25
+    with pytest.raises(InputError, match="beyond 80"):
+        model.at_least(41)
+
+
+def unet(**changes) -> UNet2DModel:
+    torch.manual_seed(0)
+    options = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 4,
+    }
+    return UNet2DModel(**{**options, **changes}).eval()
+
+
+def save(folder, network, scheduler, pipeline: bool = False):
+    network.save_pretrained(folder / "unet" if pipeline else folder)
+    scheduler.save_pretrained(folder / "scheduler" if pipeline else folder)
+
+
+@pytest.mark.parametrize("pipeline", [False, True])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_ddpm_folders_denoise_as_diffusers_does(tmp_path, pipeline, prediction):
+    """One step of diffusers' DDIM to the end is its estimate of the clean image."""
+    network = unet()
+    scheduler = DDIMScheduler(prediction_type=prediction, clip_sample=False)
+    save(tmp_path, network, scheduler, pipeline)
+    model = load_diffusion(tmp_path)
+    step = 300
+    abar = scheduler.alphas_cumprod[step]
+    sigma = ((1 - abar) / abar).sqrt() / 2
+    x_noisy = torch.rand(2, 1, 8, 8) + sigma * torch.randn(2, 1, 8, 8)
+    z = abar.sqrt() * (2 * x_noisy - 1)
+    scheduler.set_timesteps(1000)
+    with torch.no_grad():
+        expected = scheduler.step(network(z, step).sample, step, z).pred_original_sample
+        x_hat = model(x_noisy, float(sigma))
+    torch.testing.assert_close(x_hat, (expected + 1) / 2, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "family"),
+    [
+        (EDMEulerScheduler(sigma_data=0.4), EDM),
+        (FlowMatchEulerDiscreteScheduler(), Flow),
+        (DDPMScheduler(beta_schedule="squaredcos_cap_v2"), DDPM),
+        (DDPMScheduler(rescale_betas_zero_snr=True), DDPM),
+    ],
+)
+def test_families_of_schedulers(tmp_path, scheduler, family):
+    save(tmp_path, unet(), scheduler)
+    model = load_diffusion(tmp_path)
+    assert type(model.family) is family
+    assert torch.isfinite(model(torch.rand(2, 1, 8, 8), 0.25)).all()
+    if family is EDM:
+        assert model.family.sigma_data == 0.4
+
+
+def test_classes_are_counted(tmp_path):
+    save(tmp_path, unet(num_class_embeds=11), DDPMScheduler())
+    model = load_diffusion(tmp_path, classes=10)
+    assert (model.classes, model.null_class) == (10, 10)
+    assert load_diffusion(tmp_path, classes=11).null_class is None
+    x = torch.rand(2, 1, 8, 8)
+    a, b = (model(x, 0.5, torch.tensor([c, c])) for c in (1, 2))
+    assert not torch.equal(a, b)
+    for classes in (None, 9):
+        with pytest.raises(InputError, match="embeds 11"):
+            load_diffusion(tmp_path, classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (CMStochasticIterativeScheduler(), "consistency model"),
+        (VQDiffusionScheduler(num_vec_classes=8), "no betas"),
+        (EDMEulerScheduler(prediction_type="v_prediction"), "not supported"),
+        (DDPMScheduler(prediction_type="epsilon"), None),
+    ],
+)
+def test_what_is_refused(tmp_path, scheduler, message):
+    save(tmp_path, unet(out_channels=2), scheduler)
+    with pytest.raises(InputError, match=message or "1 channels to 2"):
+        load_diffusion(tmp_path)
+
+
+def test_folders_that_are_none(tmp_path):
+    with pytest.raises(InputError, match=r"no scheduler_config\.json"):
+        load_diffusion(tmp_path)
+    save(tmp_path, unet(), DDPMScheduler())
+    (tmp_path / "diffusion_pytorch_model.safetensors").rename(tmp_path / "model.bin")
+    with pytest.raises(InputError, match="safetensors"):
+        load_diffusion(tmp_path)
+    (tmp_path / "scheduler_config.json").write_text("[1]")
+    with pytest.raises(InputError, match="damaged"):
+        load_diffusion(tmp_path)
+    (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": "Mine"}))
+    with pytest.raises(InputError, match="Mine"):
+        load_diffusion(tmp_path)

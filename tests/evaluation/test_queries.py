@@ -1,0 +1,235 @@
+"""Certificates from a paid service: nothing paid is lost, nothing is asked twice."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from art_denoised.checks import InputError
+from art_denoised.demo import digits_classifier, digits_denoiser
+from art_denoised.evaluation.data import load_data
+from art_denoised.evaluation.queries import certify_queries, recertify
+from art_denoised.evaluation.verify import verify
+from art_denoised.smoothing.blackbox import (
+    BlackBox,
+    Budget,
+    BudgetError,
+    HttpClassifier,
+    TransientError,
+)
+from art_denoised.smoothing.certify import certify
+from art_denoised.smoothing.modules import DenoisedClassifier
+from tests.api_server import NAMES, Service
+
+KILLS, WORKERS, IMAGES, N0, N = 50, 4, 20, 20, 100
+
+
+def local(images):
+    with torch.no_grad():
+        labels = digits_classifier()(torch.from_numpy(images)).argmax(1)
+    return [NAMES[c] for c in labels.tolist()]
+
+
+def run(out, box=None, **options):
+    plan = {"classes": NAMES, "sigma": 0.25, "n0": N0, "n": N, "progress": False}
+    box = BlackBox(local, batch_size=50, workers=1) if box is None else box
+    return certify_queries(
+        box, load_data("digits"), out, **{"indices": range(3), **plan, **options}
+    )
+
+
+def journal(out) -> list[dict]:
+    lines = (Path(out) / "answers.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines[1:]]
+
+
+def answered(out) -> int:
+    text = (
+        (Path(out) / "answers.jsonl").read_text() if (Path(out) / "answers.jsonl").exists() else ""
+    )
+    return text.count('"answer"')
+
+
+def client(url: str, out: str) -> None:
+    torch.set_num_threads(1)
+    box = BlackBox(HttpClassifier(url, answer="predictions.0.label"), workers=WORKERS, backoff=0.01)
+    run(out, box, indices=range(IMAGES), resume=True)
+
+
+def test_fifty_kills_lose_nothing_and_ask_nothing_twice(tmp_path):
+    """Killed at random moments, the run is charged for each query once and ends in the same rows.
+
+    What is on the wire when the process dies, at most a query a worker, is asked again; the
+    service knows it by its key.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.evaluation.test_queries"])
+    random = np.random.default_rng(0)
+    with Service() as service:
+        thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        kills = lost = 0
+        while kills < KILLS:
+            process = context.Process(target=client, args=(service.url, str(tmp_path)))
+            before = answered(tmp_path)
+            process.start()
+            while answered(tmp_path) == before and process.is_alive():
+                time.sleep(0.002)
+            time.sleep(random.uniform(0, 0.03))
+            process.kill()
+            process.join()
+            assert process.exitcode == -signal.SIGKILL, "it was over before it was killed"
+            kills += 1
+            time.sleep(0.02)  # what was on the wire arrives
+            lost = max(lost, len(service.answers) - answered(tmp_path))
+        assert lost <= WORKERS
+        client(service.url, str(tmp_path))
+        service.shutdown()
+        thread.join()
+    assert len(service.answers) == IMAGES * (N0 + N)  # each query charged, once
+    assert len(service.requests) - len(service.answers) <= KILLS * WORKERS
+    keys = [(r["idx"], r["stage"], r["sample"]) for r in journal(tmp_path) if "answer" in r]
+    assert len(keys) == len(set(keys)) == IMAGES * (N0 + N)
+    log = run(tmp_path, indices=range(IMAGES), resume=True)
+
+    def rounded(images):  # what the service sees
+        return local(np.clip(np.rint(images * 255), 0, 255).astype(np.float32) / 255)
+
+    again = run(tmp_path / "whole", BlackBox(rounded), indices=range(IMAGES))
+    assert log.rows == again.rows
+    assert verify(log) == []
+
+
+def test_it_certifies_what_certify_does(tmp_path):
+    """The very samples of `certify`: same streams, same votes, same certificate."""
+    log = run(tmp_path, denoiser=digits_denoiser())
+    base = DenoisedClassifier(digits_classifier(), digits_denoiser(), sigma=0.25)
+    for row in log.rows:
+        x, _ = load_data("digits")[row.idx]
+        assert row.certificate == certify(base, x, sigma=0.25, n0=N0, n=N, index=row.idx)
+
+
+def test_radii_save_queries(tmp_path):
+    box = BlackBox(local, workers=1)
+    log = run(tmp_path, box, n=2000, radii=[0.1], indices=range(6))
+    assert box.spent == sum(N0 + row.certificate.drawn for row in log.rows)
+    assert box.spent < 6 * 2020 / 4
+    assert verify(log) == []
+
+
+def test_empty_answers_are_never_certified(tmp_path):
+    silent = run(tmp_path / "silent", BlackBox(lambda images: [None] * len(images)))
+    assert [(row.predict, row.radius) for row in silent.rows] == [(-1, 0.0)] * 3
+    assert silent.rows[0].certificate.counts == {-1: N}
+    assert verify(silent) == []
+
+    def sometimes(images):  # wins the selection, but not a majority
+        return ["three" if next(turn) % 5 == 0 else "" for _ in images]
+
+    turn = iter(range(10**6))
+    mostly = run(tmp_path / "mostly", BlackBox(sometimes, workers=1))
+    assert [row.predict for row in mostly.rows] == [-1] * 3
+
+
+def test_synonyms_and_other_words(tmp_path):
+    def french(images):
+        return ["sept"] * len(images)
+
+    log = run(tmp_path / "merged", BlackBox(french), synonyms={"Sept": "seven"})
+    assert [row.predict for row in log.rows] == [7, 7, 7]
+    log = run(tmp_path / "other", BlackBox(french))
+    assert [row.predict for row in log.rows] == [10, 10, 10]  # a class of its own: none of these
+    again = recertify(
+        tmp_path / "other" / "answers.jsonl", classes=NAMES, synonyms={"sept": "seven"}, alpha=0.001
+    )
+    assert [row.predict for row in again.rows] == [7, 7, 7]
+
+
+def test_a_budget_that_cannot_suffice_is_refused_before_anything_is_asked(tmp_path):
+    box = BlackBox(local, budget=Budget(cost=3.5, cost_per_query=0.01), workers=1)
+    with pytest.raises(BudgetError, match=r"360 more queries \(3\.60\).* only 350"):
+        run(tmp_path, box)
+    assert box.spent == 0
+    run(tmp_path, box, indices=range(2), resume=True)
+    assert box.spent == 240
+    fresh = BlackBox(local, budget=Budget(queries=300), workers=1)
+    with pytest.raises(BudgetError, match="only 60"):  # of both runs together
+        run(tmp_path, fresh, resume=True)
+
+
+def test_a_budget_that_runs_out_keeps_what_was_paid(tmp_path):
+    box = BlackBox(local, budget=Budget(queries=600), workers=1)
+    with pytest.raises(BudgetError):
+        run(tmp_path, box, n=2000, radii=[0.4], indices=range(4))
+    assert answered(tmp_path) == box.spent == 600
+    more = BlackBox(local, workers=1)
+    log = run(tmp_path, more, n=2000, radii=[0.4], indices=range(4), resume=True)
+    assert more.spent == answered(tmp_path) == 80 + sum(r.certificate.drawn for r in log.rows)
+
+
+def test_failed_attempts_count_across_runs(tmp_path):
+    calls = iter(range(10**6))
+
+    def flaky(images):
+        if next(calls) == 50:
+            raise TransientError("busy")
+        return local(images)
+
+    box = BlackBox(flaky, workers=1, retries=0)
+    with pytest.raises(InputError, match="busy"):
+        run(tmp_path, box)
+    assert {"failed": "busy", "queries": 1} in journal(tmp_path)
+    box = BlackBox(local, workers=1)
+    run(tmp_path, box, resume=True)
+    assert box.spent == 3 * (N0 + N) + 1
+
+
+def test_recertification_asks_nothing_and_refuses_what_the_journal_does_not_hold(tmp_path):
+    log = run(tmp_path)
+    path = tmp_path / "answers.jsonl"
+    options = {"classes": NAMES, "n0": N0}
+    same = recertify(path, alpha=0.001, n=N, **options)
+    assert same.rows == log.rows
+    assert verify(same) == []
+    wider = recertify(path, alpha=0.05, n=N, sigma=0.25, **options)
+    assert all(a.radius >= b.radius for a, b in zip(wider.rows, log.rows, strict=True))
+    fewer = recertify(path, alpha=0.001, n=60, **options)
+    assert [row.certificate.n for row in fewer.rows] == [60] * 3
+    for change, message in (
+        ({"n": N + 1}, "holds 100 of the 101 samples of image 0"),
+        ({"n": N, "n0": N0 + 1}, "selection"),
+        ({"n": N, "sigma": 0.5}, "none at 0.5"),
+        ({"n": N, "alpha": 0.7}, "alpha is 0.7"),
+    ):
+        with pytest.raises(InputError, match=message):
+            recertify(path, **{"alpha": 0.001, **options, **change})
+    with pytest.raises(InputError, match="does not exist"):
+        recertify(tmp_path / "none", alpha=0.001, **options)
+    with pytest.raises(InputError, match="certify log, not a journal"):
+        recertify(tmp_path / "certify.jsonl", alpha=0.001, **options)
+
+
+def test_runs_of_other_settings_and_damaged_journals_are_refused(tmp_path):
+    run(tmp_path)
+    with pytest.raises(InputError, match="pass --resume"):
+        run(tmp_path)
+    with pytest.raises(InputError, match=r"sigma 0\.25 -> 0\.3"):
+        run(tmp_path, sigma=0.3, resume=True)
+    with pytest.raises(InputError, match="denoiser None"):
+        run(tmp_path, denoiser=digits_denoiser(), resume=True)
+    path = tmp_path / "answers.jsonl"
+    lines = path.read_text().splitlines()
+    for bad in ('{"idx": 0', '{"idx": 0, "answer": "one"}', "7"):
+        path.write_text("\n".join([*lines[:5], bad, *lines[5:]]) + "\n")
+        with pytest.raises(InputError, match=r"answers\.jsonl:6 is damaged"):
+            run(tmp_path, resume=True)
+    path.write_text("\n".join(lines)[:-9])  # torn in the last line
+    assert len(run(tmp_path, resume=True).rows) == 3
