@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from art_denoised.diffusion.loading import load_diffusion as load_diffusion
     from art_denoised.diffusion.model import DiffusionModel as DiffusionModel
     from art_denoised.estimators.smoothing import DenoisedSmoothing as DenoisedSmoothing
+    from art_denoised.evaluation.queries import certify_queries as certify_queries
+    from art_denoised.smoothing.blackbox import BlackBox as BlackBox
     from art_denoised.smoothing.certify import certify as certify
     from art_denoised.smoothing.certify import certify_anytime as certify_anytime
     from art_denoised.smoothing.certify import vote as vote
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BlackBox": "smoothing.blackbox",
     "Certificate": "smoothing.statistics",
     "DenoisedClassifier": "smoothing.modules",
     "DenoisedSmoothing": "estimators.smoothing",
@@ -47,6 +50,7 @@ _HOMES = {
     "Vote": "smoothing.statistics",
     "certify": "smoothing.certify",
     "certify_anytime": "smoothing.certify",
+    "certify_queries": "evaluation.queries",
     "load_denoiser": "denoisers.checkpoints",
     "load_diffusion": "diffusion.loading",
     "save_denoiser": "denoisers.checkpoints",

@@ -31,6 +31,10 @@ def training() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))
 
 
+def surrogate() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+
+
 def three_classes() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
 

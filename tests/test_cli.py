@@ -396,7 +396,9 @@ def test_bad_commands(capsys, arguments, words):
         assert word in message
 
 
-@pytest.mark.parametrize("command", ["certify", "predict", "table", "plot", "verify", "demo", None])
+@pytest.mark.parametrize(
+    "command", ["certify", "predict", "train-denoiser", "table", "plot", "verify", "demo", None]
+)
 def test_help_is_a_page(capsys, command):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"] if command else ["--help"])
@@ -431,3 +433,83 @@ def assert_one_line(message: str) -> None:
     assert message.startswith("art-denoised")
     assert message.count("\n") == 1
     assert "Traceback" not in message
+
+
+def train_args(out: Path, **changes: object) -> list[str]:
+    options: dict[str, object] = {
+        "objective": "stability",
+        "classifier": MODEL,
+        "data": "digits",
+        "sigma": 0.25,
+        "architecture": "dncnn:4:12",
+        "epochs": 2,
+        "augment": "crop",
+        "out": out,
+    }
+    options |= changes
+    given = {name: value for name, value in options.items() if value is not None}
+    words = [(f"--{name.replace('_', '-')}", str(value)) for name, value in given.items()]
+    return ["train-denoiser", "--quiet", *(word for pair in words for word in pair)]
+
+
+def test_a_denoiser_is_trained_and_certified_with(tmp_path, capsys):
+    arguments = train_args(tmp_path, test="digits", epochs=6, rate=0.005, average=0.9)
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"epoch 6, loss [\d.]+, mse [\d.]+, accuracy 0\.\d+", printed)
+    denoiser = tmp_path / "denoiser.safetensors"
+    first = denoiser.read_bytes()
+    log = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in log[1:]] == [1, 2, 3, 4, 5, 6]
+    assert log[0]["settings"]["objective"] == "stability"
+    assert main([*arguments, "--resume"]) == 0
+    assert denoiser.read_bytes() == first
+    assert main(certify_args(tmp_path / "with", denoiser=denoiser, max=30)) == 0
+    assert main(certify_args(tmp_path / "without", max=30)) == 0
+    accuracy = [
+        sum(row.correct for row in read_log(tmp_path / run / "certify.jsonl").rows)
+        for run in ("with", "without")
+    ]
+    assert accuracy[0] > accuracy[1]
+
+
+def test_hybrid_and_surrogates_from_the_command_line(tmp_path, capsys):
+    surrogates = ["--surrogate", "tests.nets:surrogate", "--surrogate", "tests.nets:three_classes"]
+    arguments = train_args(tmp_path, objective="hybrid", epochs=1, fine_epochs=1, sigma="0.1,0.5")
+    assert main([*arguments, *surrogates]) == 0
+    assert (tmp_path / "mse" / "train.jsonl").exists()
+    settings = json.loads((tmp_path / "stability" / "train.jsonl").read_text().splitlines()[0])
+    assert len(settings["settings"]["classifiers"]) == 2
+    again = train_args(tmp_path / "2", architecture=tmp_path / "denoiser.safetensors", epochs=1)
+    assert main(again) == 0  # go on from a checkpoint
+    capsys.readouterr()
+    assert main([*train_args(tmp_path / "3"), "--surrogate", MODEL]) == 2
+    message = capsys.readouterr().err
+    assert_one_line(message)
+    assert "among the surrogates" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"objective": "l1"}, "objective is 'l1'"),
+        ({"classifier": None}, "needs a classifier"),
+        ({"classifier": "tests.nets:training"}, "training mode"),
+        ({"sigma": "0.5,0.1"}, "lower one first"),
+        ({"sigma": "a"}, "no noise level"),
+        ({"architecture": "dncnn:a:b"}, "--architecture"),
+        ({"architecture": "unet.bin"}, "unet.bin"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"schedule": "linear"}, "schedule is 'linear'"),
+        ({"data": "mnist"}, "mnist"),
+    ],
+)
+def test_bad_trainings(tmp_path, capsys, changes, words):
+    try:
+        code = main(train_args(tmp_path / "out", **changes))
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    message = capsys.readouterr().err
+    assert_one_line(message)
+    assert words in message

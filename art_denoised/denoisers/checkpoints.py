@@ -19,6 +19,7 @@ from art_denoised.denoisers.dncnn import DnCNN
 from art_denoised.denoisers.memnet import MemNet
 from art_denoised.denoisers.one_shot import OneShotDenoiser
 from art_denoised.denoisers.unet import UNetDenoiser
+from art_denoised.diffusion.loading import find_scheduler
 from art_denoised.storage import write_whole
 
 # First bytes of what is a pickle: the zip that torch.save writes, or a bare one.
@@ -161,8 +162,8 @@ def load_denoiser(path: Path | str) -> nn.Module:
     path = Path(path)
     with torch.random.fork_rng(devices=[]):  # building a network draws weights, soon replaced
         if path.is_dir():
-            described = any(path.glob("**/scheduler_config.json"))
-            return (OneShotDenoiser if described else UNetDenoiser).from_folder(path)
+            kind = OneShotDenoiser if find_scheduler(path) else UNetDenoiser
+            return kind.from_folder(path)
         state = _strip_prefixes(read_state_dict(path), ())
         try:
             denoiser = _unet_from_metadata(path) or _infer_architecture(state)

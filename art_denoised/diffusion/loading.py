@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from art_denoised.types import Images, Labels
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
+_SCHEDULER = "scheduler_config.json"
 
 
 def load_diffusion(folder: Path | str, *, classes: int | None = None) -> DiffusionModel:
@@ -83,8 +84,7 @@ def read_family(folder: Path) -> Family:
     Raises:
         InputError: No such file, or a scheduler that no E[x | x_noisy] follows from.
     """
-    places = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
-    path = next((place for place in places if place.is_file()), None)
+    path = find_scheduler(folder)
     if path is None:
         raise InputError(
             f"{folder} holds no scheduler_config.json; save the scheduler of the training there"
@@ -118,6 +118,12 @@ def read_family(folder: Path) -> Family:
     return DDPM(
         tuple(abar[abar > 1e-9].tolist()), prediction=config.get("prediction_type", "epsilon")
     )
+
+
+def find_scheduler(folder: Path) -> Path | None:
+    """Return the scheduler_config.json of a pipeline or of a single folder, if there is one."""
+    places = (folder / "scheduler", folder)
+    return next((p for place in places if (p := place / _SCHEDULER).is_file()), None)
 
 
 def read_unet(folder: Path) -> nn.Module:

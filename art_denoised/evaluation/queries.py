@@ -94,7 +94,7 @@ def certify_queries(
         ...         indices=range(2), progress=False,
         ...     )
         >>> [(row.predict, row.radius) for row in log.rows], box.spent
-        ([(0, 0.37479), (0, 0.37479)], 240)
+        ([(0, 0.375118), (0, 0.375118)], 240)
     """
     plan = certification_plan(n0=n0, n=n, alpha=alpha, radii=radii)
     words = Vocabulary(tuple(classes), dict(synonyms or {}))
@@ -193,7 +193,7 @@ def recertify(
         ...     )
         ...     log = recertify(Path(out, "answers.jsonl"), alpha=0.05, **options)
         >>> log.rows[0].radius, box.spent
-        (0.39239, 70)
+        (0.392612, 70)
     """
     plan = certification_plan(n0=n0, n=n, alpha=alpha, radii=radii)
     words = Vocabulary(tuple(classes), dict(synonyms or {}))

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
+from art_denoised import UNetDenoiser
+
 HERE = Path(__file__).parent
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -56,3 +58,21 @@ def classifier() -> nn.Module:
     network = ResNet20()
     network.load_state_dict(load_file(HERE / "classifier.safetensors"))
     return network.eval()
+
+
+def unet() -> nn.Module:
+    """U-Net of 0.58 M parameters whose work is at half resolution and below; drawn afresh.
+
+    A fifth of the cost of DnCNN with 17 layers of 64 channels.
+    """
+    return UNetDenoiser.from_config(
+        sample_size=32,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 3,
+        up_block_types=("UpBlock2D",) * 3,
+        norm_num_groups=8,
+        add_attention=False,
+    )

@@ -109,7 +109,7 @@ def test_other_runs_are_not_mixed(tmp_path):
         LogWriter(path, "certify", SETTINGS)
     with pytest.raises(InputError, match=r"sigma 0.25 -> 0.5"):
         LogWriter(path, "certify", SETTINGS | {"sigma": 0.5}, resume=True)
-    with pytest.raises(InputError, match="log of certify, not of predict"):
+    with pytest.raises(InputError, match="a certify log, not a predict log"):
         LogWriter(path, "predict", SETTINGS, resume=True)
     assert path.read_bytes() == before
 

@@ -163,20 +163,27 @@ def test_stopping_hands_over_the_votes_so_far():
     assert list(answers) == [(0, {0: 192})]
 
 
-@pytest.mark.parametrize("what", ["n", "images"])
-def test_memory_is_flat(what):
+@pytest.mark.parametrize("more", ["peak(5000, 1)", "peak(10, 500)", "peak(200, 1, radii=5000)"])
+def test_memory_is_flat_in_n_images_and_radii(more):
     """Peak memory of a process that samples 200 and then 5,000 copies (245 MB of noise)."""
     script = f"""
 import resource, torch
+from art_denoised.smoothing.bounds import Looks
+from art_denoised.smoothing.procedures import certifying
 from tests.smoothing.test_packing import counting, Task, run_packed, Gaussian
-def peak(n, images):
-    tasks = (Task(i, torch.zeros(3, 64, 64), counting(n)) for i in range(images))
+def procedure(n, radii):
+    if not radii:
+        return counting(n)
+    some = [i / 1000 for i in range(radii)]
+    return certifying(Looks(100, n), n0=10, alpha=0.001, sigma=1.0, radii=some)
+def peak(n, images, radii=0):
+    tasks = (Task(i, torch.zeros(3, 64, 64), procedure(n, radii)) for i in range(images))
     base = lambda x: x.flatten(1)[:, :4]
     for _ in run_packed(base, tasks, noise=Gaussian(1.0), seed=0, batch_size=50):
         pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 few = peak(200, 1)
-print(({"peak(5000, 1)" if what == "n" else "peak(10, 500)"}) - few)
+print({more} - few)
 """
     grown = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, check=True, cwd=ROOT
