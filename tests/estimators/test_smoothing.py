@@ -19,7 +19,7 @@ from art.estimators.certification.randomized_smoothing.randomized_smoothing impo
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_denoised import certify
+from art_denoised import DenoisedSmoothing, certify
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier
 
