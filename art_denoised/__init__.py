@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from art_denoised.smoothing.statistics import Certificate as Certificate
     from art_denoised.smoothing.statistics import Vote as Vote
     from art_denoised.training.denoiser import train_denoiser as train_denoiser
-    from art_denoised.training.loop import Plan as Plan
+    from art_denoised.training.plan import Plan as Plan
 
 __version__ = "0.1.0"
 
@@ -44,7 +44,7 @@ _HOMES = {
     "InputError": "checks",
     "MemNet": "denoisers.memnet",
     "OneShotDenoiser": "denoisers.one_shot",
-    "Plan": "training.loop",
+    "Plan": "training.plan",
     "SmoothedClassifier": "smoothing.modules",
     "UNetDenoiser": "denoisers.unet",
     "Vote": "smoothing.statistics",

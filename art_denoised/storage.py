@@ -8,13 +8,15 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
 from art_denoised.checks import InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -75,7 +77,20 @@ def weights_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-class Journal:
+class Closing:
+    """A context manager that closes itself."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back what is held."""
+
+
+class Journal(Closing):
     """An append-only file of JSON objects, a header with settings first; a context manager.
 
     Each record is appended in a single write, so a killed process leaves at most a torn last
@@ -119,17 +134,6 @@ class Journal:
         except BaseException:
             os.close(self._file)
             raise
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file and let others write it."""

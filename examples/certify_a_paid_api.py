@@ -19,7 +19,8 @@ from pathlib import Path
 from art_denoised.demo import digits_denoiser
 from art_denoised.evaluation.data import load_data
 from art_denoised.evaluation.queries import certify_queries, recertify
-from art_denoised.smoothing.blackbox import BlackBox, Budget, HttpClassifier
+from art_denoised.smoothing.blackbox import BlackBox, Budget
+from art_denoised.smoothing.http import HttpClassifier
 
 sys.path.append(str(Path(__file__).parent.parent))
 from tests.api_server import NAMES, Service

@@ -10,6 +10,16 @@ from torch import nn
 
 from art_denoised.demo import digits_classifier
 
+SMALL_UNET = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D"),
+    "norm_num_groups": 4,
+}
+
 
 class _Slow(nn.Module):
     """The digits classifier, slow enough to be killed in the middle of a run."""

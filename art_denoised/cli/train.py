@@ -94,7 +94,7 @@ def add_train_denoiser(commands: Any) -> None:
 
 def add_plan_options(command: argparse.ArgumentParser) -> None:
     """Add the options of `Plan` and those of a training run."""
-    from art_denoised.training.loop import Plan
+    from art_denoised.training.plan import Plan
 
     plan = Plan()
     add = command.add_argument
@@ -123,7 +123,7 @@ def add_plan_options(command: argparse.ArgumentParser) -> None:
 
 def read_plan(arguments: argparse.Namespace) -> Any:
     """Return the `Plan` of the options."""
-    from art_denoised.training.loop import Plan
+    from art_denoised.training.plan import Plan
 
     names = ("epochs", "batch_size", "rate", "weight_decay", "schedule", "average", "augment")
     return Plan(**{name: getattr(arguments, name) for name in (*names, "seed")})

@@ -21,7 +21,7 @@ from art_denoised.estimators.preprocessing import without_preprocessing
 from art_denoised.smoothing.modules import DenoisedClassifier, SmoothedClassifier
 from art_denoised.smoothing.sampling import fresh_seed
 from art_denoised.training.denoiser import Objective, train_denoiser
-from art_denoised.training.loop import Plan
+from art_denoised.training.plan import Plan
 from art_denoised.types import Denoiser
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from art_denoised.checks import InputError
 from art_denoised.evaluation.records import KINDS, Log, Row, from_json, supersedes, to_json
 from art_denoised.evaluation.tsv import HEADERS, read_tsv
-from art_denoised.storage import Journal, read_journal
+from art_denoised.storage import Closing, Journal, read_journal
 
 
 def read_log(path: Path | str) -> Log:
@@ -52,7 +51,7 @@ def read_log(path: Path | str) -> Log:
     return _read_jsonl(path)
 
 
-class LogWriter:
+class LogWriter(Closing):
     """Appends rows to a JSON-lines log, one write a row; a context manager.
 
     Args:
@@ -94,15 +93,8 @@ class LogWriter:
             self._journal.close()
             raise
 
-    def __enter__(self) -> LogWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close the log and let others write it."""
         self._journal.close()
 
     def append(self, row: Row) -> None:

@@ -23,7 +23,7 @@ from art_denoised.smoothing.blackbox import Answer, BlackBox, Vocabulary
 from art_denoised.smoothing.certify import FIRST_LOOK, certification_plan
 from art_denoised.smoothing.procedures import Counts, Draw, certifying, simulate
 from art_denoised.smoothing.sampling import Gaussian, Stream, StreamKey
-from art_denoised.storage import Journal, make_folder, read_journal, weights_fingerprint
+from art_denoised.storage import Closing, Journal, make_folder, read_journal, weights_fingerprint
 from art_denoised.types import Denoiser, Image
 
 _TITLE = "journal of answers"
@@ -275,7 +275,7 @@ class _Held:
         return Counter(self._answers[index, int(draw.stage), sample] for sample in samples)
 
 
-class _Answers(_Held):
+class _Answers(_Held, Closing):
     """The answers in a journal that is being written; a context manager."""
 
     def __init__(
@@ -288,10 +288,8 @@ class _Answers(_Held):
             self._journal.close()
             raise
 
-    def __enter__(self) -> _Answers:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
+        """Close the journal."""
         self._journal.close()
 
     def begin(self, index: int, label: int) -> None:

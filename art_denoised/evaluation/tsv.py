@@ -5,12 +5,12 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import TextIO
 
 from art_denoised.checks import InputError
 from art_denoised.evaluation.records import CertifyRow, Log, PredictRow, Row, parse_radius
 from art_denoised.smoothing.statistics import ABSTAIN
+from art_denoised.storage import Closing
 
 HEADERS = {
     "certify": "idx\tlabel\tpredict\tradius\tcorrect\ttime",
@@ -18,7 +18,7 @@ HEADERS = {
 }
 
 
-class TsvWriter:
+class TsvWriter(Closing):
     """Writes the field's TSV beside a log, row by row; a context manager.
 
     Args:
@@ -44,15 +44,8 @@ class TsvWriter:
             for row in rows:
                 self.append(row)
 
-    def __enter__(self) -> TsvWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close the table."""
         if self._file is not None:
             self._file.close()
 

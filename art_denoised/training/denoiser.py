@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.storage import weights_fingerprint
-from art_denoised.training.loop import Plan, train
+from art_denoised.training.loop import train
+from art_denoised.training.plan import Plan
 from art_denoised.types import Classifier, Images, Labels
 
 Objective = Callable[[Images, Images, Labels, "Classifier | None"], Tensor]

@@ -22,15 +22,11 @@ from art_denoised import (
     save_denoiser,
 )
 from art_denoised.denoisers.checkpoints import load_weights
+from tests.nets import SMALL_UNET
 
-UNET = {
-    "sample_size": 8,
-    "in_channels": 1,
-    "out_channels": 1,
-    "block_out_channels": (8, 16),
+UNET = SMALL_UNET | {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "norm_num_groups": 4,
     "attention_head_dim": 8,
 }
 

@@ -10,17 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from art_denoised import InputError, UNetDenoiser
+from tests.nets import SMALL_UNET
 
-CONFIG = {
-    "sample_size": 8,
-    "in_channels": 1,
-    "out_channels": 1,
-    "block_out_channels": (4, 8),
-    "down_block_types": ("DownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "UpBlock2D"),
-    "norm_num_groups": 4,
-    "layers_per_block": 1,
-}
+CONFIG = SMALL_UNET | {"block_out_channels": (4, 8), "layers_per_block": 1}
 X = torch.linspace(0, 1, 2 * 64).reshape(2, 1, 8, 8)
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

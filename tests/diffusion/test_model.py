@@ -21,6 +21,7 @@ from art_denoised.checks import InputError
 from art_denoised.diffusion.families import DDPM, EDM, Flow, Native
 from art_denoised.diffusion.loading import load_diffusion
 from art_denoised.diffusion.model import DiffusionModel
+from tests.nets import SMALL_UNET
 
 
 class Recorder(nn.Module):
@@ -68,16 +69,7 @@ def test_levels_are_in_image_units():
 
 def unet(**changes) -> UNet2DModel:
     torch.manual_seed(0)
-    options = {
-        "sample_size": 8,
-        "in_channels": 1,
-        "out_channels": 1,
-        "block_out_channels": (8, 16),
-        "down_block_types": ("DownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "UpBlock2D"),
-        "norm_num_groups": 4,
-    }
-    return UNet2DModel(**{**options, **changes}).eval()
+    return UNet2DModel(**{**SMALL_UNET, **changes}).eval()
 
 
 def save(folder, network, scheduler, pipeline: bool = False):

@@ -22,10 +22,10 @@ from art_denoised.smoothing.blackbox import (
     BlackBox,
     Budget,
     BudgetError,
-    HttpClassifier,
     TransientError,
 )
 from art_denoised.smoothing.certify import certify
+from art_denoised.smoothing.http import HttpClassifier
 from art_denoised.smoothing.modules import DenoisedClassifier
 from tests.api_server import NAMES, Service
 

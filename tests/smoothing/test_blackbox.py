@@ -15,11 +15,10 @@ from art_denoised.smoothing.blackbox import (
     BlackBox,
     Budget,
     BudgetError,
-    HttpClassifier,
     TransientError,
     Vocabulary,
-    encode_png,
 )
+from art_denoised.smoothing.http import HttpClassifier, encode_png
 from tests.api_server import NAMES, Service
 
 IMAGE = np.zeros((1, 8, 8), np.float32)

@@ -18,7 +18,7 @@ from art_denoised.training.denoiser import (
     stability,
     train_denoiser,
 )
-from art_denoised.training.loop import Plan
+from art_denoised.training.plan import Plan
 
 SIGMA = 0.5
 PLAN = Plan(epochs=12, batch_size=64, rate=5e-3, average=0.9, augment="crop")

@@ -16,7 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from art_denoised.checks import InputError
-from art_denoised.training.loop import Plan, augment, train
+from art_denoised.training.loop import train
+from art_denoised.training.plan import Plan, augment
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -74,7 +75,8 @@ _SCRIPT = """
 import sys, time, torch
 sys.path.insert(0, {root!r})
 from tests.training.test_loop import data, loss_of, network
-from art_denoised.training.loop import Plan, train
+from art_denoised.training.loop import train
+from art_denoised.training.plan import Plan
 torch.set_num_threads(1)
 net = network()
 def slow(x, y, step):
