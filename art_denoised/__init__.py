@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     from art_denoised.denoisers.unet import UNetDenoiser as UNetDenoiser
     from art_denoised.diffusion.loading import load_diffusion as load_diffusion
     from art_denoised.diffusion.model import DiffusionModel as DiffusionModel
+    from art_denoised.estimators.rdc import (
+        RobustDiffusionClassifier as RobustDiffusionClassifier,
+    )
     from art_denoised.estimators.smoothing import DenoisedSmoothing as DenoisedSmoothing
     from art_denoised.evaluation.queries import certify_queries as certify_queries
+    from art_denoised.rdc.classifier import DiffusionClassifier as DiffusionClassifier
+    from art_denoised.rdc.likelihood import LikelihoodMaximization as LikelihoodMaximization
     from art_denoised.smoothing.blackbox import BlackBox as BlackBox
     from art_denoised.smoothing.certify import certify as certify
     from art_denoised.smoothing.certify import certify_anytime as certify_anytime
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
     from art_denoised.smoothing.statistics import Certificate as Certificate
     from art_denoised.smoothing.statistics import Vote as Vote
     from art_denoised.training.denoiser import train_denoiser as train_denoiser
+    from art_denoised.training.diffusion import train_diffusion as train_diffusion
     from art_denoised.training.plan import Plan as Plan
 
 __version__ = "0.1.0"
@@ -39,12 +45,15 @@ _HOMES = {
     "Certificate": "smoothing.statistics",
     "DenoisedClassifier": "smoothing.modules",
     "DenoisedSmoothing": "estimators.smoothing",
+    "DiffusionClassifier": "rdc.classifier",
     "DiffusionModel": "diffusion.model",
     "DnCNN": "denoisers.dncnn",
     "InputError": "checks",
+    "LikelihoodMaximization": "rdc.likelihood",
     "MemNet": "denoisers.memnet",
     "OneShotDenoiser": "denoisers.one_shot",
     "Plan": "training.plan",
+    "RobustDiffusionClassifier": "estimators.rdc",
     "SmoothedClassifier": "smoothing.modules",
     "UNetDenoiser": "denoisers.unet",
     "Vote": "smoothing.statistics",
@@ -55,6 +64,7 @@ _HOMES = {
     "load_diffusion": "diffusion.loading",
     "save_denoiser": "denoisers.checkpoints",
     "train_denoiser": "training.denoiser",
+    "train_diffusion": "training.diffusion",
     "vote": "smoothing.certify",
 }
 __all__ = ["__version__", *_HOMES]

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from torch import nn
 
+from art_denoised.demo.diffusion import untrained
 from art_denoised.denoisers.checkpoints import load_denoiser, load_weights
+from art_denoised.diffusion.model import DiffusionModel
 
 _FOLDER = Path(__file__).parent
 
@@ -54,3 +56,16 @@ def digits_denoiser() -> nn.Module:
         torch.Size([2, 1, 8, 8])
     """
     return load_denoiser(_FOLDER / "digits_denoiser.safetensors")
+
+
+def digits_diffusion() -> DiffusionModel:
+    """Return the packaged class-conditional diffusion model, with a null class.
+
+    Example:
+        >>> import torch
+        >>> digits_diffusion()(torch.rand(2, 1, 8, 8), 0.25, torch.tensor([3, 4])).shape
+        torch.Size([2, 1, 8, 8])
+    """
+    model = untrained()
+    load_weights(model, _FOLDER / "digits_diffusion.safetensors")
+    return model.eval()

@@ -11,12 +11,12 @@ from art.estimators.certification.randomized_smoothing.randomized_smoothing impo
     RandomizedSmoothingMixin,
 )
 from art.estimators.classification.pytorch import PyTorchClassifier
-from art.utils import check_and_transform_label_format
 from torch import nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.estimators.certifying import CertifyingMixin
+from art_denoised.estimators.defended import DefendedClassifier
 from art_denoised.estimators.preprocessing import without_preprocessing
 from art_denoised.smoothing.modules import DenoisedClassifier, SmoothedClassifier
 from art_denoised.smoothing.sampling import fresh_seed
@@ -25,7 +25,7 @@ from art_denoised.training.plan import Plan
 from art_denoised.types import Denoiser
 
 
-class DenoisedSmoothing(CertifyingMixin, PyTorchClassifier, RandomizedSmoothingMixin):
+class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothingMixin):
     """Denoiser + pretrained classifier + randomized smoothing: labels with certified l2 radii.
 
     `predict`, `compute_loss`, `loss_gradient` and `class_gradient` are all of one function: the
@@ -173,32 +173,6 @@ class DenoisedSmoothing(CertifyingMixin, PyTorchClassifier, RandomizedSmoothingM
     def max_batch(self, value: int) -> None:
         self.model.max_batch = checks.count("max_batch", value)
 
-    def predict(
-        self, x: np.ndarray, batch_size: int = 128, training_mode: bool = False, **kwargs: Any
-    ) -> np.ndarray:
-        """Return log-probabilities of the smoothed classifier, exactly those of ``.model``.
-
-        Args:
-            x: Images (batch, channels, height, width), float. They may leave ``clip_values`` a
-                little, as those of an attack under way do.
-            batch_size: Images at once.
-            training_mode: As in ART, which also leaves the model in this mode.
-            **kwargs: Ignored, as in ART.
-
-        Returns:
-            float32 array (batch, nb_classes).
-
-        Raises:
-            InputError: Shape, dtype, NaN, or images in other units.
-        """
-        # Not ART's loop: its DataLoader draws from the global random state.
-        self.model.train(mode=training_mode)
-        with torch.no_grad():
-            images = self._check(x, slack=1.0)
-            batches = torch.split(images, checks.count("batch_size", batch_size))
-            outputs = [self.model(batch.to(self.device)).float().cpu() for batch in batches]
-        return torch.cat(outputs).numpy()
-
     def fit(
         self,
         x: np.ndarray,
@@ -258,21 +232,6 @@ class DenoisedSmoothing(CertifyingMixin, PyTorchClassifier, RandomizedSmoothingM
             progress=verbose,
         )
 
-    def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **kwargs: Any) -> Any:
-        """Return the gradient of the smoothed classifier's loss in the images.
-
-        Args:
-            x: Images, array or tensor (batch, channels, height, width).
-            y: Labels: indices (batch,), or one-hot or probabilities (batch, nb_classes).
-            training_mode: As in ART.
-            **kwargs: Ignored, as in ART.
-
-        Returns:
-            Gradients, shaped like ``x``.
-        """
-        y = check_and_transform_label_format(y, self.nb_classes)
-        return super().loss_gradient(x, y, training_mode=training_mode, **kwargs)
-
     def set_params(self, **kwargs: Any) -> None:
         """Set parameters by name, as in ART; those of the noise reach the model too."""
         if "alpha" in kwargs:
@@ -294,30 +253,5 @@ class DenoisedSmoothing(CertifyingMixin, PyTorchClassifier, RandomizedSmoothingM
             )
         return clone
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return everything but ART's wrapper class; unlike ART's, writes no files."""
-        state = self.__dict__.copy()
-        del state["_model_wrapper"], state["_device"]
-        state["_model"] = self.model
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        gpu = self.device_type != "cpu" and torch.cuda.is_available()
-        self._device = torch.device(f"cuda:{torch.cuda.current_device()}" if gpu else "cpu")
-        self._model = self._make_model_wrapper(state["_model"]).to(self._device)
-
-    def _check(self, x: Any, slack: float = 0.0) -> torch.Tensor:
-        x = checks.images(x, clip_values=self.clip_values, shape=self.input_shape, slack=slack)
-        return x.float()
-
     def _seed_for_call(self) -> int:
         return fresh_seed() if self.seed is None else self.seed
-
-    def _check_classes(self) -> None:
-        """Classify one grey image, to find a misfit before the work starts."""
-        middle = torch.as_tensor(np.mean(self.clip_values, axis=0), dtype=torch.float32)
-        grey = middle.expand(1, *self.input_shape).to(self.device)
-        classes = checks.class_count(self.model, grey)
-        if classes != self.nb_classes:
-            raise InputError(f"nb_classes is {self.nb_classes} but the model returns {classes}")

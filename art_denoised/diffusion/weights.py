@@ -1,0 +1,112 @@
+"""Noise levels of a diffusion loss, and what each of them counts: w(sigma).
+
+A diffusion loss is an integral over noise levels; once discretised it is sum_l w_l ||D(x + sigma_l
+eps; sigma_l) - x||^2. The weight of a level is the loss's weighting lambda(sigma) times the length
+of the interval (or the share of the probability) that the level stands for.
+
+Noise levels are in the units of the network, [-1, 1] as a rule, as in the papers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from scipy import special
+
+from art_denoised import checks
+from art_denoised.checks import InputError
+
+Weighting = Literal["edm", "vp_uniform", "elbo", "rdc_legacy"]
+Spacing = Literal["lognormal", "linear"]
+
+P_MEAN, P_STD, SIGMA_DATA = -1.2, 1.2, 0.5  # Karras et al. 2022, table 1
+SIGMA_LOW, SIGMA_HIGH = 1e-4, 3.0  # Chen et al. 2024, reference code
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Noise levels and their weights, in the units of the network.
+
+    Attributes:
+        sigmas: Rising.
+        weights: Positive.
+
+    Raises:
+        InputError: Not as many weights as levels, or a number that is not positive.
+
+    Example:
+        >>> Levels((0.5, 1.0), (2.0, 1.0)).sigmas
+        (0.5, 1.0)
+    """
+
+    sigmas: tuple[float, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.sigmas or len(self.sigmas) != len(self.weights):
+            raise InputError(
+                f"there are {len(self.sigmas)} noise levels and {len(self.weights)} weights; give "
+                "one each"
+            )
+        for number in (*self.sigmas, *self.weights):
+            checks.positive("noise level or weight", number)
+
+
+def noise_levels(
+    count: int, weighting: Weighting = "edm", spacing: Spacing = "lognormal"
+) -> Levels:
+    """Discretise a diffusion loss.
+
+    Args:
+        count: Number of levels.
+        weighting: "edm": (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 under the log-normal
+            p(sigma) of the training (Karras et al. 2022). "vp_uniform": the unweighted noise
+            prediction error, 1 / sigma^2, under the same p. "elbo": dsigma / sigma^3 (Kingma et al.
+            2021). "rdc_legacy": that of the reference code of Chen et al. (ICML 2024), whose
+            log-normal has 1 / P_std for P_std by a slip of operators, and whose error is the mean
+            over pixels: multiply by the number of pixel values for the others' scale.
+        spacing: "lognormal": the middles of ``count`` intervals of equal probability under
+            p(sigma); few levels suffice. "linear": the reference's, ``count`` + 1 levels from 1e-4
+            to 3 without the last.
+
+    Raises:
+        InputError: A value out of range.
+
+    Example:
+        >>> levels = noise_levels(4)
+        >>> [round(sigma, 3) for sigma in levels.sigmas]
+        [0.076, 0.205, 0.441, 1.198]
+    """
+    count = checks.count("levels", count)
+    if weighting not in get_args(Weighting):
+        raise InputError(
+            f"weighting is {weighting!r}; give one of {', '.join(get_args(Weighting))}"
+        )
+    if spacing == "lognormal":
+        if weighting == "rdc_legacy":
+            raise InputError("rdc_legacy is defined on the linear spacing; give spacing 'linear'")
+        middles = (np.arange(count) + 0.5) / count
+        sigma = np.exp(P_MEAN + P_STD * special.ndtri(middles))
+        share = 1 / count / _density(sigma, P_STD)  # dsigma that a level stands for
+    elif spacing == "linear":
+        sigma = np.linspace(SIGMA_LOW, SIGMA_HIGH, count + 1)[:-1]
+        share = np.full(count, (SIGMA_HIGH - SIGMA_LOW) / count)
+    else:
+        raise InputError(f"spacing is {spacing!r}; give 'lognormal' or 'linear'")
+    scale = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
+    weights = {
+        "edm": lambda: scale * _density(sigma, P_STD),
+        "vp_uniform": lambda: _density(sigma, P_STD) / sigma**2,
+        "elbo": lambda: sigma**-3.0,
+        "rdc_legacy": lambda: scale * _density(sigma, 1 / P_STD) / P_STD**2,
+    }[weighting]()
+    return Levels(tuple(sigma.tolist()), tuple((weights * share).tolist()))
+
+
+def _density(sigma: np.ndarray, std: float) -> np.ndarray:
+    """Log-normal density."""
+    z = (np.log(sigma) - P_MEAN) / std
+    return np.exp(-(z**2) / 2) / (sigma * std * math.sqrt(2 * math.pi))

@@ -1,0 +1,87 @@
+"""What all our ART classifiers have in common: they are what their torch module is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification.pytorch import PyTorchClassifier
+from art.utils import check_and_transform_label_format
+
+from art_denoised import checks
+from art_denoised.checks import InputError
+
+
+class DefendedClassifier(PyTorchClassifier):
+    """An ART classifier over a module that is the whole defence.
+
+    Beside ART's: input is checked, the global random state is left alone, and pickles leave no
+    files behind.
+    """
+
+    def predict(
+        self, x: np.ndarray, batch_size: int = 128, training_mode: bool = False, **kwargs: Any
+    ) -> np.ndarray:
+        """Return the outputs of ``.model``, exactly.
+
+        Args:
+            x: Images (batch, channels, height, width), float. They may leave ``clip_values`` a
+                little, as those of an attack under way do.
+            batch_size: Images at once.
+            training_mode: As in ART, which also leaves the model in this mode.
+            **kwargs: Ignored, as in ART.
+
+        Returns:
+            float32 array (batch, nb_classes).
+
+        Raises:
+            InputError: Shape, dtype, NaN, or images in other units.
+        """
+        # Not ART's loop: its DataLoader draws from the global random state.
+        self.model.train(mode=training_mode)
+        with torch.no_grad():
+            images = self._check(x, slack=1.0)
+            batches = torch.split(images, checks.count("batch_size", batch_size))
+            outputs = [self.model(batch.to(self.device)).float().cpu() for batch in batches]
+        return torch.cat(outputs).numpy()
+
+    def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **kwargs: Any) -> Any:
+        """Return the gradient of the smoothed classifier's loss in the images.
+
+        Args:
+            x: Images, array or tensor (batch, channels, height, width).
+            y: Labels: indices (batch,), or one-hot or probabilities (batch, nb_classes).
+            training_mode: As in ART.
+            **kwargs: Ignored, as in ART.
+
+        Returns:
+            Gradients, shaped like ``x``.
+        """
+        y = check_and_transform_label_format(y, self.nb_classes)
+        return super().loss_gradient(x, y, training_mode=training_mode, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return everything but ART's wrapper class; unlike ART's, writes no files."""
+        state = self.__dict__.copy()
+        del state["_model_wrapper"], state["_device"]
+        state["_model"] = self.model
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        gpu = self.device_type != "cpu" and torch.cuda.is_available()
+        self._device = torch.device(f"cuda:{torch.cuda.current_device()}" if gpu else "cpu")
+        self._model = self._make_model_wrapper(state["_model"]).to(self._device)
+
+    def _check(self, x: Any, slack: float = 0.0) -> torch.Tensor:
+        x = checks.images(x, clip_values=self.clip_values, shape=self.input_shape, slack=slack)
+        return x.float()
+
+    def _check_classes(self) -> None:
+        """Classify one grey image, to find a misfit before the work starts."""
+        middle = torch.as_tensor(np.mean(self.clip_values, axis=0), dtype=torch.float32)
+        grey = middle.expand(1, *self.input_shape).to(self.device)
+        classes = checks.class_count(self.model, grey)
+        if classes != self.nb_classes:
+            raise InputError(f"nb_classes is {self.nb_classes} but the model returns {classes}")

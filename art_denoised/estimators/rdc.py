@@ -1,0 +1,138 @@
+"""The robust diffusion classifier as an estimator of the Adversarial Robustness Toolbox."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from art_denoised import checks
+from art_denoised.diffusion.model import DiffusionModel
+from art_denoised.diffusion.weights import Levels
+from art_denoised.estimators.defended import DefendedClassifier
+from art_denoised.rdc.classifier import DiffusionClassifier
+from art_denoised.rdc.likelihood import Form, Gradient, LikelihoodMaximization
+
+
+class RobustDiffusionClassifier(DefendedClassifier):
+    """Likelihood maximization, then a diffusion model as Bayes classifier.
+
+    ``.model`` is ``nn.Sequential(LikelihoodMaximization, DiffusionClassifier)``, from images to
+    logits; predictions, losses and gradients are all of that module. Gradients are exact unless
+    ``gradient="bpda"`` is asked for, which flatters the defence.
+
+    Source: Chen et al., "Robust Classification via a Single Diffusion Model" (ICML 2024, arXiv
+    2305.15241).
+
+    Args:
+        diffusion: Class-conditional, with a null class, in eval mode.
+        input_shape: (channels, height, width).
+        steps: Of likelihood maximization; 0: the diffusion classifier alone.
+        eta: As for `LikelihoodMaximization`.
+        form: As for `LikelihoodMaximization`.
+        gradient: As for `LikelihoodMaximization`.
+        rate: As for `LikelihoodMaximization`.
+        levels: As for `DiffusionClassifier`.
+        prior: As for `DiffusionClassifier`.
+        temperature: As for `DiffusionClassifier`.
+        max_batch: As for `DiffusionClassifier`.
+        bf16: As for `DiffusionClassifier`.
+        seed: Fixes all noise: deterministic, and the attacker knows it. None: fresh in every call;
+            attack with EOT.
+        loss: Loss on logits and labels; cross-entropy by default.
+        optimizer: For ART's trainers.
+        device_type: "gpu", where there is one, or "cpu", as in ART.
+
+    Raises:
+        InputError: As for the two modules, or a model that cannot take such images.
+
+    Example:
+        >>> from art_denoised.demo import digits_diffusion
+        >>> from art_denoised.diffusion.weights import noise_levels
+        >>> from art_denoised.evaluation.data import load_data
+        >>> rdc = RobustDiffusionClassifier(
+        ...     digits_diffusion(), input_shape=(1, 8, 8), eta=0.1, levels=noise_levels(8), seed=0
+        ... )
+        >>> x, label = load_data("digits")[0]
+        >>> int(rdc.predict(x[None].numpy()).argmax()) == label
+        True
+    """
+
+    estimator_params: ClassVar[list[str]] = [*DefendedClassifier.estimator_params, "seed"]
+
+    def __init__(
+        self,
+        diffusion: DiffusionModel,
+        *,
+        input_shape: tuple[int, int, int],
+        steps: int = 5,
+        eta: float = 8 / 255,
+        form: Form = "adam",
+        gradient: Gradient = "exact",
+        rate: float = 0.05,
+        levels: Levels | None = None,
+        prior: Sequence[float] | None = None,
+        temperature: float = 1.0,
+        max_batch: int = 512,
+        bf16: bool = False,
+        seed: int | None = None,
+        loss: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        device_type: str = "gpu",
+    ) -> None:
+        checks.eval_mode(diffusion)
+        classifier = DiffusionClassifier(
+            diffusion,
+            levels=levels,
+            seed=seed,
+            prior=prior,
+            temperature=temperature,
+            max_batch=max_batch,
+            bf16=bf16,
+        )
+        stages: list[nn.Module] = [classifier]
+        if checks.count("steps", steps, 0):
+            stages.insert(
+                0,
+                LikelihoodMaximization(
+                    diffusion,
+                    steps=steps,
+                    eta=eta,
+                    form=form,
+                    gradient=gradient,
+                    rate=rate,
+                    seed=seed,
+                ),
+            )
+        super().__init__(
+            model=nn.Sequential(*stages).eval(),
+            loss=nn.CrossEntropyLoss() if loss is None else loss,
+            input_shape=tuple(checks.count("input_shape", size) for size in input_shape),
+            nb_classes=classifier.classes,
+            optimizer=optimizer,
+            clip_values=(0.0, 1.0),
+            device_type=device_type,
+        )
+        self._check_classes()
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of all noise, or None."""
+        return self.model[-1].seed
+
+    @seed.setter
+    def seed(self, value: int | None) -> None:
+        for stage in self.model:
+            stage.seed = value if value is None else checks.count("seed", value, 0)
+
+    @property
+    def evaluations(self) -> int:
+        """Passes of the network that a prediction of one image takes."""
+        classifier = self.model[-1]
+        steps = sum(
+            stage.steps * (1 if stage.form == "adam" else len(stage.levels.sigmas))
+            for stage in self.model[:-1]
+        )
+        return classifier.evaluations(1) + steps

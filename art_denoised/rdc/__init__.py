@@ -1,0 +1,1 @@
+"""Robust diffusion classifier: likelihood maximization, then Bayes' rule, by a diffusion model."""

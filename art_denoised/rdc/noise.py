@@ -1,0 +1,55 @@
+"""The noise of a diffusion loss: fixed, or fresh in every call."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from art_denoised.types import Images
+
+
+class LevelNoise:
+    """Standard normal noise for each (image, level), the same in a forward pass and its gradient.
+
+    With a seed, all images share the noise of a level: each is then a deterministic function of
+    its own pixels, whatever its batch. Without one, every image of every call has its own, so that
+    copies of an image in a batch (EOT) see independent noise. It comes from generators of its own;
+    the global random state is neither read nor changed.
+
+    Args:
+        seed: Of the noise; None: fresh.
+
+    Example:
+        >>> x = torch.zeros(2, 1, 8, 8)
+        >>> noise = LevelNoise(0)
+        >>> a = noise(x, torch.tensor([0, 1]), torch.tensor([3, 3]))
+        >>> torch.equal(a[0], a[1]), torch.equal(LevelNoise(None)(x, [0, 1], [3, 3])[0], a[0])
+        (True, False)
+    """
+
+    def __init__(self, seed: int | None) -> None:
+        self._shared = seed is not None
+        self._seed = secrets.randbits(63) if seed is None else seed
+        self._drawn: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(self, x: Images, images: Iterable[int], levels: Iterable[int]) -> Images:
+        """Return noise of shape (rows, ...) for rows of (image, level)."""
+        rows = []
+        for image, level in zip(map(int, images), map(int, levels), strict=True):
+            key = (0 if self._shared else image, level)
+            if key not in self._drawn:
+                if not self._shared:  # rows of an image follow each other: forget those before
+                    self._drawn = {k: v for k, v in self._drawn.items() if k[0] >= image - 1}
+                self._drawn[key] = self._draw(key, x)
+            rows.append(self._drawn[key])
+        return torch.stack(rows)
+
+    def _draw(self, key: tuple[int, int], x: Images) -> Tensor:
+        generator = torch.Generator(x.device)
+        sequence = np.random.SeedSequence(self._seed, spawn_key=key)
+        generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        return torch.randn(x.shape[1:], generator=generator, device=x.device, dtype=x.dtype)

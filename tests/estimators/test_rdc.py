@@ -1,0 +1,114 @@
+"""The robust diffusion classifier in ART: its module and nothing else, attacked unchanged."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from art_denoised import RobustDiffusionClassifier
+from art_denoised.checks import InputError
+from art_denoised.demo import digits_diffusion
+from art_denoised.diffusion.weights import noise_levels
+from tests.estimators.test_attacks import ATTACKS, BOUNDED, EPS
+
+IMAGES = 6
+
+
+def rdc(**options: object) -> RobustDiffusionClassifier:
+    defaults = {"steps": 2, "eta": 0.1, "levels": noise_levels(8), "seed": 0}
+    return RobustDiffusionClassifier(
+        digits_diffusion(), input_shape=(1, 8, 8), **{**defaults, **options}
+    )
+
+
+@pytest.fixture(scope="module")
+def data(digits):
+    return digits[0][:IMAGES].numpy(), digits[1][:IMAGES].numpy()
+
+
+@pytest.mark.filterwarnings("ignore")  # the attacks' own: divisions, deprecations
+@pytest.mark.parametrize(
+    "name", ["FGM", "PGD", "APGD", "APGD DLR", "Square", "AutoAttack", "Carlini"]
+)
+def test_art_attacks_run_unchanged(data, name):
+    np.random.seed(0)
+    torch.manual_seed(0)
+    x, y = data
+    defence = rdc(steps=0 if name == "Carlini" else 2)
+    x_adv = ATTACKS[name](defence).generate(x, y)
+    assert np.isfinite(x_adv).all()
+    if name in BOUNDED:
+        assert np.abs(x_adv - x).max() <= EPS + 1e-5
+    accuracy = [(defence.predict(images).argmax(1) == y).mean() for images in (x, x_adv)]
+    assert accuracy[0] == 1.0
+    assert accuracy[1] <= (0.9 if name == "FGM" else 0.7)  # one step alone does less
+
+
+def test_it_predicts_and_differentiates_what_its_module_computes(data):
+    x, y = data
+    defence = rdc()
+    assert isinstance(defence.model, nn.Sequential)
+    images = torch.from_numpy(x).requires_grad_()
+    logits = defence.model(images)
+    np.testing.assert_allclose(defence.predict(x), logits.detach().numpy(), rtol=1e-4)
+    nn.functional.cross_entropy(logits, torch.from_numpy(y)).backward()
+    gradient = defence.loss_gradient(x, y)
+    scale = np.abs(images.grad.numpy()).max()
+    np.testing.assert_allclose(gradient, images.grad.numpy(), rtol=1e-3, atol=1e-4 * scale)
+    assert defence.class_gradient(x[:2], label=3).shape == (2, 1, 1, 8, 8)
+    np.testing.assert_allclose(defence.predict(x, batch_size=1), defence.predict(x), rtol=1e-4)
+
+
+def test_noise_is_fixed_or_fresh(data):
+    x, _ = data
+    assert np.array_equal(rdc(seed=1).predict(x), rdc(seed=1).predict(x))
+    fresh = rdc(seed=None)
+    assert not np.array_equal(fresh.predict(x), fresh.predict(x))
+    fresh.set_params(seed=4)
+    assert np.array_equal(fresh.predict(x), rdc(seed=4).predict(x))
+
+
+def test_copies_and_pickles(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x, _ = data
+    defence = rdc()
+    for other in (copy.deepcopy(defence), pickle.loads(pickle.dumps(defence))):
+        assert np.array_equal(other.predict(x), defence.predict(x))
+    assert os.listdir(tmp_path) == []
+
+
+def test_exact_gradients_find_what_bpda_does_not(data, digits):
+    """The same defence, attacked with both gradients: exact ones leave no more of it standing."""
+    import art.attacks.evasion as evasion
+
+    x, y = digits[0][:40].numpy(), digits[1][:40].numpy()
+    budget = {"eps": 0.15, "eps_step": 0.03, "max_iter": 20, "verbose": False}
+    left = {}
+    for gradient in ("exact", "bpda"):
+        attack = evasion.ProjectedGradientDescent(rdc(gradient=gradient, steps=5), **budget)
+        x_adv = attack.generate(x, y)
+        left[gradient] = (rdc(steps=5).predict(x_adv).argmax(1) == y).mean()
+    assert left["exact"] < left["bpda"]
+
+
+def test_cost_is_known_before_a_run():
+    assert rdc(steps=5).evaluations == 8 * 10 + 5
+    assert rdc(steps=0).evaluations == 80
+    assert rdc(form="momentum", steps=2).evaluations == 80 + 2 * 32
+
+
+def test_bad_input():
+    with pytest.raises(InputError, match="shape"):
+        RobustDiffusionClassifier(digits_diffusion(), input_shape=(3, 8, 8))
+    with pytest.raises(InputError, match="steps is -1"):
+        rdc(steps=-1)
+    with pytest.raises(InputError, match="divide by 255"):
+        rdc().predict(np.full((1, 1, 8, 8), 255.0, np.float32))
+    with pytest.raises(InputError, match="NaN"):
+        rdc().predict(np.full((1, 1, 8, 8), np.nan, np.float32))

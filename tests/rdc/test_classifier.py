@@ -1,0 +1,229 @@
+"""The diffusion classifier: Bayes' rule, exact gradients, and nothing that depends on chunks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from art_denoised import DiffusionClassifier
+from art_denoised.checks import InputError
+from art_denoised.demo import digits_diffusion
+from art_denoised.demo.diffusion import DigitsMLP
+from art_denoised.diffusion.families import EDM, Native
+from art_denoised.diffusion.model import DiffusionModel
+from art_denoised.diffusion.weights import Levels, noise_levels
+from art_denoised.evaluation.data import digits
+
+LEVELS = Levels((0.2, 0.5, 1.0), (3.0, 1.0, 0.5))
+
+
+def small_model(dtype=torch.float64) -> DiffusionModel:
+    """Untrained, but with an answer that depends on everything."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = DigitsMLP(width=16, depth=1)
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    return DiffusionModel(network, EDM(), classes=10, null_class=10).to(dtype).eval()
+
+
+def images(n: int = 3, dtype=torch.float64) -> torch.Tensor:
+    return torch.rand(n, 1, 8, 8, dtype=dtype, generator=torch.Generator().manual_seed(0))
+
+
+def classifier(**options) -> DiffusionClassifier:
+    return DiffusionClassifier(small_model(), **{"levels": LEVELS, "seed": 0, **options})
+
+
+def test_logits_are_the_equation():
+    """Against a literal loop, one image, level and class at a time."""
+    dc, x = classifier(prior=[0.3] + [0.7 / 9] * 9, temperature=2.0), images()
+    logits = dc(x)
+    prior = np.log([0.3] + [0.7 / 9] * 9)
+    for i, image in enumerate(x):
+        for y in range(10):
+            loss = 0.0
+            for level, (sigma, weight) in enumerate(
+                zip(LEVELS.sigmas, LEVELS.weights, strict=True)
+            ):
+                from art_denoised.rdc.noise import LevelNoise
+
+                eps = LevelNoise(0)(x, [i], [level])
+                noisy = image[None] + sigma / 2 * eps
+                x_hat = dc.model(noisy, sigma / 2, torch.tensor([y]))
+                loss += weight * float((2 * (x_hat - image)).square().sum().detach())
+            assert float(logits[i, y].detach()) == pytest.approx(prior[y] - loss / 2, rel=1e-6)
+
+
+def test_gradients_agree_with_finite_differences():
+    dc, x = classifier(), images(2).requires_grad_()
+    assert torch.autograd.gradcheck(dc, (x,), eps=1e-6, atol=1e-5, rtol=1e-4)
+
+
+def test_the_gradient_path_gives_the_same_logits():
+    dc, x = classifier(), images()
+    with torch.no_grad():
+        plain = dc(x)
+    assert torch.equal(plain, dc(x.requires_grad_()).detach())
+
+
+@pytest.mark.parametrize("max_batch", [1, 7, 10, 64])
+def test_chunks_and_order_change_nothing(max_batch):
+    x = images(4)
+    whole, parts = classifier(), classifier(max_batch=max_batch)
+    gradients = []
+    for dc in (whole, parts):
+        leaf = x.clone().requires_grad_()
+        dc(leaf).log_softmax(1)[:, 3].sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(whole(x), parts(x))
+    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(whole(x.flip(0)).flip(0), whole(x))
+    torch.testing.assert_close(whole(x[:1]), whole(x)[:1])
+
+
+class Counting(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.rows, self.largest = inner, 0, 0
+
+    def forward(self, x, c_noise, y):
+        self.rows += len(x)
+        self.largest = max(self.largest, len(x))
+        return self.inner(x, c_noise, y)
+
+
+def test_classes_without_gradient_are_not_evaluated_again():
+    dc = classifier(max_batch=8)
+    dc.model.network = counting = Counting(dc.model.network)
+    x = images(3).requires_grad_()
+    logits = dc(x)
+    assert counting.rows == dc.evaluations(3) == 90
+    (logits[:, 1] - logits[:, 4]).sum().backward()
+    assert counting.rows == 90 + 3 * 3 * 2
+    assert counting.largest == 8
+
+
+def test_weights_get_no_gradient_and_flags_stay():
+    dc, x = classifier(), images().requires_grad_()
+    dc(x).sum().backward()
+    assert all(p.grad is None and p.requires_grad for p in dc.parameters())
+    assert not dc.model.training
+
+
+def test_fixed_noise_is_a_function_and_fresh_noise_is_not():
+    x = images(1).expand(2, -1, -1, -1)
+    fixed, fresh = classifier(seed=3), classifier(seed=None)
+    assert torch.equal(fixed(x), fixed(x))
+    assert torch.equal(fixed(x)[0], fixed(x)[1])
+    assert not torch.equal(fixed(x), classifier(seed=4)(x))
+    assert not torch.equal(fresh(x), fresh(x))
+    logits = fresh(x)
+    assert not torch.equal(logits[0], logits[1])  # copies for EOT see independent noise
+
+
+def test_fresh_noise_is_that_of_the_forward_pass_in_its_gradient():
+    """With fresh noise, the value that is returned and its gradient belong together."""
+    dc, x = classifier(seed=None, max_batch=7), images(2)
+    from art_denoised.rdc.classifier import _Losses
+    from art_denoised.rdc.noise import LevelNoise
+
+    noise = LevelNoise(None)
+    leaf = x.clone().requires_grad_()
+    _Losses.apply(leaf, dc, noise)[:, 2].sum().backward()
+    step = 1e-6 * torch.randn_like(x)
+    with torch.no_grad():
+        up, down = (_Losses.apply(x + s * step, dc, noise)[:, 2].sum() for s in (1, -1))
+    assert float((leaf.grad * step).sum()) == pytest.approx(float(up - down) / 2, rel=1e-4)
+
+
+def test_the_global_random_state_is_untouched():
+    before = torch.get_rng_state()
+    for seed in (None, 0):
+        x = images().requires_grad_()
+        classifier(seed=seed)(x).sum().backward()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_digits_are_classified():
+    """98.5% of 500 held-out digits, with 32 levels."""
+    x, y = map(list, zip(*digits(train=False), strict=True))
+    with torch.no_grad():
+        predicted = DiffusionClassifier(digits_diffusion(), seed=0)(torch.stack(x)).argmax(1)
+    assert (predicted == torch.tensor(y)).float().mean() >= 0.985
+
+
+def test_temperature_makes_probabilities_of_likelihoods():
+    x, y = map(list, zip(*digits(train=False), strict=True))
+    x, y = torch.stack(x[:200]), torch.tensor(y[:200])
+    dc = DiffusionClassifier(digits_diffusion(), levels=noise_levels(8), seed=0)
+
+    def cross_entropy() -> float:
+        with torch.no_grad():
+            return float(nn.functional.cross_entropy(dc(x), y))
+
+    losses = {}
+    for temperature in (0.01, 1000.0):
+        dc.temperature = temperature
+        losses[temperature] = cross_entropy()
+    fitted = dc.fit_temperature(x, y)
+    assert 0.01 < fitted < 1000
+    assert cross_entropy() < min(losses.values())
+
+
+def test_bfloat16_is_near():
+    x = images(2, torch.float32)
+    exact = DiffusionClassifier(small_model(torch.float32), levels=LEVELS, seed=0)
+    rough = DiffusionClassifier(small_model(torch.float32), levels=LEVELS, seed=0, bf16=True)
+    torch.testing.assert_close(rough(x), exact(x), rtol=0.05, atol=0.5)
+
+
+class Nan(nn.Module):
+    def forward(self, x, c_noise, y):
+        return x * float("nan")
+
+
+def test_bad_input():
+    with pytest.raises(InputError, match="knows no classes"):
+        DiffusionClassifier(DiffusionModel(DigitsMLP(), EDM()))
+    with pytest.raises(InputError, match=r"levels go up to 100"):
+        classifier(levels=Levels((0.5, 100.0), (1.0, 1.0)))
+    with pytest.raises(InputError, match="9 numbers for 10"):
+        classifier(prior=[1 / 9] * 9)
+    with pytest.raises(InputError, match="NaN"):
+        DiffusionClassifier(DiffusionModel(Nan(), Native(), classes=10), levels=LEVELS)(images())
+    for bad in ({"temperature": 0}, {"max_batch": 0}, {"seed": -1}):
+        with pytest.raises(InputError):
+            classifier(**bad)
+    with pytest.raises(InputError, match="divide by 255"):
+        classifier().fit_temperature(255 * images(), torch.tensor([1, 2, 3]))
+
+
+def test_levels():
+    with pytest.raises(InputError, match="2 noise levels and 1 weights"):
+        Levels((0.1, 0.2), (1.0,))
+    for bad in ({"weighting": "ddpm"}, {"spacing": "cosine"}, {"weighting": "rdc_legacy"}):
+        with pytest.raises(InputError):
+            noise_levels(4, **bad)
+    # Stratified levels integrate what the linear grid does: here, of sigma^2, with weight edm.
+    fine = noise_levels(20_000, spacing="linear")
+    few = noise_levels(200)
+
+    def integral(levels: Levels, cut: float = 2.9) -> float:
+        pairs = zip(levels.sigmas, levels.weights, strict=True)
+        return sum(w * s**2 for s, w in pairs if s < cut)
+
+    assert integral(few) == pytest.approx(integral(fine), rel=0.02)
+
+
+def test_legacy_weights_are_those_of_the_reference_code():
+    """A literal evaluation of its formula, slip included."""
+    levels = noise_levels(125, "rdc_legacy", "linear")
+    sigma = np.linspace(1e-4, 3, 126)
+    sigma, width = sigma[:-1], np.diff(sigma)
+    p = 1 / (sigma * 1.2 * np.sqrt(2 * np.pi)) * np.exp(-((np.log(sigma) + 1.2) ** 2) / 2 * 1.2**2)
+    expected = (sigma**2 + 0.25) / (0.5 * sigma) ** 2 * p * width
+    np.testing.assert_allclose(levels.sigmas, sigma)
+    np.testing.assert_allclose(levels.weights, expected, rtol=1e-9)
