@@ -397,7 +397,18 @@ def test_bad_commands(capsys, arguments, words):
 
 
 @pytest.mark.parametrize(
-    "command", ["certify", "predict", "train-denoiser", "table", "plot", "verify", "demo", None]
+    "command",
+    [
+        "certify",
+        "predict",
+        "train-denoiser",
+        "train-diffusion",
+        "table",
+        "plot",
+        "verify",
+        "demo",
+        None,
+    ],
 )
 def test_help_is_a_page(capsys, command):
     with pytest.raises(SystemExit) as stop:
@@ -513,3 +524,43 @@ def test_bad_trainings(tmp_path, capsys, changes, words):
     message = capsys.readouterr().err
     assert_one_line(message)
     assert words in message
+
+
+def test_a_diffusion_model_is_trained_and_loaded(tmp_path, capsys):
+    from art_denoised import DiffusionClassifier, load_diffusion
+    from art_denoised.diffusion.weights import noise_levels
+    from art_denoised.evaluation.data import digits
+
+    words = [
+        "train-diffusion",
+        "--quiet",
+        "--data",
+        "digits",
+        "--augment",
+        "none",
+        "--rate",
+        "0.004",
+    ]
+    words += ["--widths", "16,32", "--average", "0.95", "--out"]
+    options = ["--classes", "10", "--epochs", "8", "--batch-size", "64"]
+    assert main([*words, str(tmp_path / "a"), *options]) == 0
+    assert "loss 0." in capsys.readouterr().out
+    model = load_diffusion(tmp_path / "a", classes=10)
+    classifier = DiffusionClassifier(model, levels=noise_levels(4), seed=0)
+    data = [digits(train=False)[i] for i in range(100)]
+    x, y = np.stack([x for x, _ in data]), np.array([y for _, y in data])
+    import torch
+
+    with torch.no_grad():
+        predicted = classifier(torch.from_numpy(x)).argmax(1).numpy()
+    assert (predicted == y).mean() > 0.5
+    assert main([*words, str(tmp_path / "b"), "--epochs", "1"]) == 0  # unconditional: a denoiser
+    assert main(certify_args(tmp_path / "c", denoiser=tmp_path / "b", max=1, n=20)) == 0
+    for bad in (["--widths", "12"], ["--widths", "8,8,8,8,8"], ["--drop", "1"], ["--widths", "a"]):
+        capsys.readouterr()
+        try:
+            code = main([*words, str(tmp_path / "d"), *bad, "--epochs", "1"])
+        except SystemExit as stop:
+            code = stop.code
+        assert code == 2
+        assert_one_line(capsys.readouterr().err)

@@ -18,6 +18,7 @@ Certify pretrained image classifiers by denoised randomized smoothing.
   art-denoised certify ...          certify a data set: one label and l2 radius an image
   art-denoised predict ...          predict with the smoothed classifier, abstaining where unsure
   art-denoised train-denoiser ...   train a denoiser for a classifier, seen or only queried
+  art-denoised train-diffusion ...  train a class-conditional diffusion model
   art-denoised table LOG...         certified accuracy at chosen radii
   art-denoised plot LOG... -o FILE  certified accuracy against radius, as a picture
   art-denoised verify LOG...        recompute every row of a log from its votes
@@ -73,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_certify(commands)
     run.add_predict(commands)
     train.add_train_denoiser(commands)
+    train.add_train_diffusion(commands)
     read.add_table(commands)
     read.add_plot(commands)
     read.add_verify(commands)

@@ -1,4 +1,4 @@
-"""Commands that train networks: train-denoiser."""
+"""Commands that train networks: train-denoiser and train-diffusion."""
 
 from __future__ import annotations
 
@@ -39,6 +39,22 @@ examples:
   for a classifier that can only be queried, with two surrogates and a range of noise:
     art-denoised train-denoiser --objective stability --data imagefolder:train \\
         --surrogate mynets:resnet18 --surrogate mynets:vgg16 --sigma 0.1,0.5 --out runs/denoiser
+"""
+
+
+_DIFFUSION_DESCRIPTION = """\
+Train a diffusion model with the loss of EDM (Karras et al. 2022): a U-Net of diffusers, with a null
+class if it is conditional.
+
+OUT gets unet/ and scheduler/ (for load_diffusion, or for certify --denoiser where there are no
+classes), train.jsonl and a checkpoint, from which --resume goes on exactly.
+"""
+
+_DIFFUSION_EPILOG = """\
+examples:
+  handwritten digits, as a trial:
+    art-denoised train-diffusion --data digits --classes 10 --widths 16,32 --augment none \\
+        --epochs 20 --out runs/diffusion
 """
 
 
@@ -90,6 +106,39 @@ def add_train_denoiser(commands: Any) -> None:
     add_plan_options(command)
     add("--fine-epochs", type=int, help="of the second part of hybrid (default: 2/9 of --epochs)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for weights and log")
+
+
+def add_train_diffusion(commands: Any) -> None:
+    """Add `train-diffusion`."""
+    from art_denoised.evaluation.data import SPECS
+
+    command = add_command(
+        commands,
+        "train-diffusion",
+        _train_diffusion,
+        "train a class-conditional diffusion model",
+        description=_DIFFUSION_DESCRIPTION,
+        epilog=_DIFFUSION_EPILOG,
+    )
+    add = command.add_argument
+    add("--data", required=True, metavar="DATA", help=f"training images: {SPECS}")
+    add("--classes", type=int, help="number of classes; without it the model is unconditional")
+    add(
+        "--widths",
+        type=_whole_numbers,
+        default=(32, 64, 64),
+        metavar="W,W,...",
+        help="channels of the U-Net at each resolution, multiples of 8 (default: 32,64,64)",
+    )
+    add("--layers", type=int, default=1, help="blocks at each resolution (default: %(default)s)")
+    add(
+        "--drop",
+        type=float,
+        default=0.1,
+        help="share of images shown without their class (default: %(default)s)",
+    )
+    add_plan_options(command)
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for the model and log")
 
 
 def add_plan_options(command: argparse.ArgumentParser) -> None:
@@ -172,6 +221,52 @@ def _train_denoiser(arguments: argparse.Namespace) -> None:
     last = {name: value for name, value in rows[-1].items() if name not in ("rate", "seconds")}
     print(", ".join(f"{name} {value:g}" for name, value in last.items()))
     print(f"denoiser: {path}")
+
+
+def _train_diffusion(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from art_denoised.diffusion.loading import save_diffusion
+    from art_denoised.diffusion.unet import unet_diffusion
+    from art_denoised.evaluation.data import load_data
+    from art_denoised.loading import find_device
+    from art_denoised.training.diffusion import train_diffusion
+
+    plan, device = read_plan(arguments), find_device(arguments.device)
+    data = load_data(arguments.data, train=True)
+    channels, size, _ = data[0][0].shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(arguments.seed)
+        model = unet_diffusion(
+            channels,
+            size,
+            classes=arguments.classes,
+            widths=arguments.widths,
+            layers=arguments.layers,
+        )
+    rows = train_diffusion(
+        model.to(device),
+        data,
+        plan=plan,
+        drop=arguments.drop,
+        out=arguments.out,
+        resume=arguments.resume,
+        identity={name: getattr(arguments, name) for name in ("data", "classes", "layers")},
+        tensorboard=arguments.tensorboard,
+        progress=not arguments.quiet,
+    )
+    save_diffusion(model.cpu(), arguments.out)
+    print(f"epoch {len(rows)}, loss {rows[-1]['loss']:g}")
+    print(f"diffusion model: {arguments.out}")
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no list of whole numbers; join them by commas, as in 32,64"
+        ) from None
 
 
 def _build(name: str, channels: int, seed: int) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,9 +13,7 @@ from torch import nn
 from art_denoised.checks import InputError
 from art_denoised.diffusion.families import DDPM, EDM, Family, Flow
 from art_denoised.diffusion.model import DiffusionModel
-
-if TYPE_CHECKING:
-    from art_denoised.types import Images, Labels
+from art_denoised.diffusion.unet import UNetNetwork
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _SCHEDULER = "scheduler_config.json"
@@ -71,11 +69,46 @@ def load_diffusion(folder: Path | str, *, classes: int | None = None) -> Diffusi
             "returns variances, or takes latents, is not supported"
         )
     return DiffusionModel(
-        _Sample(unet),
+        UNetNetwork(unet),
         family,
         classes=classes,
         null_class=classes if embedded is not None and embedded != classes else None,
     ).eval()
+
+
+def save_diffusion(model: DiffusionModel, folder: Path | str) -> None:
+    """Write a diffusion model of the family EDM to a diffusers folder that `load_diffusion` reads.
+
+    Args:
+        model: Over a UNet2DModel, as `unet_diffusion` and `load_diffusion` make it.
+        folder: Gets ``unet`` and ``scheduler``.
+
+    Raises:
+        InputError: Another network or family.
+
+    Example:
+        >>> import tempfile
+        >>> from art_denoised.diffusion.unet import unet_diffusion
+        >>> model = unet_diffusion(1, 8, classes=10, widths=(8, 16)).eval()
+        >>> x, y = torch.rand(2, 1, 8, 8), torch.tensor([3, 10])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_diffusion(model, folder)
+        ...     bool(torch.equal(load_diffusion(folder, classes=10)(x, 0.5, y), model(x, 0.5, y)))
+        True
+    """
+    from diffusers import EDMEulerScheduler
+
+    family = model.family
+    if not isinstance(model.network, UNetNetwork) or not isinstance(family, EDM):
+        raise InputError(
+            f"the model is a {type(model.network).__name__} of family {type(family).__name__}; "
+            "only U-Nets of diffusers of family EDM are saved so; use safetensors for others"
+        )
+    scheduler = EDMEulerScheduler(
+        sigma_data=family.sigma_data, sigma_min=family.sigma_min, sigma_max=family.sigma_max
+    )
+    model.network.unet.save_pretrained(Path(folder, "unet"))
+    scheduler.save_pretrained(Path(folder, "scheduler"))
 
 
 def read_family(folder: Path) -> Family:
@@ -161,18 +194,6 @@ def read_unet(folder: Path) -> nn.Module:
             )
     unet.eval()
     return unet
-
-
-class _Sample(nn.Module):
-    """Calls a UNet2DModel as a network of `DiffusionModel`."""
-
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, x: Images, c_noise: torch.Tensor, y: Labels | None) -> Images:
-        sample: Images = self.unet(x, c_noise, class_labels=y).sample
-        return sample
 
 
 def _dtype(weights: Path) -> torch.dtype:

@@ -35,8 +35,9 @@ class DiffusionClassifier(nn.Module):
         levels: Noise levels and weights; `noise_levels` (32) by default.
         seed: Fixes the noise: a deterministic function of each image. None: fresh in every call.
         prior: p(y) of each class; None: uniform.
-        temperature: Divides the likelihood term. 1 is Bayes' rule if the loss were an exact bound;
-            `fit_temperature` makes probabilities of it.
+        temperature: Divides the likelihood term. 1 is Bayes' rule if the loss were an exact bound.
+            It changes no prediction, but an attack on cross-entropy is the weaker, and the defence
+            flattered, the further it is off: use `fit_temperature` before (docs/rdc.md).
         max_batch: Network evaluations at once.
         bf16: Autocast the network to bfloat16.
 
@@ -97,19 +98,25 @@ class DiffusionClassifier(nn.Module):
             y: Their classes.
 
         Raises:
-            InputError: Images or labels that cannot be used.
+            InputError: Images or labels that cannot be used, or that leave the temperature open,
+                as training images do: where no image is wrong, any low temperature is the best.
         """
         x, y = checks.images(x), checks.labels(y, self.classes)
-        self.temperature = 1.0
-        likelihood = self(x) - self.log_prior
+        likelihood = (self(x) - self.log_prior) * self.temperature
         grid = torch.logspace(-3, 4, 141).tolist()
 
         def cross_entropy(temperature: float) -> float:
             logits = self.log_prior + likelihood / temperature
             return float(nn.functional.cross_entropy(logits.double(), y.to(logits.device)))
 
-        self.temperature = min(grid, key=cross_entropy)
-        return self.temperature
+        fitted = min(grid, key=cross_entropy)
+        if fitted in (grid[0], grid[-1]):
+            raise InputError(
+                f"no temperature fits these {len(x)} images: all are classified correctly by far, or "
+                "as good as at random; give other held-out images, or more"
+            )
+        self.temperature = fitted
+        return fitted
 
     def _chunks(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield (images, levels, classes) of rows of a (batch, levels, classes) table."""

@@ -169,8 +169,13 @@ def test_temperature_makes_probabilities_of_likelihoods():
         dc.temperature = temperature
         losses[temperature] = cross_entropy()
     fitted = dc.fit_temperature(x, y)
+    assert dc.fit_temperature(x, y) == fitted  # not in units of the one before
     assert 0.01 < fitted < 1000
     assert cross_entropy() < min(losses.values())
+    right = dc(x).argmax(1) == y
+    with pytest.raises(InputError, match="correctly by far"):
+        dc.fit_temperature(x[right], y[right])
+    assert dc.temperature == fitted
 
 
 def test_bfloat16_is_near():

@@ -1,0 +1,84 @@
+"""U-Nets of diffusers as networks of a diffusion model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from art_denoised import checks
+from art_denoised.checks import InputError
+from art_denoised.diffusion.families import EDM
+from art_denoised.diffusion.model import DiffusionModel
+
+if TYPE_CHECKING:
+    from art_denoised.types import Images, Labels
+
+
+class UNetNetwork(nn.Module):
+    """Calls a UNet2DModel as `DiffusionModel` calls its network.
+
+    Args:
+        unet: The UNet2DModel.
+    """
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x: Images, c_noise: torch.Tensor, y: Labels | None) -> Images:
+        """Return what the U-Net predicts."""
+        sample: Images = self.unet(x, c_noise, class_labels=y).sample
+        return sample
+
+
+def unet_diffusion(
+    channels: int,
+    size: int,
+    *,
+    classes: int | None = None,
+    widths: Sequence[int] = (32, 64, 64),
+    layers: int = 1,
+) -> DiffusionModel:
+    """Build an untrained EDM over a small U-Net.
+
+    Args:
+        channels: Of the images.
+        size: Height and width; divisible by 2 for each width after the first.
+        classes: Number of classes, to which a null class is added; None: unconditional.
+        widths: Channels at each resolution, the full one first; multiples of 8.
+        layers: Residual blocks at each resolution.
+
+    Raises:
+        InputError: Sizes that do not fit together.
+
+    Example:
+        >>> model = unet_diffusion(1, 8, classes=10, widths=(8, 16))
+        >>> model(torch.rand(2, 1, 8, 8), 0.5).shape
+        torch.Size([2, 1, 8, 8])
+    """
+    from diffusers import UNet2DModel
+
+    widths = tuple(checks.count("width", width, 8) for width in widths)
+    if any(width % 8 for width in widths):
+        raise InputError(f"widths are {widths}; give multiples of 8")
+    halvings = len(widths) - 1
+    if checks.count("size", size) % 2**halvings:
+        raise InputError(
+            f"images of size {size} cannot be halved {halvings} times; give fewer widths"
+        )
+    unet = UNet2DModel(
+        sample_size=size,
+        in_channels=checks.count("channels", channels),
+        out_channels=channels,
+        block_out_channels=widths,
+        down_block_types=("DownBlock2D",) * len(widths),
+        up_block_types=("UpBlock2D",) * len(widths),
+        layers_per_block=checks.count("layers", layers),
+        norm_num_groups=8,
+        num_class_embeds=None if classes is None else checks.count("classes", classes, 2) + 1,
+        add_attention=False,
+    )
+    return DiffusionModel(UNetNetwork(unet), EDM(), classes=classes, null_class=classes)
