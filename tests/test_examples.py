@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-QUICK = {"train_digits.py": ["--quick"]}
+QUICK = {"train_digits.py": ["--quick"], "train_digits_diffusion.py": ["--quick"]}
 
 
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

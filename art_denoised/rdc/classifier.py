@@ -112,8 +112,8 @@ class DiffusionClassifier(nn.Module):
         fitted = min(grid, key=cross_entropy)
         if fitted in (grid[0], grid[-1]):
             raise InputError(
-                f"no temperature fits these {len(x)} images: all are classified correctly by far, or "
-                "as good as at random; give other held-out images, or more"
+                f"no temperature fits these {len(x)} images: all are classified correctly by far, "
+                "or as good as at random; give other held-out images, or more"
             )
         self.temperature = fitted
         return fitted
