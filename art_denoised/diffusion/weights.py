@@ -54,6 +54,15 @@ class Levels:
         for number in (*self.sigmas, *self.weights):
             checks.positive("noise level or weight", number)
 
+    def above(self, sigma: float) -> Levels:
+        """Return the levels of at least ``sigma``, for images that hold that much noise already.
+
+        Raises:
+            InputError: There are none.
+        """
+        pairs = [(s, w) for s, w in zip(self.sigmas, self.weights, strict=True) if s >= sigma]
+        return Levels(tuple(s for s, _ in pairs), tuple(w for _, w in pairs))
+
 
 def noise_levels(
     count: int, weighting: Weighting = "edm", spacing: Spacing = "lognormal"

@@ -125,10 +125,16 @@ class DiffusionClassifier(nn.Module):
             count = len(self.levels.sigmas)
             yield per_level // count, per_level % count, chunk % self.classes
 
-    def _errors(
+    def errors(
         self, x: Images, at: tuple[Tensor, Tensor, Tensor], noise: LevelNoise | _Offset
     ) -> Tensor:
-        """Return the weighted errors of some rows, differentiable in ``x``."""
+        """Return weighted errors w_l ||D - x||^2 before the temperature, differentiable in ``x``.
+
+        Args:
+            x: Images.
+            at: Indices of image, level and class of each row.
+            noise: Of the pass that the rows are a part of.
+        """
         images, levels, classes = at
         sigma = torch.tensor(self.levels.sigmas, device=x.device)[levels]
         weight = torch.tensor(self.levels.weights, device=x.device)[levels]
@@ -154,7 +160,7 @@ class _Losses(torch.autograd.Function):
         losses = x.new_zeros(len(x) * classifier.classes)
         rows = torch.arange(len(x) * levels * classifier.classes, device=x.device)
         for at in classifier._chunks(rows):
-            errors = classifier._errors(x, at, noise)
+            errors = classifier.errors(x, at, noise)
             if not bool(torch.isfinite(errors).all()):
                 raise InputError("the diffusion model returned NaN or infinite values")
             losses.index_add_(0, at[0] * classifier.classes + at[2], errors)
@@ -173,7 +179,7 @@ class _Losses(torch.autograd.Function):
             with torch.enable_grad():
                 part = x[first:last].detach().requires_grad_()
                 inside = (at[0] - first, at[1], at[2])
-                errors = classifier._errors(part, inside, _Offset(ctx.noise, first))
+                errors = classifier.errors(part, inside, _Offset(ctx.noise, first))
                 value = (errors * gradient[at[0], at[2]]).sum()
                 (share,) = torch.autograd.grad(value, part)
             total[first:last] += share

@@ -1,0 +1,152 @@
+"""Predictions of a diffusion classifier from a part of its evaluations.
+
+The noise of a level is shared by all classes, so classes are compared in pairs, level by level,
+and most are out of the race after a few levels. Levels are taken in an order in which every
+beginning is spread over all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from art_denoised import checks
+from art_denoised.rdc.classifier import DiffusionClassifier
+from art_denoised.rdc.noise import LevelNoise
+
+if TYPE_CHECKING:
+    from art_denoised.types import Images, Labels
+
+
+@dataclass(frozen=True)
+class AnytimePrediction:
+    """What `predict_anytime` found, and what it took.
+
+    Attributes:
+        labels: (batch,) predicted classes.
+        decided: (batch,) whether one class was left, or all levels were evaluated for those that
+            were; False where the budget ran out before.
+        evaluations: Passes of the network, in all.
+        full: Passes that the full computation takes.
+    """
+
+    labels: Labels
+    decided: Tensor
+    evaluations: int
+    full: int
+
+
+@torch.no_grad()
+def predict_anytime(
+    classifier: DiffusionClassifier,
+    x: Images,
+    *,
+    z: float = 3.0,
+    first: int = 4,
+    budget: int | None = None,
+) -> AnytimePrediction:
+    """Predict by elimination of classes.
+
+    After m of L levels, a class is dropped if the projected difference of its loss to the leader's,
+    L / m times the sum of their paired differences so far, exceeds z of its standard errors (with
+    the correction for a finite number of levels). This is no proof: `disagreement` measures how
+    often the answer is another one than that of all levels.
+
+    Args:
+        classifier: With a seed, its answer is compared level by level with the full computation.
+        x: Images (batch, channels, height, width) in [0, 1].
+        z: Standard errors; larger is safer and slower.
+        first: Levels before the first class is dropped; then as many again before each look.
+        budget: Most passes of the network, in all; None: no limit.
+
+    Raises:
+        InputError: A value out of range, or images that cannot be used.
+
+    Example:
+        >>> from art_denoised.demo import digits_diffusion
+        >>> from art_denoised.evaluation.data import load_data
+        >>> x = torch.stack([load_data("digits")[i][0] for i in range(8)])
+        >>> classifier = DiffusionClassifier(digits_diffusion(), seed=0)
+        >>> found = predict_anytime(classifier, x)
+        >>> bool((found.labels == classifier(x).argmax(1)).all())
+        True
+        >>> found.evaluations < found.full / 3
+        True
+    """
+    x, z = checks.images(x), checks.positive("z", z)
+    first = max(checks.count("first", first), 2)
+    count, classes = len(classifier.levels.sigmas), classifier.classes
+    full = classifier.evaluations(len(x))
+    left = full if budget is None else checks.count("budget", budget, 0)
+    noise, order = LevelNoise(classifier.seed), _spread(count)
+    alive = torch.ones(len(x), classes, dtype=torch.bool, device=x.device)
+    # Losses by level, in the order of evaluation; those of dropped classes stay zero.
+    losses = torch.zeros(len(x), classes, count, dtype=torch.float64, device=x.device)
+    prior = classifier.log_prior.double() * classifier.temperature / count  # as a loss a level
+    done = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    spent = 0
+    for start in range(0, count, first):
+        chunk = order[start : start + first]
+        racing = alive.sum(1) > 1
+        cost = (alive.sum(1) * len(chunk)).where(racing, torch.zeros_like(done))
+        racing &= cost.cumsum(0) <= left - spent
+        rows = (racing[:, None] & alive).nonzero()
+        if not len(rows):
+            break
+        for position, level in enumerate(chunk, start=start):
+            for part in torch.split(rows, classifier.max_batch):
+                image, label = part.unbind(1)
+                at = (image, torch.full_like(image, level), label)
+                losses[image, label, position] = classifier.errors(x, at, noise).double()
+        spent += len(rows) * len(chunk)
+        seen = start + len(chunk)
+        done[racing] = seen
+        alive &= ~(_behind(losses[:, :, :seen] - prior[:, None], alive, count, z) & racing[:, None])
+    total = (losses - prior[:, None] * (done[:, None, None] > 0)).sum(2)
+    labels = total.masked_fill(~alive, torch.inf).argmin(1)
+    decided = (alive.sum(1) == 1) | (done == count)
+    return AnytimePrediction(labels, decided, spent, full)
+
+
+@torch.no_grad()
+def disagreement(classifier: DiffusionClassifier, x: Images, **options: float) -> float:
+    """Return the share of images that `predict_anytime` labels otherwise than all levels do.
+
+    Args:
+        classifier: With a seed, so that both see the same noise.
+        x: Images.
+        **options: For `predict_anytime`.
+
+    Raises:
+        InputError: No seed, or as for `predict_anytime`.
+
+    Example:
+        >>> from art_denoised.demo import digits_diffusion
+        >>> from art_denoised.evaluation.data import load_data
+        >>> x = torch.stack([load_data("digits")[i][0] for i in range(20)])
+        >>> disagreement(DiffusionClassifier(digits_diffusion(), seed=0), x)
+        0.0
+    """
+    if classifier.seed is None:
+        raise checks.InputError("the classifier draws fresh noise in every call; give it a seed")
+    found = predict_anytime(classifier, x, **options)  # type: ignore[arg-type]
+    return float((found.labels != classifier(x).argmax(1)).double().mean())
+
+
+def _behind(losses: Tensor, alive: Tensor, count: int, z: float) -> Tensor:
+    """Which classes are behind the leader for good, (batch, classes)."""
+    seen = losses.shape[2]
+    leader = losses.sum(2).masked_fill(~alive, torch.inf).argmin(1)
+    difference = losses - losses[torch.arange(len(losses)), leader][:, None]
+    spread = difference.std(2) * (seen * (1 - seen / count)) ** 0.5
+    return alive & (difference.sum(2) > z * spread) & (difference.sum(2) > 0)
+
+
+def _spread(count: int) -> list[int]:
+    """Return 0..count-1 in an order whose beginnings are spread evenly (van der Corput)."""
+    bits = max(1, (count - 1).bit_length())
+    reversed_bits = (int(f"{i:0{bits}b}"[::-1], 2) for i in range(2**bits))
+    return [level for level in reversed_bits if level < count]

@@ -1,0 +1,81 @@
+"""Elimination of classes: the full answer from a part of the evaluations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from art_denoised import DiffusionClassifier
+from art_denoised.checks import InputError
+from art_denoised.demo import digits_diffusion
+from art_denoised.evaluation.data import digits
+from art_denoised.rdc.anytime import _spread, disagreement, predict_anytime
+from tests.rdc.test_classifier import Counting
+
+
+@pytest.fixture(scope="module")
+def x():
+    return torch.stack([digits(train=False)[i][0] for i in range(300)])
+
+
+def classifier(**options) -> DiffusionClassifier:
+    return DiffusionClassifier(digits_diffusion(), **{"seed": 0, **options})
+
+
+def test_it_agrees_with_all_levels_at_a_third_of_the_cost(x):
+    found = predict_anytime(classifier(), x)
+    assert found.evaluations < found.full / 3
+    assert found.decided.all()
+    assert disagreement(classifier(), x) <= 0.01  # measured, not proved: 0 of 300 here
+
+
+def test_the_evaluations_are_counted(x):
+    dc = classifier(max_batch=64)
+    dc.model.network = counting = Counting(dc.model.network)
+    found = predict_anytime(dc, x[:20])
+    assert counting.rows == found.evaluations
+    assert counting.largest <= 64
+
+
+def test_a_class_that_is_never_dropped_is_evaluated_in_full(x):
+    found = predict_anytime(classifier(), x[:20], z=1e9)
+    assert found.evaluations == found.full
+    assert torch.equal(found.labels, classifier()(x[:20]).argmax(1))
+
+
+def test_smaller_z_is_cheaper(x):
+    costs = [predict_anytime(classifier(), x[:50], z=z).evaluations for z in (0.5, 2.0, 8.0)]
+    assert costs == sorted(costs)
+    assert costs[0] < costs[-1]
+
+
+@pytest.mark.parametrize("budget", [0, 100, 1000, 1900])
+def test_the_budget_is_kept(x, budget):
+    dc = classifier()
+    dc.model.network = counting = Counting(dc.model.network)
+    found = predict_anytime(dc, x[:50], budget=budget)
+    assert counting.rows == found.evaluations <= budget
+    assert not found.decided.all()
+
+
+def test_the_prior_counts(x):
+    sure = [1e-30] * 10
+    sure[3] = 1.0
+    dc = classifier(prior=sure, temperature=10.0)
+    assert torch.equal(predict_anytime(dc, x[:20], z=1e9).labels, dc(x[:20]).argmax(1))
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 32])
+def test_every_beginning_is_spread(count):
+    order = _spread(count)
+    assert sorted(order) == list(range(count))
+    if count == 32:
+        assert sorted(order[:4]) == [0, 8, 16, 24]
+
+
+def test_bad_input(x):
+    for bad in ({"z": 0}, {"first": 0}, {"budget": -1}):
+        with pytest.raises(InputError):
+            predict_anytime(classifier(), x[:1], **bad)
+    with pytest.raises(InputError, match="seed"):
+        disagreement(classifier(seed=None), x[:1])
