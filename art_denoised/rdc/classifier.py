@@ -198,7 +198,7 @@ class _Offset:
 
 def _check_levels(model: DiffusionModel, levels: Levels) -> None:
     low, high = model.sigma_min * model.scale, model.sigma_max * model.scale
-    if levels.sigmas[-1] > high * (1 + 1e-6):
+    if max(levels.sigmas) > high * (1 + 1e-6):
         raise InputError(
             f"noise levels go up to {max(levels.sigmas):g}, but the diffusion model was trained on "
             f"{low:g} to {high:g} (units of the network); give levels within"

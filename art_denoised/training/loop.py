@@ -82,9 +82,11 @@ def train(
         (3, True, False)
     """
     batches = _Batches(data, plan)
-    device = next(network.parameters()).device
-    network.to(memory_format=torch.channels_last)
     trained = [p for p in network.parameters() if p.requires_grad]
+    if not trained:
+        raise InputError(f"the {type(network).__name__} has no parameters to train")
+    device = trained[0].device
+    network.to(memory_format=torch.channels_last)
     state = _State(network, torch.optim.Adam(trained, plan.rate, weight_decay=plan.weight_decay))
     if plan.average:
         state.average = AveragedModel(network, avg_fn=_warm_average(plan.average), use_buffers=True)

@@ -210,6 +210,8 @@ def test_bad_data_and_folders(tmp_path):
     def run(what, loss=None, **options):
         return train(net, what, loss or loss_of(net), plan, progress=False, **options)
 
+    with pytest.raises(InputError, match="no parameters"):
+        train(nn.Flatten(), data(), loss_of(net), plan, progress=False)
     with pytest.raises(InputError, match="stream without length"):
         run(Endless())
     with pytest.raises(InputError, match="no images"):
