@@ -163,7 +163,7 @@ def table(networks: dict[float, nn.Module], count: int, n: int, per_sample: floa
         start = time.perf_counter()
         shares, certificates = ours.certify_table(images, labels, radii, n, batch)
         rows.append((f"ours, sigma {sigma:g}", [(time.perf_counter() - start) / count]))
-        drawn = sum(c.drawn for c in certificates) / count
+        drawn = sum(c.n0 + c.drawn for c in certificates) / count
         print(
             f"sigma {sigma:g}: {drawn:.0f} samples an image, certified accuracy "
             f"{', '.join(f'{100 * row.certified_accuracy:.1f}%' for row in shares)}",

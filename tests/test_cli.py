@@ -132,12 +132,12 @@ def test_rows_do_not_depend_on_batch_size_or_sigkill(tmp_path, mode):
 def test_a_table_of_radii_costs_a_fraction_and_says_so(tmp_path, capsys):
     options = {"denoiser": DENOISER, "n": 3000, "max": 20}
     assert main(certify_args(tmp_path / "all", **options)) == 0
-    assert "60,000 samples for 20 images" in capsys.readouterr().out
+    assert "62,000 samples for 20 images" in capsys.readouterr().out
     assert main(certify_args(tmp_path / "table", **options, radii="0.25,0.0")) == 0
     printed = capsys.readouterr().out
     logs = [str(tmp_path / name / "certify.jsonl") for name in ("all", "table")]
     rows = {log: read_log(log).rows for log in logs}
-    drawn = sum(row.certificate.drawn for row in rows[logs[1]])
+    drawn = sum(row.certificate.n0 + row.certificate.drawn for row in rows[logs[1]])
     assert f"{drawn:,} samples for 20 images" in printed
     assert drawn < 60_000 / 3
     assert re.search(r"images +r=0 +r=0.25 +abstain", printed)  # the radii asked for, no others

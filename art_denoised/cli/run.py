@@ -226,7 +226,7 @@ def _certify(arguments: argparse.Namespace) -> None:
         log = certify_data(**options)
     if log.rows:
         summary(log, arguments.out / "certify.jsonl")
-    drawn = sum(row.certificate.drawn for row in log.rows)
+    drawn = sum(row.certificate.n0 + row.certificate.drawn for row in log.rows)
     print(f"{drawn:,} samples for {len(log.rows)} images")
     return None
 

@@ -1,0 +1,88 @@
+"""Is my diffusion model understood? A test on a few images, for models from elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from art_denoised import checks
+from art_denoised.checks import InputError
+from art_denoised.diffusion.model import DiffusionModel
+
+if TYPE_CHECKING:
+    from art_denoised.types import Images, Labels
+
+_LEVELS = (0.05, 0.1, 0.25, 0.5)  # image units
+
+
+class SelfTest(NamedTuple):
+    """What the model does at one noise level.
+
+    Attributes:
+        sigma: Noise level in image units.
+        left: Mean squared error in units of the noise's: below 1 where the model denoises.
+        conditional: The same, told the right class; NaN for models without classes.
+        apart: Mean squared difference of both answers in units of the noise's.
+    """
+
+    sigma: float
+    left: float
+    conditional: float
+    apart: float
+
+
+@torch.no_grad()
+def self_test(model: DiffusionModel, x: Images, y: Labels | None = None) -> list[SelfTest]:
+    """Check that a model denoises real images, with and without class, in the right units.
+
+    Args:
+        model: In eval mode.
+        x: Some clean images like those of its training, (batch, channels, height, width) in [0, 1].
+        y: Their classes, for a conditional model.
+
+    Returns:
+        A row for each of four noise levels that the model was trained on.
+
+    Raises:
+        InputError: The model does not denoise, or its answers with and without class are in
+            different ranges: the family, the prediction type or the range of the images is wrong.
+
+    Example:
+        >>> from art_denoised.demo import digits_diffusion
+        >>> from art_denoised.evaluation.data import load_data
+        >>> data = [load_data("digits")[i] for i in range(50)]
+        >>> x, y = torch.stack([x for x, _ in data]), torch.tensor([y for _, y in data])
+        >>> rows = self_test(digits_diffusion(), x, y)
+        >>> all(row.left < 0.9 and row.conditional < 0.9 for row in rows)
+        True
+    """
+    x = checks.images(x)
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for sigma in (s for s in _LEVELS if model.sigma_min <= s <= model.sigma_max):
+        noise = torch.randn(x.shape, generator=generator).to(x)
+        conditional = apart = float("nan")
+        told = None if y is None else model(x + sigma * noise, sigma, y)
+        free = told
+        if model.classes is None or model.null_class is not None:
+            free = model(x + sigma * noise, sigma)
+        if free is None:
+            raise InputError("the model has no null class; give the classes y of the images")
+        left = float((free - x).square().mean()) / sigma**2
+        if told is not None:
+            conditional = float((told - x).square().mean()) / sigma**2
+            apart = float((told - free).square().mean()) / sigma**2
+        rows.append(SelfTest(sigma, left, conditional, apart))
+        for share in (left,) if told is None else (left, conditional):
+            if not share < 1:
+                raise InputError(
+                    f"at sigma {sigma:g} the model leaves {share:.2g} times the noise; check the "
+                    "family, the prediction type and the range of its images"
+                )
+    if not rows:
+        raise InputError(
+            f"the model was trained on sigma {model.sigma_min:g} to {model.sigma_max:g} (image "
+            "units), where images are only noise; check its range"
+        )
+    return rows
