@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -32,10 +33,13 @@ class Service(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, port: int = 0, failures: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self, port: int = 0, failures: float = 0.0, seed: int = 0, latency: float = 0.0
+    ) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.classifier = digits_classifier()
         self.failures, self.random = failures, np.random.default_rng(seed)
+        self.latency = latency
         self.lock = threading.Lock()
         self.answers: dict[str, str] = {}  # what was charged: key -> label
         self.requests: list[str] = []  # keys of all requests that were charged or answered again
@@ -77,6 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        time.sleep(self.server.latency)
         fate = self.server.fate()
         if fate == "500":
             return self._reply(500, {"error": "internal"})

@@ -73,7 +73,7 @@ def test_fifty_kills_lose_nothing_and_ask_nothing_twice(tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.evaluation.test_queries"])
     random = np.random.default_rng(0)
-    with Service() as service:
+    with Service(latency=0.005) as service:  # so that no process is done before it is killed
         thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         kills = lost = 0
