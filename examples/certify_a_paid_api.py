@@ -52,7 +52,7 @@ def main() -> None:
         service.shutdown()
     for row in log.rows:
         said = "abstained" if row.predict < 0 else f"{NAMES[row.predict]}, radius {row.radius:.3f}"
-        print(f"image {row.idx}, a {NAMES[row.label]}: {said}")
+        print(f"image {row.idx} ({NAMES[row.label]}): {said}")
     print(f"{box.spent} queries, {box.spent * box.budget.cost_per_query:.2f} paid")
 
     offline = recertify(arguments.out / "answers.jsonl", classes=NAMES, alpha=0.05)
