@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from art_denoised.evaluation.run import certify_row
 from art_denoised.evaluation.runner import open_log
 from art_denoised.smoothing.blackbox import Answer, BlackBox, Vocabulary
 from art_denoised.smoothing.certify import FIRST_LOOK, certification_plan
-from art_denoised.smoothing.procedures import Counts, Draw, certifying, simulate
+from art_denoised.smoothing.procedures import Counts, Draw, Procedure, certifying, simulate
 from art_denoised.smoothing.sampling import Gaussian, Stream, StreamKey
+from art_denoised.smoothing.statistics import Certificate
 from art_denoised.storage import Closing, Journal, make_folder, read_journal, weights_fingerprint
 from art_denoised.types import Denoiser, Image
 
@@ -54,7 +56,7 @@ def certify_queries(
 
     Answers go to ``out/answers.jsonl`` the moment they come, certificates to
     ``out/certify.jsonl``. A run that stopped, was killed or ran out of budget goes on with
-    ``resume=True`` and asks nothing again that was answered.
+    ``resume=True`` and asks nothing again that was answered; with more samples or images too.
 
     Args:
         box: The classifier, with its budget.
@@ -114,26 +116,36 @@ def certify_queries(
         "synonyms": dict(words.synonyms),
     }
     folder = make_folder(Path(out))
-    with (
-        _Answers(folder / "answers.jsonl", asked, words, resume) as answers,
-        open_log("certify", folder, settings, resume) as log,
-    ):
+    begun = (folder / "answers.jsonl").exists()
+    with _Answers(folder / "answers.jsonl", asked, words, resume) as answers:
         box.spent = max(box.spent, answers.spent)
-        todo = [index for index in indices if index not in log.rows]
-        least = n0 + (min(n, FIRST_LOOK) if radii else n)
-        box.budget.check(box.spent, sum(max(0, least - answers.count(i)) for i in todo))
-        bar = tqdm(desc="certify", unit="image", total=len(indices), disable=not progress)
-        bar.update(len(indices) - len(todo))
-        with bar:
-            for index in todo:
+
+        def procedure(index: int, label: int) -> Procedure[Certificate]:
+            return certifying(**plan, label=label if use_labels and radii else None, **record)
+
+        def needed(index: int) -> int:
+            """Return the fewest queries that an image will still take."""
+            try:
+                simulate(procedure(index, _label(data, index)), partial(answers.votes, index))
+            except _MissingError as missing:
+                least = n0 + (min(n, FIRST_LOOK) if radii else n)
+                return max(len(missing.samples), least - answers.count(index))
+            return 0
+
+        box.budget.check(box.spent, sum(map(needed, indices)))
+        if begun:  # all of the log follows from the answers: it is made anew, for this plan
+            (folder / "certify.jsonl").unlink(missing_ok=True)
+        with (
+            open_log("certify", folder, settings, resume=False) as log,
+            tqdm(desc="certify", unit="image", total=len(indices), disable=not progress) as bar,
+        ):
+            for index in indices:
                 x, label = _image(data, index)
                 answers.begin(index, label)
 
                 def votes(draw: Draw, index: int = index, x: Image = x) -> Counts:
-                    missing = answers.missing(index, draw)
-                    queries = _noisy(
-                        x, sigma, denoiser, StreamKey(seed, index, draw.stage), missing
-                    )
+                    key = StreamKey(seed, index, draw.stage)
+                    queries = _noisy(x, sigma, denoiser, key, answers.missing(index, draw))
                     box.ask_all(
                         (((index, int(draw.stage), sample), image) for sample, image in queries),
                         answers.add,
@@ -141,12 +153,11 @@ def certify_queries(
                     )
                     return answers.votes(index, draw)
 
-                known = label if use_labels and radii else None
-                certificate, _ = simulate(certifying(**plan, label=known, **record), votes)
+                certificate, _ = simulate(procedure(index, label), votes)
                 log.append(certify_row(index, label, certificate, 0.0))
                 bar.update()
                 bar.set_postfix_str(f"{box.spent:,} queries")
-        return Log("certify", settings, tuple(log.rows[i] for i in sorted(log.rows)))
+            return Log("certify", settings, tuple(log.rows[i] for i in sorted(log.rows)))
 
 
 def recertify(
@@ -213,22 +224,27 @@ def recertify(
     record: dict[str, Any] = {"sigma": held, "seed": contents.settings["seed"]}
     rows = []
     for index, label in sorted(answers.labels.items()):
-
-        def votes(draw: Draw, index: int = index) -> Counts:
-            missing = answers.missing(index, draw)
-            if missing:
-                raise InputError(
-                    f"{path} holds {draw.stop - len(missing)} of the {draw.stop} samples of image "
-                    f"{index} that are needed ({draw.stage.name.lower()}); give a smaller n or n0, "
-                    "or go on with certify_queries"
-                )
-            return answers.votes(index, draw)
-
         known = label if use_labels and radii else None
-        certificate, _ = simulate(certifying(**plan, label=known, **record), votes)
+        procedure = certifying(**plan, label=known, **record)
+        try:
+            certificate, _ = simulate(procedure, partial(answers.votes, index))
+        except _MissingError as missing:
+            raise InputError(f"{path} {missing}") from None
         rows.append(certify_row(index, label, certificate, 0.0))
     settings = {**contents.settings, **_plain_plan(plan, use_labels)}
     return Log("certify", settings, tuple(rows))
+
+
+class _MissingError(Exception):
+    """Samples without an answer."""
+
+    def __init__(self, index: int, draw: Draw, samples: Sequence[int]) -> None:
+        self.samples = samples
+        super().__init__(
+            f"holds {draw.stop - len(samples)} of the {draw.stop} samples of image {index} that "
+            f"are needed ({draw.stage.name.lower()}); give a smaller n or n0, or go on with "
+            "certify_queries"
+        )
 
 
 class _Held:
@@ -270,7 +286,14 @@ class _Held:
         return [s for s in samples if (index, stage, s) not in self._answers]
 
     def votes(self, index: int, draw: Draw) -> Counts:
-        """Count the answers of a draw."""
+        """Count the answers of a draw.
+
+        Raises:
+            _MissingError: There are not all of them.
+        """
+        missing = self.missing(index, draw)
+        if missing:
+            raise _MissingError(index, draw, missing)
         samples = range(draw.start, draw.stop)
         return Counter(self._answers[index, int(draw.stage), sample] for sample in samples)
 
@@ -331,6 +354,10 @@ def _image(data: ImageData, index: int) -> tuple[Image, int]:
         return checks.images(x[None])[0].float(), int(checks.labels([label])[0])
     except InputError as error:
         raise InputError(f"image {index}: {error}") from None
+
+
+def _label(data: ImageData, index: int) -> int:
+    return _image(data, index)[1]
 
 
 def _plain_plan(plan: Mapping[str, Any], use_labels: bool) -> dict[str, Any]:

@@ -175,6 +175,27 @@ def test_a_budget_that_runs_out_keeps_what_was_paid(tmp_path):
     assert more.spent == answered(tmp_path) == 80 + sum(r.certificate.drawn for r in log.rows)
 
 
+def test_a_finished_run_can_be_extended(tmp_path):
+    """More samples and images later: only what is new is asked."""
+    run(tmp_path, indices=range(2))
+    box = BlackBox(local, workers=1)
+    log = run(tmp_path, box, n=150, indices=range(3), resume=True)
+    assert box.spent == 3 * (N0 + 150)
+    assert [row.certificate.n for row in log.rows] == [150] * 3
+    assert log.rows == run(tmp_path / "whole", n=150).rows
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "certify.jsonl").write_text("the log of another kind of run")
+    with pytest.raises(InputError, match="already holds a run"):
+        run(tmp_path / "other", resume=True)
+    tight = BlackBox(local, budget=Budget(queries=box.spent), workers=1)
+    run(tmp_path, tight, n=150, indices=range(3), resume=True)  # needs nothing, so it suffices
+    skipped = BlackBox(local, workers=1)
+    options = {"n": 150, "radii": [0.6], "sigma": 0.5, "indices": range(10)}
+    run(tmp_path / "labels", skipped, **options)
+    again = BlackBox(local, budget=Budget(queries=skipped.spent), workers=1)
+    assert len(run(tmp_path / "labels", again, **options, resume=True).rows) == 10
+
+
 def test_failed_attempts_count_across_runs(tmp_path):
     calls = iter(range(10**6))
 
