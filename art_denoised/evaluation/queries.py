@@ -6,8 +6,9 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +22,16 @@ from art_denoised.evaluation.records import Log
 from art_denoised.evaluation.run import certify_row
 from art_denoised.evaluation.runner import open_log
 from art_denoised.smoothing.blackbox import Answer, BlackBox, Vocabulary
+from art_denoised.smoothing.bounds import Looks
 from art_denoised.smoothing.certify import FIRST_LOOK, certification_plan
-from art_denoised.smoothing.procedures import Counts, Draw, Procedure, certifying, simulate
+from art_denoised.smoothing.procedures import (
+    Counts,
+    Draw,
+    Procedure,
+    Stage,
+    certifying,
+    simulate,
+)
 from art_denoised.smoothing.sampling import Gaussian, Stream, StreamKey
 from art_denoised.smoothing.statistics import Certificate
 from art_denoised.storage import Closing, Journal, make_folder, read_journal, weights_fingerprint
@@ -101,6 +110,7 @@ def certify_queries(
     plan = certification_plan(n0=n0, n=n, alpha=alpha, radii=radii)
     words = Vocabulary(tuple(classes), dict(synonyms or {}))
     sigma, seed = checks.sigma(sigma), checks.count("seed", seed, 0)
+    checks.eval_mode(denoiser)
     indices = range(len(data)) if indices is None else indices
     asked: dict[str, Any] = {
         **(identity or {}),
@@ -119,6 +129,7 @@ def certify_queries(
     begun = (folder / "answers.jsonl").exists()
     with _Answers(folder / "answers.jsonl", asked, words, resume) as answers:
         box.spent = max(box.spent, answers.spent)
+        answers.plan(plan)
 
         def procedure(index: int, label: int) -> Procedure[Certificate]:
             return certifying(**plan, label=label if use_labels and radii else None, **record)
@@ -167,15 +178,14 @@ def recertify(
     synonyms: Mapping[str, str] | None = None,
     alpha: float,
     sigma: float | None = None,
-    n0: int = 20,
-    n: int = 100,
-    radii: Sequence[float] = (),
-    use_labels: bool = True,
+    n0: int | None = None,
+    n: int | None = None,
 ) -> Log:
     """Certify again from the answers in a journal, asking nothing.
 
     At another alpha, with other synonyms, or with fewer samples. For the certificates to hold,
-    these must not be chosen by what they make of the answers.
+    these must not be chosen by what they make of the answers. How many answers a run with radii
+    asked for depends on them, so its journal is restated at the looks of that run and no others.
 
     Args:
         journal: The ``answers.jsonl`` of `certify_queries`.
@@ -183,14 +193,12 @@ def recertify(
         synonyms: As there.
         alpha: As there.
         sigma: Noise level that is expected, to be compared with that of the journal.
-        n0: As there.
-        n: As there.
-        radii: As there.
-        use_labels: As there.
+        n0: As there; None: that of the last run.
+        n: As there; None: that of the last run.
 
     Raises:
         InputError: The journal does not hold these samples or this noise level, is damaged, or a
-            value is out of range.
+            value is out of range; or other samples are wanted of a run with radii.
 
     Example:
         >>> import tempfile
@@ -206,9 +214,7 @@ def recertify(
         >>> log.rows[0].radius, box.spent
         (0.392612, 70)
     """
-    plan = certification_plan(n0=n0, n=n, alpha=alpha, radii=radii)
-    words = Vocabulary(tuple(classes), dict(synonyms or {}))
-    path = Path(journal)
+    words, path = Vocabulary(tuple(classes), dict(synonyms or {})), Path(journal)
     if not path.is_file():
         raise InputError(f"journal {path} does not exist; give an answers.jsonl")
     contents = read_journal(path)
@@ -221,18 +227,42 @@ def recertify(
             "answers at its own noise level"
         )
     answers = _Held(path, words, contents.records)
+    if not answers.plans:
+        raise InputError(f"{path} holds no run; give the journal of one")
+    last = answers.plans[-1]
+    wanted = (last.n0 if n0 is None else n0, Looks.fixed(last.bound.last if n is None else n))
+    if any(plan.stops_early for plan in answers.plans):
+        if (n0, n) != (None, None):
+            raise InputError(
+                f"{path} is of a run with radii, where the number of answers depends on the votes; "
+                "leave n0 and n as they were"
+            )
+        wanted = (last.n0, last.bound)
+    plan = certification_plan(n0=wanted[0], n=wanted[1].last, alpha=alpha)
+    plan["bound"] = wanted[1]
     record: dict[str, Any] = {"sigma": held, "seed": contents.settings["seed"]}
     rows = []
     for index, label in sorted(answers.labels.items()):
-        known = label if use_labels and radii else None
-        procedure = certifying(**plan, label=known, **record)
         try:
-            certificate, _ = simulate(procedure, partial(answers.votes, index))
+            certificate = answers.certificate(index, plan, record)
         except _MissingError as missing:
             raise InputError(f"{path} {missing}") from None
         rows.append(certify_row(index, label, certificate, 0.0))
-    settings = {**contents.settings, **_plain_plan(plan, use_labels)}
-    return Log("certify", settings, tuple(rows))
+    settings = {**contents.settings, **_plain_plan(plan, use_labels=True)}
+    return Log("certify", {**settings, "radii": list(last.radii)}, tuple(rows))
+
+
+class _Plan(NamedTuple):
+    """What a run was to ask."""
+
+    n0: int
+    bound: Looks
+    radii: tuple[float, ...]
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether the number of answers depends on the votes."""
+        return bool(self.radii)
 
 
 class _MissingError(Exception):
@@ -255,6 +285,7 @@ class _Held:
         self._answers: dict[Key, int] = {}
         self._count: Counter[int] = Counter()
         self.labels: dict[int, int] = {}
+        self.plans: list[_Plan] = []
         self.spent = 0
         for number, record in enumerate(records, start=2):
             try:
@@ -265,6 +296,10 @@ class _Held:
     def _read(self, record: Mapping[str, Any]) -> None:
         if "failed" in record:
             self.spent += record["queries"]
+        elif "plan" in record:
+            first, last = record["plan"]["looks"]
+            radii = tuple(record["plan"]["radii"])
+            self.plans.append(_Plan(record["plan"]["n0"], Looks(first, last), radii))
         elif "answer" in record:
             self._keep((record["idx"], record["stage"], record["sample"]), record["answer"])
             self.spent += 1
@@ -284,6 +319,27 @@ class _Held:
         stage = int(draw.stage)
         samples = range(draw.start, draw.stop)
         return [s for s in samples if (index, stage, s) not in self._answers]
+
+    def certificate(
+        self, index: int, plan: Mapping[str, Any], record: Mapping[str, Any]
+    ) -> Certificate:
+        """Certify from what there is: of a run with radii, the best look that was reached.
+
+        Raises:
+            _MissingError: Not even the first look was.
+        """
+        selection = self.votes(index, Draw(Stage.SELECTION, 0, plan["n0"]))
+        whole = {**record, "alpha": plan["alpha"], "bound": plan["bound"]}
+        skipped = Certificate.from_counts(selection, {}, **whole)
+        best, counts, reached = skipped, Counter[int](), 0
+        for start, stop in pairwise((0, *plan["bound"].counts)):
+            draw = Draw(Stage.ESTIMATION, start, stop)
+            if self.missing(index, draw) and any(p.stops_early for p in self.plans):
+                break
+            counts, reached = counts + Counter(self.votes(index, draw)), stop
+            found = Certificate.from_counts(selection, counts, **whole)
+            best = max(best, found, key=lambda c: (c.p_lower, c.n))
+        return best.after(drawn=reached)
 
     def votes(self, index: int, draw: Draw) -> Counts:
         """Count the answers of a draw.
@@ -315,6 +371,13 @@ class _Answers(_Held, Closing):
         """Close the journal."""
         self._journal.close()
 
+    def plan(self, plan: Mapping[str, Any]) -> None:
+        """Note what is going to be asked: what a certificate may later be made of depends on it."""
+        bound: Looks = plan["bound"]
+        looks, radii = [bound.first, bound.last], list(plan["radii"])
+        self._journal.append({"plan": {"n0": plan["n0"], "looks": looks, "radii": radii}})
+        self.plans.append(_Plan(plan["n0"], bound, plan["radii"]))
+
     def begin(self, index: int, label: int) -> None:
         """Note the class of an image."""
         if index not in self.labels:
@@ -322,13 +385,26 @@ class _Answers(_Held, Closing):
             self.labels[index] = label
 
     def add(self, answers: Mapping[Key, Answer]) -> None:
-        """Write answers that have come: first of all, since they are paid."""
+        """Write answers that have come: first of all, since they are paid.
+
+        Raises:
+            InputError: One is none. The others were written.
+        """
+        bad: InputError | None = None
         for key, answer in answers.items():
+            try:
+                label = self._words.index(answer)
+            except InputError as error:
+                bad = error
+                self.fail(str(error), 1)
+                continue
             index, stage, sample = key
-            record = {"idx": index, "stage": stage, "sample": sample, "answer": answer}
+            plain = answer if answer is None or isinstance(answer, str) else label
+            record = {"idx": index, "stage": stage, "sample": sample, "answer": plain}
             self._journal.append(record)
-        for key, answer in answers.items():
-            self._keep(key, answer)
+            self._keep(key, plain)
+        if bad is not None:
+            raise bad
 
     def fail(self, reason: str, queries: int) -> None:
         """Note an attempt that may have been paid in vain."""

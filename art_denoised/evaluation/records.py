@@ -121,7 +121,10 @@ def _bound(record: Mapping[str, Any], n: int) -> Bound:
     if mode == "anytime":
         return Anytime(*record["prior"])
     if mode == "looks":
-        return Looks(*record["looks"])
+        first, last = record["looks"]
+        if not 0 < first <= last:
+            raise ValueError(f"looks {record['looks']}")
+        return Looks(first, last)
     if mode != "fixed":
         raise ValueError(f"mode {mode!r}")
     return Looks.fixed(n)

@@ -11,6 +11,7 @@ from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.evaluation.records import CertifyRow, Log, Row
 from art_denoised.smoothing.bounds import Anytime, Looks
+from art_denoised.smoothing.certify import FIRST_LOOK
 from art_denoised.smoothing.statistics import Certificate, Vote
 
 _P_TOLERANCE = 1e-9  # other versions of scipy
@@ -111,7 +112,7 @@ def _certificate_problems(c: Certificate, settings: Mapping[str, Any]) -> Iterat
         planned = [c.bound.a, c.bound.b] == settings.get("prior")
     else:
         last = settings.get("n", 0)
-        plan = Looks(c.bound.first, last) if settings.get("radii") else Looks.fixed(last)
+        plan = Looks(min(FIRST_LOOK, last), last) if settings.get("radii") else Looks.fixed(last)
         planned = "prior" not in settings and c.bound == plan and c.n in plan.counts
     if not (planned or skipped):
         yield f"no look was planned after {c.n} samples in the settings of the run"

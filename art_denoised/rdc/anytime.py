@@ -90,7 +90,7 @@ def predict_anytime(
     spent = 0
     for start in range(0, count, first):
         chunk = order[start : start + first]
-        racing = alive.sum(1) > 1
+        racing = (alive.sum(1) > 1) & (done == start)  # none that the budget left behind
         cost = (alive.sum(1) * len(chunk)).where(racing, torch.zeros_like(done))
         racing &= cost.cumsum(0) <= left - spent
         rows = (racing[:, None] & alive).nonzero()

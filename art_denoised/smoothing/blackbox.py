@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,8 +148,9 @@ class Vocabulary:
             word = merged.get(word, word).casefold()
             names = [name.casefold() for name in self.classes]
             return names.index(word) if word in names else self.other
-        if isinstance(answer, (int, np.integer)) and 0 <= answer < len(self.classes):
-            return int(answer)
+        with suppress(AttributeError, TypeError):  # numbers of numpy and torch too
+            if 0 <= (index := int(answer.__index__())) < len(self.classes):
+                return index
         raise InputError(
             f"the classifier answered {answer!r}; it must answer the name of a class, an index "
             f"from 0 to {len(self.classes) - 1}, or None"
@@ -165,7 +167,7 @@ class BlackBox:
         workers: Calls under way at once.
         retries: How often a call is tried again.
         backoff: Seconds before the first retry, doubled for each next one, at most a minute; a
-            server that says how long to wait is obeyed.
+            server that says how long to wait is obeyed, within that minute.
         transient: Exceptions of ``ask`` that may pass, beside `TransientError`.
         budget: What may be spent.
 
@@ -254,9 +256,15 @@ class BlackBox:
                 self.spent += len(batch)
             try:
                 answers = list(self._ask(images))
-            except self._transient as error:
+                if len(answers) != len(batch):
+                    raise InputError(
+                        f"the classifier gave {len(answers)} answers for {len(batch)} images"
+                    )
+            except Exception as error:
                 with self._lock:
                     failed(_reason(error), len(batch))
+                if not isinstance(error, self._transient):
+                    raise _final(error) from error
                 if attempt == self.retries:
                     raise InputError(
                         f"the classifier failed {attempt + 1} times in a row ({_reason(error)}); "
@@ -264,19 +272,8 @@ class BlackBox:
                     ) from error
                 self._stopped.wait(self._pause(error, attempt))
                 continue
-            except InputError:
-                raise
-            except Exception as error:
-                raise InputError(
-                    f"the classifier failed ({type(error).__name__}: {_reason(error)}); answers so "
-                    "far are kept"
-                ) from error
-            if len(answers) != len(batch):
-                raise InputError(
-                    f"the classifier gave {len(answers)} answers for {len(batch)} images"
-                )
             with self._lock:
-                answered({key: _plain(a) for (key, _), a in zip(batch, answers, strict=True)})
+                answered({key: a for (key, _), a in zip(batch, answers, strict=True)})
             return
 
     def _pause(self, error: Exception, attempt: int) -> float:
@@ -297,16 +294,12 @@ def _batches(
         yield batch
 
 
-def _plain(answer: Any) -> Answer:
-    """Return numbers of numpy and torch as int; anything else as it is."""
-    if answer is None or isinstance(answer, str):
-        return answer
-    try:
-        return int(answer.__index__())
-    except (AttributeError, TypeError):
-        raise InputError(
-            f"the classifier answered {answer!r}; it must answer the name or index of a class"
-        ) from None
+def _final(error: Exception) -> InputError:
+    if isinstance(error, InputError):
+        return error
+    return InputError(
+        f"the classifier failed ({type(error).__name__}: {_reason(error)}); answers so far are kept"
+    )
 
 
 def _reason(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 from scipy import special, stats
 
 from art_denoised.smoothing.bounds import Anytime, Looks
-from art_denoised.smoothing.statistics import Certificate, Vote, top_class
+from art_denoised.smoothing.statistics import ABSTAIN, Certificate, Vote, top_class
 
 # A radius is given up when the rest of the samples would need a success rate that has less than
 # this posterior probability. Measured in benchmarks/replay.py: the table loses at most 0.4 points.
@@ -92,12 +92,11 @@ def certifying(
     for look in bound.counts:
         counts = _sum(counts, (yield Draw(Stage.ESTIMATION, n, look)))
         n = look
+        votes = counts.get(selected, 0) if selected != ABSTAIN else 0
         certificate = Certificate.from_counts(selection, counts, **record)
         best = max(best, certificate, key=lambda c: (c.p_lower, c.n))
         unproved = [r for r in radii if not best.proves(r)]
-        if radii and (
-            not unproved or _futile(bound, counts.get(selected, 0), n, alpha, unproved[0] / sigma)
-        ):
+        if radii and (not unproved or _futile(bound, votes, n, alpha, unproved[0] / sigma)):
             break
     return best.after(drawn=n)
 

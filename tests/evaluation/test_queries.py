@@ -254,3 +254,60 @@ def test_runs_of_other_settings_and_damaged_journals_are_refused(tmp_path):
             run(tmp_path, resume=True)
     path.write_text("\n".join(lines)[:-9])  # torn in the last line
     assert len(run(tmp_path, resume=True).rows) == 3
+
+
+def test_a_run_that_stopped_early_is_restated_at_its_own_looks(tmp_path):
+    """The number of answers depends on the votes: a bound for a fixed number would be unsound."""
+    options = {"n": 2000, "radii": [0.1], "indices": range(6)}
+    log = run(tmp_path, BlackBox(local, batch_size=50), **options)
+    path = tmp_path / "answers.jsonl"
+    same = recertify(path, classes=NAMES, alpha=0.001)
+    assert same.rows == log.rows
+    assert verify(same) == []
+    stopped = [row.certificate.drawn for row in log.rows if 0 < row.certificate.drawn < 2000]
+    assert stopped
+    for change in ({"n": min(stopped)}, {"n0": N0}, {"n": 100, "n0": N0}):
+        with pytest.raises(InputError, match="depends on the votes"):
+            recertify(path, classes=NAMES, alpha=0.001, **change)
+    stricter = recertify(path, classes=NAMES, alpha=1e-6)
+    assert all(a.radius <= b.radius for a, b in zip(stricter.rows, log.rows, strict=True))
+    assert verify(stricter) == []
+
+
+def test_one_answer_that_is_none_does_not_spoil_the_journal(tmp_path):
+    calls = iter(range(10**6))
+
+    def mostly(images):
+        return [-1 if next(calls) == 30 else "seven" for _ in images]
+
+    with pytest.raises(InputError, match="answered -1"):
+        run(tmp_path, BlackBox(mostly, batch_size=8, workers=1))
+    assert answered(tmp_path) == 35  # its batch too, but for that one
+    box = BlackBox(local, workers=1)
+    assert len(run(tmp_path, box, resume=True).rows) == 3
+    assert box.spent == 3 * (N0 + N) + 1
+
+
+def test_attempts_that_fail_for_good_count_across_runs(tmp_path):
+    sent = []
+
+    def refuses(images):
+        sent.append(len(images))
+        raise InputError("403")
+
+    for _ in range(20):
+        box = BlackBox(refuses, workers=2, budget=Budget(queries=370))
+        with pytest.raises(InputError):
+            run(tmp_path, box, resume=True)
+    assert sum(sent) <= 370 - 360 + 1 + 2  # then what is left cannot suffice any more
+
+
+def test_a_denoiser_in_training_mode_is_refused(tmp_path):
+    with pytest.raises(InputError, match="training mode"):
+        run(tmp_path, denoiser=torch.nn.Sequential(torch.nn.Dropout()))
+
+
+def test_images_without_any_answer_are_given_up(tmp_path):
+    box = BlackBox(lambda images: [None] * len(images), workers=1)
+    run(tmp_path, box, n=2000, radii=[0.1], use_labels=False, indices=range(2))
+    assert box.spent == 2 * (N0 + 100)  # the first look was enough

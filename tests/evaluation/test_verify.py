@@ -16,6 +16,8 @@ from art_denoised.evaluation.logs import read_log
 from art_denoised.evaluation.records import Log
 from art_denoised.evaluation.run import certify_data, predict_data
 from art_denoised.evaluation.verify import family_wise, verify
+from art_denoised.smoothing.bounds import Looks
+from art_denoised.smoothing.statistics import Certificate
 
 COMMON = {"sigma": 0.25, "indices": range(6), "progress": False, "batch_size": 64}
 
@@ -118,3 +120,16 @@ def test_what_cannot_be_verified_is_refused(logs, tmp_path):
     log = read_log(logs["fixed"])
     bare = replace(log, rows=tuple(replace(row, certificate=None) for row in log.rows))
     assert len(verify(bare)) == 6
+
+
+@pytest.mark.parametrize("first", [700, 3000, 9000])
+def test_looks_chosen_after_the_fact_are_found(logs, first):
+    """The looks of a run are those of its settings, whatever a row says of itself."""
+    log = read_log(logs["looks"])
+    row = next(row for row in log.rows if row.certificate.n)
+    bound = Looks(first, max(first, 5000))
+    forged = Certificate.from_counts(
+        row.certificate.selection_counts, {row.label: first}, alpha=0.001, sigma=0.25, bound=bound
+    )
+    row = replace(row, predict=forged.label, radius=forged.radius, certificate=forged)
+    assert any("no look was planned" in f.problem for f in verify(replace(log, rows=(row,))))

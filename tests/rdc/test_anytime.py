@@ -8,6 +8,7 @@ import torch
 from art_denoised import DiffusionClassifier
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_diffusion
+from art_denoised.diffusion.weights import noise_levels
 from art_denoised.evaluation.data import digits
 from art_denoised.rdc.anytime import _spread, disagreement, predict_anytime
 from tests.rdc.test_classifier import Counting
@@ -56,6 +57,14 @@ def test_the_budget_is_kept(x, budget):
     found = predict_anytime(dc, x[:50], budget=budget)
     assert counting.rows == found.evaluations <= budget
     assert not found.decided.all()
+
+
+@pytest.mark.parametrize("budget", range(70, 82))
+def test_what_the_budget_left_behind_is_not_called_decided(x, budget):
+    """Ten levels by fours: the last round is cheaper than the one that was too expensive."""
+    dc = classifier(levels=noise_levels(10))
+    found = predict_anytime(dc, x[:2], z=1e9, first=4, budget=budget)
+    assert found.decided.tolist() == [found.evaluations >= 100, found.evaluations >= 200]
 
 
 def test_the_prior_counts(x):

@@ -138,13 +138,9 @@ def test_budgets():
             Budget(**bad)
 
 
-@pytest.mark.parametrize(
-    ("answers", "message"),
-    [([], "0 answers for 1"), ([1.5], "answered 1.5"), ([["cat"]], "name or index")],
-)
-def test_answers_that_are_none(answers, message):
-    with pytest.raises(InputError, match=message):
-        ask_many(BlackBox(lambda images: answers), 1)
+def test_an_answer_an_image_is_expected():
+    with pytest.raises(InputError, match="0 answers for 1"):
+        ask_many(BlackBox(lambda images: []), 1)
 
 
 def test_words_are_merged_and_emptiness_is_no_class():
