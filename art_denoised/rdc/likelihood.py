@@ -91,8 +91,11 @@ class LikelihoodMaximization(nn.Module):
         self.seed = seed if seed is None else checks.count("seed", seed, 0)
 
     def forward(self, x: Images) -> Images:
-        """Return likelier images, also under ``no_grad``."""
+        """Return likelier images, also under ``no_grad`` and ``inference_mode``."""
         noise = LevelNoise(self.seed)
+        if torch.is_inference_mode_enabled():  # its tensors can take no part in a gradient
+            with torch.inference_mode(False):
+                return self._states(x.clone(), noise)[-1].x
         if not (torch.is_grad_enabled() and x.requires_grad):
             return self._states(x.detach(), noise)[-1].x
         how = _Exact if self.gradient == "exact" else _Identity
