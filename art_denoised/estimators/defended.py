@@ -47,7 +47,7 @@ class DefendedClassifier(PyTorchClassifier):
         return torch.cat(outputs).numpy()
 
     def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **kwargs: Any) -> Any:
-        """Return the gradient of the smoothed classifier's loss in the images.
+        """Return the gradient of the loss of ``.model`` in the images.
 
         Args:
             x: Images, array or tensor (batch, channels, height, width).

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,28 +14,19 @@ from tqdm import tqdm
 
 from art_denoised import checks
 from art_denoised.checks import InputError
+from art_denoised.evaluation.answers import TITLE, Answers, Held, MissingError
 from art_denoised.evaluation.data import ImageData
 from art_denoised.evaluation.records import Log
 from art_denoised.evaluation.run import certify_row
 from art_denoised.evaluation.runner import open_log
-from art_denoised.smoothing.blackbox import Answer, BlackBox, Vocabulary
+from art_denoised.smoothing.blackbox import BlackBox, Vocabulary
 from art_denoised.smoothing.bounds import Looks
 from art_denoised.smoothing.certify import FIRST_LOOK, certification_plan
-from art_denoised.smoothing.procedures import (
-    Counts,
-    Draw,
-    Procedure,
-    Stage,
-    certifying,
-    simulate,
-)
+from art_denoised.smoothing.procedures import Counts, Draw, Procedure, certifying, simulate
 from art_denoised.smoothing.sampling import Gaussian, Stream, StreamKey
 from art_denoised.smoothing.statistics import Certificate
-from art_denoised.storage import Closing, Journal, make_folder, read_journal, weights_fingerprint
+from art_denoised.storage import make_folder, read_journal, weights_fingerprint
 from art_denoised.types import Denoiser, Image
-
-_TITLE = "journal of answers"
-Key = tuple[int, int, int]  # image, stage, sample
 
 
 def certify_queries(
@@ -65,7 +53,8 @@ def certify_queries(
 
     Answers go to ``out/answers.jsonl`` the moment they come, certificates to
     ``out/certify.jsonl``. A run that stopped, was killed or ran out of budget goes on with
-    ``resume=True`` and asks nothing again that was answered; with more samples or images too.
+    ``resume=True`` and asks nothing again that was answered; with more images too, but not with
+    another number of samples, which would be chosen knowing the votes.
 
     Args:
         box: The classifier, with its budget.
@@ -117,19 +106,23 @@ def certify_queries(
         "denoiser": weights_fingerprint(denoiser) if isinstance(denoiser, nn.Module) else None,
         "sigma": sigma,
         "seed": seed,
+        # How many answers there are depends on these: a later run must not choose others.
+        "n0": plan["n0"],
+        "looks": [plan["bound"].first, plan["bound"].last],
+        "radii": list(plan["radii"]),
+        "use_labels": use_labels,
     }
     record: dict[str, Any] = {"sigma": sigma, "seed": seed}
     settings = {
         **asked,
-        **_plain_plan(plan, use_labels),
+        **_certifying_settings(plan),
         "classes": list(words.classes),
         "synonyms": dict(words.synonyms),
     }
     folder = make_folder(Path(out))
     begun = (folder / "answers.jsonl").exists()
-    with _Answers(folder / "answers.jsonl", asked, words, resume) as answers:
+    with Answers(folder / "answers.jsonl", asked, words, resume) as answers:
         box.spent = max(box.spent, answers.spent)
-        answers.plan(plan)
 
         def procedure(index: int, label: int) -> Procedure[Certificate]:
             return certifying(**plan, label=label if use_labels and radii else None, **record)
@@ -138,7 +131,7 @@ def certify_queries(
             """Return the fewest queries that an image will still take."""
             try:
                 simulate(procedure(index, _label(data, index)), partial(answers.votes, index))
-            except _MissingError as missing:
+            except MissingError as missing:
                 least = n0 + (min(n, FIRST_LOOK) if radii else n)
                 return max(len(missing.samples), least - answers.count(index))
             return 0
@@ -218,197 +211,34 @@ def recertify(
     if not path.is_file():
         raise InputError(f"journal {path} does not exist; give an answers.jsonl")
     contents = read_journal(path)
-    if contents.title != _TITLE:
-        raise InputError(f"{path} is a {contents.title}, not a {_TITLE}")
+    if contents.title != TITLE:
+        raise InputError(f"{path} is a {contents.title}, not a {TITLE}")
     held = contents.settings["sigma"]
     if sigma is not None and sigma != held:
         raise InputError(
             f"{path} holds answers at sigma {held:g}, none at {sigma:g}; a certificate needs "
             "answers at its own noise level"
         )
-    answers = _Held(path, words, contents.records)
-    if not answers.plans:
-        raise InputError(f"{path} holds no run; give the journal of one")
-    last = answers.plans[-1]
-    wanted = (last.n0 if n0 is None else n0, Looks.fixed(last.bound.last if n is None else n))
-    if any(plan.stops_early for plan in answers.plans):
-        if (n0, n) != (None, None):
-            raise InputError(
-                f"{path} is of a run with radii, where the number of answers depends on the votes; "
-                "leave n0 and n as they were"
-            )
-        wanted = (last.n0, last.bound)
-    plan = certification_plan(n0=wanted[0], n=wanted[1].last, alpha=alpha)
-    plan["bound"] = wanted[1]
+    answers, settings = Held(path, words, contents.records), contents.settings
+    bound, early = Looks(*settings["looks"]), bool(settings["radii"])
+    if early and (n0, n) != (None, None):
+        raise InputError(
+            f"{path} is of a run with radii, where the number of answers depends on the votes; "
+            "leave n0 and n as they were"
+        )
+    plan = certification_plan(
+        n0=settings["n0"] if n0 is None else n0, n=bound.last if n is None else n, alpha=alpha
+    )
+    plan["bound"] = bound if early else plan["bound"]
     record: dict[str, Any] = {"sigma": held, "seed": contents.settings["seed"]}
     rows = []
     for index, label in sorted(answers.labels.items()):
         try:
-            certificate = answers.certificate(index, plan, record)
-        except _MissingError as missing:
+            certificate = answers.certificate(index, plan, record, stopped_early=early)
+        except MissingError as missing:
             raise InputError(f"{path} {missing}") from None
         rows.append(certify_row(index, label, certificate, 0.0))
-    settings = {**contents.settings, **_plain_plan(plan, use_labels=True)}
-    return Log("certify", {**settings, "radii": list(last.radii)}, tuple(rows))
-
-
-class _Plan(NamedTuple):
-    """What a run was to ask."""
-
-    n0: int
-    bound: Looks
-    radii: tuple[float, ...]
-
-    @property
-    def stops_early(self) -> bool:
-        """Whether the number of answers depends on the votes."""
-        return bool(self.radii)
-
-
-class _MissingError(Exception):
-    """Samples without an answer."""
-
-    def __init__(self, index: int, draw: Draw, samples: Sequence[int]) -> None:
-        self.samples = samples
-        super().__init__(
-            f"holds {draw.stop - len(samples)} of the {draw.stop} samples of image {index} that "
-            f"are needed ({draw.stage.name.lower()}); give a smaller n or n0, or go on with "
-            "certify_queries"
-        )
-
-
-class _Held:
-    """The answers in a journal."""
-
-    def __init__(self, path: Path, words: Vocabulary, records: Sequence[Mapping[str, Any]]) -> None:
-        self._words = words
-        self._answers: dict[Key, int] = {}
-        self._count: Counter[int] = Counter()
-        self.labels: dict[int, int] = {}
-        self.plans: list[_Plan] = []
-        self.spent = 0
-        for number, record in enumerate(records, start=2):
-            try:
-                self._read(record)
-            except (KeyError, TypeError, ValueError) as error:
-                raise InputError(f"{path}:{number} is damaged ({error})") from None
-
-    def _read(self, record: Mapping[str, Any]) -> None:
-        if "failed" in record:
-            self.spent += record["queries"]
-        elif "plan" in record:
-            first, last = record["plan"]["looks"]
-            radii = tuple(record["plan"]["radii"])
-            self.plans.append(_Plan(record["plan"]["n0"], Looks(first, last), radii))
-        elif "answer" in record:
-            self._keep((record["idx"], record["stage"], record["sample"]), record["answer"])
-            self.spent += 1
-        else:
-            self.labels[record["idx"]] = record["label"]
-
-    def _keep(self, key: Key, answer: Answer) -> None:
-        self._answers[key] = self._words.index(answer)
-        self._count[key[0]] += 1
-
-    def count(self, index: int) -> int:
-        """How many answers about an image there are."""
-        return self._count[index]
-
-    def missing(self, index: int, draw: Draw) -> list[int]:
-        """Which samples of a draw have no answer."""
-        stage = int(draw.stage)
-        samples = range(draw.start, draw.stop)
-        return [s for s in samples if (index, stage, s) not in self._answers]
-
-    def certificate(
-        self, index: int, plan: Mapping[str, Any], record: Mapping[str, Any]
-    ) -> Certificate:
-        """Certify from what there is: of a run with radii, the best look that was reached.
-
-        Raises:
-            _MissingError: Not even the first look was.
-        """
-        selection = self.votes(index, Draw(Stage.SELECTION, 0, plan["n0"]))
-        whole = {**record, "alpha": plan["alpha"], "bound": plan["bound"]}
-        skipped = Certificate.from_counts(selection, {}, **whole)
-        best, counts, reached = skipped, Counter[int](), 0
-        for start, stop in pairwise((0, *plan["bound"].counts)):
-            draw = Draw(Stage.ESTIMATION, start, stop)
-            if self.missing(index, draw) and any(p.stops_early for p in self.plans):
-                break
-            counts, reached = counts + Counter(self.votes(index, draw)), stop
-            found = Certificate.from_counts(selection, counts, **whole)
-            best = max(best, found, key=lambda c: (c.p_lower, c.n))
-        return best.after(drawn=reached)
-
-    def votes(self, index: int, draw: Draw) -> Counts:
-        """Count the answers of a draw.
-
-        Raises:
-            _MissingError: There are not all of them.
-        """
-        missing = self.missing(index, draw)
-        if missing:
-            raise _MissingError(index, draw, missing)
-        samples = range(draw.start, draw.stop)
-        return Counter(self._answers[index, int(draw.stage), sample] for sample in samples)
-
-
-class _Answers(_Held, Closing):
-    """The answers in a journal that is being written; a context manager."""
-
-    def __init__(
-        self, path: Path, settings: Mapping[str, Any], words: Vocabulary, resume: bool
-    ) -> None:
-        self._journal = Journal(path, _TITLE, settings, resume=resume)
-        try:
-            super().__init__(path, words, self._journal.records)
-        except BaseException:
-            self._journal.close()
-            raise
-
-    def close(self) -> None:
-        """Close the journal."""
-        self._journal.close()
-
-    def plan(self, plan: Mapping[str, Any]) -> None:
-        """Note what is going to be asked: what a certificate may later be made of depends on it."""
-        bound: Looks = plan["bound"]
-        looks, radii = [bound.first, bound.last], list(plan["radii"])
-        self._journal.append({"plan": {"n0": plan["n0"], "looks": looks, "radii": radii}})
-        self.plans.append(_Plan(plan["n0"], bound, plan["radii"]))
-
-    def begin(self, index: int, label: int) -> None:
-        """Note the class of an image."""
-        if index not in self.labels:
-            self._journal.append({"idx": index, "label": label})
-            self.labels[index] = label
-
-    def add(self, answers: Mapping[Key, Answer]) -> None:
-        """Write answers that have come: first of all, since they are paid.
-
-        Raises:
-            InputError: One is none. The others were written.
-        """
-        bad: InputError | None = None
-        for key, answer in answers.items():
-            try:
-                label = self._words.index(answer)
-            except InputError as error:
-                bad = error
-                self.fail(str(error), 1)
-                continue
-            index, stage, sample = key
-            plain = answer if answer is None or isinstance(answer, str) else label
-            record = {"idx": index, "stage": stage, "sample": sample, "answer": plain}
-            self._journal.append(record)
-            self._keep(key, plain)
-        if bad is not None:
-            raise bad
-
-    def fail(self, reason: str, queries: int) -> None:
-        """Note an attempt that may have been paid in vain."""
-        self._journal.append({"failed": reason, "queries": queries})
+    return Log("certify", {**settings, **_certifying_settings(plan)}, tuple(rows))
 
 
 def _noisy(
@@ -436,7 +266,6 @@ def _label(data: ImageData, index: int) -> int:
     return _image(data, index)[1]
 
 
-def _plain_plan(plan: Mapping[str, Any], use_labels: bool) -> dict[str, Any]:
-    bound = plan["bound"]
-    settings = {"alpha": plan["alpha"], "n0": plan["n0"], "n": bound.last, "dtype": "float32"}
-    return json.loads(json.dumps({**settings, "radii": plan["radii"], "use_labels": use_labels}))
+def _certifying_settings(plan: Mapping[str, Any]) -> dict[str, Any]:
+    n0, n = plan["n0"], plan["bound"].last
+    return {"alpha": plan["alpha"], "n0": n0, "n": n, "dtype": "float32"}

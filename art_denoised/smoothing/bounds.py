@@ -5,7 +5,7 @@ Sampling may stop early only if the bound allows for it. The three ways of this 
 
 - all samples first, then one bound: Clopper-Pearson, `Looks.fixed`;
 - a bound at each of some sample counts planned beforehand, the failure probability alpha divided
-  among them: `Looks.growing` (the union bound);
+  among them: `Looks` (the union bound);
 - a bound that holds at all sample counts at once, whoever stops for whatever reason: `Anytime`
   (Ville's inequality for a beta-binomial mixture martingale).
 

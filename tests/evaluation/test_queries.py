@@ -175,20 +175,22 @@ def test_a_budget_that_runs_out_keeps_what_was_paid(tmp_path):
     assert more.spent == answered(tmp_path) == 80 + sum(r.certificate.drawn for r in log.rows)
 
 
-def test_a_finished_run_can_be_extended(tmp_path):
-    """More samples and images later: only what is new is asked."""
+def test_a_finished_run_takes_more_images_but_not_more_samples(tmp_path):
+    """More samples once the votes are known would be a look that alpha was not spent on."""
     run(tmp_path, indices=range(2))
+    for change in ({"n": 150}, {"n0": 30}, {"radii": [0.1]}, {"n": 2000, "radii": [0.1]}):
+        with pytest.raises(InputError, match="other settings"):
+            run(tmp_path, resume=True, **change)
     box = BlackBox(local, workers=1)
-    log = run(tmp_path, box, n=150, indices=range(3), resume=True)
-    assert box.spent == 3 * (N0 + 150)
-    assert [row.certificate.n for row in log.rows] == [150] * 3
-    assert log.rows == run(tmp_path / "whole", n=150).rows
+    log = run(tmp_path, box, indices=range(3), resume=True)
+    assert box.spent == 3 * (N0 + N)
+    assert log.rows == run(tmp_path / "whole").rows
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "certify.jsonl").write_text("the log of another kind of run")
     with pytest.raises(InputError, match="already holds a run"):
         run(tmp_path / "other", resume=True)
     tight = BlackBox(local, budget=Budget(queries=box.spent), workers=1)
-    run(tmp_path, tight, n=150, indices=range(3), resume=True)  # needs nothing, so it suffices
+    run(tmp_path, tight, indices=range(3), resume=True)  # needs nothing, so it suffices
     skipped = BlackBox(local, workers=1)
     options = {"n": 150, "radii": [0.6], "sigma": 0.5, "indices": range(10)}
     run(tmp_path / "labels", skipped, **options)
