@@ -33,31 +33,76 @@ class _Block(nn.Module):
         return F.relu(y + skip)
 
 
-class ResNet20(nn.Module):
-    """ResNet-20 for 32x32 images in [0, 1] (He et al. 2016, section 4.2): 0.27 M parameters."""
+class _Normalized(nn.Module):
+    """Images in [0, 1] on the scale of CIFAR-10's mean and deviation."""
 
-    def __init__(self, classes: int = 10) -> None:
+    def __init__(self) -> None:
         super().__init__()
+        self.register_buffer("mean", torch.tensor([0.4914, 0.4822, 0.4465]).reshape(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.2023, 0.1994, 0.2010]).reshape(1, 3, 1, 1))
+
+
+class ResNet(_Normalized):
+    """Residual network for 32x32 images in [0, 1] (He et al. 2016, section 4.2).
+
+    Depth 20 has 0.27 M parameters, depth 14 has 0.17 M.
+    """
+
+    def __init__(self, depth: int = 20, classes: int = 10) -> None:
+        super().__init__()
+        n = (depth - 2) // 6
         self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(16)
-        widths = (16, 16, 16, 16, 32, 32, 32, 64, 64, 64)
+        widths = (16, *(n * (16,)), *(n * (32,)), *(n * (64,)))
         self.blocks = nn.Sequential(
             *(_Block(a, b, 1 if a == b else 2) for a, b in pairwise(widths))
         )
         self.head = nn.Linear(64, classes)
-        self.register_buffer("mean", torch.tensor([0.4914, 0.4822, 0.4465]).reshape(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor([0.2023, 0.1994, 0.2010]).reshape(1, 3, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.bn(self.stem((x - self.mean) / self.std)))
         return self.head(self.blocks(x).mean((2, 3)))
 
 
-def classifier() -> nn.Module:
-    """ResNet-20 trained on clean images alone by train_classifier.py."""
-    network = ResNet20()
-    network.load_state_dict(load_file(HERE / "classifier.safetensors"))
+class PlainNet(_Normalized):
+    """Six 3x3 convolutions with batch norm, pooled twice: no skips, 0.15 M parameters."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inside, outside in pairwise((3, 16, 16, 48, 48, 96, 96)):
+            layers += [nn.Conv2d(inside, outside, 3, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(outside), nn.ReLU()]
+            if inside == outside != 96:
+                layers += [nn.MaxPool2d(2)]
+        self.layers, self.head = nn.Sequential(*layers), nn.Linear(96, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layers((x - self.mean) / self.std).mean((2, 3)))
+
+
+ARCHITECTURES = {"resnet20": ResNet, "resnet14": lambda: ResNet(14), "plain": PlainNet}
+
+
+def _trained(architecture: str, name: str) -> nn.Module:
+    network = ARCHITECTURES[architecture]()
+    network.load_state_dict(load_file(HERE / f"{name}.safetensors"))
     return network.eval()
+
+
+def classifier() -> nn.Module:
+    """ResNet-20 trained on clean images alone by train_classifier.py: the one to defend."""
+    return _trained("resnet20", "classifier")
+
+
+def surrogate_resnet14() -> nn.Module:
+    """ResNet-14, to train a denoiser in the place of a classifier that can only be queried."""
+    return _trained("resnet14", "surrogate-resnet14")
+
+
+def surrogate_plain() -> nn.Module:
+    """A plain convolutional network, for the same use."""
+    return _trained("plain", "surrogate-plain")
 
 
 def unet() -> nn.Module:

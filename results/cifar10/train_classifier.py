@@ -1,10 +1,10 @@
 """Train a small CIFAR-10 (JPEG copy) classifier on clean images; resumable to the last bit.
 
-    python results/cifar10/train_classifier.py DATA [--epochs 30] [--seed 0]
+    python results/cifar10/train_classifier.py DATA [--network resnet20] [--epochs 30] [--seed 0]
 
-DATA holds {train,test}/{airplane..truck}/*.jpg. ResNet-20, SGD with momentum 0.9, a one-cycle
+DATA holds {train,test}/{airplane..truck}/*.jpg. SGD with momentum 0.9, a one-cycle
 schedule, crops and flips. One thread, so that a seed ends in the same weights. Each epoch ends in a
-checkpoint beside the weights, from which the same command goes on. An epoch is about 12 TFLOP.
+checkpoint beside the weights, from which the same command goes on. An epoch of ResNet-20 is about 12 TFLOP.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from networks import CLASSES, HERE, ResNet20
+from networks import ARCHITECTURES, CLASSES, HERE
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -59,6 +59,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--network", choices=list(ARCHITECTURES), default="resnet20")
+    parser.add_argument("--name", default="classifier", help="of the files written")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=0.2)
@@ -68,7 +70,7 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     images, labels = load(arguments.data / "train")
     test = load(arguments.data / "test")
-    network = ResNet20().to(memory_format=torch.channels_last)
+    network = ARCHITECTURES[arguments.network]().to(memory_format=torch.channels_last)
     steps = len(images) // arguments.batch
     optimizer = torch.optim.SGD(
         network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
@@ -76,7 +78,7 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, arguments.rate, epochs=arguments.epochs, steps_per_epoch=steps, pct_start=0.2
     )
-    saved = arguments.out / "classifier.checkpoint.pt"
+    saved = arguments.out / f"{arguments.name}.checkpoint.pt"
     parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
     first = 0
     if saved.exists():
@@ -104,14 +106,14 @@ def main() -> None:
             "test_accuracy": accuracy(network, *test),
             "seconds": round(time.perf_counter() - start, 1),
         }
-        with (arguments.out / "classifier.log.jsonl").open("a") as log:
+        with (arguments.out / f"{arguments.name}.log.jsonl").open("a") as log:
             log.write(json.dumps(row) + "\n")
         print(row, flush=True)
         state = {name: part.state_dict() for name, part in parts.items()}
         torch.save({"epoch": epoch + 1, **state}, saved.with_suffix(".new"))
         saved.with_suffix(".new").replace(saved)
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
-    save_file(weights, arguments.out / "classifier.safetensors")
+    save_file(weights, arguments.out / f"{arguments.name}.safetensors")
 
 
 if __name__ == "__main__":
