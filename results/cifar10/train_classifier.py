@@ -4,7 +4,8 @@
 
 DATA holds {train,test}/{airplane..truck}/*.jpg. SGD with momentum 0.9, a one-cycle
 schedule, crops and flips. One thread, so that a seed ends in the same weights. Each epoch ends in a
-checkpoint beside the weights, from which the same command goes on. An epoch of ResNet-20 is about 12 TFLOP.
+checkpoint beside the weights, from which the same command goes on. An epoch of ResNet-20 is about
+12 TFLOP.
 """
 
 from __future__ import annotations
