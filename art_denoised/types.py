@@ -1,4 +1,4 @@
-"""The words that every part of the package shares: array shapes and the two protocols.
+"""The words that every part of the package shares: array shapes and the protocols.
 
 Images are NCHW floating-point tensors, by default in [0, 1]; sigma, the standard deviation of the
 Gaussian noise, is in the same units. An adapter that wraps a network living in [-1, 1] is the only
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Protocol, TypeAlias
 
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 Image: TypeAlias = Float[Tensor, "channels height width"]
 Images: TypeAlias = Float[Tensor, "batch channels height width"]
@@ -35,4 +35,12 @@ class Classifier(Protocol):
 
     def __call__(self, x: Images, /) -> Logits:
         """Return logits of shape (batch, classes)."""
+        ...
+
+
+class Attack(Protocol):
+    """Anything that looks for images near ``x`` which the model gets wrong."""
+
+    def __call__(self, model: nn.Module, x: Images, y: Labels, /) -> Images:
+        """Return ``x_adv``, shaped like ``x`` and on its device; ``y`` are the true labels."""
         ...

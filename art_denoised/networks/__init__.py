@@ -1,0 +1,1 @@
+"""Robustness built into a network: denoising of features and smooth activations."""
