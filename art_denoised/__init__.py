@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from art_denoised.smoothing.modules import SmoothedClassifier as SmoothedClassifier
     from art_denoised.smoothing.statistics import Certificate as Certificate
     from art_denoised.smoothing.statistics import Vote as Vote
+    from art_denoised.training.adversarial import train_robust as train_robust
     from art_denoised.training.denoiser import train_denoiser as train_denoiser
     from art_denoised.training.diffusion import train_diffusion as train_diffusion
     from art_denoised.training.plan import Plan as Plan
@@ -69,6 +70,7 @@ _HOMES = {
     "save_denoiser": "denoisers.checkpoints",
     "train_denoiser": "training.denoiser",
     "train_diffusion": "training.diffusion",
+    "train_robust": "training.adversarial",
     "vote": "smoothing.certify",
 }
 __all__ = ["__version__", *_HOMES]
