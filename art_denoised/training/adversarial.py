@@ -31,6 +31,10 @@ PLAN = Plan(
 )
 
 
+class OverfittingWarning(UserWarning):
+    """A training has overfitted catastrophically."""
+
+
 def train_robust(
     model: nn.Module,
     data: Any,
@@ -101,6 +105,7 @@ def train_robust(
                 f"epoch {len(rows) + 1}: catastrophic overfitting, {row['robust']:.1%} are right "
                 f"under PGD and {row['one_step']:.1%} under a single step; take more steps, a "
                 "shorter stride, or the best epoch",
+                OverfittingWarning,
                 stacklevel=2,
             )
         return row
@@ -116,7 +121,7 @@ def train_robust(
         stop=(lambda rows: bool(rows[-1]["overfitting"])) if stop_on_overfitting else None,
         best="robust" if best else None,
         classes=classes,
-        identity={**(identity or {}), "recipe": describe(recipe), "judge_steps": judge_steps},
+        identity={**(identity or {}), **describe(recipe), "judge_steps": judge_steps},
         tensorboard=tensorboard,
         progress=progress,
     )

@@ -212,8 +212,13 @@ def find_recipe(recipe: str | Recipe) -> Recipe:
     return RECIPES[recipe]
 
 
-def describe(recipe: Recipe) -> Any:
-    """Return a recipe as plain values, for the log."""
+def describe(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as plain values, for the log.
+
+    Example:
+        >>> describe(RECIPES["trades"])["recipe"], describe(RECIPES["trades"])["beta"]
+        ('Trades', 6.0)
+    """
     if isinstance(recipe, (Adversarial, Trades)):
-        return {"kind": type(recipe).__name__, **asdict(recipe)}
-    return repr(recipe)
+        return {"recipe": type(recipe).__name__, **asdict(recipe)}
+    return {"recipe": repr(recipe), "eps": recipe.eps, "norm": recipe.norm}

@@ -77,7 +77,7 @@ def test_each_recipe_trains(name, tmp_path):
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert rows[-1]["accuracy"] >= rows[-1]["robust"]
     settings = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])["settings"]
-    assert settings["recipe"]["eps"] == recipe.eps
+    assert settings["eps"] == recipe.eps
     assert not model.training
 
 
