@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from art_denoised.estimators.smoothing import DenoisedSmoothing as DenoisedSmoothing
     from art_denoised.evaluation.queries import certify_queries as certify_queries
+    from art_denoised.networks.feature_denoising import FeatureDenoising as FeatureDenoising
     from art_denoised.rdc.classifier import DiffusionClassifier as DiffusionClassifier
     from art_denoised.rdc.likelihood import LikelihoodMaximization as LikelihoodMaximization
     from art_denoised.smoothing.blackbox import BlackBox as BlackBox
@@ -48,6 +49,7 @@ _HOMES = {
     "DiffusionClassifier": "rdc.classifier",
     "DiffusionModel": "diffusion.model",
     "DnCNN": "denoisers.dncnn",
+    "FeatureDenoising": "networks.feature_denoising",
     "InputError": "checks",
     "LikelihoodMaximization": "rdc.likelihood",
     "MemNet": "denoisers.memnet",
