@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     )
     from art_denoised.estimators.smoothing import DenoisedSmoothing as DenoisedSmoothing
     from art_denoised.evaluation.queries import certify_queries as certify_queries
+    from art_denoised.networks.activation_surgery import smooth_activations as smooth_activations
+    from art_denoised.networks.activations import ParametricSoftplus as ParametricSoftplus
+    from art_denoised.networks.activations import SmoothReLU as SmoothReLU
+    from art_denoised.networks.activations import SplitReLU as SplitReLU
+    from art_denoised.networks.activations import attacking as attacking
+    from art_denoised.networks.feature_denoising import FeatureDenoising as FeatureDenoising
+    from art_denoised.networks.surgery import add_feature_denoising as add_feature_denoising
     from art_denoised.rdc.classifier import DiffusionClassifier as DiffusionClassifier
     from art_denoised.rdc.likelihood import LikelihoodMaximization as LikelihoodMaximization
     from art_denoised.smoothing.blackbox import BlackBox as BlackBox
@@ -52,22 +59,29 @@ _HOMES = {
     "DiffusionClassifier": "rdc.classifier",
     "DiffusionModel": "diffusion.model",
     "DnCNN": "denoisers.dncnn",
+    "FeatureDenoising": "networks.feature_denoising",
     "InputError": "checks",
     "LikelihoodMaximization": "rdc.likelihood",
     "MemNet": "denoisers.memnet",
     "OneShotDenoiser": "denoisers.one_shot",
     "PGD": "attacks.pgd",
+    "ParametricSoftplus": "networks.activations",
     "Plan": "training.plan",
     "RobustDiffusionClassifier": "estimators.rdc",
+    "SmoothReLU": "networks.activations",
     "SmoothedClassifier": "smoothing.modules",
+    "SplitReLU": "networks.activations",
     "UNetDenoiser": "denoisers.unet",
     "Vote": "smoothing.statistics",
+    "add_feature_denoising": "networks.surgery",
+    "attacking": "networks.activations",
     "certify": "smoothing.certify",
     "certify_anytime": "smoothing.certify",
     "certify_queries": "evaluation.queries",
     "load_denoiser": "denoisers.checkpoints",
     "load_diffusion": "diffusion.loading",
     "save_denoiser": "denoisers.checkpoints",
+    "smooth_activations": "networks.activation_surgery",
     "train_denoiser": "training.denoiser",
     "train_diffusion": "training.diffusion",
     "train_robust": "training.adversarial",
