@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from art_denoised.denoisers.unet import UNetDenoiser as UNetDenoiser
     from art_denoised.diffusion.loading import load_diffusion as load_diffusion
     from art_denoised.diffusion.model import DiffusionModel as DiffusionModel
+    from art_denoised.estimators.networks import (
+        FeatureDenoisingClassifier as FeatureDenoisingClassifier,
+    )
+    from art_denoised.estimators.networks import RobustTrainer as RobustTrainer
     from art_denoised.estimators.rdc import (
         RobustDiffusionClassifier as RobustDiffusionClassifier,
     )
@@ -60,6 +64,7 @@ _HOMES = {
     "DiffusionModel": "diffusion.model",
     "DnCNN": "denoisers.dncnn",
     "FeatureDenoising": "networks.feature_denoising",
+    "FeatureDenoisingClassifier": "estimators.networks",
     "InputError": "checks",
     "LikelihoodMaximization": "rdc.likelihood",
     "MemNet": "denoisers.memnet",
@@ -68,6 +73,7 @@ _HOMES = {
     "ParametricSoftplus": "networks.activations",
     "Plan": "training.plan",
     "RobustDiffusionClassifier": "estimators.rdc",
+    "RobustTrainer": "estimators.networks",
     "SmoothReLU": "networks.activations",
     "SmoothedClassifier": "smoothing.modules",
     "SplitReLU": "networks.activations",

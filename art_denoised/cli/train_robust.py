@@ -105,7 +105,11 @@ def add_train_robust(commands: Any) -> None:
         help="where: stages, all, or names of modules or globs, joined by commas "
         "(default: stages, after the last block of each)",
     )
-    add("--activation", metavar="NAME", help="replace ReLU by silu, gelu, elu, celu or softplus")
+    add(
+        "--activation",
+        metavar="NAME",
+        help="replace ReLU by silu, gelu, elu, celu, softplus (a = 10) or smoothrelu",
+    )
     add(
         "--holdout",
         metavar="DATA",
@@ -133,7 +137,8 @@ def _train_robust(arguments: argparse.Namespace) -> None:
         held_out = load_data(arguments.holdout)
         step = max(1, len(held_out) // arguments.holdout_max)  # all classes, where they are sorted
         holdout = [held_out[i] for i in select(held_out, step, arguments.holdout_max)]
-    model = _build(arguments, tuple(data[0][0].shape)).to(device)
+    channels, height, width = data[0][0].shape
+    model = _build(arguments, (channels, height, width)).to(device)
     changes = {n: getattr(arguments, n) for n in ("feature_denoising", "where", "activation")}
     with _notices(OverfittingWarning):
         rows = train_robust(
@@ -177,17 +182,35 @@ def _recipe(arguments: argparse.Namespace) -> Adversarial | Trades:
     return replace(RECIPES[arguments.recipe], **changes)
 
 
-def _build(arguments: argparse.Namespace, shape: tuple[int, ...]) -> nn.Module:
+def _build(arguments: argparse.Namespace, shape: tuple[int, int, int]) -> nn.Module:
     """Return the network named, changed as asked, its random parts drawn from the seed."""
     import torch
 
     from art_denoised.loading import load_module
+    from art_denoised.networks.activation_surgery import smooth_activations
+    from art_denoised.networks.activations import ParametricSoftplus, SmoothReLU
+    from art_denoised.networks.surgery import add_feature_denoising, added_cost
 
     if arguments.where and not arguments.feature_denoising:
         raise InputError("--where says where blocks go; give --feature-denoising as well")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(arguments.seed)
-        return load_module("--model", arguments.model)
+        model = load_module("--model", arguments.model)
+        if arguments.activation:
+            others = {"softplus": ParametricSoftplus(), "smoothrelu": SmoothReLU()}
+            activation = others.get(arguments.activation, arguments.activation)
+            model = smooth_activations(model, activation)
+        if not arguments.feature_denoising:
+            return model
+        where = arguments.where or "stages"
+        changed = add_feature_denoising(
+            model,
+            where.split(",") if "," in where else where,
+            arguments.feature_denoising,
+            input_shape=shape,
+        )
+    print(f"the denoising blocks: {added_cost(model, changed, shape)}", file=sys.stderr)
+    return changed
 
 
 @contextmanager

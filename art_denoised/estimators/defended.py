@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from art.estimators.classification.pytorch import PyTorchClassifier
 from art.utils import check_and_transform_label_format
+from torch import nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class _Whole(nn.Module):
+    """What ART calls: the outputs of all layers, here of one, which is the module.
+
+    ART's own takes an nn.Sequential apart, and its TRADES trainer then reads the output of the
+    first layer as logits.
+    """
+
+    get_layers = ("output",)
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = model
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [self._model(x)]
 
 
 class DefendedClassifier(PyTorchClassifier):
@@ -61,10 +83,20 @@ class DefendedClassifier(PyTorchClassifier):
         y = check_and_transform_label_format(y, self.nb_classes)
         return super().loss_gradient(x, y, training_mode=training_mode, **kwargs)
 
+    def clone_for_refitting(self) -> Self:
+        """Return a copy with freshly initialised weights and its own optimizer."""
+        clone = copy.deepcopy(self)
+        clone.reset()
+        if self._optimizer is not None:
+            clone._optimizer = type(self._optimizer)(
+                clone.model.parameters(), **self._optimizer.defaults
+            )
+        return clone
+
     def __getstate__(self) -> dict[str, Any]:
-        """Return everything but ART's wrapper class; unlike ART's, writes no files."""
+        """Return everything but the device; unlike ART's, writes no files."""
         state = self.__dict__.copy()
-        del state["_model_wrapper"], state["_device"]
+        del state["_device"]
         state["_model"] = self.model
         return state
 
@@ -73,6 +105,9 @@ class DefendedClassifier(PyTorchClassifier):
         gpu = self.device_type != "cpu" and torch.cuda.is_available()
         self._device = torch.device(f"cuda:{torch.cuda.current_device()}" if gpu else "cpu")
         self._model = self._make_model_wrapper(state["_model"]).to(self._device)
+
+    def _make_model_wrapper(self, model: nn.Module) -> nn.Module:
+        return _Whole(model)
 
     def _check(self, x: Any, slack: float = 0.0) -> torch.Tensor:
         x = checks.images(x, clip_values=self.clip_values, shape=self.input_shape, slack=slack)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, ClassVar
 
 import numpy as np
@@ -242,16 +241,6 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
         if model is not None:
             self._model = self._make_model_wrapper(model).to(self._device)
         super().set_params(**kwargs)
-
-    def clone_for_refitting(self) -> DenoisedSmoothing:
-        """Return a copy with freshly initialised weights and its own optimizer."""
-        clone = copy.deepcopy(self)
-        clone.reset()
-        if self._optimizer is not None:
-            clone._optimizer = type(self._optimizer)(
-                clone.model.parameters(), **self._optimizer.defaults
-            )
-        return clone
 
     def _seed_for_call(self) -> int:
         return fresh_seed() if self.seed is None else self.seed

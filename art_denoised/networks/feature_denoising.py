@@ -107,11 +107,19 @@ class FeatureDenoising(nn.Module):
         self.embeddings = nn.ModuleDict({name: _embedding(channels, embedding) for name in names})
         self.conv: nn.Module = nn.Conv2d(channels, channels, 1, bias=False)
         self.bn: nn.Module = nn.BatchNorm2d(channels)
-        if residual:
-            nn.init.zeros_(self.bn.weight)
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
         if not conv:
             self.conv, self.bn = nn.Identity(), nn.Identity()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights afresh, after those of the parts: what ART's ``reset`` calls."""
+        for embed in self.embeddings.values():
+            if isinstance(embed, nn.Conv2d):
+                nn.init.normal_(embed.weight, std=0.01)
+        if isinstance(self.conv, nn.Conv2d):
+            nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        if isinstance(self.bn, nn.BatchNorm2d) and self.residual:
+            nn.init.zeros_(self.bn.weight)
 
     def forward(self, x: Features) -> Features:
         """Return denoised features, of the shape, dtype and layout of ``x``."""
@@ -125,8 +133,4 @@ class FeatureDenoising(nn.Module):
 
 
 def _embedding(channels: int, wanted: bool) -> nn.Module:
-    if not wanted:
-        return nn.Identity()
-    conv = nn.Conv2d(channels, channels // 2, 1, bias=False)
-    nn.init.normal_(conv.weight, std=0.01)
-    return conv
+    return nn.Conv2d(channels, channels // 2, 1, bias=False) if wanted else nn.Identity()

@@ -14,6 +14,7 @@ from art_denoised.attacks.ascent import Norm, in_eval, perturb, random_point
 from art_denoised.attacks.losses import cross_entropy
 from art_denoised.attacks.pgd import PGD
 from art_denoised.checks import InputError
+from art_denoised.networks.activations import attacking
 from art_denoised.types import Images, Labels, Logits
 
 
@@ -40,7 +41,7 @@ class Adversarial:
     """Train on adversarial images alone: PGD training and its single-step and targeted kinds.
 
     During the attack all modules are in eval mode (batch norm uses its running statistics), as in
-    Xie et al.; then the batch of adversarial images is one of training.
+    Xie et al., and marked as `attacking`; then the batch of adversarial images is one of training.
 
     Attributes:
         eps: Radius of the ball, in units of images in [0, 1]; 0: no attack, clean training.
@@ -92,7 +93,7 @@ class Adversarial:
             target = None if share is None else _wrong_class(y, logits.shape[1], share)
             return cross_entropy(logits, y, target)
 
-        with in_eval(model):
+        with in_eval(model), attacking(model):
             return perturb(
                 loss,
                 x,
@@ -146,7 +147,7 @@ class Trades:
 
     def attack(self, model: nn.Module, x: Images) -> Images:
         """Return the images that are answered most differently from ``x``."""
-        with in_eval(model):
+        with in_eval(model), attacking(model):
             # Not under no_grad: autocast would keep the weights that it converts there, without
             # gradient, for the step.
             clean = model(x).float().detach()
