@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from art.utils import check_and_transform_label_format
 
 from art_denoised import checks
 from art_denoised.checks import InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class DefendedClassifier(PyTorchClassifier):
@@ -60,6 +64,23 @@ class DefendedClassifier(PyTorchClassifier):
         """
         y = check_and_transform_label_format(y, self.nb_classes)
         return super().loss_gradient(x, y, training_mode=training_mode, **kwargs)
+
+    def set_params(self, **kwargs: Any) -> None:
+        """Set parameters by name, as in ART, which cannot take the module that it hands out."""
+        model = kwargs.pop("model", None)
+        if model is not None:
+            self._model = self._make_model_wrapper(model).to(self._device)
+        super().set_params(**kwargs)
+
+    def clone_for_refitting(self) -> Self:
+        """Return a copy with freshly initialised weights and its own optimizer."""
+        clone = copy.deepcopy(self)
+        clone.reset()
+        if self._optimizer is not None:
+            clone._optimizer = type(self._optimizer)(
+                clone.model.parameters(), **self._optimizer.defaults
+            )
+        return clone
 
     def __getstate__(self) -> dict[str, Any]:
         """Return everything but ART's wrapper class; unlike ART's, writes no files."""
