@@ -16,7 +16,7 @@ demo: $(VENV)/installed
 	$(BIN)/art-denoised demo --out $$out
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .

@@ -83,6 +83,13 @@ class DefendedClassifier(PyTorchClassifier):
         y = check_and_transform_label_format(y, self.nb_classes)
         return super().loss_gradient(x, y, training_mode=training_mode, **kwargs)
 
+    def set_params(self, **kwargs: Any) -> None:
+        """Set parameters by name, as in ART, which cannot take the module that it hands out."""
+        model = kwargs.pop("model", None)
+        if model is not None:
+            self._model = self._make_model_wrapper(model).to(self._device)
+        super().set_params(**kwargs)
+
     def clone_for_refitting(self) -> Self:
         """Return a copy with freshly initialised weights and its own optimizer."""
         clone = copy.deepcopy(self)

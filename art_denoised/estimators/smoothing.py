@@ -115,7 +115,7 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
         super().__init__(
             model=SmoothedClassifier(
                 base, sigma=sigma, samples=samples, seed=seed, max_batch=max_batch
-            ),
+            ).eval(),
             loss=nn.CrossEntropyLoss() if loss is None else loss,
             input_shape=shape,
             nb_classes=checks.count("nb_classes", nb_classes, 2),
@@ -237,9 +237,6 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
             kwargs["alpha"] = checks.alpha(kwargs["alpha"])
         if "sample_size" in kwargs:
             kwargs["sample_size"] = checks.count("sample_size", kwargs["sample_size"])
-        model = kwargs.pop("model", None)
-        if model is not None:
-            self._model = self._make_model_wrapper(model).to(self._device)
         super().set_params(**kwargs)
 
     def _seed_for_call(self) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from art_denoised import checks
 from art_denoised.checks import InputError
@@ -25,7 +26,10 @@ class DiffusionClassifier(nn.Module):
     the units of the network, summed over pixels, eps_l shared by all classes: what makes few levels
     suffice. Gradients in x are exact: the network evaluations of the forward pass are taken again
     in the backward pass, with the same noise, for those classes alone whose logit has a gradient.
-    So memory depends on neither levels nor classes. The weights of the network get no gradient.
+    So memory depends on neither levels nor classes.
+
+    It starts in eval mode, where the weights of the network get no gradient. In training mode they
+    do, at the cost of a backward pass through all classes.
 
     Source: Chen et al., "Robust Classification via a Single Diffusion Model" (ICML 2024, arXiv
     2305.15241), section 3.1; Li et al. (ICCV 2023) for shared noise.
@@ -79,10 +83,12 @@ class DiffusionClassifier(nn.Module):
         self.max_batch = checks.count("max_batch", max_batch)
         self.bf16 = bf16
         self.register_buffer("log_prior", _log_prior(prior, self.classes))
+        self.eval()
 
     def forward(self, x: Images) -> Logits:
         """Return logits of shape (batch, classes), differentiable in ``x``."""
-        losses: Tensor = _Losses.apply(x, self, LevelNoise(self.seed))
+        noise = LevelNoise(self.seed)
+        losses = self._train_losses(x, noise) if self.training else _Losses.apply(x, self, noise)
         return self.log_prior.to(losses) - losses / self.temperature
 
     def evaluations(self, images: int) -> int:
@@ -117,6 +123,15 @@ class DiffusionClassifier(nn.Module):
             )
         self.temperature = fitted
         return fitted
+
+    def _train_losses(self, x: Images, noise: LevelNoise) -> Tensor:
+        """Return the loss of each (image, class), differentiable in the parameters too."""
+        losses = x.new_zeros(len(x) * self.classes)
+        rows = torch.arange(losses.numel() * len(self.levels.sigmas), device=x.device)
+        for at in self._chunks(rows):
+            errors: Tensor = checkpoint(self.errors, x, at, noise, use_reentrant=False)
+            losses = losses.index_add(0, at[0] * self.classes + at[2], _finite(errors))
+        return losses.reshape(len(x), self.classes)
 
     def _chunks(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield (images, levels, classes) of rows of a (batch, levels, classes) table."""
@@ -160,9 +175,7 @@ class _Losses(torch.autograd.Function):
         losses = x.new_zeros(len(x) * classifier.classes)
         rows = torch.arange(len(x) * levels * classifier.classes, device=x.device)
         for at in classifier._chunks(rows):
-            errors = classifier.errors(x, at, noise)
-            if not bool(torch.isfinite(errors).all()):
-                raise InputError("the diffusion model returned NaN or infinite values")
+            errors = _finite(classifier.errors(x, at, noise))
             losses.index_add_(0, at[0] * classifier.classes + at[2], errors)
         return losses.reshape(len(x), classifier.classes)
 
@@ -194,6 +207,12 @@ class _Offset:
 
     def __call__(self, x: Images, images: Sequence[int], levels: Sequence[int]) -> Images:
         return self._noise(x, [image + self._first for image in images], levels)
+
+
+def _finite(errors: Tensor) -> Tensor:
+    if not bool(torch.isfinite(errors).all()):
+        raise InputError("the diffusion model returned NaN or infinite values")
+    return errors
 
 
 def _check_levels(model: DiffusionModel, levels: Levels) -> None:

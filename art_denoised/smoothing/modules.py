@@ -72,7 +72,7 @@ class SmoothedClassifier(nn.Module):
         seed: Fixes the noise; None draws it afresh from the operating system's entropy.
         max_batch: Noisy images that go through ``base`` at once, when there are fewer images than
             that. Under autograd larger batches are recomputed in pieces in the backward pass,
-            so memory does not grow with ``samples``.
+            so memory grows with ``samples`` by the noise alone.
 
     Raises:
         InputError: A value out of range.

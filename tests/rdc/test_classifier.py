@@ -113,6 +113,21 @@ def test_weights_get_no_gradient_and_flags_stay():
     assert not dc.model.training
 
 
+def test_in_training_mode_weights_get_gradients_too():
+    """The same function, and the gradient of one weight against central differences."""
+    dc, x = classifier(temperature=2.0), images()
+    weight = next(dc.model.parameters())
+    loss = dc.train()(x).logsumexp(1).sum()
+    (gradient,) = torch.autograd.grad(loss, weight)
+    torch.testing.assert_close(dc(x), dc.eval()(x))
+    values = []
+    with torch.no_grad():
+        for step in (1e-6, -2e-6):
+            weight.view(-1)[3] += step
+            values.append(float(dc(x).logsumexp(1).sum()))
+    assert float(gradient.view(-1)[3]) == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4)
+
+
 def test_fixed_noise_is_a_function_and_fresh_noise_is_not():
     x = images(1).expand(2, -1, -1, -1)
     fixed, fresh = classifier(seed=3), classifier(seed=None)

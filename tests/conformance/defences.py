@@ -1,0 +1,102 @@
+"""Every defence of the library, one row each: what the conformance suite runs its checks on.
+
+All are over the packaged digits networks. A new defence is a new row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from art_denoised import (
+    DenoisedSmoothing,
+    DiffusionClassifier,
+    FeatureDenoising,
+    FeatureDenoisingClassifier,
+    RobustDiffusionClassifier,
+)
+from art_denoised.demo import digits_classifier, digits_denoiser, digits_diffusion
+from art_denoised.diffusion.weights import noise_levels
+from art_denoised.estimators.defended import DefendedClassifier
+from art_denoised.evaluation.data import digits
+
+
+@dataclass(frozen=True)
+class Defence:
+    """How to build one defence, and what is true of it.
+
+    Attributes:
+        make: Builds the estimator; ``seed`` fixes its noise or, None, draws it afresh; other
+            options are the estimator's own.
+        noisy: It draws noise, so that ``seed=None`` makes it a randomized defence.
+        flags: What AutoAttack's standard version says of it while its noise is fixed.
+        chunked: Options of a small computation, which ``max_batch`` cuts into pieces, and of one
+            four times as large; None: it has no pieces.
+        bpda: Options that give it an approximate gradient; None: it has exact ones alone.
+        eps: A budget in l_inf at which gradient attacks must get through.
+    """
+
+    make: Callable[..., DefendedClassifier]
+    noisy: bool
+    flags: frozenset[str] = frozenset()
+    chunked: tuple[dict[str, object], dict[str, object]] | None = None
+    bpda: dict[str, object] | None = None
+    eps: float = 0.3
+
+
+def denoised_smoothing(**options: object) -> DenoisedSmoothing:
+    defaults = {"sigma": 0.25, "seed": 0, "samples": 8, "input_shape": (1, 8, 8), "nb_classes": 10}
+    return DenoisedSmoothing(digits_classifier(), digits_denoiser(), **{**defaults, **options})  # type: ignore[arg-type]
+
+
+@cache
+def _temperature() -> float:
+    """Return one fitted on images that are never attacked: at 1 the softmax saturates."""
+    data = [digits(train=False)[i] for i in range(200, 500)]
+    classifier = DiffusionClassifier(digits_diffusion(), levels=noise_levels(8), seed=0)
+    x, y = torch.stack([x for x, _ in data]), torch.tensor([y for _, y in data])
+    return classifier.fit_temperature(x, y)
+
+
+def rdc(levels: int = 8, **options: object) -> RobustDiffusionClassifier:
+    defaults = {"steps": 2, "eta": 0.1, "seed": 0, "temperature": _temperature()}
+    return RobustDiffusionClassifier(
+        digits_diffusion(),
+        input_shape=(1, 8, 8),
+        levels=noise_levels(levels),
+        **{**defaults, **options},  # type: ignore[arg-type]
+    )
+
+
+def feature_denoising(**options: object) -> FeatureDenoisingClassifier:
+    """The packaged classifier with a block that is not the identity any more."""
+    defaults = {"operation": "dot_product", "where": "1", "activation": "gelu"}
+    made = FeatureDenoisingClassifier(
+        digits_classifier(),
+        input_shape=(1, 8, 8),
+        nb_classes=10,
+        **{**defaults, **options},  # type: ignore[arg-type]
+    )
+    for block in (m for m in made.model.modules() if isinstance(m, FeatureDenoising)):
+        torch.nn.init.constant_(block.bn.weight, 0.1)
+    return made
+
+
+DEFENCES = {
+    "denoised smoothing": Defence(
+        denoised_smoothing,
+        noisy=True,
+        chunked=({"samples": 16, "max_batch": 16}, {"samples": 64, "max_batch": 16}),
+    ),
+    "RDC": Defence(
+        rdc,
+        noisy=True,
+        flags=frozenset({"dynamic defense"}),  # its forward pass takes gradients of its own
+        chunked=({"levels": 4, "max_batch": 20}, {"levels": 16, "max_batch": 20}),
+        bpda={"gradient": "bpda"},
+    ),
+    "feature denoising": Defence(feature_denoising, noisy=False),
+}
