@@ -286,7 +286,7 @@ def _shifts(kernel_size: int) -> list[tuple[int, int]]:
 
 
 def _repeat_border(planes: Tensor, width: int) -> Tensor:
-    return F.pad(planes[None], [width] * 4, mode="replicate")[0]
+    return F.pad(planes[:, None], [width] * 4, mode="replicate")[:, 0]
 
 
 def _image_chunks(*features: Tensor) -> list[tuple[Tensor, ...]]:
