@@ -231,7 +231,7 @@ def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     if not path.is_file():
         raise InputError(f"weights {path} do not exist; give an .npz file")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name.removesuffix(":0"): file[name] for name in file.files}
     except _UNREADABLE:
         raise InputError(

@@ -181,13 +181,18 @@ def test_names_of_the_known_networks():
 
     layers = {"resnet152": 1 + 150 + 4, "resnet152_denoise": 1 + 150 + 4 + 4}
     layers["resnext101_denoise_all"] = 1 + 99 + 4 + 33
+    parameters = {}
     for name, architecture in ARCHITECTURES.items():
         with torch.device("meta"):
-            own = _build(architecture, 1000).state_dict()
+            network = _build(architecture, 1000)
+        own = network.state_dict()
+        parameters[name] = sum(p.numel() for p in network.parameters())
         sources = dict(_sources(architecture))
         embeddings = 8 if name == "resnet152_denoise" else 0
         assert len(sources) == 5 * layers[name] + embeddings + 2
         assert set(sources) == {key for key in own if not key.endswith("num_batches_tracked")}
+    # 2 C^2 + 2 C for C = 256, ..., 2048; the paper says 11.15 million.
+    assert parameters["resnet152_denoise"] - parameters["resnet152"] == 11_148_800
     assert sources["layer3.22.denoise.bn.running_var"].name == (
         "group2/block22/non_local/conv/bn/variance/EMA"
     )
