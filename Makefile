@@ -28,6 +28,7 @@ bench: $(VENV)/installed-test
 	$(BIN)/python benchmarks/certify.py
 	$(BIN)/python benchmarks/replay.py
 	$(BIN)/python benchmarks/rdc.py
+	$(BIN)/python benchmarks/adversarial.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
