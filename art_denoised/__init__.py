@@ -10,6 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from art_denoised.attacks.bpda import BPDA as BPDA
+    from art_denoised.attacks.pgd import PGD as PGD
     from art_denoised.checks import InputError as InputError
     from art_denoised.denoisers.checkpoints import load_denoiser as load_denoiser
     from art_denoised.denoisers.checkpoints import save_denoiser as save_denoiser
@@ -19,11 +21,22 @@ if TYPE_CHECKING:
     from art_denoised.denoisers.unet import UNetDenoiser as UNetDenoiser
     from art_denoised.diffusion.loading import load_diffusion as load_diffusion
     from art_denoised.diffusion.model import DiffusionModel as DiffusionModel
+    from art_denoised.estimators.networks import (
+        FeatureDenoisingClassifier as FeatureDenoisingClassifier,
+    )
+    from art_denoised.estimators.networks import RobustTrainer as RobustTrainer
     from art_denoised.estimators.rdc import (
         RobustDiffusionClassifier as RobustDiffusionClassifier,
     )
     from art_denoised.estimators.smoothing import DenoisedSmoothing as DenoisedSmoothing
     from art_denoised.evaluation.queries import certify_queries as certify_queries
+    from art_denoised.networks.activation_surgery import smooth_activations as smooth_activations
+    from art_denoised.networks.activations import ParametricSoftplus as ParametricSoftplus
+    from art_denoised.networks.activations import SmoothReLU as SmoothReLU
+    from art_denoised.networks.activations import SplitReLU as SplitReLU
+    from art_denoised.networks.activations import attacking as attacking
+    from art_denoised.networks.feature_denoising import FeatureDenoising as FeatureDenoising
+    from art_denoised.networks.surgery import add_feature_denoising as add_feature_denoising
     from art_denoised.rdc.classifier import DiffusionClassifier as DiffusionClassifier
     from art_denoised.rdc.likelihood import LikelihoodMaximization as LikelihoodMaximization
     from art_denoised.smoothing.blackbox import BlackBox as BlackBox
@@ -34,6 +47,7 @@ if TYPE_CHECKING:
     from art_denoised.smoothing.modules import SmoothedClassifier as SmoothedClassifier
     from art_denoised.smoothing.statistics import Certificate as Certificate
     from art_denoised.smoothing.statistics import Vote as Vote
+    from art_denoised.training.adversarial import train_robust as train_robust
     from art_denoised.training.denoiser import train_denoiser as train_denoiser
     from art_denoised.training.diffusion import train_diffusion as train_diffusion
     from art_denoised.training.plan import Plan as Plan
@@ -41,6 +55,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BPDA": "attacks.bpda",
     "BlackBox": "smoothing.blackbox",
     "Certificate": "smoothing.statistics",
     "DenoisedClassifier": "smoothing.modules",
@@ -48,23 +63,34 @@ _HOMES = {
     "DiffusionClassifier": "rdc.classifier",
     "DiffusionModel": "diffusion.model",
     "DnCNN": "denoisers.dncnn",
+    "FeatureDenoising": "networks.feature_denoising",
+    "FeatureDenoisingClassifier": "estimators.networks",
     "InputError": "checks",
     "LikelihoodMaximization": "rdc.likelihood",
     "MemNet": "denoisers.memnet",
     "OneShotDenoiser": "denoisers.one_shot",
+    "PGD": "attacks.pgd",
+    "ParametricSoftplus": "networks.activations",
     "Plan": "training.plan",
     "RobustDiffusionClassifier": "estimators.rdc",
+    "RobustTrainer": "estimators.networks",
+    "SmoothReLU": "networks.activations",
     "SmoothedClassifier": "smoothing.modules",
+    "SplitReLU": "networks.activations",
     "UNetDenoiser": "denoisers.unet",
     "Vote": "smoothing.statistics",
+    "add_feature_denoising": "networks.surgery",
+    "attacking": "networks.activations",
     "certify": "smoothing.certify",
     "certify_anytime": "smoothing.certify",
     "certify_queries": "evaluation.queries",
     "load_denoiser": "denoisers.checkpoints",
     "load_diffusion": "diffusion.loading",
     "save_denoiser": "denoisers.checkpoints",
+    "smooth_activations": "networks.activation_surgery",
     "train_denoiser": "training.denoiser",
     "train_diffusion": "training.diffusion",
+    "train_robust": "training.adversarial",
     "vote": "smoothing.certify",
 }
 __all__ = ["__version__", *_HOMES]

@@ -403,6 +403,7 @@ def test_bad_commands(capsys, arguments, words):
         "predict",
         "train-denoiser",
         "train-diffusion",
+        "train-robust",
         "table",
         "plot",
         "verify",

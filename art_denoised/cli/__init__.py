@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from art_denoised import __version__
 from art_denoised.checks import InputError
-from art_denoised.cli import read, run, train
+from art_denoised.cli import read, run, train, train_robust
 from art_denoised.cli.parser import Parser
 
 _DESCRIPTION = """\
@@ -19,6 +19,7 @@ Certify pretrained image classifiers by denoised randomized smoothing.
   art-denoised predict ...          predict with the smoothed classifier, abstaining where unsure
   art-denoised train-denoiser ...   train a denoiser for a classifier, seen or only queried
   art-denoised train-diffusion ...  train a class-conditional diffusion model
+  art-denoised train-robust ...     train a classifier adversarially
   art-denoised table LOG...         certified accuracy at chosen radii
   art-denoised plot LOG... -o FILE  certified accuracy against radius, as a picture
   art-denoised verify LOG...        recompute every row of a log from its votes
@@ -75,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_predict(commands)
     train.add_train_denoiser(commands)
     train.add_train_diffusion(commands)
+    train_robust.add_train_robust(commands)
     read.add_table(commands)
     read.add_plot(commands)
     read.add_verify(commands)

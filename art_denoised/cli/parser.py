@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from fractions import Fraction
 from typing import Any, NoReturn
 
 
@@ -72,4 +73,19 @@ def batch_size(text: str) -> int | None:
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no batch size; give a number or auto"
+        ) from None
+
+
+def fraction(text: str) -> float:
+    """Parse a number or a fraction.
+
+    Example:
+        >>> fraction("0.5"), fraction("51/255")
+        (0.5, 0.2)
+    """
+    try:
+        return float(Fraction(text.replace(" ", "")))
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number; give one, or a fraction such as 8/255"
         ) from None

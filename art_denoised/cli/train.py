@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from art_denoised.cli.parser import add_command
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from art_denoised.training.plan import Plan
 
 _DENOISER_DESCRIPTION = """\
 Train a denoiser for a pretrained classifier (Salman et al. 2020).
@@ -141,18 +144,21 @@ def add_train_diffusion(commands: Any) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the model and log")
 
 
-def add_plan_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of `Plan` and those of a training run."""
+def add_plan_options(command: argparse.ArgumentParser, plan: Plan | None = None) -> None:
+    """Add the options of `Plan`, with the defaults of this one, and those of a training run."""
     from art_denoised.training.plan import Plan
 
-    plan = Plan()
+    plan = Plan() if plan is None else plan
     add = command.add_argument
     for name, text in {
         "epochs": "passes over the data",
         "batch_size": "images a step",
-        "rate": "peak learning rate of Adam",
-        "weight_decay": "of Adam",
-        "schedule": "of the learning rate: cosine, step or constant",
+        "optimizer": "adam or sgd",
+        "rate": "peak learning rate",
+        "momentum": "of sgd",
+        "weight_decay": "of the optimizer",
+        "clip": "largest norm of the gradient, 0 for none",
+        "schedule": "of the learning rate: cosine, one-cycle, step, milestones or constant",
         "average": "decay of the moving average of the weights, 0 for none",
         "augment": "crop+flip, crop or none",
         "seed": "of everything random",
@@ -170,12 +176,12 @@ def add_plan_options(command: argparse.ArgumentParser) -> None:
     add("--quiet", action="store_true", help="no progress bar")
 
 
-def read_plan(arguments: argparse.Namespace) -> Any:
+def read_plan(arguments: argparse.Namespace) -> Plan:
     """Return the `Plan` of the options."""
     from art_denoised.training.plan import Plan
 
-    names = ("epochs", "batch_size", "rate", "weight_decay", "schedule", "average", "augment")
-    return Plan(**{name: getattr(arguments, name) for name in (*names, "seed")})
+    names = [field.name for field in fields(Plan) if hasattr(arguments, field.name)]
+    return Plan(**{name: getattr(arguments, name) for name in names})
 
 
 def _train_denoiser(arguments: argparse.Namespace) -> None:

@@ -9,12 +9,30 @@ import numpy as np
 import torch
 from art.estimators.classification.pytorch import PyTorchClassifier
 from art.utils import check_and_transform_label_format
+from torch import nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+class _Whole(nn.Module):
+    """What ART calls: the outputs of all layers, here of one, which is the module.
+
+    ART's own takes an nn.Sequential apart, and its TRADES trainer then reads the output of the
+    first layer as logits.
+    """
+
+    get_layers = ("output",)
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = model
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [self._model(x)]
 
 
 class DefendedClassifier(PyTorchClassifier):
@@ -83,9 +101,9 @@ class DefendedClassifier(PyTorchClassifier):
         return clone
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return everything but ART's wrapper class; unlike ART's, writes no files."""
+        """Return everything but the device; unlike ART's, writes no files."""
         state = self.__dict__.copy()
-        del state["_model_wrapper"], state["_device"]
+        del state["_device"]
         state["_model"] = self.model
         return state
 
@@ -94,6 +112,9 @@ class DefendedClassifier(PyTorchClassifier):
         gpu = self.device_type != "cpu" and torch.cuda.is_available()
         self._device = torch.device(f"cuda:{torch.cuda.current_device()}" if gpu else "cpu")
         self._model = self._make_model_wrapper(state["_model"]).to(self._device)
+
+    def _make_model_wrapper(self, model: nn.Module) -> nn.Module:
+        return _Whole(model)
 
     def _check(self, x: Any, slack: float = 0.0) -> torch.Tensor:
         x = checks.images(x, clip_values=self.clip_values, shape=self.input_shape, slack=slack)

@@ -12,6 +12,7 @@ from art_denoised.checks import InputError
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.weights import Levels, noise_levels
 from art_denoised.rdc.noise import LevelNoise
+from art_denoised.straight_through import straight_through
 
 if TYPE_CHECKING:
     from art_denoised.types import Images
@@ -98,8 +99,9 @@ class LikelihoodMaximization(nn.Module):
                 return self._states(x.clone(), noise)[-1].x
         if not (torch.is_grad_enabled() and x.requires_grad):
             return self._states(x.detach(), noise)[-1].x
-        how = _Exact if self.gradient == "exact" else _Identity
-        x_hat: Images = how.apply(x, self, noise)
+        if self.gradient == "bpda":  # Athalye et al., ICML 2018
+            return straight_through(self._states(x.detach(), noise)[-1].x, x)
+        x_hat: Images = _Exact.apply(x, self, noise)
         return x_hat
 
     def _states(self, start: Tensor, noise: LevelNoise) -> list[_State]:
@@ -181,18 +183,6 @@ class LikelihoodMaximization(nn.Module):
     def _project(self, start: Tensor, x: Tensor) -> Tensor:
         x = torch.maximum(torch.minimum(x, start + self.eta), start - self.eta)
         return x.clamp(0, 1)
-
-
-class _Identity(torch.autograd.Function):
-    """BPDA: the steps forward, the identity backward (Athalye et al., ICML 2018)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, lm: LikelihoodMaximization, noise: LevelNoise) -> Tensor:
-        return lm._states(x.detach(), noise)[-1].x
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return gradients[0], None, None
 
 
 class _Exact(torch.autograd.Function):

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.storage import weights_fingerprint
-from art_denoised.training.loop import train
+from art_denoised.training.loop import Rows, train
 from art_denoised.training.plan import Plan
 from art_denoised.types import Classifier, Images, Labels
 
@@ -150,7 +150,7 @@ def train_denoiser(
             classifier = classifiers[step % len(classifiers)] if classifiers else None
             return goal(denoiser(x_noisy, level), x, y, classifier)
 
-        def evaluate(network: nn.Module) -> dict[str, float]:
+        def evaluate(network: nn.Module, rows: Rows) -> dict[str, float]:
             return judge_denoiser(network, judge, holdout, high)
 
         folder = out if out is None or len(parts) == 1 else Path(out, name)

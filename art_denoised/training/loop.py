@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from io import BytesIO
@@ -31,6 +31,7 @@ from art_denoised.training.plan import Plan, augment
 from art_denoised.types import Images, Labels
 
 Loss = Callable[[Images, Labels, int], Tensor]
+Rows = Sequence[Mapping[str, float]]
 
 
 def train(
@@ -41,7 +42,10 @@ def train(
     *,
     out: Path | str | None = None,
     resume: bool = False,
-    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    evaluate: Callable[[nn.Module, Rows], Mapping[str, float]] | None = None,
+    stop: Callable[[Rows], bool] | None = None,
+    best: str | None = None,
+    classes: int | None = None,
     identity: Mapping[str, Any] | None = None,
     save_every: float = 60.0,
     tensorboard: bool = False,
@@ -57,8 +61,12 @@ def train(
         plan: How to train.
         out: Folder for ``checkpoint.pt`` and ``train.jsonl``; None keeps nothing.
         resume: Go on from the checkpoint in ``out`` if there is one.
-        evaluate: Called after each epoch on the weights as they would be returned; its figures go
-            to the log.
+        evaluate: Called after each epoch with the weights as they would be returned and the rows of
+            the epochs before; its figures go to the log.
+        stop: Called with the rows after each epoch; True ends the training there.
+        best: Name of a figure: return the weights of the epoch in which it was highest, not those
+            of the last.
+        classes: Number of classes, if labels are to be checked for it.
         identity: What else determines the result, compared on resuming; plain JSON values.
         save_every: Seconds between checkpoints.
         tensorboard: Also write scalars that TensorBoard reads, into ``out``.
@@ -81,16 +89,16 @@ def train(
         >>> len(rows), rows[-1]["loss"] < rows[0]["loss"], net.training
         (3, True, False)
     """
-    batches = _Batches(data, plan)
+    batches = _Batches(data, plan, classes)
     trained = [p for p in network.parameters() if p.requires_grad]
     if not trained:
         raise InputError(f"the {type(network).__name__} has no parameters to train")
     device = trained[0].device
     network.to(memory_format=torch.channels_last)
-    state = _State(network, torch.optim.Adam(trained, plan.rate, weight_decay=plan.weight_decay))
+    state = _State(network, _optimizer(trained, plan), plan.clip)
     if plan.average:
         state.average = AveragedModel(network, avg_fn=_warm_average(plan.average), use_buffers=True)
-    settings = {**asdict(plan), **(identity or {}), "images": batches.images}
+    settings = {**asdict(plan), **(identity or {}), "images": batches.images, "best": best}
     settings["start"] = weights_fingerprint(network)
     steps = plan.epochs * len(batches)
     folder = None if out is None else make_folder(Path(out))
@@ -103,7 +111,7 @@ def train(
             desc="train", unit="step", initial=state.step, total=steps, disable=not progress
         ) as bar,
     ):
-        while state.step < steps:
+        while state.step < steps and not (stop is not None and state.rows and stop(state.rows)):
             network.train()
             for x, y in batches.of_epoch(*divmod(state.step, len(batches))):
                 rate = plan.rate_at(state.step, steps)
@@ -123,7 +131,9 @@ def train(
             row = state.finish_epoch(state.step // len(batches), rate)
             if evaluate is not None:
                 with state.averaged() as weights, torch.no_grad():
-                    row |= evaluate(weights.eval())
+                    row |= evaluate(weights.eval(), state.rows[:-1])
+            if best is not None:
+                state.keep_best(best)
             for name, figure in row.items():
                 scalar(name, figure, state.step)
             if folder is not None:
@@ -135,9 +145,10 @@ def train(
 class _State:
     """All that a checkpoint holds."""
 
-    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.network, self.optimizer = network, optimizer
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> None:
+        self.network, self.optimizer, self._clip = network, optimizer, clip
         self.average: AveragedModel | None = None
+        self.best: dict[str, Tensor] = {}
         self.step, self.last = 0, math.nan
         self.rows: list[dict[str, float]] = []
         self._losses: list[float] = []
@@ -154,7 +165,8 @@ class _State:
             raise InputError(
                 f"the loss became {self.last} at step {self.step}; train with a smaller rate"
             )
-        nn.utils.clip_grad_norm_(trained, 1.0)
+        if self._clip:
+            nn.utils.clip_grad_norm_(trained, self._clip)
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.network)
@@ -179,9 +191,17 @@ class _State:
         """Lend the network as it would be returned."""
         yield self.network if self.average is None else self.average.module
 
+    def keep_best(self, figure: str) -> None:
+        """Keep the weights as they would be returned if ``figure`` was never as high."""
+        if all(self.rows[-1][figure] > row[figure] for row in self.rows[:-1]):
+            with self.averaged() as weights:
+                self.best = {name: value.clone() for name, value in weights.state_dict().items()}
+
     def give_back(self) -> None:
-        """Put the averaged weights into the network."""
-        if self.average is not None:
+        """Put the averaged or the best weights into the network."""
+        if self.best:
+            self.network.load_state_dict(self.best)
+        elif self.average is not None:
             self.network.load_state_dict(self.average.module.state_dict())
         self.network.eval()
 
@@ -216,6 +236,7 @@ class _State:
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(saved["average"])
+        self.best = saved["best"]
         self.step, self.rows = notes["step"], notes["rows"]
         self._losses, self._seconds = notes["losses"], notes["seconds"]
         self._write_log(folder)
@@ -235,6 +256,7 @@ class _State:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": {} if self.average is None else self.average.state_dict(),
+            "best": self.best,
         }
         buffer = BytesIO()
         torch.save(state, buffer)
@@ -255,7 +277,7 @@ class _State:
 class _Batches:
     """The batches of an epoch, in an order of ours."""
 
-    def __init__(self, data: Any, plan: Plan) -> None:
+    def __init__(self, data: Any, plan: Plan, classes: int | None) -> None:
         self._loader = data if isinstance(data, DataLoader) else None
         self._data: Dataset[Any] = data.dataset if isinstance(data, DataLoader) else data
         if isinstance(self._data, IterableDataset) or not isinstance(self._data, Sized):
@@ -265,7 +287,7 @@ class _Batches:
             )
         self.images = len(self._data)
         self._size = min(plan.batch_size, self.images)
-        self._seed = plan.seed
+        self._seed, self._classes = plan.seed, classes
         if not self.images:
             raise InputError("there are no images to train on; give at least one")
 
@@ -283,12 +305,24 @@ class _Batches:
         for batch in DataLoader(self._data, batch_sampler=batches, **options):
             try:
                 x, y = batch
-                x, y = checks.images(x).float(), checks.labels(y)
+                x, y = checks.images(x).float(), checks.labels(y, self._classes)
             except (TypeError, ValueError) as error:
                 raise InputError(
                     f"the data must be pairs of an image and its class: {error}"
                 ) from None
             yield x, y
+
+
+def _optimizer(trained: list[nn.Parameter], plan: Plan) -> torch.optim.Optimizer:
+    if plan.optimizer == "adam":
+        return torch.optim.Adam(trained, plan.rate, weight_decay=plan.weight_decay)
+    return torch.optim.SGD(
+        trained,
+        plan.rate,
+        momentum=plan.momentum,
+        weight_decay=plan.weight_decay,
+        nesterov=plan.momentum > 0,
+    )
 
 
 @contextmanager

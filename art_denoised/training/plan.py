@@ -15,7 +15,8 @@ from art_denoised.checks import InputError
 if TYPE_CHECKING:
     from art_denoised.types import Images
 
-Schedule = Literal["cosine", "step", "constant"]
+Optimizer = Literal["adam", "sgd"]
+Schedule = Literal["cosine", "one-cycle", "step", "milestones", "constant"]
 Augmentation = Literal["crop+flip", "crop", "none"]
 
 
@@ -26,10 +27,15 @@ class Plan:
     Attributes:
         epochs: Passes over the data.
         batch_size: Images a step; those of a last smaller batch sit out the epoch.
-        rate: Peak learning rate of Adam.
-        weight_decay: Of Adam (added to the gradient).
-        schedule: "cosine": 5% of the steps up to ``rate``, then a half cosine down to 0; "step": a
-            tenth after each third of the steps, as in Salman et al.; "constant".
+        optimizer: "adam", or "sgd" with Nesterov's momentum.
+        rate: Peak learning rate.
+        momentum: Of SGD.
+        weight_decay: Of the optimizer (added to the gradient).
+        clip: Largest norm of the gradient, which is scaled down to it; 0 for none.
+        schedule: "cosine": 5% of the steps up to ``rate``, then a half cosine down to 0;
+            "one-cycle": 30% up, then a line down to 0; "step": a tenth after each third of the
+            steps, as in Salman et al.; "milestones": 5% up, a tenth after 32%, 64% and 86% of the
+            steps, as in Xie et al.; "constant".
         average: Decay of the exponential moving average of the weights that is returned, 0 for
             none. It starts faster, at step t with at most (1 + t) / (10 + t).
         augment: Random crops out of a reflected border of an eighth of the image, and flips:
@@ -48,8 +54,11 @@ class Plan:
 
     epochs: int = 30
     batch_size: int = 128
+    optimizer: Optimizer = "adam"
     rate: float = 1e-3
+    momentum: float = 0.9
     weight_decay: float = 1e-4
+    clip: float = 1.0
     schedule: Schedule = "cosine"
     average: float = 0.999
     augment: Augmentation = "crop+flip"
@@ -61,11 +70,14 @@ class Plan:
         checks.count("batch_size", self.batch_size)
         checks.count("seed", self.seed, 0)
         checks.positive("rate", self.rate)
-        if not 0 <= self.weight_decay < math.inf:
-            raise InputError(f"weight_decay is {self.weight_decay}; give a number >= 0")
-        if not 0 <= self.average < 1:
-            raise InputError(f"average is {self.average}; give a decay in [0, 1)")
-        for name, known in (("schedule", Schedule), ("augment", Augmentation)):
+        for name in ("weight_decay", "clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name)}; give a number >= 0")
+        for name in ("average", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; give a number in [0, 1)")
+        names = {"optimizer": Optimizer, "schedule": Schedule, "augment": Augmentation}
+        for name, known in names.items():
             if getattr(self, name) not in get_args(known):
                 raise InputError(
                     f"{name} is {getattr(self, name)!r}; give one of {', '.join(get_args(known))}"
@@ -78,9 +90,13 @@ class Plan:
             return float(f"{self.rate * 0.1 ** int(3 * done):.12g}")
         if self.schedule == "constant":
             return self.rate
-        warm = max(1, steps // 20)
+        warm = max(1, round(0.3 * steps) if self.schedule == "one-cycle" else steps // 20)
         if step < warm:
             return self.rate * (step + 1) / warm
+        if self.schedule == "one-cycle":
+            return self.rate * (steps - step) / (steps - warm + 1)
+        if self.schedule == "milestones":
+            return self.rate * 0.1 ** sum(done >= part / 110 for part in (35, 70, 95))
         return self.rate * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))) / 2
 
 

@@ -47,11 +47,14 @@ def states_equal(a: nn.Module, b: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("stop", [1, 4, 5, 7, 13])
-@pytest.mark.parametrize("average", [0.0, 0.9])
-def test_an_interrupted_training_ends_in_the_same_bits(tmp_path, stop, average):
-    plan = Plan(epochs=3, batch_size=8, rate=0.01, average=average)
+@pytest.mark.parametrize(
+    ("average", "optimizer", "best"), [(0.0, "adam", None), (0.9, "sgd", None), (0.9, "sgd", "up")]
+)
+def test_an_interrupted_training_ends_in_the_same_bits(tmp_path, stop, average, optimizer, best):
+    plan = Plan(epochs=3, batch_size=8, rate=0.01, average=average, optimizer=optimizer)
+    judged = {"best": best, "evaluate": lambda weights, rows: {"up": [1.0, 3.0, 2.0][len(rows)]}}
     whole = network()
-    rows = train(whole, data(), loss_of(whole), plan, progress=False)
+    rows = train(whole, data(), loss_of(whole), plan, progress=False, **judged)
 
     net = network()
 
@@ -60,7 +63,7 @@ def test_an_interrupted_training_ends_in_the_same_bits(tmp_path, stop, average):
             raise InterruptedError
         return loss_of(net)(x, y, step)
 
-    options = {"out": tmp_path, "progress": False, "save_every": 0.0}
+    options = {"out": tmp_path, "progress": False, "save_every": 0.0, **judged}
     with pytest.raises(InterruptedError):
         train(net, data(), interrupted, plan, **options)
     again = network()
@@ -144,14 +147,37 @@ def test_the_average_is_that_of_the_weights():
     assert (net[3].bias - seen[-1]).abs().item() < 0.2 * (seen[0] - seen[-1]).abs().item()
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
+def test_it_stops_when_asked_and_returns_the_best(tmp_path):
+    """Rate 0.1 for ever: the second epoch's figure is the highest, the third's ends it."""
+    figures, seen = [1.0, 3.0, 2.0], []
+
+    def evaluate(weights, rows):
+        seen.append(weights[0].weight.detach().clone())
+        return {"figure": figures[len(rows)]}
+
+    net, plan = network(), Plan(epochs=9, batch_size=8, rate=0.1, schedule="constant", average=0)
+    options = {"out": tmp_path, "evaluate": evaluate, "best": "figure", "progress": False}
+    stop = lambda rows: rows[-1]["figure"] == 2  # noqa: E731
+    rows = train(net, data(), loss_of(net), plan, stop=stop, **options)
+    assert len(rows) == 3
+    assert torch.equal(net[0].weight, seen[1])
+    assert not torch.equal(net[0].weight, seen[2])
+    again = network()
+    assert train(again, data(), loss_of(again), plan, stop=stop, resume=True, **options) == rows
+    assert states_equal(again, net)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one-cycle", "step", "milestones", "constant"])
 def test_schedules(schedule):
     plan = Plan(rate=0.1, schedule=schedule)
     rates = [plan.rate_at(step, 100) for step in range(100)]
     assert max(rates) == pytest.approx(0.1)
     assert all(0 < rate <= 0.1 for rate in rates)
     assert rates[-1] == pytest.approx(
-        {"cosine": 0, "step": 0.001, "constant": 0.1}[schedule], abs=1e-3
+        {"cosine": 0, "one-cycle": 0.1 / 71, "step": 0.001, "milestones": 1e-4, "constant": 0.1}[
+            schedule
+        ],
+        abs=1e-4,
     )
 
 
@@ -173,7 +199,7 @@ def test_scalars_for_tensorboard(tmp_path):
     net = network()
     train(
         net, data(), loss_of(net), Plan(epochs=2, batch_size=8), out=tmp_path, tensorboard=True,
-        progress=False, evaluate=lambda weights: {"figure": 0.5},
+        progress=False, evaluate=lambda weights, rows: {"figure": 0.5},
     )  # fmt: skip
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -197,6 +223,9 @@ class Endless(IterableDataset):
         ({"augment": "cutout"}, "augment is 'cutout'"),
         ({"average": 1.0}, "average is 1.0"),
         ({"weight_decay": -1}, "weight_decay is -1"),
+        ({"optimizer": "lamb"}, "optimizer is 'lamb'; give one of adam, sgd"),
+        ({"momentum": 1}, "momentum is 1"),
+        ({"clip": -1}, "clip is -1"),
     ],
 )
 def test_bad_plans(changes, message):

@@ -1,0 +1,190 @@
+"""Feature denoising and adversarial training with the faces of ART."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from art.defences.trainer import Trainer
+from art.estimators.classification.pytorch import PyTorchClassifier
+from torch import nn
+
+from art_denoised import checks
+from art_denoised.checks import InputError
+from art_denoised.estimators.defended import DefendedClassifier
+from art_denoised.estimators.preprocessing import without_preprocessing
+from art_denoised.networks.activation_surgery import smooth_activations
+from art_denoised.networks.feature_denoising import Operation
+from art_denoised.networks.surgery import add_feature_denoising
+from art_denoised.training.adversarial import PLAN, train_robust
+from art_denoised.training.plan import Plan
+from art_denoised.training.recipes import Recipe
+
+
+class FeatureDenoisingClassifier(DefendedClassifier):
+    """Any backbone with denoising blocks and smooth activations, as an ART classifier.
+
+    ``.model`` is a copy of the backbone, changed. It is made robust by training, with
+    `RobustTrainer` or the trainers of ART: the blocks alone defend nothing.
+
+    Source: Xie et al., "Feature Denoising for Improving Adversarial Robustness" (CVPR 2019, arXiv
+    1812.03411); "Smooth Adversarial Training" (arXiv 2006.14536) for the activations.
+
+    Args:
+        backbone: Images in [0, 1] to logits.
+        input_shape: (channels, height, width).
+        nb_classes: Number of logits.
+        operation: Of the blocks, as for `FeatureDenoising`; None puts none in.
+        where: As for `add_feature_denoising`.
+        block: The other options of `FeatureDenoising`.
+        activation: As for `smooth_activations`; None leaves ReLU.
+        loss: Loss on logits and labels; cross-entropy by default.
+        optimizer: Its type and defaults are taken for the parameters of the changed copy; for
+            ``fit`` and for ART's trainers.
+        device_type: "gpu", where there is one, or "cpu", as in ART.
+
+    Raises:
+        InputError: As for the two surgeries, or a model that cannot take such images.
+
+    Example:
+        >>> from torchvision.models import resnet18
+        >>> classifier = FeatureDenoisingClassifier(
+        ...     resnet18(num_classes=10), input_shape=(3, 32, 32), nb_classes=10,
+        ...     operation="mean", activation="silu", device_type="cpu",
+        ... )
+        >>> classifier.predict(np.zeros((2, 3, 32, 32), np.float32)).shape
+        (2, 10)
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        input_shape: tuple[int, int, int],
+        nb_classes: int,
+        operation: Operation | None = "gaussian",
+        where: str | Sequence[str] = "stages",
+        block: Mapping[str, Any] | None = None,
+        activation: str | nn.Module | None = None,
+        loss: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        device_type: str = "gpu",
+    ) -> None:
+        if len(input_shape) != 3:
+            raise InputError(f"input_shape is {tuple(input_shape)}; give (channels, height, width)")
+        channels, height, width = (checks.count("input_shape", size) for size in input_shape)
+        shape, model = (channels, height, width), backbone
+        if activation is not None:
+            model = smooth_activations(model, activation)
+        if operation is not None:
+            model = add_feature_denoising(
+                model, where, operation, input_shape=shape, **(block or {})
+            )
+        if optimizer is not None and model is not backbone:
+            optimizer = type(optimizer)(model.parameters(), **optimizer.defaults)
+        super().__init__(
+            model=model.eval(),
+            loss=nn.CrossEntropyLoss() if loss is None else loss,
+            input_shape=shape,
+            nb_classes=checks.count("nb_classes", nb_classes, 2),
+            optimizer=optimizer,
+            clip_values=(0.0, 1.0),
+            device_type=device_type,
+        )
+        self._check_classes()
+
+
+class RobustTrainer(Trainer):
+    """`train_robust` as a trainer of ART: images stay tensors, and a recipe is the attack.
+
+    Args:
+        classifier: Any PyTorchClassifier for images in [0, 1]. Its module is trained, behind its
+            preprocessing; its optimizer and loss are not used.
+        recipe: As for `train_robust`.
+        plan: As for `train_robust`.
+
+    Attributes:
+        rows: One an epoch of the last training.
+
+    Raises:
+        InputError: No PyTorchClassifier, or preprocessing that is not torch.
+
+    Example:
+        >>> from art_denoised.demo import digits_network
+        >>> classifier = FeatureDenoisingClassifier(
+        ...     digits_network(), input_shape=(1, 8, 8), nb_classes=10, operation=None,
+        ...     device_type="cpu",
+        ... )
+        >>> trainer = RobustTrainer(classifier, recipe="sat")
+        >>> x, y = np.random.rand(64, 1, 8, 8).astype(np.float32), np.arange(64) % 10
+        >>> trainer.fit(x, y, nb_epochs=2, batch_size=32)
+        >>> len(trainer.rows), trainer.get_classifier() is classifier
+        (2, True)
+    """
+
+    def __init__(
+        self,
+        classifier: PyTorchClassifier,
+        *,
+        recipe: str | Recipe = "pgd",
+        plan: Plan = PLAN,
+    ) -> None:
+        if not isinstance(classifier, PyTorchClassifier):
+            raise InputError(
+                f"classifier is a {type(classifier).__name__}; give an ART PyTorchClassifier"
+            )
+        super().__init__(classifier)
+        self.recipe, self.plan = recipe, plan
+        self.rows: list[dict[str, float]] = []
+        self._model = without_preprocessing(classifier)
+
+    def fit(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        validation_data: tuple[np.ndarray, np.ndarray] | None = None,
+        batch_size: int | None = None,
+        nb_epochs: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Train the classifier's module in place.
+
+        Args:
+            x: Images (batch, channels, height, width) in [0, 1].
+            y: Labels: indices (batch,), or one-hot (batch, nb_classes).
+            validation_data: Images and labels that are attacked after each epoch.
+            batch_size: In place of the plan's.
+            nb_epochs: In place of the plan's.
+            **kwargs: Further options of `train_robust`, such as ``out``, ``resume`` and
+                ``progress``, which is off unless it is asked for.
+
+        Raises:
+            InputError: As for `train_robust`.
+        """
+        plan = replace(
+            self.plan,
+            batch_size=self.plan.batch_size if batch_size is None else batch_size,
+            epochs=self.plan.epochs if nb_epochs is None else nb_epochs,
+        )
+        held_out = None if validation_data is None else self._data(*validation_data)
+        self.rows = train_robust(
+            self._model,
+            self._data(x, y),
+            recipe=self.recipe,
+            plan=plan,
+            holdout=held_out,
+            **{"progress": False, **kwargs},
+        )
+
+    def _data(self, x: np.ndarray, y: np.ndarray) -> torch.utils.data.TensorDataset:
+        y = np.asarray(y)
+        labels = checks.labels(y.argmax(1) if y.ndim == 2 else y, self._classifier.nb_classes)
+        images = checks.images(x, shape=self._classifier.input_shape).float()
+        if len(images) != len(labels):
+            raise InputError(
+                f"there are {len(images)} images and {len(labels)} labels; give one an image"
+            )
+        return torch.utils.data.TensorDataset(images, labels)

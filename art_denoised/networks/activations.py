@@ -1,0 +1,176 @@
+"""Smooth activations, and rectifiers that are smooth in the backward pass only.
+
+From smooth adversarial training (Xie et al. 2020, arXiv 2006.14536). SiLU, GELU, ELU and CELU are
+torch's own; ELU is smooth (C1) only at alpha = 1, CELU always.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from art_denoised import checks
+from art_denoised.checks import InputError
+
+Step = Literal["attacker", "optimiser", "both"]
+# Beyond these, exp(-t) and the clamped log1p(t) are below the rounding of what they are added to.
+_LINEAR = 40.0
+_LARGEST_LOG = 80.0
+
+
+class ParametricSoftplus(nn.Module):
+    """(1 / alpha) log(1 + exp(alpha x)): ReLU with a rounded corner (section 4.1 of the paper).
+
+    Args:
+        alpha: How sharp the corner is; fixed. The paper's is 10.
+
+    Raises:
+        InputError: alpha is not positive and finite.
+
+    Example:
+        >>> ParametricSoftplus(10.0)(torch.tensor([-1e30, 0.0, 1e30]))
+        tensor([0.0000e+00, 6.9315e-02, 1.0000e+30])
+    """
+
+    def __init__(self, alpha: float = 10.0) -> None:
+        super().__init__()
+        self.alpha = checks.positive("alpha", alpha)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activations, of the shape and dtype of ``x``."""
+        return F.softplus(x, beta=self.alpha, threshold=_LINEAR)
+
+    def extra_repr(self) -> str:
+        """Return what ``print`` shows of it."""
+        return f"alpha={self.alpha:g}"
+
+
+class SmoothReLU(nn.Module):
+    """x - (1 / alpha) log(alpha x + 1) for x >= 0, and 0 below (section 5.1 of the paper).
+
+    alpha is the square of a learnt ``root``, as in the release, so it stays positive.
+    `smooth_activations` gives every call its own. Half precision is computed in float32.
+
+    Args:
+        alpha: What it starts from; the release's 400, a root of 20, by default.
+        learnable: False: ``root`` is a buffer, and takes no gradient.
+
+    Raises:
+        InputError: alpha is not positive and finite.
+
+    Example:
+        >>> SmoothReLU(alpha=1.0)(torch.tensor([-3.0, 0.0, 1.0])).detach()
+        tensor([0.0000, 0.0000, 0.3069])
+        >>> SmoothReLU().root
+        Parameter containing:
+        tensor(20., requires_grad=True)
+    """
+
+    root: Tensor
+
+    def __init__(self, alpha: float = 400.0, *, learnable: bool = True) -> None:
+        super().__init__()
+        root = torch.tensor(math.sqrt(checks.positive("alpha", alpha)))
+        if learnable:
+            self.root = nn.Parameter(root)
+        else:
+            self.register_buffer("root", root)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activations, of the shape and dtype of ``x``."""
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        alpha = self.root.to(wide.dtype).square()
+        positive = wide.clamp_min(0)
+        log = torch.log1p(alpha * positive).clamp_max(_LARGEST_LOG)  # alpha x may overflow
+        return (positive - log / alpha).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Return what ``print`` shows of it."""
+        learnt = "learnt" if isinstance(self.root, nn.Parameter) else "fixed"
+        return f"alpha={float(self.root) ** 2:g} ({learnt})" if not self.root.is_meta else learnt
+
+
+class SplitReLU(nn.Module):
+    """ReLU in the forward pass; in the backward pass the derivative of a smooth function.
+
+    The study of section 3 of the paper: better gradients for the attacker, the optimiser or both,
+    with the function of the network left as it is. A step is the attacker's inside
+    ``with attacking(model):`` and the optimiser's elsewhere.
+
+    Outside training this gradient is not that of the network. Attacks that are to judge it should
+    also see the plain ReLU: its weights load into the model before the surgery, key by key.
+
+    Args:
+        smooth: Whose derivative is taken; `ParametricSoftplus` (10) by default, as in the paper.
+        smooth_in: "attacker", "optimiser" or "both": the steps that take it.
+
+    Raises:
+        InputError: Another ``smooth_in``, or a smooth function that learns: the forward pass does
+            not depend on it, so there is nothing it could learn.
+
+    Example:
+        >>> split = SplitReLU(smooth_in="attacker")
+        >>> x = torch.tensor([-0.1, 0.1], requires_grad=True)
+        >>> torch.autograd.grad(split(x).sum(), x)[0]
+        tensor([0., 1.])
+        >>> with attacking(split):
+        ...     torch.autograd.grad(split(x).sum(), x)[0]
+        tensor([0.2689, 0.7311])
+    """
+
+    def __init__(self, smooth: nn.Module | None = None, *, smooth_in: Step = "both") -> None:
+        super().__init__()
+        if smooth_in not in get_args(Step):
+            raise InputError(f"smooth_in is {smooth_in!r}; give one of {', '.join(get_args(Step))}")
+        self.smooth = ParametricSoftplus() if smooth is None else smooth
+        if any(p.requires_grad for p in self.smooth.parameters()):
+            raise InputError(
+                f"{type(smooth).__name__} learns, and the forward pass of SplitReLU does not "
+                "depend on it; give one without parameters, such as SmoothReLU(learnable=False)"
+            )
+        self.smooth_in = smooth_in
+        self.attacking = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ReLU(x), with the gradient that the step asks for."""
+        smooth = self.smooth_in in ("both", "attacker" if self.attacking else "optimiser")
+        if not (smooth and torch.is_grad_enabled()):
+            return F.relu(x)
+        s = self.smooth(x)
+        # s + (relu(x) - s).detach() in another order, which adds an exact 0 in the forward pass.
+        return F.relu(x).detach() + (s - s.detach())
+
+    def extra_repr(self) -> str:
+        """Return what ``print`` shows of it."""
+        return f"smooth_in={self.smooth_in!r}"
+
+
+@contextmanager
+def attacking(model: nn.Module) -> Iterator[None]:
+    """Mark the steps taken inside as the attacker's, for every `SplitReLU` of the model.
+
+    It sets an attribute of these modules and puts it back: threads that share a model share it.
+    What has left the model by then (`torch.export`) keeps the step it was exported in.
+
+    Example:
+        >>> model = nn.Sequential(SplitReLU())
+        >>> with attacking(model):
+        ...     model[0].attacking
+        True
+        >>> model[0].attacking
+        False
+    """
+    before = [(m, m.attacking) for m in model.modules() if isinstance(m, SplitReLU)]
+    try:
+        for module, _ in before:
+            module.attacking = True
+        yield
+    finally:
+        for module, was in before:
+            module.attacking = was

@@ -1,0 +1,136 @@
+"""The denoising block of Xie et al., a thin face over `art_denoised.networks.operations`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from art_denoised import checks
+from art_denoised.checks import InputError
+from art_denoised.networks import operations
+
+if TYPE_CHECKING:
+    from art_denoised.networks.operations import Features
+
+Operation = Literal[
+    "gaussian",
+    "dot_product",
+    "bilateral_gaussian",
+    "bilateral_dot_product",
+    "mean",
+    "median",
+    "none",
+]
+
+
+class _Kind(NamedTuple):
+    function: Callable[..., Tensor]
+    pairwise: bool = False  # takes theta and phi
+    windowed: bool = False  # takes kernel_size
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
+
+
+_KINDS = {
+    "gaussian": _Kind(operations.non_local_gaussian, pairwise=True),
+    "dot_product": _Kind(operations.non_local_dot_product, pairwise=True),
+    "bilateral_gaussian": _Kind(operations.bilateral_gaussian, pairwise=True, windowed=True),
+    "bilateral_dot_product": _Kind(operations.bilateral_dot_product, pairwise=True, windowed=True),
+    "mean": _Kind(operations.local_mean, windowed=True),
+    "median": _Kind(operations.local_median, windowed=True),
+    "none": _Kind(_itself),
+}
+
+
+class FeatureDenoising(nn.Module):
+    """Features to denoised features of the same shape: y = x + BN(conv1x1(op(x))).
+
+    Source: Xie et al., "Feature Denoising for Improving Adversarial Robustness" (CVPR 2019, arXiv
+    1812.03411), figures 4 and 5. The scale of the batch norm starts at zero, so a fresh block is
+    the identity, exactly, and can be put into a trained network.
+
+    Args:
+        channels: Of the features.
+        operation: "gaussian" or "dot_product" over all positions, "bilateral_gaussian" or
+            "bilateral_dot_product" over a window, "mean" or "median" over a window, or "none": the
+            1x1 convolution alone, the control for what a block's parameters do by themselves.
+        embedding: Compare positions through two 1x1 convolutions to half the channels (theta, phi),
+            or compare the features themselves. Of the first four operations.
+        kernel_size: Of the window, odd.
+        conv: Ablation (section 6.1): without it, its batch norm goes too, and op(x) is added as it
+            is. Such a block is **not** the identity at the start.
+        residual: Ablation: without it y = BN(conv1x1(op(x))), its scale starting at one, since
+            zero would cut the network in two.
+
+    Raises:
+        InputError: An unknown operation, an odd number of channels with embeddings, or a size that
+            is not odd.
+
+    Example:
+        >>> import torch
+        >>> block, x = FeatureDenoising(8), torch.rand(2, 8, 7, 7)
+        >>> torch.equal(block(x), x)
+        True
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        operation: Operation = "gaussian",
+        *,
+        embedding: bool = True,
+        kernel_size: int = 3,
+        conv: bool = True,
+        residual: bool = True,
+    ) -> None:
+        super().__init__()
+        self.channels = channels = checks.count("channels", channels)
+        size = checks.count("kernel_size", kernel_size)
+        if operation not in _KINDS:
+            raise InputError(f"operation is {operation!r}; give one of {', '.join(_KINDS)}")
+        if size % 2 == 0:
+            raise InputError(f"kernel_size is {size}; give an odd one")
+        kind = _KINDS[operation]
+        if kind.pairwise and embedding and channels % 2:
+            raise InputError(
+                f"channels is {channels}; embeddings halve the channels: give an even number, "
+                "or embedding=False"
+            )
+        self.operation, self.embedding, self.residual = operation, embedding, residual
+        self.denoise = partial(kind.function, kernel_size=size) if kind.windowed else kind.function
+        names = ("theta", "phi") if kind.pairwise else ()
+        self.embeddings = nn.ModuleDict({name: _embedding(channels, embedding) for name in names})
+        self.conv: nn.Module = nn.Conv2d(channels, channels, 1, bias=False)
+        self.bn: nn.Module = nn.BatchNorm2d(channels)
+        if not conv:
+            self.conv, self.bn = nn.Identity(), nn.Identity()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights afresh, after those of the parts: what ART's ``reset`` calls."""
+        for embed in self.embeddings.values():
+            if isinstance(embed, nn.Conv2d):
+                nn.init.normal_(embed.weight, std=0.01)
+        if isinstance(self.conv, nn.Conv2d):
+            nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        if isinstance(self.bn, nn.BatchNorm2d) and self.residual:
+            nn.init.zeros_(self.bn.weight)
+
+    def forward(self, x: Features) -> Features:
+        """Return denoised features, of the shape, dtype and layout of ``x``."""
+        y = self.denoise(x, *(embed(x) for embed in self.embeddings.values()))
+        y = self.bn(self.conv(y))
+        return x + y if self.residual else y
+
+    def extra_repr(self) -> str:
+        """Say what differs between blocks, when a network is printed."""
+        return f"{self.channels}, {self.operation!r}"
+
+
+def _embedding(channels: int, wanted: bool) -> nn.Module:
+    return nn.Conv2d(channels, channels // 2, 1, bias=False) if wanted else nn.Identity()

@@ -1,0 +1,258 @@
+"""The ImageNet networks that Xie et al. released as npz files of TensorFlow, as torch modules.
+
+Source: Xie et al., "Feature Denoising for Improving Adversarial Robustness" (CVPR 2019) and the
+names in its code, which builds on tensorpack. The files are CC-BY-NC, so none comes with this
+package. Needs torchvision.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.resnet import Bottleneck, ResNet
+
+from art_denoised.checks import InputError
+from art_denoised.networks.feature_denoising import FeatureDenoising, Operation
+
+if TYPE_CHECKING:
+    from art_denoised.types import Images
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A network of the release.
+
+    Args:
+        depths: Number of residual blocks in each of the four stages.
+        groups: Of the 3x3 convolutions.
+        width_per_group: Of the 3x3 convolutions, in the first stage.
+        after: Denoising blocks follow no block, the last one of each stage, or every one.
+        operation: Of the denoising blocks.
+        embedding: Of the denoising blocks.
+    """
+
+    depths: tuple[int, int, int, int]
+    groups: int = 1
+    width_per_group: int = 64
+    after: Literal["none", "stage", "block"] = "stage"
+    operation: Operation = "gaussian"
+    embedding: bool = True
+
+
+ARCHITECTURES = {
+    "resnet152": Architecture((3, 8, 36, 3), after="none"),
+    "resnet152_denoise": Architecture((3, 8, 36, 3)),
+    "resnext101_denoise_all": Architecture((3, 4, 23, 3), 32, 8, "block", "dot_product", False),
+}
+
+
+def load_published(
+    path: Path | str, architecture: str | Architecture = "resnet152_denoise"
+) -> nn.Module:
+    """Load a released npz file as a classifier in eval mode.
+
+    It takes RGB images in [0, 1], NCHW, of any size (224 in the release), and returns logits. The
+    file's own convention is met inside: pixels become 2x - 1 (x / 127.5 - 1 of 8 bits), the
+    channels of the first convolution are turned from BGR to RGB once, and padding is TensorFlow's
+    SAME, which depends on the parity of the size. The network's names are torchvision's; a
+    residual block with a denoising block after it is ``.block``, that one ``.denoise``.
+
+    Args:
+        path: The .npz file. Nothing in it is executed.
+        architecture: "resnet152", "resnet152_denoise", "resnext101_denoise_all", or an
+            `Architecture` for a network of your own with the release's names.
+
+    Raises:
+        InputError: Unreadable, an unknown architecture, or names or shapes that do not fit.
+
+    Example:
+        >>> load_published("R152-Denoise.npz")
+        Traceback (most recent call last):
+        ...
+        art_denoised.checks.InputError: weights R152-Denoise.npz do not exist; give an .npz file
+    """
+    if isinstance(architecture, str):
+        if architecture not in ARCHITECTURES:
+            raise InputError(
+                f"architecture is {architecture!r}; give one of {', '.join(ARCHITECTURES)}"
+            )
+        architecture = ARCHITECTURES[architecture]
+    arrays = _read(Path(path))
+    classes = arrays["linear/b"].size if "linear/b" in arrays else 1000
+    with torch.device("meta"):  # shapes alone: nothing is drawn or allocated to be replaced
+        network = _build(architecture, classes)
+    sources = dict(_sources(architecture))
+    own = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+    _check_names(path, {source.name for source in sources.values()}, arrays.keys())
+    state = {}
+    for name, tensor in own.items():
+        source = sources[name]
+        value = _as_torch(path, source.name, arrays[source.name], tuple(tensor.shape), source.axes)
+        state[name] = value
+    state["conv1.weight"] = state["conv1.weight"].flip(1)  # BGR to RGB
+    for name in network.state_dict().keys() - own.keys():
+        state[name] = torch.tensor(0)
+    network.load_state_dict(state, assign=True)
+    return nn.Sequential(OrderedDict(normalise=_ToMinusOneOne(), network=network)).eval()
+
+
+class _ToMinusOneOne(nn.Module):
+    def forward(self, x: Images) -> Images:
+        return 2 * x - 1
+
+
+class _SameConv2d(nn.Conv2d):
+    """A convolution with TensorFlow's SAME padding."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.pad(input, _same(input, self.kernel_size[0], self.stride[0])))
+
+
+class _SameMaxPool2d(nn.MaxPool2d):
+    """Max pooling with TensorFlow's SAME padding, which never wins."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        padding = _same(input, int(self.kernel_size), int(self.stride))  # type: ignore[arg-type]
+        return super().forward(F.pad(input, padding, value=-torch.inf))
+
+
+def _same(x: Tensor, kernel: int, stride: int) -> list[int]:
+    """TensorFlow's padding, as `F.pad` takes it: ceil(size / stride) outputs, the odd one after."""
+    padding = []
+    for size in (x.shape[3], x.shape[2]):
+        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        padding += [total // 2, total - total // 2]
+    return padding
+
+
+def _build(architecture: Architecture, classes: int) -> ResNet:
+    network = ResNet(
+        Bottleneck,
+        list(architecture.depths),
+        num_classes=classes,
+        groups=architecture.groups,
+        width_per_group=architecture.width_per_group,
+    )
+    network.conv1 = _same_conv(network.conv1)
+    network.maxpool = _SameMaxPool2d(3, 2)
+    for stage in (network.layer2, network.layer3, network.layer4):
+        stage[0].conv2 = _same_conv(stage[0].conv2)
+    for stage_number, number in _denoised(architecture):
+        stage = getattr(network, f"layer{stage_number + 1}")
+        block = stage[number]
+        denoise = FeatureDenoising(
+            block.bn3.num_features, architecture.operation, embedding=architecture.embedding
+        )
+        stage[number] = nn.Sequential(OrderedDict(block=block, denoise=denoise))
+    return network
+
+
+def _same_conv(conv: nn.Conv2d) -> nn.Conv2d:
+    size, stride = conv.kernel_size[0], conv.stride[0]
+    return _SameConv2d(
+        conv.in_channels, conv.out_channels, size, stride, groups=conv.groups, bias=False
+    )
+
+
+def _denoised(architecture: Architecture) -> set[tuple[int, int]]:
+    """(stage, block), from zero, that a denoising block comes after."""
+    blocks = [(g, i) for g, depth in enumerate(architecture.depths) for i in range(depth)]
+    last = {(g, depth - 1) for g, depth in enumerate(architecture.depths)}
+    return {"none": set(), "stage": last, "block": set(blocks)}[architecture.after]
+
+
+_HWIO_TO_OIHW, _TRANSPOSED, _AS_IT_IS = (3, 2, 0, 1), (1, 0), (0,)
+
+
+class _Source(NamedTuple):
+    """Where a tensor is in the file, and how its axes are permuted to torch's."""
+
+    name: str
+    axes: tuple[int, ...]
+
+
+def _sources(architecture: Architecture) -> Iterator[tuple[str, _Source]]:
+    """Each tensor of the network, num_batches_tracked aside, and its array in the file."""
+    denoised = _denoised(architecture)
+    yield from _layer("conv0", "conv1", "bn1")
+    for g, depth in enumerate(architecture.depths):
+        for i in range(depth):
+            theirs, place = f"group{g}/block{i}", f"layer{g + 1}.{i}"
+            ours = f"{place}.block" if (g, i) in denoised else place
+            for k in (1, 2, 3):
+                yield from _layer(f"{theirs}/conv{k}", f"{ours}.conv{k}", f"{ours}.bn{k}")
+            if i == 0:
+                shortcut = f"{ours}.downsample"
+                yield from _layer(f"{theirs}/convshortcut", f"{shortcut}.0", f"{shortcut}.1")
+            if (g, i) in denoised:
+                theirs = f"group{g}_denoise"
+                if architecture.after == "block":
+                    theirs = f"group{g}/block{i}/non_local"
+                ours = f"{place}.denoise"
+                yield from _layer(f"{theirs}/conv", f"{ours}.conv", f"{ours}.bn")
+                for name in ("theta", "phi") if architecture.embedding else ():
+                    source = _Source(f"{theirs}/embedding_{name}/W", _HWIO_TO_OIHW)
+                    yield f"{ours}.embeddings.{name}.weight", source
+    yield "fc.weight", _Source("linear/W", _TRANSPOSED)
+    yield "fc.bias", _Source("linear/b", _AS_IT_IS)
+
+
+def _layer(theirs: str, conv: str, bn: str) -> Iterator[tuple[str, _Source]]:
+    """A convolution and its batch norm."""
+    yield f"{conv}.weight", _Source(f"{theirs}/W", _HWIO_TO_OIHW)
+    for ours, name in (
+        ("weight", "gamma"),
+        ("bias", "beta"),
+        ("running_mean", "mean/EMA"),
+        ("running_var", "variance/EMA"),
+    ):
+        yield f"{bn}.{ours}", _Source(f"{theirs}/bn/{name}", _AS_IT_IS)
+
+
+def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Read named arrays, without the ":0" that TensorFlow ends names with."""
+    if not path.is_file():
+        raise InputError(f"weights {path} do not exist; give an .npz file")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name.removesuffix(":0"): file[name] for name in file.files}
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile):
+        raise InputError(
+            f"weights {path} are no intact .npz file of plain arrays; give the released file"
+        ) from None
+
+
+def _check_names(path: Path | str, wanted: set[str], found: Any) -> None:
+    parts = [
+        f"{len(names)} {what} (first {min(names)!r})"
+        for what, names in (("missing", wanted - found), ("unknown", found - wanted))
+        if names
+    ]
+    if parts:
+        raise InputError(
+            f"weights {path} do not fit the architecture: arrays {' and '.join(parts)}; "
+            f"give the right one of {', '.join(ARCHITECTURES)}"
+        )
+
+
+def _as_torch(
+    path: Path | str, name: str, array: Any, shape: tuple[int, ...], axes: tuple[int, ...]
+) -> Tensor:
+    wanted = [0] * len(shape)  # the shape in the file
+    for own, axis in enumerate(axes):
+        wanted[axis] = shape[own]
+    if array.dtype.kind != "f" or array.shape != tuple(wanted):
+        raise InputError(
+            f"weights {path} do not fit the architecture: {name} is {array.dtype} of shape "
+            f"{array.shape}, not floating point of shape {tuple(wanted)}"
+        )
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(axes), dtype=np.float32))

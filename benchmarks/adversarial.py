@@ -1,0 +1,184 @@
+"""Time PGD and adversarial training beside plain loops, torchattacks and ART.
+
+    python benchmarks/adversarial.py [--threads 1] [--rounds 5]
+
+A ResNet-8 for 32x32 images with random weights. In each round every contestant runs once, in turn;
+the figure is the median of the ratios to the plain loop of the same round, so that what else the
+machine does hits all of them. The plain loops are what one would write: an attack in eval mode, a
+step in training mode, channels_last, a DataLoader, SGD with momentum.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from art_denoised import PGD, Plan, train_robust
+from art_denoised.training.recipes import RECIPES
+
+EPS = 8 / 255
+
+
+class Block(nn.Module):
+    def __init__(self, into: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(into, out, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(out), nn.BatchNorm2d(out)
+        self.short = nn.Conv2d(into, out, 1, stride) if stride > 1 else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.short(x))
+
+
+def resnet8() -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 1, 1), Block(16, 16, 1), Block(16, 32, 2), Block(32, 64, 2),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
+    )  # fmt: skip
+    return net.to(memory_format=torch.channels_last)
+
+
+def plain_pgd(
+    net: nn.Module, x: torch.Tensor, y: torch.Tensor, steps: int, size: float
+) -> torch.Tensor:
+    x_adv = (x + torch.empty_like(x).uniform_(-EPS, EPS)).clamp(0, 1)
+    for _ in range(steps):
+        x_adv.requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(net(x_adv), y), x_adv)
+        x_adv = x_adv.detach() + size * gradient.sign()
+        x_adv = torch.min(torch.max(x_adv, x - EPS), x + EPS).clamp(0, 1)
+    return x_adv
+
+
+def plain_training(data: TensorDataset, batch: int, steps: int, stride: float) -> None:
+    net = resnet8()
+    optimizer = torch.optim.SGD(
+        net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
+    )
+    for x, y in DataLoader(data, batch_size=batch, shuffle=True, drop_last=True):
+        x = x.contiguous(memory_format=torch.channels_last)
+        net.eval()
+        x_adv = plain_pgd(net, x, y, steps, stride * EPS)
+        net.train()
+        loss = F.cross_entropy(net(x_adv), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def our_training(
+    data: TensorDataset, batch: int, steps: int, stride: float, average: float
+) -> None:
+    plan = Plan(
+        epochs=1, batch_size=batch, optimizer="sgd", rate=0.1, weight_decay=5e-4, clip=0.0,
+        schedule="constant", average=average, augment="none", bf16=False,
+    )  # fmt: skip
+    recipe = replace(RECIPES["pgd"], eps=EPS, steps=steps, stride=stride)
+    train_robust(resnet8(), data, recipe=recipe, plan=plan, progress=False)
+
+
+def art_training(data: TensorDataset, batch: int, steps: int, stride: float) -> None:
+    from art.defences.trainer import AdversarialTrainerMadryPGD
+
+    x, y = (tensor.numpy() for tensor in data.tensors)
+    trainer = AdversarialTrainerMadryPGD(
+        art_classifier(resnet8()), nb_epochs=1, batch_size=batch, eps=EPS, eps_step=stride * EPS,
+        max_iter=steps,
+    )  # fmt: skip
+    trainer.attack.set_params(verbose=False)
+    trainer.fit(x, np.eye(10, dtype=np.float32)[y])
+
+
+def art_classifier(net: nn.Module) -> object:
+    from art.estimators.classification import PyTorchClassifier
+
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+    return PyTorchClassifier(
+        net, nn.CrossEntropyLoss(), (3, 32, 32), 10, optimizer, clip_values=(0, 1),
+        device_type="cpu",
+    )  # fmt: skip
+
+
+def attacks(steps: int) -> dict[str, Callable[[], object]]:
+    import torchattacks
+    from art.attacks.evasion import ProjectedGradientDescent
+
+    net, size = resnet8().eval(), EPS / 4
+    x = torch.rand(64, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    y = torch.arange(64) % 10
+    theirs = torchattacks.PGD(net, eps=EPS, alpha=size, steps=steps)
+    arts = ProjectedGradientDescent(
+        art_classifier(net), eps=EPS, eps_step=size, max_iter=steps, num_random_init=1,
+        batch_size=64, verbose=False,
+    )  # fmt: skip
+    ours = PGD(EPS, steps=steps, step_size=size)
+    return {
+        "plain loop": lambda: plain_pgd(net, x, y, steps, size),
+        "ours": lambda: ours(net, x, y),
+        "torchattacks": lambda: theirs(x, y),
+        "ART": lambda: arts.generate(x.numpy(), y.numpy()),
+    }
+
+
+def trainings(steps: int, stride: float) -> dict[str, Callable[[], object]]:
+    data, batch = TensorDataset(torch.rand(640, 3, 32, 32), torch.arange(640) % 10), 64
+    return {
+        "plain loop": lambda: plain_training(data, batch, steps, stride),
+        "ours": lambda: our_training(data, batch, steps, stride, 0.0),
+        "ours, averaged weights": lambda: our_training(data, batch, steps, stride, 0.995),
+        "ART": lambda: art_training(data, batch, steps, stride),
+    }
+
+
+def compare(title: str, tasks: dict[str, Callable[[], object]], rounds: int) -> None:
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    for task in tasks.values():
+        task()  # warm up
+    for _ in range(rounds):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            times[name].append(time.perf_counter() - start)
+    print(f"\n{title}\n{'':24}{'median (s)':>11}{'x plain':>9}{'of each round':>20}")
+    for name, taken in times.items():
+        ratios = sorted(a / b for a, b in zip(taken, times["plain loop"], strict=True))
+        print(
+            f"{name:24}{statistics.median(taken):11.2f}{statistics.median(ratios):9.2f}"
+            f"{ratios[0]:12.2f} - {ratios[-1]:.2f}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    print(
+        f"{arguments.threads} threads, {arguments.rounds} rounds, {platform.machine()}, "
+        f"torch {torch.__version__}"
+    )
+    for steps in (10, 50):
+        compare(f"PGD-{steps}, 64 images", attacks(steps), arguments.rounds)
+    compare("PGD-7 training, 10 steps of 64", trainings(7, 0.25), arguments.rounds)
+    compare("single-step training, 10 steps of 64", trainings(1, 1.0), arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

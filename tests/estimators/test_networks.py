@@ -1,0 +1,198 @@
+"""Networks with denoising blocks in ART: attacks run unchanged, trainers train, ours and ART's."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import art.attacks.evasion as evasion
+import numpy as np
+import pytest
+import torch
+from art.defences.trainer import (
+    AdversarialTrainer,
+    AdversarialTrainerMadryPGD,
+    AdversarialTrainerTRADESPyTorch,
+)
+from art.estimators.classification import PyTorchClassifier
+from torch import nn
+
+from art_denoised import FeatureDenoisingClassifier, ParametricSoftplus, Plan, RobustTrainer
+from art_denoised.checks import InputError
+from art_denoised.demo import digits_network
+from art_denoised.evaluation.data import digits as load_digits
+from art_denoised.networks.feature_denoising import FeatureDenoising
+from art_denoised.training.recipes import RECIPES, Adversarial
+from tests.estimators.test_attacks import ATTACKS, BOUNDED, EPS
+
+PLAN = Plan(
+    epochs=4, batch_size=64, optimizer="sgd", rate=0.1, schedule="one-cycle", average=0.9,
+    clip=0.0, augment="none",
+)  # fmt: skip
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.relu(x + self.bn(self.conv(x)))
+
+
+def backbone() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), Residual(16), nn.Conv2d(16, 32, 3, 2, padding=1),
+            Residual(32), nn.Flatten(), nn.Linear(32 * 4 * 4, 10),
+        )  # fmt: skip
+
+
+def classifier(**options: object) -> FeatureDenoisingClassifier:
+    net = backbone()
+    defaults = {
+        "input_shape": (1, 8, 8),
+        "nb_classes": 10,
+        "activation": "silu",
+        "optimizer": torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9),
+        "device_type": "cpu",
+    }
+    return FeatureDenoisingClassifier(net, **{**defaults, **options})
+
+
+@pytest.fixture(scope="module")
+def trained():
+    made, data = classifier(), load_digits(train=True)
+    recipe = Adversarial(eps=0.1, steps=1, stride=1.0)
+    RobustTrainer(made, recipe=recipe, plan=PLAN).fit(data.images.numpy(), data.labels.numpy())
+    return made
+
+
+@pytest.fixture(scope="module")
+def batch(digits):
+    return digits[0][:20].numpy(), digits[1][:20].numpy()
+
+
+def test_it_is_the_backbone_changed_as_asked():
+    net = backbone()
+    made = classifier()
+    blocks = [n for n, m in made.model.named_modules() if isinstance(m, FeatureDenoising)]
+    assert blocks == ["1.denoise", "3.denoise"]
+    assert [type(m) for m in made.model.modules() if isinstance(m, (nn.ReLU, nn.SiLU))] == [
+        nn.SiLU
+    ] * 2
+    x = np.random.default_rng(0).random((3, 1, 8, 8), dtype=np.float32)
+    plain = classifier(activation=None)
+    with torch.no_grad():
+        expected = net.eval()(torch.from_numpy(x)).numpy()
+    np.testing.assert_array_equal(plain.predict(x), expected)  # fresh blocks are the identity
+    options = classifier(
+        operation="mean", where=["3"], block={"kernel_size": 5}, activation=ParametricSoftplus(10.0)
+    )
+    assert [n for n, m in options.model.named_modules() if isinstance(m, FeatureDenoising)] == [
+        "3.denoise"
+    ]
+    assert not [m for m in backbone().modules() if isinstance(m, FeatureDenoising)]
+
+
+def test_our_trainer_makes_it_robust(trained, digits):
+    x, y = digits[0][:100].numpy(), digits[1][:100].numpy()
+    attack = evasion.ProjectedGradientDescent(
+        trained, eps=0.1, eps_step=0.02, max_iter=10, verbose=False
+    )
+    accuracy = [(trained.predict(i).argmax(1) == y).mean() for i in (x, attack.generate(x, y))]
+    assert accuracy[0] > 0.9
+    assert accuracy[1] > 0.6
+
+
+@pytest.mark.filterwarnings("ignore")  # the attacks' own: divisions, deprecations
+@pytest.mark.parametrize(
+    "name", ["FGM", "PGD", "APGD", "APGD DLR", "Square", "AutoAttack", "HopSkipJump", "DeepFool"]
+)
+def test_art_attacks_run_unchanged(trained, batch, name):
+    np.random.seed(0)
+    torch.manual_seed(0)
+    x, y = batch
+    x_adv = ATTACKS[name](trained).generate(x, y)
+    assert np.isfinite(x_adv).all()
+    if name in BOUNDED:
+        assert np.abs(x_adv - x).max() <= EPS + 1e-5
+    accuracy = [(trained.predict(images).argmax(1) == y).mean() for images in (x, x_adv)]
+    assert accuracy[1] <= accuracy[0] - 0.2
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        lambda c: AdversarialTrainer(c, evasion.FastGradientMethod(c, eps=0.1), ratio=0.5),
+        lambda c: AdversarialTrainerMadryPGD(c, eps=0.1, eps_step=0.05, max_iter=2),
+        lambda c: AdversarialTrainerTRADESPyTorch(
+            c,
+            evasion.ProjectedGradientDescent(c, eps=0.1, eps_step=0.05, max_iter=2, verbose=False),
+            6.0,
+        ),
+    ],
+    ids=["AdversarialTrainer", "MadryPGD", "TRADES"],
+)
+def test_arts_trainers_run_an_epoch(trainer, capfd):
+    np.random.seed(0)
+    made, data = classifier(loss=nn.CrossEntropyLoss()), load_digits(train=True)
+    x, y = data.images[:96].numpy(), np.eye(10, dtype=np.float32)[data.labels[:96]]
+    before = {n: p.detach().clone() for n, p in made.model.named_parameters()}
+    trainer(made).fit(x, y, nb_epochs=1, batch_size=32)
+    assert any(not torch.equal(p, before[n]) for n, p in made.model.named_parameters())
+
+
+def test_trainers_of_any_classifier_and_what_fit_takes(tmp_path):
+    net, data = digits_network(), load_digits(train=True)
+    art = PyTorchClassifier(
+        net, nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1), preprocessing=(0.5, 2.0),
+        device_type="cpu",
+    )  # fmt: skip
+    x, y = data.images[:128].numpy(), data.labels[:128].numpy()
+    trainer = RobustTrainer(art, recipe="clean", plan=PLAN)
+    trainer.fit(x, np.eye(10)[y], (x[:20], y[:20]), batch_size=32, nb_epochs=2, out=tmp_path)
+    assert [row["epoch"] for row in trainer.rows] == [1, 2]
+    assert {"accuracy", "robust"} <= set(trainer.rows[0])
+    assert (tmp_path / "train.jsonl").exists()
+    assert trainer.get_classifier() is art
+
+
+def test_copies_pickles_and_clones(trained, batch):
+    x, _ = batch
+    expected = trained.predict(x)
+    for other in (copy.deepcopy(trained), pickle.loads(pickle.dumps(trained))):
+        np.testing.assert_array_equal(other.predict(x), expected)
+    made = classifier()
+    clone = made.clone_for_refitting()
+    assert clone.optimizer.param_groups[0]["momentum"] == 0.9
+    own = {id(p) for p in clone.model.parameters()}
+    assert {id(p) for group in clone.optimizer.param_groups for p in group["params"]} == own
+    for block in (m for m in clone.model.modules() if isinstance(m, FeatureDenoising)):
+        assert (block.bn.weight == 0).all()  # refitting starts at the identity as well
+
+
+def test_bad_input(batch):
+    x, y = batch
+    for options, message in [
+        ({"operation": "wavelet"}, "operation is 'wavelet'"),
+        ({"activation": "swish2"}, "activation is 'swish2'"),
+        ({"where": "layer9"}, "named 'layer9'"),
+        ({"nb_classes": 7}, "nb_classes is 7 but the model returns 10"),
+        ({"input_shape": (8, 8)}, r"give \(channels, height, width\)"),
+        ({"input_shape": (3, 8, 8)}, "failed on an image of shape"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            classifier(**options)
+    with pytest.raises(InputError, match="is a Sequential; give an ART PyTorchClassifier"):
+        RobustTrainer(backbone())
+    trainer = RobustTrainer(classifier(), recipe=RECIPES["sat"], plan=PLAN)
+    with pytest.raises(InputError, match="20 images and 3 labels"):
+        trainer.fit(x, y[:3])
+    with pytest.raises(InputError, match="divide by 255"):
+        trainer.fit(255 * x, y)
+    with pytest.raises(InputError, match="epochs is 0"):
+        trainer.fit(x, y, nb_epochs=0)

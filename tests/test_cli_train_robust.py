@@ -1,0 +1,97 @@
+"""train-robust as a user types it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from art_denoised.cli import main
+from art_denoised.demo import digits_network
+from art_denoised.denoisers.checkpoints import load_weights
+from art_denoised.evaluation.data import digits
+from tests.test_cli import assert_one_line
+
+
+def arguments(out: Path, **changes: object) -> list[str]:
+    options: dict[str, object] = {
+        "model": "art_denoised.demo:digits_network",
+        "data": "digits",
+        "recipe": "sat",
+        "eps": "0.15",
+        "epochs": 2,
+        "rate": 0.1,
+        "augment": "none",
+        "average": 0.9,
+        "out": out,
+    }
+    options |= changes
+    given = {name: value for name, value in options.items() if value is not None}
+    words = [(f"--{name.replace('_', '-')}", str(value)) for name, value in given.items()]
+    return ["train-robust", "--quiet", *(word for pair in words for word in pair)]
+
+
+def test_a_classifier_is_trained_and_its_weights_load(tmp_path, capsys):
+    words = [*arguments(tmp_path, holdout="digits", holdout_max=50, judge_steps=3), "--best"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"epoch 2, loss [\d.]+, accuracy 0\.\d+, robust 0\.\d+", printed)
+    path = tmp_path / "model.safetensors"
+    model, before = digits_network(), path.read_bytes()
+    load_weights(model, path)
+    x, y = digits(train=False).images, digits(train=False).labels
+    with torch.no_grad():
+        assert (model(x).argmax(1) == y).float().mean() > 0.5
+    header, *rows = [
+        json.loads(line) for line in (tmp_path / "train.jsonl").read_text().split("\n")[:-1]
+    ]
+    assert header["settings"]["eps"] == 0.15
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert main([*words, "--resume"]) == 0
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"eps": 8}, "give it in image units, 8/255 = 0.0314"),
+        ({"eps": "a/b"}, "'a/b' is no number; give one, or a fraction such as 8/255"),
+        ({"recipe": "fgsm"}, "give one of clean, feature-denoising, pgd, sat, trades"),
+        ({"recipe": "clean"}, "--recipe clean has no attack; leave --eps out"),
+        ({"where": "all"}, "give --feature-denoising as well"),
+        ({"norm": "l7"}, "norm is 'l7'"),
+        ({"steps": 0}, "steps is 0"),
+        ({"model": "tests.nets:colour"}, "failed on an image of shape (1, 8, 8)"),
+        ({"model": "tests.nets:three_classes"}, "is out of range; labels go from 0 to 2"),
+        ({"optimizer": "lion"}, "optimizer is 'lion'"),
+        ({"data": "mnist"}, "mnist"),
+    ],
+)  # fmt: skip
+def test_bad_words_are_one_line(tmp_path, capsys, changes, words):
+    try:
+        code = main(arguments(tmp_path / "out", **changes))
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    message = capsys.readouterr().err
+    assert_one_line(message)
+    assert words in message
+
+
+def test_overfitting_is_told_while_it_happens(tmp_path, capsys, monkeypatch):
+    """The detector is made to cry in the second epoch; --stop then ends there, --resume too."""
+    from art_denoised.training import adversarial
+
+    monkeypatch.setattr(adversarial, "overfits", lambda rows: len(rows) == 2)
+    words = [
+        *arguments(tmp_path, epochs=4, holdout="digits", holdout_max=20, judge_steps=1),
+        "--stop",
+    ]
+    for more in ([], ["--resume"]):
+        assert main([*words, *more]) == 0
+        heard = capsys.readouterr()
+        assert "epoch 2" in heard.out
+        assert ("notice: epoch 2: catastrophic overfitting" in heard.err) is not bool(more)

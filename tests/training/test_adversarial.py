@@ -1,0 +1,240 @@
+"""Adversarial training: robust if it attacks, not if it does not, and exact under resuming."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+from art_denoised import PGD, Plan, train_robust
+from art_denoised.attacks.losses import cross_entropy
+from art_denoised.checks import InputError
+from art_denoised.demo import digits_network
+from art_denoised.evaluation.data import digits as load_digits
+from art_denoised.training.adversarial import judge_classifier, overfits
+from art_denoised.training.recipes import RECIPES, Adversarial, Trades
+
+EPS = 0.15
+PLAN = Plan(
+    epochs=6, batch_size=64, optimizer="sgd", rate=0.2, schedule="one-cycle", average=0.9,
+    clip=0.0, augment="none",
+)  # fmt: skip
+
+
+def network(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return digits_network()
+
+
+def normed(seed: int = 0) -> nn.Module:
+    """Batch norm and dropout: what a careless attack would disturb."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2),
+            nn.Linear(36, 10),
+        )  # fmt: skip
+
+
+def small(n: int = 96) -> TensorDataset:
+    data = load_digits(train=True)
+    return TensorDataset(data.images[:n], data.labels[:n])
+
+
+def robust_after(recipe: Adversarial, digits) -> dict[str, float]:
+    model = network()
+    train_robust(model, load_digits(train=True), recipe=recipe, plan=PLAN, progress=False)
+    x, y = (part[:200] for part in digits)
+    return judge_classifier(model, x, y, PGD(EPS, steps=20))
+
+
+def test_training_makes_robust_and_a_broken_attacker_does_not(digits):
+    """PGD-20 on held-out digits after 6 epochs: 65% with a working attacker, 16% with eps 0."""
+    trained = robust_after(replace(RECIPES["sat"], eps=EPS), digits)
+    broken = robust_after(replace(RECIPES["sat"], eps=0.0), digits)
+    assert trained["accuracy"] > 0.95
+    assert trained["robust"] > 0.55
+    assert broken["accuracy"] > 0.95
+    assert broken["robust"] < 0.3
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_recipe_trains(name, tmp_path):
+    recipe = RECIPES[name]
+    if recipe.eps:
+        recipe = replace(recipe, eps=0.1, steps=min(recipe.steps, 2))
+    model, holdout = normed(), small(20)
+    plan = replace(PLAN, epochs=3, batch_size=32)
+    rows = train_robust(
+        model, small(), recipe=recipe, plan=plan, holdout=holdout, out=tmp_path, progress=False
+    )
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[-1]["accuracy"] >= rows[-1]["robust"]
+    settings = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])["settings"]
+    assert settings["eps"] == recipe.eps
+    assert not model.training
+
+
+@pytest.mark.parametrize("recipe", ["sat", "trades", "feature-denoising"])
+def test_an_interrupted_training_ends_in_the_same_bits(tmp_path, recipe):
+    recipe = replace(RECIPES[recipe], eps=0.1, steps=2)
+    plan = replace(PLAN, epochs=2, batch_size=32)
+    options = {"plan": plan, "holdout": small(20), "best": True, "progress": False}
+    whole = normed()
+    rows = train_robust(whole, small(), recipe=recipe, **options)
+
+    class Failing(nn.Module):
+        """Fails after some calls, in the middle of an attack."""
+
+        def __init__(self, net: nn.Module, calls: int) -> None:
+            super().__init__()
+            self.net, self.calls = net, calls
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls -= 1
+            if self.calls == 0:
+                raise InterruptedError
+            return self.net(x)
+
+    wrapped = Failing(normed(), -1)
+    reference = Failing(normed(), -1)
+    train_robust(reference, small(), recipe=recipe, **options)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(reference.state_dict().values(), whole.state_dict().values(), strict=True)
+    )  # the wrapper itself changes nothing
+    options["out"] = tmp_path
+    with pytest.raises(InterruptedError):
+        train_robust(
+            Failing(normed(), -1 - reference.calls - 12), small(), recipe=recipe, **options
+        )
+    resumed = train_robust(wrapped, small(), recipe=recipe, resume=True, **options)
+    assert [row["loss"] for row in resumed] == [row["loss"] for row in rows]
+    assert [row["robust"] for row in resumed] == [row["robust"] for row in rows]
+    for a, b in zip(wrapped.state_dict().values(), whole.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("recipe", [Adversarial(steps=2), Trades(steps=2)])
+def test_the_attack_leaves_batch_norm_dropout_and_weights_alone(recipe):
+    model = normed().train()
+    x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x_adv = (
+        recipe.attack(model, x, y) if isinstance(recipe, Adversarial) else recipe.attack(model, x)
+    )
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert all(module.training for module in model.modules())
+    assert not x_adv.requires_grad
+    assert (x_adv - x).abs().max() <= recipe.eps + 1e-7
+
+
+def test_targets_are_wrong_and_uniform():
+    """The attack on a linear model shows its target; each share has a standard error of .3%."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10, bias=False))
+    torch.manual_seed(0)
+    model[1].weight.data = torch.eye(10, 64)
+    x, y = torch.full((9000, 1, 8, 8), 0.5), torch.full((9000,), 3)
+    recipe = Adversarial(eps=0.1, steps=4, stride=1.0, targeted=True)
+    aims = model(recipe.attack(model, x, y)).argmax(1).bincount(minlength=10) / 9000
+    assert aims[3] == 0
+    assert (aims[torch.arange(10) != 3] - 1 / 9).abs().max() < 0.02
+
+
+def test_the_share_of_clean_starts_is_one_of_batches():
+    """Without steps to speak of the attack returns its start; 5 standard errors are 0.13."""
+    model, (x, y) = network(), (torch.full((4, 1, 8, 8), 0.5), torch.arange(4))
+    recipe = Adversarial(eps=0.1, steps=1, stride=1e-6, clean_starts=0.2)
+    torch.manual_seed(0)
+    moved = [(recipe.attack(model, x, y) - x).abs().amax((1, 2, 3)) > 1e-3 for _ in range(250)]
+    assert all(bool(m.all()) or not bool(m.any()) for m in moved)
+    assert sum(not bool(m.any()) for m in moved) / 250 == pytest.approx(0.2, abs=0.13)
+
+
+def test_trades_against_its_formula():
+    model, (x, y) = network().eval(), (torch.rand(6, 1, 8, 8), torch.arange(6))
+    recipe = Trades(eps=0.1, steps=3, beta=2.5)
+    torch.manual_seed(1)
+    value = recipe.loss(model, x, y)
+    torch.manual_seed(1)
+    x_adv = recipe.attack(model, x)
+    value, model = value.detach(), model.requires_grad_(False)
+    p, q = model(x).softmax(1), model(x_adv).softmax(1)
+    divergence = (p * (p / q).log()).sum(1)
+    assert float(value) == pytest.approx(
+        float(F.cross_entropy(model(x), y) + 2.5 * divergence.mean()), rel=1e-4
+    )
+    torch.manual_seed(2)
+    near = (x + 0.001 * torch.randn_like(x)).clamp(0, 1)
+    start = (p * (p / model(near).softmax(1)).log()).sum(1)
+    assert divergence.mean() > 10 * start.mean()
+
+
+def test_the_attack_of_a_recipe_is_that_of_pgd():
+    """One implementation of the step: training's and evaluation's end at the same points."""
+    model, (x, y) = network().eval(), (torch.rand(6, 1, 8, 8), torch.arange(6))
+    recipe = Adversarial(eps=0.1, steps=1, stride=0.25, clean_starts=1.0)
+    x_adv = recipe.attack(model, x, y)
+    judged = PGD(0.1, steps=1, step_size=0.025, random_start=False)(model, x, y)
+    raised = cross_entropy(model(x_adv), y) > cross_entropy(model(x), y)
+    assert raised.any()
+    assert torch.equal(x_adv[raised], judged[raised])
+
+
+ROWS = [
+    ([(0.4, 0.45), (0.45, 0.5), (0.02, 0.9)], True),
+    ([(0.4, 0.45), (0.02, 0.9), (0.0, 0.95)], True),
+    ([(0.4, 0.45), (0.02, 0.1)], False),  # broken, in plain sight
+    ([(0.4, 0.45), (0.35, 0.6)], False),  # robust overfitting, not catastrophic
+    ([(0.1, 0.12), (0.2, 0.25), (0.4, 0.45)], False),
+    ([(0.02, 0.9)], False),  # nothing to compare with
+]
+
+
+@pytest.mark.parametrize(("figures", "expected"), ROWS)
+def test_the_detector_on_rows_made_up(figures, expected):
+    assert overfits([{"robust": r, "one_step": o} for r, o in figures]) is expected
+
+
+def test_bad_input(tmp_path):
+    plan = replace(PLAN, epochs=1, batch_size=32)
+
+    def run(model=None, data=None, **options):
+        return train_robust(
+            model or network(), data or small(), plan=plan, progress=False, **options
+        )
+
+    with pytest.raises(InputError, match="recipe is 'fgsm'; give one of clean, pgd, sat"):
+        run(recipe="fgsm")
+    with pytest.raises(InputError, match="no holdout"):
+        run(best=True)
+    with pytest.raises(InputError, match=r"divide by 255"):
+        run(holdout=[(255 * torch.rand(1, 8, 8), 0)])
+    with pytest.raises(InputError, match="holdout must be pairs"):
+        run(holdout=[torch.rand(1, 8, 8)])
+    with pytest.raises(InputError, match="label 11 is out of range; labels go from 0 to 9"):
+        run(data=TensorDataset(torch.rand(40, 1, 8, 8), torch.full((40,), 11)))
+    with pytest.raises(InputError, match="label 11 is out of range"):
+        run(holdout=[(torch.rand(1, 8, 8), 11)])
+    with pytest.raises(InputError, match="failed on an image of shape"):
+        run(model=nn.Linear(3, 3))
+    with pytest.raises(InputError, match="at least one"):
+        train_robust(network(), [], plan=plan)
+    for options, message in [
+        ({"eps": 8}, "8/255 = 0.0314"),
+        ({"norm": "l0"}, "norm is 'l0'"),
+        ({"stride": 0}, "stride is 0"),
+        ({"clean_starts": 1.5}, "clean_starts is 1.5"),
+        ({"label_smoothing": -1}, "label_smoothing is -1"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            Adversarial(**options)
+    with pytest.raises(InputError, match="beta is 0"):
+        Trades(beta=0)
