@@ -6,16 +6,24 @@ All are over the packaged digits networks. A new defence is a new row.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import torch
 
-from art_denoised import DenoisedSmoothing, DiffusionClassifier, RobustDiffusionClassifier
+from art_denoised import (
+    DenoisedSmoothing,
+    DiffusionClassifier,
+    FeatureDenoisingClassifier,
+    Plan,
+    RobustDiffusionClassifier,
+    train_robust,
+)
 from art_denoised.demo import digits_classifier, digits_denoiser, digits_diffusion
 from art_denoised.diffusion.weights import noise_levels
 from art_denoised.estimators.defended import DefendedClassifier
 from art_denoised.evaluation.data import digits
+from art_denoised.training.recipes import RECIPES
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,29 @@ def rdc(levels: int = 8, **options: object) -> RobustDiffusionClassifier:
     )
 
 
+def network(**options: object) -> FeatureDenoisingClassifier:
+    return FeatureDenoisingClassifier(
+        digits_classifier(), input_shape=(1, 8, 8), nb_classes=10, device_type="cpu", **options
+    )
+
+
+@cache
+def _trained(options: tuple[tuple[str, object], ...]) -> dict[str, torch.Tensor]:
+    """Return weights after a short adversarial training; fresh blocks would do nothing."""
+    model = network(**dict(options)).model
+    plan = Plan(epochs=2, optimizer="sgd", rate=0.05, average=0.9, augment="none")
+    recipe = replace(RECIPES["sat"], eps=0.1)
+    train_robust(model, digits(train=True), recipe=recipe, plan=plan, progress=False)
+    return model.state_dict()
+
+
+def robust_network(**options: object) -> FeatureDenoisingClassifier:
+    """Return one that has been trained, in eval mode; it draws no noise and has no seed."""
+    estimator = network(**options)
+    estimator.model.load_state_dict(_trained(tuple(options.items())))
+    return estimator
+
+
 DEFENCES = {
     "denoised smoothing": Defence(
         denoised_smoothing,
@@ -77,5 +108,11 @@ DEFENCES = {
         flags=frozenset({"dynamic defense"}),  # its forward pass takes gradients of its own
         chunked=({"levels": 4, "max_batch": 20}, {"levels": 16, "max_batch": 20}),
         bpda={"gradient": "bpda"},
+    ),
+    "feature denoising": Defence(
+        partial(robust_network, operation="gaussian", where="3"), noisy=False
+    ),
+    "smooth activations": Defence(
+        partial(robust_network, operation=None, activation="silu"), noisy=False
     ),
 }
