@@ -154,7 +154,8 @@ class AttackLog:
         settings: Of the run: "model" and "data" as the user named them, "weights", "images" (their
             number), "classes", "randomised" (whether two calls of the model differ), "noise"
             ("fixed", "fresh" or "none"), "repeats" (later evaluations an image), "seed",
-            "attacks" (name to settings, of each eps) and "versions" (package to version).
+            "attacks" (a list of mappings with "name", "eps", "norm", "gradients" and the attack's
+            own settings) and "versions" (package to version).
         rows: By column in the order of the run, then by image.
         checks: In the order they were made; empty if the run has not come to them.
         images: Pictures of the first images.
@@ -304,5 +305,10 @@ def _sorted(settings: Mapping[str, Any], rows: list[Row], notices: tuple[str, ..
     columns = list(dict.fromkeys(row.column for row in attacked))
     attacked.sort(key=lambda row: (columns.index(row.column), row.index))
     checks = {row.name: row for row in rows if isinstance(row, CheckRow)}
-    images = tuple(row for row in rows if isinstance(row, ImageRow))
-    return AttackLog(settings, tuple(attacked), tuple(checks.values()), images, notices)
+    images = {
+        (row.index, row.attack, row.gradient, row.eps, row.stage): row
+        for row in rows
+        if isinstance(row, ImageRow)
+    }
+    found = tuple(checks.values()), tuple(images.values())
+    return AttackLog(settings, tuple(attacked), *found, notices)
