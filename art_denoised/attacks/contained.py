@@ -70,7 +70,7 @@ class Generators(NamedTuple):
     @classmethod
     def now(cls) -> Generators:
         """Return the present states."""
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
         state = np.random.get_state()  # noqa: NPY002
         return cls(torch.get_rng_state(), cuda, state, random.getstate())
 

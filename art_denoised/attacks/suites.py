@@ -18,7 +18,7 @@ import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -86,12 +86,6 @@ class Suite(ABC):
         """Return ``x_adv``, leaving the process and the model as they were."""
         with contained(as_module(model), self.seed):
             return self.run(model, x, y).x_adv
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What determines the outcome but the seed, as plain JSON values."""
-        values = {name: value for name, value in asdict(self).items() if name != "seed"}
-        return {"type": type(self).__name__, **values}
 
 
 @dataclass(frozen=True)

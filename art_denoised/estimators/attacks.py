@@ -71,8 +71,9 @@ class ARTAttack(Suite):
             InputError: ART has no such attack, it cannot attack such a model, or an option is
                 wrong.
         """
-        known = getattr(evasion, self.kind, None)
-        if not (inspect.isclass(known) and issubclass(known, EvasionAttack)):
+        known: Any = getattr(evasion, self.kind, None)
+        is_attack = inspect.isclass(known) and issubclass(known, EvasionAttack)
+        if not is_attack:
             raise InputError(
                 f"ART has no evasion attack {self.kind!r}; for example ProjectedGradientDescent"
             )

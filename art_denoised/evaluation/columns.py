@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
@@ -41,9 +42,19 @@ class Column:
         return (self.name, self.gradient, self.attack.eps)
 
 
-def _columns(
+def columns(
     attacks: Sequence[Any] | Mapping[str, Any], gradients: tuple[str, ...]
 ) -> Iterator[Column]:
+    """Yield each attack with each way of taking gradients, under a name of its own.
+
+    Raises:
+        InputError: Something is no attack with a ball, or is given twice.
+
+    Example:
+        >>> from art_denoised.attacks.suites import AutoAttack
+        >>> [column.key for column in columns([AutoAttack(0.1)], ("exact", "bpda"))]
+        [('autoattack', 'exact', 0.1), ('autoattack', 'bpda', 0.1)]
+    """
     named: Iterable[tuple[str, Any]] = (
         attacks.items() if isinstance(attacks, Mapping) else ((_name(one), one) for one in attacks)
     )
@@ -75,17 +86,27 @@ def _name(attack: Any) -> str:
     return str(getattr(attack, "__name__", type(attack).__name__)).lower()
 
 
-def _settings(attack: Any) -> dict[str, Any]:
-    if isinstance(attack, Suite):
-        return attack.settings
-    known = {"type": type(attack).__name__, "eps": float(attack.eps), "norm": attack.norm}
+def attack_settings(attack: Any) -> dict[str, Any]:
+    """Return what determines an attack but its seed, as plain JSON values.
+
+    Example:
+        >>> from art_denoised.attacks.suites import AutoAttack
+        >>> attack_settings(AutoAttack(0.1, parts=("apgd-ce",)))["parts"]
+        ['apgd-ce']
+    """
+    values = {"type": type(attack).__name__, "eps": float(attack.eps), "norm": attack.norm}
     if is_dataclass(attack) and not isinstance(attack, type):
-        values = {name: value for name, value in asdict(attack).items() if name != "seed"}
-        return {**known, **values}
-    return known
+        values |= {name: value for name, value in asdict(attack).items() if name != "seed"}
+    return json.loads(json.dumps(values, default=repr))
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of what the rows depend on.
+
+    Example:
+        >>> versions()["art_denoised"] == art_denoised.__version__
+        True
+    """
     versions = {"art_denoised": art_denoised.__version__}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -93,8 +114,13 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _verified(column: Column, indices: Sequence[int], x: Images, x_adv: Any) -> Images:
-    """Return attacked images that are what the attack may return, and nothing else."""
+def verified(column: Column, indices: Sequence[int], x: Images, x_adv: Any) -> Images:
+    """Return attacked images that are what the attack may return.
+
+    Raises:
+        InputError: Another shape, NaN, pixels outside [0, 1] by more than 1e-6, or a change of more
+            than eps (1 + 1e-4) + 1e-6.
+    """
     who, eps, norm = f"attack {column.name!r}", column.attack.eps, column.attack.norm
     if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
         raise InputError(

@@ -45,7 +45,8 @@ def autoattack_flags(
     """Return AutoAttack's warnings about the model as a check, explained.
 
     Example:
-        >>> row = autoattack_flags(("autoattack", "exact", 0.1), ("... dynamic defense! ...",), False)
+        >>> column = ("autoattack", "exact", 0.1)
+        >>> row = autoattack_flags(column, ("... dynamic defense! ...",), randomised=False)
         >>> row.passed, row.finding[:42]
         (True, 'dynamic defense: the forward pass takes gr')
     """

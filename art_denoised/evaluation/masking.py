@@ -1,5 +1,7 @@
-"""Signs that an attack failed where a defence seems strong (Athalye et al., ICML 2018; Carlini et
-al., "On Evaluating Adversarial Robustness", arXiv 1902.06705).
+"""Signs that the attack failed where a defence seems strong.
+
+Sources: Athalye et al., "Obfuscated Gradients" (ICML 2018, arXiv 1802.00420), section 3.1; Carlini
+et al., "On Evaluating Adversarial Robustness" (arXiv 1902.06705).
 
 Each check looks at a few images and decides by counting them: it fails when, at confidence 99 %,
 the share of images that speak against the figure exceeds its tolerance. "Broken" images are those
@@ -9,21 +11,23 @@ a failed check.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from art_denoised.attacks.contained import Generators, contained
 from art_denoised.attacks.pgd import PGD
-from art_denoised.attacks.suites import AutoAttack, Generators, contained
+from art_denoised.attacks.suites import AutoAttack
 from art_denoised.checks import InputError
+from art_denoised.evaluation.probing import ALPHA, Subject, exceeds
 from art_denoised.evaluation.robust_records import CLEAN, CheckRow
 from art_denoised.evaluation.target import Target
-from art_denoised.smoothing.statistics import lower_confidence_bound
+from art_denoised.smoothing.bounds import lower_confidence_bound
 from art_denoised.types import Images
 
-ALPHA = 0.01  # probability of accusing a model whose share is at the tolerance
 _MISSED = 0.02  # images that another attack may break and the gradient attacks miss
 _NOISE = 0.05  # images on which a stronger attack may fail by the luck of its start
 _HELD = 0.05  # images that may survive an eps at which none should
@@ -64,6 +68,28 @@ def gradient_free(s: Subject) -> CheckRow:
         f"{who} broke {k} of {n} images that no gradient attack broke ({norm}, eps {eps:g})"
         + ("; gradients are masked, the figure is too high" if failed else ""),
     )
+
+
+def stronger_attack(s: Subject) -> CheckRow:
+    """A plain PGD must not break many images that all attacks of the run left standing."""
+    name = "stronger attack"
+    if not s.attackable:
+        return _nothing(name)
+    worst = (0, 1, s.balls[0])
+    for ball in s.balls:
+        here = [row for row in s.rows if (row.norm, row.eps) == ball and row.attack != CLEAN]
+        broken = {row.index for row in here if not row.counted or row.mean < 0.5}
+        stands = torch.tensor([index not in broken for index in s.indices])
+        if here and stands.any():
+            k = int((s.pgd(*ball, s.probes.steps) & stands).sum())
+            worst = max(worst, (k, len(stands), ball), key=lambda found: found[0] / found[1])
+    k, n, (norm, eps) = worst
+    failed = exceeds(k, n, _NOISE)
+    finding = (
+        f"PGD of {s.probes.steps} steps on the margin broke {k} of {len(s.x)} images that no "
+        f"attack of the run broke ({norm}, eps {eps:g})" + ("; attack harder" if failed else "")
+    )
+    return _counted(name, failed, k, n, _NOISE, finding)
 
 
 def zero_gradients(s: Subject) -> CheckRow:
@@ -109,7 +135,7 @@ def larger_eps(s: Subject) -> CheckRow:
             at.setdefault(row.eps, {})[row.index] = row.mean < 0.5
     for (attack, gradient, _), at in columns.items():
         sizes = sorted(at)
-        for low, high in zip(sizes, sizes[1:], strict=False):
+        for low, high in itertools.pairwise(sizes):
             k = sum(broken and not at[high][index] for index, broken in at[low].items())
             pairs.append((k, len(at[low]), f"{attack} ({gradient})", low, high))
     k, n, who, low, high = max(pairs, key=lambda pair: pair[0] / pair[1])
@@ -234,6 +260,7 @@ def global_seed(s: Subject) -> CheckRow:
 
 CHECKS: dict[str, Callable[[Subject], CheckRow]] = {
     "gradient-free attacks": gradient_free,
+    "stronger attack": stronger_attack,
     "zero gradients": zero_gradients,
     "more steps": more_steps,
     "larger eps": larger_eps,
@@ -244,10 +271,9 @@ CHECKS: dict[str, Callable[[Subject], CheckRow]] = {
     "global seed": global_seed,
 }
 
+
 def _paired_columns(s: Subject) -> list[tuple[int, int, str, float, str]]:
-    """Return, for each gradient-free attack of the run with gradient attacks beside it, what it
-    alone broke.
-    """
+    """Return what gradient-free attacks alone broke, for balls with both kinds of attack."""
     pairs = []
     for norm, eps in s.balls:
         here = [row for row in s.rows if (row.norm, row.eps) == (norm, eps) and row.clean]

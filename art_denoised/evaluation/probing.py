@@ -13,7 +13,7 @@ from art_denoised.attacks.losses import margin
 from art_denoised.attacks.pgd import PGD
 from art_denoised.evaluation.robust_records import CLEAN, AttackRow
 from art_denoised.evaluation.target import Target
-from art_denoised.smoothing.statistics import lower_confidence_bound
+from art_denoised.smoothing.bounds import lower_confidence_bound
 from art_denoised.types import Images, Labels
 
 ALPHA = 0.01  # probability of accusing a model whose share is at the tolerance
@@ -84,6 +84,8 @@ class Subject:
 
     def pgd(self, norm: str, eps: float, steps: int) -> Tensor:
         """Return which images PGD breaks, with any of the model's gradients."""
+        if not self.target.differentiable:
+            return torch.zeros(len(self.x), dtype=torch.bool)
         key = (norm, eps, steps)
         if key not in self._probed:
             attack: Any = PGD(eps, norm=norm, steps=steps, loss="margin", eot=self.eot)  # type: ignore[arg-type]

@@ -19,7 +19,10 @@ from art_denoised import checks
 from art_denoised.attacks.suites import NORMS, Suite, distances
 from art_denoised.checks import InputError
 from art_denoised.evaluation import masking
+from art_denoised.evaluation.columns import Column, attack_settings, columns, verified, versions
 from art_denoised.evaluation.data import ImageData
+from art_denoised.evaluation.flags import autoattack_flags
+from art_denoised.evaluation.probing import Probes, Subject
 from art_denoised.evaluation.robust_records import (
     CLEAN,
     AttackLog,
@@ -31,8 +34,6 @@ from art_denoised.evaluation.robust_records import (
 from art_denoised.evaluation.target import Target
 from art_denoised.storage import make_folder, weights_fingerprint
 from art_denoised.types import Images, Labels
-
-_PACKAGES = ("torch", "adversarial-robustness-toolbox", "torchattacks", "pyautoattack")
 
 
 def evaluate(
@@ -46,7 +47,7 @@ def evaluate(
     gradients: Sequence[str] | None = None,
     bare: nn.Module | None = None,
     masking_checks: bool = True,
-    probes: masking.Probes | None = None,
+    probes: Probes | None = None,
     seed: int = 0,
     batch_size: int = 64,
     indices: Sequence[int] | None = None,
@@ -132,7 +133,7 @@ def evaluate(
         stack.enter_context(run.target.as_asked())
         run.attack(log, progress)
         if masking_checks:
-            run.check(log, bare, probes or masking.Probes(), progress)
+            run.check(log, bare, probes or Probes(), progress)
         return log.log
 
 
@@ -159,7 +160,13 @@ class _Run:
         self._seed, self._size, self._pictures = seed, batch_size, pictures
         x, _ = self._images(indices[:2], None)
         self.target = Target(model, x, noise=noise, repeats=repeats, seed=seed)
-        self._columns = list(_columns(attacks, self.target.gradients(gradients)))
+        self._columns = list(columns(attacks, self.target.gradients(gradients)))
+        seeing = [column.name for column in self._columns if column.gradient != "none"]
+        if seeing and not self.target.differentiable:
+            raise InputError(
+                f"attack {seeing[0]!r} takes gradients, and the model's answer has none (it is cut "
+                "off from the image); give gradient-free attacks, or put BPDA into the model"
+            )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -170,7 +177,7 @@ class _Run:
                 (column.name, column.attack.eps), {"name": column.name, "gradients": []}
             )
             entry["gradients"].append(column.gradient)
-            entry.update(_settings(column.attack))
+            entry.update(attack_settings(column.attack))
         return {
             "weights": weights_fingerprint(self.target.module),
             "images": len(self._indices),
@@ -180,17 +187,17 @@ class _Run:
             "seed": self._seed,
             "batch_size": self._size,
             "attacks": list(attacks.values()),
-            "versions": _versions(),
+            "versions": versions(),
         }
 
     def attack(self, log: AttackLogWriter, progress: bool) -> None:
         """Write the rows that the log does not hold yet, those without attack first."""
         done = {(row.column, row.index) for row in log.log.rows}
         clean = {row.index: row.clean for row in log.log.rows if row.attack == CLEAN}
-        columns: list[Column | None] = [None, *self._columns]
-        total = len(self._indices) * len(columns)
+        todo: list[Column | None] = [None, *self._columns]
+        total = len(self._indices) * len(todo)
         with tqdm(total=total, unit="image", disable=not progress, smoothing=0.05) as bar:
-            for column in columns:
+            for column in todo:
                 key = (CLEAN, "none", 0.0) if column is None else column.key
                 bar.set_description(key[0])
                 for first in range(0, len(self._indices), self._size):
@@ -208,7 +215,7 @@ class _Run:
         self,
         log: AttackLogWriter,
         bare: nn.Module | None,
-        probes: masking.Probes,
+        probes: Probes,
         progress: bool,
     ) -> None:
         """Make the masking checks that the log does not hold yet."""
@@ -216,7 +223,7 @@ class _Run:
         right = [row.index for row in log.log.rows if row.attack == CLEAN and row.clean]
         chosen = (right or list(self._indices))[: probes.images]
         x, y = self._images(chosen, self.target.classes)
-        subject = masking.Subject(
+        subject = Subject(
             self.target, x, y, tuple(chosen), log.log.rows, self._balls(), bare, probes
         )
         with tqdm(total=len(masking.CHECKS), desc="checks", disable=not progress) as bar:
@@ -289,23 +296,23 @@ class _Run:
         mine, key = ever.to(x.device), self._key(column.key, block)
         found = self.target.attempt(column.attack, column.gradient, x[mine], y[mine], key)
         numbers = [index for index, is_mine in zip(block, ever.tolist(), strict=True) if is_mine]
-        verified = _verified(column, numbers, x[mine], found.x_adv)
-        later = self.target.right(verified, y[mine], key + 1)
+        attacked = verified(column, numbers, x[mine], found.x_adv)
+        later = self.target.right(attacked, y[mine], key + 1)
         counts = later[0] if found.counted is None else found.counted.cpu()
         if found.counted is None and self.target.randomised:
-            counts = self.target.right(verified, y[mine], key + 2)[0]  # a draw of its own
-        x_adv[mine], counted[ever], right[:, ever] = verified, counts, later
+            counts = self.target.right(attacked, y[mine], key + 2)[0]  # a draw of its own
+        x_adv[mine], counted[ever], right[:, ever] = attacked, counts, later
         if isinstance(column.attack, Suite):
             self._flag(log, column, found.flags)
         return x_adv, counted, right
 
     def _flag(self, log: AttackLogWriter, column: Column, flags: tuple[str, ...]) -> None:
         """Keep what AutoAttack says of the model, with that of the batches before."""
-        row = masking.autoattack_flags(column.key, flags, self.target.randomised)
+        row = autoattack_flags(column.key, flags, self.target.randomised)
         before: CheckRow | None = next((c for c in log.log.checks if c.name == row.name), None)
         if before is not None:
             flags = tuple(dict.fromkeys((*before.numbers["flags"], *flags)))
-            row = masking.autoattack_flags(column.key, flags, self.target.randomised)
+            row = autoattack_flags(column.key, flags, self.target.randomised)
         if flags and row != before:
             log.append(row)
 
@@ -313,7 +320,12 @@ class _Run:
         self, log: AttackLogWriter, key: tuple[str, str, float], index: int, x: Images
     ) -> None:
         stages = ("clean", "denoised") if key[0] == CLEAN else ("attacked", "attacked and denoised")
-        named = {"attack": key[0], "gradient": key[1], "eps": key[2], "index": int(index)}
+        named: dict[str, Any] = {
+            "attack": key[0],
+            "gradient": key[1],
+            "eps": key[2],
+            "index": int(index),
+        }
         for stage, image in zip(stages, (x, self.target.denoised(x)), strict=True):
             if image is not None:
                 log.append(ImageRow.of(image[0].detach().cpu(), stage=stage, **named))

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from art_denoised import checks
-from art_denoised.attacks.suites import Outcome, Suite, as_module, contained
+from art_denoised.attacks.contained import contained
+from art_denoised.attacks.suites import Outcome, Suite, as_module
 from art_denoised.checks import InputError
 from art_denoised.rdc.classifier import DiffusionClassifier
 from art_denoised.rdc.likelihood import LikelihoodMaximization
@@ -38,6 +39,7 @@ class Target:
         module: Its module.
         randomised: Whether two calls differ.
         repeats: Evaluations of an attacked image; 1 if not randomised.
+        differentiable: Whether autograd reaches the images.
         classes: Their number.
         device: Where images go.
 
@@ -70,6 +72,9 @@ class Target:
         self.classes = checks.class_count(self.module, x[:1])
         with self.as_asked():
             self.randomised = self._differs(x)
+            with contained(self.module, seed), torch.enable_grad():
+                leaf = x.detach().clone().requires_grad_()
+                self.differentiable = self.logits(leaf).requires_grad
             fixed = all(part.seed is not None for part in self._seeded)
         self.repeats = repeats if self.randomised else 1
         self._kind = "fresh" if self.randomised else ("fixed" if self._seeded and fixed else "none")
