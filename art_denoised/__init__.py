@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from art_denoised.estimators.smoothing import DenoisedSmoothing as DenoisedSmoothing
     from art_denoised.evaluation.queries import certify_queries as certify_queries
+    from art_denoised.evaluation.robustness import evaluate as evaluate
     from art_denoised.rdc.classifier import DiffusionClassifier as DiffusionClassifier
     from art_denoised.rdc.likelihood import LikelihoodMaximization as LikelihoodMaximization
     from art_denoised.smoothing.blackbox import BlackBox as BlackBox
@@ -64,6 +65,7 @@ _HOMES = {
     "certify": "smoothing.certify",
     "certify_anytime": "smoothing.certify",
     "certify_queries": "evaluation.queries",
+    "evaluate": "evaluation.robustness",
     "load_denoiser": "denoisers.checkpoints",
     "load_diffusion": "diffusion.loading",
     "save_denoiser": "denoisers.checkpoints",

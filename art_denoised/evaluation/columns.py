@@ -43,7 +43,7 @@ class Column:
 
 
 def columns(
-    attacks: Sequence[Any] | Mapping[str, Any], gradients: tuple[str, ...]
+    attacks: Iterable[Any] | Mapping[str, Any], gradients: tuple[str, ...]
 ) -> Iterator[Column]:
     """Yield each attack with each way of taking gradients, under a name of its own.
 
@@ -55,9 +55,8 @@ def columns(
         >>> [column.key for column in columns([AutoAttack(0.1)], ("exact", "bpda"))]
         [('autoattack', 'exact', 0.1), ('autoattack', 'bpda', 0.1)]
     """
-    named: Iterable[tuple[str, Any]] = (
-        attacks.items() if isinstance(attacks, Mapping) else ((_name(one), one) for one in attacks)
-    )
+    given = attacks.items() if isinstance(attacks, Mapping) else attacks
+    named = [one if isinstance(one, tuple) else (attack_name(one), one) for one in given]
     seen = set()
     for name, attack in named:
         if not callable(attack) or getattr(attack, "norm", None) not in NORMS:
@@ -73,14 +72,21 @@ def columns(
             column = Column(name, gradient, attack)
             if column.key in seen:
                 raise InputError(
-                    f"attack {name!r} is given twice with eps {attack.eps:g}; give a mapping "
-                    "of names to attacks"
+                    f"attack {name!r} is given twice with eps {attack.eps:g}; give pairs "
+                    "of a name and an attack"
                 )
             seen.add(column.key)
             yield column
 
 
-def _name(attack: Any) -> str:
+def attack_name(attack: Any) -> str:
+    """Return the name of an attack that was given none.
+
+    Example:
+        >>> from art_denoised.attacks.pgd import PGD
+        >>> attack_name(PGD(0.1))
+        'pgd'
+    """
     if isinstance(attack, Suite):
         return attack.name
     return str(getattr(attack, "__name__", type(attack).__name__)).lower()

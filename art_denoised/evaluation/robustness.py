@@ -70,8 +70,8 @@ def evaluate(
         model: Images in [0, 1] to logits, in eval mode on the device to use; or an ART estimator.
         data: Pairs of an image and its class; for tensors ``TensorDataset(x, y)``.
         attacks: Callables ``attack(model, x, y) -> x_adv`` with ``eps`` and ``norm``, such as `PGD`
-            and the faces of `art_denoised.attacks.suites`; or names to such. The same attack may
-            be given with several eps.
+            and the faces of `art_denoised.attacks.suites`; or (name, attack) pairs, or a mapping of
+            names to them. An attack may be given with several eps.
         out: Folder for ``attack.jsonl``; None: nothing is kept.
         repeats: Later evaluations of each image, for randomised models.
         noise: "fixed" or "fresh", of our modules; None: as the model comes. With fixed noise the

@@ -14,6 +14,7 @@ from art_denoised import checks
 from art_denoised.attacks.contained import contained
 from art_denoised.attacks.suites import Outcome, Suite, as_module
 from art_denoised.checks import InputError
+from art_denoised.evaluation.columns import attack_name
 from art_denoised.rdc.classifier import DiffusionClassifier
 from art_denoised.rdc.likelihood import LikelihoodMaximization
 from art_denoised.smoothing.modules import DenoisedClassifier, SmoothedClassifier
@@ -129,10 +130,8 @@ class Target:
             raise
         except Exception as error:
             raise InputError(f"the model failed: {_words(error)}; what was done is kept") from error
-        output = checks.logits(output, len(x))
-        if output.shape[1] != self.classes:
-            raise InputError(f"the model returned {output.shape[1]} classes, before {self.classes}")
-        return output
+        self._check_shape(output, len(x))
+        return checks.logits(output, len(x))
 
     @torch.no_grad()
     def right(self, x: Images, y: Labels, seed: int, repeats: int | None = None) -> Tensor:
@@ -150,16 +149,15 @@ class Target:
         if is_dataclass(attack) and any(option.name == "seed" for option in fields(attack)):
             attack = replace(attack, seed=seed)  # type: ignore[type-var]
         try:
-            with contained(self.module, seed), self.taking(gradient):
+            with contained(self.module, seed), self.taking(gradient), self._watched():
                 if isinstance(attack, Suite):
                     return attack.run(self.given, x, y)
                 return Outcome(attack(self.module, x, y))
         except InputError:
             raise
         except Exception as error:
-            name = getattr(attack, "name", type(attack).__name__)
             raise InputError(
-                f"attack {name!r} failed: {_words(error)}; what was done is kept"
+                f"attack {attack_name(attack)!r} failed: {_words(error)}; what was done is kept"
             ) from error
 
     @contextlib.contextmanager
@@ -187,6 +185,27 @@ class Target:
                 noise = torch.randn(x.shape, generator=generator).to(x)
                 return part.base.denoiser(x + part.sigma * noise, part.sigma)
         return None
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Check the shape of what the model returns to an attack, which would blame itself."""
+
+        def look(_: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            self._check_shape(output, len(inputs[0]))
+
+        hook = self.module.register_forward_hook(look)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _check_shape(self, output: Any, batch: int) -> None:
+        shape = tuple(getattr(output, "shape", ()))
+        if shape != (batch, self.classes):
+            raise InputError(
+                f"the model returned shape {shape} for {batch} images; at first it returned "
+                f"{self.classes} logits for each"
+            )
 
     @torch.no_grad()
     def _differs(self, x: Images) -> bool:
