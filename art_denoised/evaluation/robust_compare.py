@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from art_denoised.evaluation.robust_report import ALL, Ball, Model, ball_name, kept, sign_test
+from art_denoised.evaluation.robust_report import ALL, Ball, Model, ball_name
+from art_denoised.evaluation.survival import kept, sign_test
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def differences(models: Sequence[Model]) -> list[Difference]:
 def conflicts(models: Sequence[Model]) -> list[str]:
     """Return, in words, where figures that stand beside each other do not compare like with like.
 
+    Models are held against the first: where all equal it, they equal each other.
+
     Example:
         >>> from art_denoised.evaluation.robust_records import AttackRow
         >>> rows = [
@@ -73,11 +76,17 @@ def conflicts(models: Sequence[Model]) -> list[str]:
         ...     for i in range(2)
         ... ]
         >>> conflicts([Model("a", (rows[0],)), Model("b", (rows[1],))])
-        ['a and b: other images were attacked in l2 eps 0.5 (1 and 1, 0 in common)']
+        ['a and b: other images were attacked (1 and 1, 0 in common) in l2 eps 0.5']
     """
     found = [words for model in models for words in _within(model)]
-    for first, second in itertools.combinations([m for m in models if m.columns], 2):
-        found += [f"{first.name} and {second.name}: {words}" for words in _between(first, second)]
+    attacked = [model for model in models if model.columns]
+    for second in attacked[1:]:
+        where: dict[str, list[str]] = {}
+        for words, ball in _between(attacked[0], second):
+            where.setdefault(words, []).extend([ball_name(ball)] if ball else [])
+        names = f"{attacked[0].name} and {second.name}"
+        for words, balls in where.items():
+            found.append(f"{names}: {words}" + (f" in {', '.join(balls)}" if balls else ""))
     return found
 
 
@@ -95,27 +104,24 @@ def _within(model: Model) -> Iterator[str]:
         yield f"{model.name}: attacks and certificates are of other data, so nothing is paired"
 
 
-def _between(first: Model, second: Model) -> Iterator[str]:
+def _between(first: Model, second: Model) -> Iterator[tuple[str, Ball | None]]:
     data = [{str(s["data"]) for _, s in model.settings if "data" in s} for model in (first, second)]
     if all(data) and data[0] != data[1]:
-        yield "other data (" + " and ".join("; ".join(sorted(names)) for names in data) + ")"
+        yield f"other data ({' and '.join('; '.join(sorted(names)) for names in data)})", None
     for ball in sorted({*first.columns, *second.columns}):
         attacks = [model.columns.get(ball, {}) for model in (first, second)]
         if not all(attacks):
-            only = first if attacks[0] else second
-            yield f"only {only.name} was attacked in {ball_name(ball)}"
+            yield f"only {(first if attacks[0] else second).name} was attacked", ball
             continue
-        lone = sorted(
-            {f"{name} ({gradient})" for name, gradient in set(attacks[0]) ^ set(attacks[1])}
-        )
-        if lone:
-            yield f"only one was attacked in {ball_name(ball)} with {', '.join(lone)}"
+        for model, mine, other in ((first, *attacks), (second, *attacks[::-1])):
+            lone = [f"{name} ({gradient})" for name, gradient in sorted(set(mine) - set(other))]
+            if lone:
+                yield f"only {model.name} was attacked with {', '.join(lone)}", ball
         images = [set(model.survivals[ball]) for model in (first, second)]
         if images[0] != images[1]:
-            yield (
-                f"other images were attacked in {ball_name(ball)} ({len(images[0])} and "
-                f"{len(images[1])}, {len(images[0] & images[1])} in common)"
-            )
+            common = len(images[0] & images[1])
+            counts = f"{len(images[0])} and {len(images[1])}, {common} in common"
+            yield f"other images were attacked ({counts})", ball
 
 
 def _pairs(first: Model, second: Model, ball: Ball) -> Iterator[tuple[bool, bool]]:

@@ -71,9 +71,10 @@ def robust_figure(models: Sequence[Model], norm: str) -> Figure:
             if model.trusted is False:
                 lines.lines[0].set_markerfacecolor("none")
                 lines.lines[0].set_linestyle(":")
-    where = "l2 eps and certified radius" if norm == "l2" else f"{norm} eps"
-    axes.set(xlabel=f"{where} (image units)", ylabel="accuracy (%)", ylim=(0, 100))
-    axes.set_xlim(left=0)
+    certified = norm == "l2" and any(model.certified for model in models)
+    where = "l2 eps and certified radius" if certified else f"{norm} eps"
+    axes.set(xlabel=f"{where} (image units)", ylabel="accuracy (%)", ylim=(-3, 103))
+    axes.set_xlim(left=-0.03 * axes.get_xlim()[1])  # so that points on the edge are whole
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.grid(alpha=0.25, color=_INK)
     axes.tick_params(color=_INK)

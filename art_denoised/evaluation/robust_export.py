@@ -8,7 +8,7 @@ from typing import Any
 from art_denoised.evaluation.report import accuracy_table, default_radii
 from art_denoised.evaluation.report import to_json as certified_json
 from art_denoised.evaluation.robust_compare import conflicts, differences
-from art_denoised.evaluation.robust_report import Figure, Model, Share, eps_name
+from art_denoised.evaluation.robust_report import Figure, Model, eps_name
 from art_denoised.evaluation.robust_text import (
     SHARES,
     agreement_words,
@@ -16,6 +16,7 @@ from art_denoised.evaluation.robust_text import (
     shouts,
     trust_words,
 )
+from art_denoised.evaluation.survival import Share
 
 _THREATS = {"linf": "Linf", "l2": "L2"}  # as RobustBench spells them
 COLUMNS = (

@@ -6,26 +6,25 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from art_denoised.evaluation.html import Markup, document, picture, render, svg, table, tag
+from art_denoised.evaluation.html import Markup, document, render, svg, table, tag
 from art_denoised.evaluation.report import default_radii
 from art_denoised.evaluation.robust_compare import conflicts, differences
 from art_denoised.evaluation.robust_curves import look, robust_figure
-from art_denoised.evaluation.robust_records import AttackRow, ImageRow
-from art_denoised.evaluation.robust_report import ALL, Figure, Model, Share, ball_name, eps_name
+from art_denoised.evaluation.robust_pictures import pictures
+from art_denoised.evaluation.robust_report import ALL, Figure, Model, ball_name
 from art_denoised.evaluation.robust_style import STYLE
 from art_denoised.evaluation.robust_text import (
     SHARES,
     agreement_words,
+    brief_words,
     certified_share,
     interval,
     percent,
     shouts,
     trust_words,
 )
+from art_denoised.evaluation.survival import Share
 
-_PICTURES = 10  # rows of pictures a model
 _GLOSSARY = {
     "clean": "accuracy on the same images unattacked, on fresh noise",
     "counted": "robust accuracy as the attack itself counted it: its luck with noise included",
@@ -82,7 +81,7 @@ def _short(models: Sequence[Model]) -> Markup:
         name = [_swatch(i), model.name]
         for figure in model.headlines:
             shares = [_cell(figure.clean), [_cell(figure.fresh), _flag(model)]]
-            rows.append([name, ball_name(figure.ball), *shares, trust_words(model)])
+            rows.append([name, ball_name(figure.ball), *shares, brief_words(model)])
         if not model.headlines:
             rows.append([name, "-", _cell(model.clean), "-", "no attack was made"])
     heads = ["model", "attacked in", "clean", "robust, all attacks", "checks"]
@@ -181,7 +180,7 @@ def _details(models: Sequence[Model]) -> Iterator[Markup]:
             parts.append(table(heads, rows, f"{ball_name(ball)}: accuracy in percent", "figures"))
         if model.columns:
             parts.append(_checks(model))
-        parts += [_pictures(model), *_settings(model)]
+        parts += [pictures(model), *_settings(model)]
         yield tag("section", tag("h2", _swatch(i), model.name), parts)
     terms = [(tag("dt", term), tag("dd", f"{words}.")) for term, words in _GLOSSARY.items()]
     yield _section("What the figures mean", tag("dl", terms))
@@ -206,60 +205,6 @@ def _checks(model: Model) -> Markup:
     caption = "Were the attacks hindered by something else than robustness?"
     listed = table(["check", "verdict", "finding"], rows, caption) if rows else None
     return render([verdict, listed])
-
-
-def _pictures(model: Model) -> Markup | None:
-    stages = {
-        (row.index, row.attack, row.gradient, row.eps, row.stage): row for row in model.pictures
-    }
-    results = {(row.index, *row.column): row for row in model.rows}
-    clean = {row.index: row for row in model.pictures if row.stage == "clean"}
-    denoised = {row.index: row for row in model.pictures if row.stage == "denoised"}
-    attacked = [row for row in model.pictures if row.stage == "attacked"]
-    rows = []
-    for row in attacked[:_PICTURES]:
-        column = (row.attack, row.gradient, row.eps)
-        result = results.get((row.index, *column))
-        after = stages.get((row.index, *column, "attacked and denoised"))
-        before = clean.get(row.index)
-        what = f"image {row.index}, {row.attack} {row.gradient} eps {eps_name(row.eps)}"
-        rows.append(
-            [
-                [f"image {row.index}", f", class {result.label}" if result else None],
-                _picture(before, f"image {row.index} before"),
-                _picture(denoised.get(row.index), f"image {row.index} denoised"),
-                _picture(row, f"{what}: attacked"),
-                _picture(after, f"{what}: attacked and denoised"),
-                _change(before, row, f"{what}: change"),
-                [what.partition(", ")[2], _outcome(result)],
-            ]
-        )
-    if not rows:
-        return None
-    heads = ["image", "before", "denoised", "attacked", "attacked, denoised", "change", "outcome"]
-    shown = f" ({len(rows)} of {len(attacked)})" if len(attacked) > len(rows) else ""
-    caption = f"Images before and after{shown}; change: grey is none, stretched to the full range"
-    return table(heads, rows, caption, "pictures")
-
-
-def _picture(row: ImageRow | None, alt: str) -> Markup | str:
-    return picture(row.array, alt) if row else "-"
-
-
-def _change(before: ImageRow | None, after: ImageRow, alt: str) -> Markup | str:
-    if before is None or before.shape != after.shape:
-        return "-"
-    change = after.array.astype(int) - before.array
-    stretched = 127.5 + 127.5 * change / max(abs(change).max(), 1)
-    return picture(np.rint(stretched).astype(np.uint8), alt)
-
-
-def _outcome(row: AttackRow | None) -> str | None:
-    if row is None:
-        return None
-    if not row.clean:
-        return ": wrong before, not attacked"
-    return f": right in {sum(row.fresh)} of {len(row.fresh)}"
 
 
 def _settings(model: Model) -> Iterator[Markup]:

@@ -9,26 +9,23 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, NamedTuple
-
-from scipy import stats
 
 from art_denoised.evaluation.records import CertifyRow
 from art_denoised.evaluation.report import accuracy_table
 from art_denoised.evaluation.robust_records import CLEAN, AttackRow, CheckRow, ImageRow
-from art_denoised.smoothing.statistics import Interval, proportion_interval
+from art_denoised.evaluation.survival import (
+    Share,
+    Survival,
+    kept,
+    share,
+    sign_test,
+    together,
+)
 
 ALL = "all attacks"
 _LEVEL = 0.025  # of the one-sided test for an inversion, as one end of a 95% interval
-
-
-class Share(NamedTuple):
-    """A share of images with its 95% interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Ball(NamedTuple):
@@ -36,14 +33,6 @@ class Ball(NamedTuple):
 
     norm: str
     eps: float
-
-
-class Survival(NamedTuple):
-    """What is left of one image: shares of evaluations, 0 or 1 for single ones."""
-
-    counted: float
-    fresh: float
-    worst: float
 
 
 @dataclass(frozen=True)
@@ -118,6 +107,7 @@ class Model:
         pictures: Images before and after.
         settings: Title -> settings of the run, for each log.
         same_images: Whether attack and certify logs index the same data.
+        unmade: Names of masking checks that the run has not come to.
     """
 
     name: str
@@ -127,6 +117,7 @@ class Model:
     pictures: tuple[ImageRow, ...] = ()
     settings: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     same_images: bool = True
+    unmade: tuple[str, ...] = ()
 
     @property
     def failed(self) -> tuple[CheckRow, ...]:
@@ -135,13 +126,14 @@ class Model:
 
     @property
     def trusted(self) -> bool | None:
-        """Whether robust accuracy may be believed; None if no check was made.
+        """Whether robust accuracy may be believed; None if the checks were not all made.
 
         Not where a check failed, nor where certificates contradict it.
         """
         if self.failed or self.inversions:
             return False
-        return True if any(check.passed for check in self.checks) else None
+        made = any(check.passed for check in self.checks) and not self.unmade
+        return True if made else None
 
     @property
     def clean(self) -> Share | None:
@@ -176,7 +168,7 @@ class Model:
     @cached_property
     def survivals(self) -> dict[Ball, dict[int, Survival]]:
         """Ball -> image -> what all attacks leave, of images that every one of them tried."""
-        return {ball: _together(list(rows.values())) for ball, rows in self.columns.items()}
+        return {ball: together(list(rows.values())) for ball, rows in self.columns.items()}
 
     @cached_property
     def agreements(self) -> tuple[Agreement, ...]:
@@ -196,8 +188,8 @@ class Model:
         for (attack, gradient), rows in attacks.items():
             single = {i: Survival(row.counted, row.mean, row.worst) for i, row in rows.items()}
             yield self._figure(ball, attack, gradient, single, [rows])
-        if together := self.survivals[ball]:
-            yield self._figure(ball, ALL, "", together, list(attacks.values()))
+        if left := self.survivals[ball]:
+            yield self._figure(ball, ALL, "", left, list(attacks.values()))
 
     def _figure(
         self,
@@ -252,89 +244,6 @@ class Model:
         )
 
 
-def share(values: Sequence[float]) -> Share | None:
-    """Return the mean of values in [0, 1], one an image, with its 95% interval; None of nothing.
-
-    For whole counts the interval is Clopper and Pearson's. A mean of averages over evaluations
-    varies less than a count of the same mean; it gets the interval of the counts around it.
-
-    Example:
-        >>> share([1, 1, 0.5, 0]).value
-        0.625
-    """
-    n = len(values)
-    if not n:
-        return None
-    total = math.fsum(values)
-    low = _interval(math.floor(total + 1e-9), n).low
-    high = _interval(math.ceil(total - 1e-9), n).high
-    return Share(total / n, low, high)
-
-
-@cache  # milliseconds each, and a report asks for the same ones again and again
-def _interval(k: int, n: int) -> Interval:
-    return proportion_interval(k, n)
-
-
-def _together(attacks: Sequence[Mapping[int, AttackRow]]) -> dict[int, Survival]:
-    common = sorted(set.intersection(*map(set, attacks)))
-    together = [survival([rows[index] for rows in attacks]) for index in common]
-    # No average over images may be above that of a single attack on them, so the strongest
-    # single attack stands in where choosing by few evaluations did worse.
-    singles = [[rows[index].mean for index in common] for rows in attacks]
-    fresh = min([[image.fresh for image in together], *singles], key=math.fsum)
-    left = zip(common, together, fresh, strict=True)
-    return {index: image._replace(fresh=mean) for index, image, mean in left}
-
-
-def survival(rows: Sequence[AttackRow]) -> Survival:
-    """Return what several attacks leave of one image: the one that harms it most.
-
-    On fresh noise, the lowest of several averages of a few evaluations is too low: luck has
-    chosen it. So half of the evaluations choose the attack and the other half judge it, and
-    the other way round. With one evaluation each, which is all a deterministic model needs, it
-    is the lowest.
-
-    Example:
-        >>> def row(attack, fresh):
-        ...     return AttackRow(0, 1, attack, "none", "linf", 0.1, True, True, fresh, 0, 0, 0)
-        >>> survival([row("a", (True, True, True, True)), row("b", (True, False, False, False))])
-        Survival(counted=True, fresh=0.25, worst=False)
-    """
-    counted, worst = all(row.counted for row in rows), all(row.worst for row in rows)
-    if min(len(row.fresh) for row in rows) < 2:
-        return Survival(counted, min(row.mean for row in rows), worst)
-    halves = (slice(0, None, 2), slice(1, None, 2))
-
-    draws: list[bool] = []
-    for choose, judge in (halves, halves[::-1]):
-        strongest = min(rows, key=lambda row: (_mean(row.fresh[choose]), row.counted))
-        draws += strongest.fresh[judge]
-    return Survival(counted, _mean(draws), worst)
-
-
-def kept(image: Survival) -> bool:
-    """Return whether an image is right in at least half of its evaluations, as smoothing votes.
-
-    Example:
-        >>> kept(Survival(counted=0, fresh=0.5, worst=0))
-        True
-    """
-    return image.fresh >= 0.5
-
-
-def sign_test(first: int, second: int, alternative: str = "two-sided") -> float:
-    """Return the exact p-value that both counts have the same expectation (McNemar's test).
-
-    Example:
-        >>> sign_test(0, 0), round(sign_test(9, 1, "greater"), 3)
-        (1.0, 0.011)
-    """
-    if first + second == 0:
-        return 1.0
-    return float(stats.binomtest(first, first + second, 0.5, alternative=alternative).pvalue)
-
-
 def ball_name(ball: Ball) -> str:
     """Return a ball in words, eps as a fraction of 255 where it is one.
 
@@ -355,7 +264,3 @@ def eps_name(eps: float) -> str:
     whole = round(eps * 255)
     exact = 0 < whole < 128 and math.isclose(eps * 255, whole, rel_tol=1e-4)
     return f"{whole}/255" if exact and len(f"{eps:g}") > 5 else f"{eps:g}"
-
-
-def _mean(values: Sequence[bool]) -> float:
-    return sum(values) / len(values)

@@ -9,6 +9,7 @@ from typing import Any
 
 from art_denoised.checks import InputError
 from art_denoised.evaluation.logs import read_log
+from art_denoised.evaluation.masking import CHECKS
 from art_denoised.evaluation.records import Log
 from art_denoised.evaluation.robust_records import CLEAN, AttackLog, AttackRow, read_attack_log
 from art_denoised.evaluation.robust_report import Model
@@ -135,6 +136,7 @@ def _model(
     rows = _distinct(name, [row for _, log in attacks for row in log.rows])
     if not rows and not any(log.rows for _, log in certificates):
         raise InputError(f"{name} holds no rows yet; attack or certify some images first")
+    made = {check.name for _, log in attacks for check in log.checks}
     settings = [(str(path), log.settings or {}) for path, log in attacks]
     settings += [(str(path), log.settings or {}) for path, log in certificates]
     data = {str(of_log["data"]) for _, of_log in settings if "data" in of_log}
@@ -146,6 +148,7 @@ def _model(
         pictures=tuple(picture for _, log in attacks for picture in log.images),
         settings=tuple(settings),
         same_images=len(data) < 2,
+        unmade=tuple(name for name in CHECKS if attacks and name not in made),
     )
 
 

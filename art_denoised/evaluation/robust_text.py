@@ -6,13 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from art_denoised.evaluation.report import accuracy_table, default_radii, format_table
 from art_denoised.evaluation.robust_compare import conflicts, differences
-from art_denoised.evaluation.robust_report import (
-    ALL,
-    Agreement,
-    Model,
-    Share,
-    ball_name,
-)
+from art_denoised.evaluation.robust_report import ALL, Agreement, Model, ball_name
+from art_denoised.evaluation.survival import Share
 
 SHARES = ("clean", "counted", "fresh", "worst")
 VERDICTS = {True: "checks passed", False: "NOT TO BE TRUSTED", None: "not checked"}
@@ -83,11 +78,12 @@ def shouts(models: Iterable[Model]) -> Iterator[str]:
     for model in models:
         for agreement in model.inversions:
             yield f"INVERSION in {plain(model.name)}: {agreement_words(agreement)}"
+        named: dict[str, list[str]] = {}
         for check in model.failed:
-            yield (
-                f"NOT TO BE TRUSTED: {plain(model.name)} failed the check '{plain(check.name)}': "
-                f"{plain(check.finding)}"
-            )
+            named.setdefault(plain(check.finding), []).append(f"'{plain(check.name)}'")
+        for finding, names in named.items():
+            which = f"check{'s' * (len(names) > 1)} {', '.join(names)}"
+            yield f"NOT TO BE TRUSTED: {plain(model.name)} failed the {which}: {finding}"
 
 
 def agreement_words(agreement: Agreement) -> str:
@@ -129,15 +125,34 @@ def trust_words(model: Model) -> str:
         'not checked for masking'
     """
     if model.trusted is None:
-        return "not checked for masking"
+        some = f", {len(model.unmade)} checks are missing" if model.checks else ""
+        return f"not checked for masking{some}"
     if not model.trusted:
-        reasons = [f"failed: {plain(check.name)}" for check in model.failed]
+        names = ", ".join(plain(check.name) for check in model.failed)
+        reasons = [f"failed: {names}"] if names else []
         reasons += ["certified accuracy is above it"] * bool(model.inversions)
         return f"NOT TO BE TRUSTED, {'; '.join(reasons)}"
     passed = sum(check.passed is True for check in model.checks)
     missing = len(model.checks) - passed
     more = f", {missing} could not be made" if missing else ""
     return f"{passed} checks for masking passed{more}"
+
+
+def brief_words(model: Model) -> str:
+    """Return the verdict for a narrow column.
+
+    Example:
+        >>> brief_words(Model("ours"))
+        'not checked'
+    """
+    if model.trusted is None:
+        return "not checked"
+    counts = [
+        f"{sum(check.passed is passed for check in model.checks)} {word}"
+        for passed, word in ((True, "passed"), (False, "failed"), (None, "not possible"))
+        if any(check.passed is passed for check in model.checks)
+    ]
+    return ", ".join(counts + ["certified above robust"] * bool(model.inversions))
 
 
 def difference_lines(models: Sequence[Model]) -> Iterator[str]:
@@ -198,16 +213,16 @@ def _model_lines(model: Model, width: int) -> list[str]:
         figures = [figure for figure in model.figures if figure.ball == ball]
         title = f"  {ball_name(ball)}"
         heads = "".join(f"{head:>9}" for head in ("images", *SHARES, "s/image"))
-        lines += ["", f"{title:{width + 4}}gradient{heads}"]
+        lines += ["", f"{title:{width + 6}}gradient{heads}"]
         for figure in figures:
             shares = [getattr(figure, name) for name in SHARES]
             cells = "".join(f"{percent(share):>9}" for share in shares)
             name = f"    {plain(figure.attack)}"
             lines.append(
-                f"{name:{width + 4}}{plain(figure.gradient):8}{figure.images:9}{cells}"
+                f"{name:{width + 6}}{plain(figure.gradient):8}{figure.images:9}{cells}"
                 f"{figure.seconds:9.2g}{flag}"
             )
-            lines.append(" " * (width + 21) + "".join(f"{interval(share):>9}" for share in shares))
+            lines.append(" " * (width + 23) + "".join(f"{interval(share):>9}" for share in shares))
     if model.certified:
         radii = default_radii(model.certified)
         lines += ["", *format_table({plain(model.name): model.certified}, radii).splitlines()[:4]]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from art_denoised.evaluation.logs import LogWriter
+from art_denoised.evaluation.masking import CHECKS
 from art_denoised.evaluation.records import CertifyRow
 from art_denoised.evaluation.robust_records import (
     CLEAN,
@@ -67,8 +68,10 @@ def write_run(
                 for index in range(images):
                     draws = tuple(bool(right) for right in rng.random(4) < 1 - eps)
                     log.append(row(index, draws, attack=attack, gradient=gradient, eps=eps))
-        log.append(CheckRow("square", not failed, f"{name}: what Square found", {"gap": 0.5}))
-        log.append(CheckRow("transfer", None, "there is no bare classifier"))
+        for check in CHECKS:
+            log.append(CheckRow(check, None if check == "transfer" else True, f"about {check}"))
+        if failed:
+            log.append(CheckRow("gradient-free attacks", False, f"{name}: Square", {"gap": 0.5}))
         x = rng.random((1, 8, 8))
         for stage, attack, eps in (("clean", CLEAN, 0.0), ("attacked", "pgd", 0.5)):
             gradient = "none" if attack == CLEAN else "exact"

@@ -18,16 +18,10 @@ from art_denoised.cli import main
 from art_denoised.evaluation.robust_compare import conflicts, differences
 from art_denoised.evaluation.robust_export import COLUMNS, robustbench, to_json, to_tsv
 from art_denoised.evaluation.robust_records import AttackLogWriter, CheckRow
-from art_denoised.evaluation.robust_report import (
-    ALL,
-    Model,
-    eps_name,
-    share,
-    sign_test,
-    survival,
-)
+from art_denoised.evaluation.robust_report import ALL, Model, eps_name
 from art_denoised.evaluation.robust_runs import read_models
 from art_denoised.evaluation.robust_text import agreement_words, format_comparison, format_report
+from art_denoised.evaluation.survival import share, sign_test, survival
 from art_denoised.smoothing.statistics import proportion_interval
 from tests.evaluation.robust_rows import certificate, clean_row, row, write_run
 
@@ -192,8 +186,8 @@ def test_models_are_compared_on_common_images_and_conflicts_named():
     assert (difference.images, difference.only_first, difference.only_second) == (5, 0, 3)
     assert difference.gain == 3 / 5
     said = "\n".join(conflicts([first, second]))
-    assert "other images were attacked in l2 eps 0.5 (6 and 7, 5 in common)" in said
-    assert "only one was attacked in l2 eps 0.5 with square (none)" in said
+    assert "other images were attacked (6 and 7, 5 in common) in l2 eps 0.5" in said
+    assert "only second was attacked with square (none) in l2 eps 0.5" in said
     assert "only second was attacked in l2 eps 0.9" in said
     assert conflicts([first, Model("again", first.rows)]) == []
 
@@ -212,6 +206,17 @@ def test_trust_follows_the_checks():
     assert Model("m", rows, (open_,)).trusted is None
     assert Model("m", rows, (good, open_)).trusted is True
     assert Model("m", rows, (good, bad)).trusted is False
+    assert Model("m", rows, (good,), unmade=("logits",)).trusted is None
+    assert Model("m", rows, (bad,), unmade=("logits",)).trusted is False
+
+
+def test_a_run_that_has_not_come_to_its_checks_is_not_checked(tmp_path):
+    with AttackLogWriter(tmp_path / "attack.jsonl", {}) as log:
+        log.append(row(0, T))
+        log.append(CheckRow("flags of autoattack (exact, eps 0.5)", True, "dynamic defense"))
+    model = read_models([str(tmp_path)])[0][0]
+    assert model.trusted is None
+    assert "not checked for masking" in format_report([model])
 
 
 def test_a_failed_check_is_beside_every_figure(tmp_path):
