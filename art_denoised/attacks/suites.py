@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -260,14 +261,27 @@ def as_module(model: Any) -> nn.Module:
     """Return the module of an ART estimator; a module is returned as it is.
 
     Raises:
-        InputError: Neither.
+        InputError: Neither, or an estimator that is not what its module is.
     """
     module = model if isinstance(model, nn.Module) else getattr(model, "model", None)
     if not isinstance(module, nn.Module):
         raise InputError(
             f"the model is a {type(model).__name__}; give an nn.Module or an ART PyTorchClassifier"
         )
+    if module is not model:
+        steps = [*model.preprocessing_operations, *(model.postprocessing_defences or ())]
+        if any(not _is_identity(step) for step in steps):
+            raise InputError(
+                "the ART estimator transforms images or answers outside its model; give a module "
+                "that does all of it (art_denoised.estimators.preprocessing)"
+            )
     return module
+
+
+def _is_identity(step: Any) -> bool:
+    """Whether a step is ART's default standardisation, which subtracts 0 and divides by 1."""
+    mean, std = getattr(step, "mean", None), getattr(step, "std", None)
+    return mean is not None and std is not None and not np.any(mean) and bool(np.all(std == 1))
 
 
 def fill_in(

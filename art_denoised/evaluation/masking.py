@@ -4,9 +4,10 @@ Sources: Athalye et al., "Obfuscated Gradients" (ICML 2018, arXiv 1802.00420), s
 et al., "On Evaluating Adversarial Robustness" (arXiv 1902.06705).
 
 Each check looks at a few images and decides by counting them: it fails when, at confidence 99 %,
-the share of images that speak against the figure exceeds its tolerance. "Broken" images are those
-that the model gets wrong in more than half of its evaluations. docs/attack.md says what to do about
-a failed check.
+the share of images that speak against the figure exceeds its tolerance. Of a randomised model, an
+image is broken by one attack and not by another only if it is right in at most a quarter of its
+evaluations under the one and in at least three quarters under the other: less is luck.
+docs/attack.md says what to do about a failed check.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from art_denoised.attacks.contained import Generators, contained
 from art_denoised.attacks.pgd import PGD
 from art_denoised.attacks.suites import AutoAttack
 from art_denoised.checks import InputError
-from art_denoised.evaluation.probing import ALPHA, Subject, exceeds
+from art_denoised.evaluation.probing import ALPHA, KEPT, LOST, Subject, exceeds, worst
 from art_denoised.evaluation.robust_records import CLEAN, CheckRow
 from art_denoised.evaluation.target import Target
 from art_denoised.smoothing.bounds import lower_confidence_bound
@@ -41,12 +42,12 @@ def gradient_free(s: Subject) -> CheckRow:
     name = "gradient-free attacks"
     if not s.attackable:
         return _nothing(name)
-    worst = max(_paired_columns(s), key=lambda found: found[0] / found[1], default=None)
-    if worst is None:
+    pairs = _paired_columns(s)
+    most = max(pairs, key=lambda found: found[0] / found[1], default=None)
+    if most is None:
         norm, eps = s.ball
-        known = s.by_gradients(norm, eps)
-        broken, who = torch.zeros_like(known), f"Square ({s.probes.queries} queries)"
-        left = ~known
+        left = s.by_gradients(norm, eps) >= KEPT
+        broken, who = torch.zeros_like(left), f"Square ({s.probes.queries} queries)"
         if left.any():
             attack = AutoAttack(eps, norm=norm, parts=("square",), queries=s.probes.queries)  # type: ignore[arg-type]
             try:
@@ -55,10 +56,10 @@ def gradient_free(s: Subject) -> CheckRow:
                 return CheckRow(name, None, f"not made: {error}")
             x_adv = s.x.clone()
             x_adv[left] = found.x_adv
-            broken = s.broken(x_adv)
-        worst = (int((broken & left).sum()), len(left), who, eps, norm)
-    k, n, who, eps, norm = worst
-    failed = exceeds(k, n, _MISSED)
+            broken = s.right(x_adv) <= LOST
+        most = (int((broken & left).sum()), len(left), who, eps, norm)
+    k, n, who, eps, norm = most
+    failed = exceeds(k, n, _MISSED, among=max(len(pairs), 1))
     return _counted(
         name,
         failed,
@@ -75,18 +76,17 @@ def stronger_attack(s: Subject) -> CheckRow:
     name = "stronger attack"
     if not s.attackable:
         return _nothing(name)
-    worst = (0, 1, s.balls[0])
+    most = (0, len(s.x), s.balls[0])
     for ball in s.balls:
-        here = [row for row in s.rows if (row.norm, row.eps) == ball and row.attack != CLEAN]
-        broken = {row.index for row in here if not row.counted or row.mean < 0.5}
-        stands = torch.tensor([index not in broken for index in s.indices])
-        if here and stands.any():
-            k = int((s.pgd(*ball, s.probes.steps) & stands).sum())
-            worst = max(worst, (k, len(stands), ball), key=lambda found: found[0] / found[1])
-    k, n, (norm, eps) = worst
-    failed = exceeds(k, n, _NOISE)
+        left = worst(row for row in s.rows if (row.norm, row.eps) == ball)
+        stands = torch.tensor([left.get(index, 0.0) >= KEPT for index in s.indices])
+        if stands.any():
+            k = int(((s.pgd(*ball, s.probes.steps) <= LOST) & stands).sum())
+            most = max(most, (k, len(stands), ball), key=lambda found: found[0] / found[1])
+    k, n, (norm, eps) = most
+    failed = exceeds(k, n, _NOISE, among=len(s.balls))
     finding = (
-        f"PGD of {s.probes.steps} steps on the margin broke {k} of {len(s.x)} images that no "
+        f"PGD of {s.probes.steps} steps on the margin broke {k} of {n} images that no "
         f"attack of the run broke ({norm}, eps {eps:g})" + ("; attack harder" if failed else "")
     )
     return _counted(name, failed, k, n, _NOISE, finding)
@@ -112,7 +112,7 @@ def more_steps(s: Subject) -> CheckRow:
         return _nothing("more steps")
     (norm, eps), few = s.ball, max(s.probes.steps // 4, 1)
     less, more = s.pgd(norm, eps, few), s.pgd(norm, eps, s.probes.steps)
-    k, n = int((less & ~more).sum()), len(less)
+    k, n = int(((less <= LOST) & (more >= KEPT)).sum()), len(less)
     failed = exceeds(k, n, _NOISE)
     finding = (
         f"{k} of {n} images survive PGD of {s.probes.steps} steps and not of {few} "
@@ -127,19 +127,20 @@ def larger_eps(s: Subject) -> CheckRow:
         return _nothing("larger eps")
     norm, eps = s.ball
     small, large = (s.pgd(norm, e, s.probes.steps) for e in (eps, 2 * eps))
-    pairs = [(int((small & ~large).sum()), len(small), "PGD", eps, 2 * eps)]
-    columns: dict[tuple[str, str, str], dict[float, dict[int, bool]]] = {}
+    helped = int(((small <= LOST) & (large >= KEPT)).sum())
+    pairs = [(helped, len(small), "PGD", eps, 2 * eps)]
+    columns: dict[tuple[str, str, str], dict[float, dict[int, float]]] = {}
     for row in s.rows:
         if row.attack != CLEAN and row.clean:
             at = columns.setdefault((row.attack, row.gradient, row.norm), {})
-            at.setdefault(row.eps, {})[row.index] = row.mean < 0.5
+            at.setdefault(row.eps, {})[row.index] = row.mean
     for (attack, gradient, _), at in columns.items():
         sizes = sorted(at)
         for low, high in itertools.pairwise(sizes):
-            k = sum(broken and not at[high][index] for index, broken in at[low].items())
+            k = sum(share <= LOST and at[high][i] >= KEPT for i, share in at[low].items())
             pairs.append((k, len(at[low]), f"{attack} ({gradient})", low, high))
     k, n, who, low, high = max(pairs, key=lambda pair: pair[0] / pair[1])
-    failed = exceeds(k, n, _NOISE)
+    failed = exceeds(k, n, _NOISE, among=len(pairs))
     finding = f"{k} of {n} images survive {who} at eps {high:g} and not at {low:g}"
     return _counted("larger eps", failed, k, n, _NOISE, finding)
 
@@ -151,7 +152,7 @@ def large_enough_eps(s: Subject) -> CheckRow:
         return _nothing(name)
     norm = s.ball[0]
     eps = 0.5 if norm == "linf" else 0.5 * math.sqrt(s.x[0].numel())
-    held = ~s.pgd(norm, eps, 2 * s.probes.steps)
+    held = s.pgd(norm, eps, 2 * s.probes.steps) > 0.5
     k, n = int(held.sum()), len(held)
     failed = exceeds(k, n, _HELD)
     finding = (
@@ -191,7 +192,8 @@ def transfer(s: Subject) -> CheckRow:
     bare = Target(s.bare, s.x[:2], noise=None, repeats=1, seed=0)
     attack: Any = PGD(eps, norm=norm, steps=s.probes.steps, loss="margin")  # type: ignore[arg-type]
     x_adv = bare.attempt(attack, bare.gradients()[0], s.x, s.y, 0).x_adv
-    k, n = int((s.broken(x_adv) & ~s.by_gradients(norm, eps)).sum()), len(s.x)
+    alone = (s.right(x_adv) <= LOST) & (s.by_gradients(norm, eps) >= KEPT)
+    k, n = int(alone.sum()), len(s.x)
     failed = exceeds(k, n, _MISSED)
     finding = (
         f"{k} of {n} images are broken by attacks on the bare classifier and not by gradient "
@@ -276,14 +278,13 @@ def _paired_columns(s: Subject) -> list[tuple[int, int, str, float, str]]:
     """Return what gradient-free attacks alone broke, for balls with both kinds of attack."""
     pairs = []
     for norm, eps in s.balls:
-        here = [row for row in s.rows if (row.norm, row.eps) == (norm, eps) and row.clean]
-        seen = [row for row in here if row.gradient != "none" and row.attack != CLEAN]
-        blind = [row for row in here if row.gradient == "none" and row.attack != CLEAN]
+        here = [row for row in s.rows if (row.norm, row.eps) == (norm, eps)]
+        seen = worst(row for row in here if row.gradient != "none")
+        blind = worst(row for row in here if row.gradient == "none")
         if seen and blind:
-            found = {row.index for row in seen if row.mean < 0.5}
-            also = {row.index for row in blind if row.mean < 0.5}
-            who = ", ".join(sorted({row.attack for row in blind}))
-            pairs.append((len(also - found), len({row.index for row in here}), who, eps, norm))
+            alone = sum(blind[i] <= LOST and seen[i] >= KEPT for i in blind)
+            who = ", ".join(sorted({row.attack for row in here if row.gradient == "none"}))
+            pairs.append((alone, len(blind), who, eps, norm))
     return pairs
 
 

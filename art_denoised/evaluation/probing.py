@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from art_denoised.smoothing.bounds import lower_confidence_bound
 from art_denoised.types import Images, Labels
 
 ALPHA = 0.01  # probability of accusing a model whose share is at the tolerance
+LOST, KEPT = 0.25, 0.75  # shares of right answers; between them the noise of the model decides
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,17 @@ class Subject:
     def ball(self) -> tuple[str, float]:
         """The largest ball of the run in which some image survives gradient attacks."""
         by_size = sorted(self.balls, key=lambda ball: -ball[1])
-        return next((ball for ball in by_size if not self.by_gradients(*ball).all()), by_size[-1])
+        left = (ball for ball in by_size if (self.by_gradients(*ball) >= KEPT).any())
+        return next(left, by_size[-1])
 
-    def broken(self, x_adv: Images) -> Tensor:
-        """Return whether the model gets each image wrong more often than not."""
-        return self.target.right(x_adv, self.y, seed=1).float().mean(0) < 0.5
+    def right(self, x_adv: Images) -> Tensor:
+        """Return how often the model is right on each image, in [0, 1]."""
+        return self.target.right(x_adv, self.y, seed=1).float().mean(0)
 
     def pgd(self, norm: str, eps: float, steps: int) -> Tensor:
-        """Return which images PGD breaks, with any of the model's gradients."""
+        """Return how often images are right under PGD, with the worst of the model's gradients."""
         if not self.target.differentiable:
-            return torch.zeros(len(self.x), dtype=torch.bool)
+            return self.right(self.x)
         key = (norm, eps, steps)
         if key not in self._probed:
             attack: Any = PGD(eps, norm=norm, steps=steps, loss="margin", eot=self.eot)  # type: ignore[arg-type]
@@ -93,18 +96,16 @@ class Subject:
                 self.target.attempt(attack, gradient, self.x, self.y, 0).x_adv
                 for gradient in self.target.gradients()
             ]
-            self._probed[key] = torch.stack([self.broken(x_adv) for x_adv in found]).any(0)
+            self._probed[key] = torch.stack([self.right(x_adv) for x_adv in found]).amin(0)
         return self._probed[key]
 
     def by_gradients(self, norm: str, eps: float) -> Tensor:
-        """Return which images the run's gradient attacks or PGD break."""
-        broken = {
-            row.index
-            for row in self.rows
-            if (row.norm, row.eps) == (norm, eps) and row.gradient != "none" and row.mean < 0.5
-        }
-        mine = torch.tensor([index in broken for index in self.indices])
-        return mine | self.pgd(norm, eps, self.probes.steps)
+        """Return how often images are right under the worst gradient attack, PGD among them."""
+        seen = worst(
+            r for r in self.rows if r.gradient != "none" and (r.norm, r.eps) == (norm, eps)
+        )
+        mine = torch.tensor([seen.get(index, 1.0) for index in self.indices])
+        return torch.minimum(mine, self.pgd(norm, eps, self.probes.steps))
 
     def gradients(self, how: str) -> Images:
         """Return the gradients of the margin loss at the images, averaged over draws."""
@@ -126,13 +127,22 @@ class Subject:
         return torch.stack(draws).mean(0)
 
 
-def exceeds(k: int, n: int, tolerance: float) -> bool:
+def worst(rows: Iterable[AttackRow]) -> dict[int, float]:
+    """Return how often each image is right under the worst of the attacks in ``rows``."""
+    shares: dict[int, float] = {}
+    for row in rows:
+        if row.attack != CLEAN and row.clean:
+            shares[row.index] = min(row.mean, shares.get(row.index, 1.0))
+    return shares
+
+
+def exceeds(k: int, n: int, tolerance: float, among: int = 1) -> bool:
     """Whether ``k`` of ``n`` images show that more than ``tolerance`` of all would do so.
 
-    One-sided Clopper-Pearson at confidence 99 %.
+    One-sided Clopper-Pearson at confidence 99 %, of the worst ``among`` so many (Bonferroni).
 
     Example:
         >>> exceeds(3, 32, 0.02), exceeds(4, 32, 0.02)
         (False, True)
     """
-    return k > 0 and lower_confidence_bound(k, n, ALPHA) > tolerance
+    return k > 0 and lower_confidence_bound(k, n, ALPHA / among) > tolerance

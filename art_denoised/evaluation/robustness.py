@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import tempfile
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -122,18 +124,21 @@ def evaluate(
         indices=range(len(data)) if indices is None else indices,
         pictures=checks.count("pictures", pictures, 0),
     )
-    settings = {**(identity or {}), **run.settings}
+    probes = probes or Probes()
+    settings = {**(identity or {}), **run.settings, "probes": asdict(probes)}
+    if bare is not None:
+        settings["bare_weights"] = weights_fingerprint(bare)
     with contextlib.ExitStack() as stack:
         if out is None:
             out = stack.enter_context(tempfile.TemporaryDirectory())
         path = make_folder(Path(out)) / "attack.jsonl"
         log = stack.enter_context(AttackLogWriter(path, settings, resume=resume))
         for notice in log.notices:
-            tqdm.write(f"notice: {notice}")
+            tqdm.write(f"notice: {notice}", file=sys.stderr)
         stack.enter_context(run.target.as_asked())
         run.attack(log, progress)
         if masking_checks:
-            run.check(log, bare, probes or Probes(), progress)
+            run.check(log, bare, probes, progress)
         return log.log
 
 
@@ -196,7 +201,8 @@ class _Run:
         clean = {row.index: row.clean for row in log.log.rows if row.attack == CLEAN}
         todo: list[Column | None] = [None, *self._columns]
         total = len(self._indices) * len(todo)
-        with tqdm(total=total, unit="image", disable=not progress, smoothing=0.05) as bar:
+        begin = len(done)
+        with tqdm(total=total, initial=begin, unit="image", disable=not progress) as bar:
             for column in todo:
                 key = (CLEAN, "none", 0.0) if column is None else column.key
                 bar.set_description(key[0])
@@ -209,7 +215,7 @@ class _Run:
                         for row in rows:
                             if row.index in missing:
                                 log.append(row)
-                    bar.update(len(block))
+                    bar.update(len(missing))
 
     def check(
         self,

@@ -48,7 +48,7 @@ class Target:
         InputError: The model cannot be used, or has no noise that can be fixed.
 
     Example:
-        >>> base = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> base = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
         >>> model = SmoothedClassifier(base, sigma=0.25, samples=4, seed=0)
         >>> Target(model, torch.rand(2, 1, 8, 8), noise="fresh", repeats=5, seed=0).randomised
         True

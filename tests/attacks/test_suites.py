@@ -10,6 +10,7 @@ import numpy as np
 import pyautoattack
 import pytest
 import torch
+from art.estimators.classification.pytorch import PyTorchClassifier
 from pyautoattack import checks as autoattack_checks
 from torch import nn
 
@@ -37,7 +38,7 @@ FACES = [
     TorchAttack(L2, norm="l2", kind="CW", options={"steps": 12, "c": 10, "lr": 0.1}),
     ARTAttack(EPS, options={"max_iter": 10}),
     ARTAttack(EPS, kind="SquareAttack", options={"max_iter": 150}),
-    ARTAttack(L2, norm="l2", kind="DeepFool", options={"max_iter": 4}),
+    ARTAttack(L2, norm="l2", kind="DeepFool", options={"max_iter": 10}),
 ]
 
 
@@ -118,14 +119,28 @@ def test_the_official_package_is_called_as_it_wants(data, monkeypatch):
     """A stand-in with the official signatures over the packaged engine, which is the same code."""
 
     class Official(pyautoattack.AutoAttack):
-        def __init__(self, model, norm="Linf", eps=0.3, seed=None, verbose=True, attacks_to_run=(),
-                     version="standard", is_tf_model=False, device="cuda", log_path=None):  # fmt: skip
-            super().__init__(model, norm=norm, eps=eps, seed=seed, version=version, device=device,
-                             attacks=list(attacks_to_run) or None)  # fmt: skip
+        def __init__(
+            self,
+            model,
+            norm="Linf",
+            eps=0.3,
+            seed=None,
+            verbose=True,
+            attacks_to_run=(),
+            version="standard",
+            is_tf_model=False,
+            device="cuda",
+            log_path=None,
+        ):
+            parts = list(attacks_to_run) or None
+            super().__init__(
+                model, norm=norm, eps=eps, seed=seed, version=version, device=device, attacks=parts
+            )
             self.verbose = verbose
 
-        def run_standard_evaluation(self, x_orig, y_orig, bs=250, return_labels=False,
-                                    state_path=None):  # fmt: skip
+        def run_standard_evaluation(
+            self, x_orig, y_orig, bs=250, return_labels=False, state_path=None
+        ):
             found = super().run_standard_evaluation(x_orig, y_orig, batch_size=bs)
             return found if return_labels else found[0]
 
@@ -182,6 +197,16 @@ def test_what_fails_inside_is_undone_too(data):
     assert Generators.now().differing(before) == []
     assert not model.training
     assert not model._forward_hooks
+
+
+def test_an_estimator_that_is_not_its_module_is_refused(data):
+    options = {"input_shape": (1, 8, 8), "nb_classes": 10, "device_type": "cpu"}
+    loss, attack = nn.CrossEntropyLoss(), AutoAttack(EPS, parts=("apgd-ce",), steps=2)
+    plain = PyTorchClassifier(digits_classifier(), loss, **options)
+    attack(plain, *data)
+    scaled = PyTorchClassifier(digits_classifier(), loss, **options, preprocessing=(0.5, 2.0))
+    with pytest.raises(InputError, match="outside its model; give a module"):
+        attack(scaled, *data)
 
 
 def test_estimators_of_ours_are_attacked_as_they_are(data, monkeypatch):

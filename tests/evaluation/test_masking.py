@@ -25,10 +25,10 @@ from art_denoised.evaluation.target import Target
 from tests.evaluation import defects
 
 EPS = 0.15
-PROBES = Probes(images=24, steps=12, queries=80, eot=4)
+PROBES = Probes(images=20, steps=10, queries=60, eot=2)
 
 
-def findings(model, digits, *, bare=None, eps=EPS, attacks=None, images=24, **options):
+def findings(model, digits, *, bare=None, eps=EPS, attacks=None, images=20, **options):
     attacks = [PGD(eps, steps=15, loss="margin")] if attacks is None else attacks
     log = evaluate(
         model,
@@ -38,7 +38,7 @@ def findings(model, digits, *, bare=None, eps=EPS, attacks=None, images=24, **op
         probes=PROBES,
         indices=range(images),
         pictures=0,
-        repeats=5,
+        repeats=3,
         progress=False,
         **options,
     )
@@ -70,11 +70,11 @@ HONEST = {
     "plain": lambda: (digits_classifier(), None),
     "adversarially trained": lambda: (adversarially_trained(), digits_classifier()),
     "smoothed, fixed noise": lambda: (
-        SmoothedClassifier(digits_classifier(), sigma=0.1, samples=4, seed=0),
+        SmoothedClassifier(digits_classifier(), sigma=0.1, samples=2, seed=0),
         digits_classifier(),
     ),
     "smoothed, fresh noise": lambda: (
-        SmoothedClassifier(digits_classifier(), sigma=0.1, samples=2),
+        SmoothedClassifier(digits_classifier(), sigma=0.1, samples=1),
         digits_classifier(),
     ),
 }
@@ -83,7 +83,7 @@ HONEST = {
 @pytest.mark.parametrize("name", HONEST)
 def test_honest_models_are_not_accused(name, digits):
     model, bare = HONEST[name]()
-    eot = 4 if "fresh" in name else 1
+    eot = 2 if "fresh" in name else 1
     attacks = [PGD(eps, steps=10, loss="margin", eot=eot) for eps in (EPS / 2, EPS)]
     log, checks = findings(model, digits, bare=bare, attacks=attacks)
     assert failed(checks) == set(), {c.finding for c in checks.values() if c.passed is False}
@@ -130,20 +130,20 @@ def test_both_gradients_of_likelihood_maximization_are_probed(digits):
     """Either may find what the other does not: PGD takes both."""
     diffusion = digits_diffusion()
     model = nn.Sequential(
-        LikelihoodMaximization(diffusion, steps=2, eta=0.1, seed=0),
-        DiffusionClassifier(diffusion, levels=noise_levels(3), seed=0, temperature=20),
+        LikelihoodMaximization(diffusion, steps=1, eta=0.1, seed=0),
+        DiffusionClassifier(diffusion, levels=noise_levels(2), seed=0, temperature=20),
     ).eval()
     target = Target(model, digits[0][:2], noise=None, repeats=1, seed=0)
     assert target.gradients() == ("exact", "bpda")
-    x, y = digits[0][:6], digits[1][:6]
-    subject = Subject(target, x, y, tuple(range(6)), (), (("linf", EPS),), None, PROBES)
+    x, y = digits[0][:4], digits[1][:4]
+    subject = Subject(target, x, y, tuple(range(4)), (), (("linf", EPS),), None, PROBES)
     exact, bpda = (subject.gradients(how) for how in ("exact", "bpda"))
     assert not torch.allclose(exact, bpda, rtol=0.01)
     alone = []
     for how in ("exact", "bpda"):
         attack = PGD(EPS, steps=PROBES.steps, loss="margin")
-        alone.append(subject.broken(target.attempt(attack, how, x, y, 0).x_adv))
-    assert torch.equal(subject.pgd("linf", EPS, PROBES.steps), alone[0] | alone[1])
+        alone.append(subject.right(target.attempt(attack, how, x, y, 0).x_adv))
+    assert torch.equal(subject.pgd("linf", EPS, PROBES.steps), torch.minimum(*alone))
     assert model[0].gradient == "exact"
 
 

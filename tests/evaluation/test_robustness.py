@@ -113,7 +113,7 @@ def test_a_torn_log_resumes_to_the_same_rows(tmp_path, make, digits):
     attacks = [PGD(EPS, steps=3), TorchAttack(EPS, options={"steps": 3})]
     whole = evaluate(make(), data, attacks, out=tmp_path / "whole", **settings())
     lines = (tmp_path / "whole" / "attack.jsonl").read_bytes().splitlines(keepends=True)
-    for kept in (1, 20, 37, 75):
+    for kept in (1, 37, 75):
         out = tmp_path / str(kept)
         out.mkdir()
         (out / "attack.jsonl").write_bytes(b"".join(lines[:kept]) + lines[kept][:40])
@@ -137,7 +137,7 @@ def test_a_killed_process_resumes_to_the_same_rows_and_checks(tmp_path):
         *("--max", "24", "--batch-size", "6", "--quiet"),
     ]
     out, log = tmp_path / "killed", tmp_path / "killed" / "attack.jsonl"
-    environment = {**os.environ, "SLOW_SECONDS": "0.15"}
+    environment = {**os.environ, "SLOW_SECONDS": "0.06"}
     process = subprocess.Popen([*command, "--out", str(out)], env=environment)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") > 50):
@@ -220,15 +220,15 @@ def test_noise_is_as_asked_and_put_back(digits):
 def rdc() -> nn.Module:
     diffusion = digits_diffusion()
     return nn.Sequential(
-        LikelihoodMaximization(diffusion, steps=2, eta=0.1, seed=0),
-        DiffusionClassifier(diffusion, levels=noise_levels(3), seed=0, temperature=20),
+        LikelihoodMaximization(diffusion, steps=1, eta=0.1, seed=0),
+        DiffusionClassifier(diffusion, levels=noise_levels(2), seed=0, temperature=20),
     ).eval()
 
 
 def test_exact_and_bpda_gradients_side_by_side(digits):
     model = rdc()
-    attacks = [PGD(EPS, steps=3), AutoAttack(EPS, parts=("square",), queries=5)]
-    options = {**FAST, "indices": range(6), "pictures": 1}
+    attacks = [PGD(EPS, steps=2), AutoAttack(EPS, parts=("square",), queries=3)]
+    options = {**FAST, "indices": range(4), "pictures": 1}
     log = evaluate(model, TensorDataset(*digits), attacks, **options)
     assert list(log.columns)[1:] == [
         ("pgd", "exact", EPS), ("pgd", "bpda", EPS), ("square", "none", EPS)
