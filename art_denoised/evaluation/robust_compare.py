@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ class Difference:
         images: How many both were attacked on.
         only_first, only_second: Images that only this model keeps.
         p_value: That they are equally good (exact sign test, two-sided).
+        trusted: Whether the figures of both may be believed, as `Model.trusted`.
     """
 
     first: str
@@ -29,16 +29,18 @@ class Difference:
     only_first: int
     only_second: int
     p_value: float
+    trusted: bool | None
 
     @property
     def gain(self) -> float:
-        """Robust accuracy of the second less that of the first."""
+        """Share of images that the second keeps, less that of the first."""
         return (self.only_second - self.only_first) / self.images
 
 
 def differences(models: Sequence[Model]) -> list[Difference]:
     """Return how each model differs from the first, wherever both were attacked on some images.
 
+    An image is kept if it is right in at least half of its evaluations under all attacks.
     Images with equal index and label are taken for the same; `conflicts` says where runs
     name other data.
 
@@ -53,13 +55,15 @@ def differences(models: Sequence[Model]) -> list[Difference]:
     found = []
     for second in models[1:]:
         first = models[0]
+        verdicts = {first.trusted, second.trusted}
+        trusted = False if False in verdicts else None if None in verdicts else True
         for ball in first.columns:
             pairs = list(_pairs(first, second, ball))
             if pairs:
                 only_first = sum(a and not b for a, b in pairs)
                 only_second = sum(b and not a for a, b in pairs)
                 p_value = sign_test(only_first, only_second)
-                counts = (len(pairs), only_first, only_second, p_value)
+                counts = (len(pairs), only_first, only_second, p_value, trusted)
                 found.append(Difference(first.name, second.name, ball, *counts))
     return found
 
@@ -113,10 +117,12 @@ def _between(first: Model, second: Model) -> Iterator[tuple[str, Ball | None]]:
         if not all(attacks):
             yield f"only {(first if attacks[0] else second).name} was attacked", ball
             continue
-        for model, mine, other in ((first, *attacks), (second, *attacks[::-1])):
-            lone = [f"{name} ({gradient})" for name, gradient in sorted(set(mine) - set(other))]
+        for name, mine, other in zip(
+            (first.name, second.name), attacks, reversed(attacks), strict=True
+        ):
+            lone = [f"{attack} ({gradient})" for attack, gradient in sorted(set(mine) - set(other))]
             if lone:
-                yield f"only {model.name} was attacked with {', '.join(lone)}", ball
+                yield f"only {name} was attacked with {', '.join(lone)}", ball
         images = [set(model.survivals[ball]) for model in (first, second)]
         if images[0] != images[1]:
             common = len(images[0] & images[1])

@@ -55,6 +55,7 @@ def to_json(models: Sequence[Model], notices: Sequence[str] = ()) -> dict[str, A
                 "only_second": entry.only_second,
                 "gain": entry.gain,
                 "p_value": entry.p_value,
+                "trusted": entry.trusted,
             }
             for entry in differences(models)
         ],

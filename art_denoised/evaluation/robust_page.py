@@ -94,7 +94,7 @@ def _differences(models: Sequence[Model]) -> Markup | None:
         [
             f"{entry.second} - {entry.first}",
             ball_name(entry.ball),
-            f"{100 * entry.gain:+.1f}",
+            [f"{100 * entry.gain:+.1f}", _distrust(entry.trusted)],
             str(entry.images),
             str(entry.only_second),
             str(entry.only_first),
@@ -106,8 +106,8 @@ def _differences(models: Sequence[Model]) -> Markup | None:
         return None
     heads = ["difference", "attacked in", "points", "images", "gained", "lost", "p"]
     caption = (
-        "Robust accuracy of each model less that of the first, on the images both were attacked "
-        "on; p: exact sign test"
+        "Images kept under all attacks, in at least half of the evaluations, less those that the "
+        "first model keeps, of images both were attacked on; p: exact sign test"
     )
     return table(heads, rows, caption)
 
@@ -155,7 +155,7 @@ def _certified(models: Sequence[Model]) -> Iterator[Markup]:
             model.name,
             f"{entry.radius:g}",
             _cell(entry.certified),
-            _cell(entry.empirical),
+            [_cell(entry.empirical), _flag(model)],
             str(entry.paired or "none"),
             [
                 tag("strong", "INVERTED: ", class_="bad") if entry.inverted else None,
@@ -237,8 +237,11 @@ def _cell(share: Share | None) -> list[Any]:
 
 
 def _flag(model: Model) -> Markup | None:
-    bad = model.trusted is False and model.columns
-    return tag("strong", " not to be trusted", class_="bad") if bad else None
+    return _distrust(model.trusted) if model.columns else None
+
+
+def _distrust(trusted: bool | None) -> Markup | None:
+    return tag("strong", " not to be trusted", class_="bad") if trusted is False else None
 
 
 def _swatch(i: int) -> Markup:

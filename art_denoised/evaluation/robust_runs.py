@@ -106,8 +106,12 @@ def _read(path: Path) -> list[tuple[Path, AttackLog | Log]]:
 def _attack_log(path: Path) -> AttackLog:
     log = read_attack_log(path)
     for row in log.rows:
-        if not (math.isfinite(row.eps) and row.eps >= 0 and math.isfinite(row.seconds)):
-            raise InputError(f"{path}: image {row.index} has eps {row.eps} s {row.seconds}")
+        if not _well_formed(row):
+            raise InputError(f"{path}: the row of image {row.index!r} is damaged")
+    for check in log.checks:
+        texts = isinstance(check.name, str) and isinstance(check.finding, str)
+        if not texts or check.passed not in (True, False, None):
+            raise InputError(f"{path}: the row of check {check.name!r} is damaged")
     for picture in log.images:
         try:
             size = picture.array.size if picture.array.ndim == 3 else 0
@@ -116,6 +120,18 @@ def _attack_log(path: Path) -> AttackLog:
         if not size:
             raise InputError(f"{path}: the picture of image {picture.index} is damaged")
     return log
+
+
+def _well_formed(row: AttackRow) -> bool:
+    numbers = (row.eps, row.seconds)
+    return (
+        type(row.index) is type(row.label) is int
+        and all(isinstance(text, str) for text in (row.attack, row.gradient, row.norm))
+        and all(isinstance(number, int | float) for number in numbers)
+        and all(0 <= number < math.inf for number in numbers)
+        and isinstance(row.clean, bool)
+        and isinstance(row.counted, bool)
+    )
 
 
 def _certify_log(path: Path) -> Log:
@@ -187,7 +203,8 @@ def _compare(name: str, one: tuple[Path, AttackLog], other: tuple[Path, AttackLo
 
 
 def _attacks(log: AttackLog) -> dict[str, Any]:
-    return {f"{one['name']} eps {one['eps']}": one for one in log.settings.get("attacks", [])}
+    listed = log.settings.get("attacks") or []
+    return {f"{one.get('name')} eps {one.get('eps')}": one for one in listed}
 
 
 def _same_weights(models: Sequence[Model]) -> list[str]:

@@ -10,7 +10,8 @@ from art_denoised.evaluation.robust_report import ALL, Agreement, Model, ball_na
 from art_denoised.evaluation.survival import Share
 
 SHARES = ("clean", "counted", "fresh", "worst")
-VERDICTS = {True: "checks passed", False: "NOT TO BE TRUSTED", None: "not checked"}
+FLAG = "  not to be trusted"
+VERDICTS = {True: "checks passed", False: "! NOT TO BE TRUSTED", None: "not checked"}
 
 
 def format_report(models: Sequence[Model], notices: Sequence[str] = ()) -> str:
@@ -61,7 +62,7 @@ def format_comparison(models: Sequence[Model], notices: Sequence[str] = ()) -> s
         lines.extend(_side_by_side("clean", [model.clean for model in models], width, wide))
     for ball in balls:
         found = [{f.ball: f.fresh for f in model.headlines}.get(ball) for model in models]
-        lines.extend(_side_by_side(ball_name(ball), found, width, wide))
+        lines.extend(_side_by_side(ball_name(ball), found, width, wide, models))
     for radius in default_radii([row for model in models for row in model.certified]):
         found = [certified_share(model, radius) for model in models]
         if any(found):
@@ -162,7 +163,7 @@ def difference_lines(models: Sequence[Model]) -> Iterator[str]:
             f"{plain(entry.second)} against {plain(entry.first)}, {ball_name(entry.ball)}: "
             f"{100 * entry.gain:+.1f} points on {entry.images} images that both were attacked on "
             f"({entry.only_second} kept only by it, {entry.only_first} only by the other; "
-            f"p = {entry.p_value:.2g})"
+            f"p = {entry.p_value:.2g}){FLAG if entry.trusted is False else ''}"
         )
 
 
@@ -208,7 +209,7 @@ def _model_lines(model: Model, width: int) -> list[str]:
     lines = [
         f"{plain(model.name)}: {trust_words(model) if model.columns else 'no attack was made'}"
     ]
-    flag = "  not to be trusted" if model.trusted is False else ""
+    flag = FLAG if model.trusted is False else ""
     for ball in model.columns:
         figures = [figure for figure in model.figures if figure.ball == ball]
         title = f"  {ball_name(ball)}"
@@ -231,7 +232,15 @@ def _model_lines(model: Model, width: int) -> list[str]:
 
 
 def _side_by_side(
-    title: str, shares: Sequence[Share | None], width: int, wide: int
+    title: str,
+    shares: Sequence[Share | None],
+    width: int,
+    wide: int,
+    attacked: Sequence[Model] = (),
 ) -> Iterator[str]:
-    yield f"{title:{width}}" + "".join(f"{percent(share):>{wide}}" for share in shares)
+    bad = [model.trusted is False for model in attacked] or [False] * len(shares)
+    cells = [
+        "! " * (flag and bool(one)) + percent(one) for one, flag in zip(shares, bad, strict=True)
+    ]
+    yield f"{title:{width}}" + "".join(f"{cell:>{wide}}" for cell in cells)
     yield " " * width + "".join(f"{interval(share):>{wide}}" for share in shares)

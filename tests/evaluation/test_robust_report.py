@@ -15,6 +15,7 @@ from scipy import stats
 
 from art_denoised.checks import InputError
 from art_denoised.cli import main
+from art_denoised.evaluation import robust_records
 from art_denoised.evaluation.robust_compare import conflicts, differences
 from art_denoised.evaluation.robust_export import COLUMNS, robustbench, to_json, to_tsv
 from art_denoised.evaluation.robust_records import AttackLogWriter, CheckRow
@@ -223,6 +224,12 @@ def test_a_failed_check_is_beside_every_figure(tmp_path):
     models, _ = read_models([str(write_run(tmp_path / "bad", failed=True))])
     count = len(models[0].figures)
     assert format_report(models).count("  not to be trusted") == count == 6
+    beside = [Model("good", models[0].rows), *models]
+    lines = format_comparison(beside).splitlines()
+    marked = [line.count("! ") for line in lines if line.startswith("l2 eps")]
+    assert marked == [1, 1]
+    assert [entry.trusted for entry in differences(beside)] == [False, False]
+    assert sum(line.endswith("  not to be trusted") for line in lines) == 2
     assert [line.split("\t")[-1] for line in to_tsv(models).splitlines()[1:]] == ["False"] * 6
 
 
@@ -338,6 +345,18 @@ def test_damaged_logs_end_in_one_line(tmp_path, capsys, text):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "attack.jsonl:2 is damaged" in error
+
+
+@pytest.mark.parametrize(
+    "change", [{"eps": "0.5"}, {"eps": math.inf}, {"clean": "yes"}, {"index": 0.5}, {"attack": 3}]
+)
+def test_values_of_another_type_end_in_one_line(tmp_path, capsys, change):
+    record = robust_records.to_json(row(99, T)) | change
+    folder = damage(tmp_path / "run", json.dumps(record))
+    assert main(["report", folder]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "is damaged" in error
 
 
 def test_refusals(tmp_path, capsys):
