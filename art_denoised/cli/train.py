@@ -132,6 +132,13 @@ def add_train_diffusion(commands: Any) -> None:
     )
     add("--layers", type=int, default=1, help="blocks at each resolution (default: %(default)s)")
     add(
+        "--patch",
+        type=int,
+        default=1,
+        help="fold squares of PATCH x PATCH pixels into channels: 1 / PATCH^2 of the compute "
+        "(default: %(default)s)",
+    )
+    add(
         "--drop",
         type=float,
         default=0.1,
@@ -243,6 +250,7 @@ def _train_diffusion(arguments: argparse.Namespace) -> None:
             classes=arguments.classes,
             widths=arguments.widths,
             layers=arguments.layers,
+            patch=arguments.patch,
         )
     rows = train_diffusion(
         model.to(device),

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.diffusion.families import DDPM, EDM, Family, Flow
 from art_denoised.diffusion.model import DiffusionModel
@@ -17,6 +18,7 @@ from art_denoised.diffusion.unet import UNetNetwork
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _SCHEDULER = "scheduler_config.json"
+_EXTRA = "art_denoised.json"  # what diffusers has no place for
 
 
 def load_diffusion(folder: Path | str, *, classes: int | None = None) -> DiffusionModel:
@@ -62,6 +64,7 @@ def load_diffusion(folder: Path | str, *, classes: int | None = None) -> Diffusi
             f"classes is {classes}, but the U-Net in {folder} embeds {embedded or 'none'}; give "
             "that number, or one less if the last is a null class"
         )
+    patch = read_patch(folder)
     channels = unet.config.in_channels, unet.config.out_channels  # type: ignore[union-attr]
     if channels[0] != channels[1]:
         raise InputError(
@@ -69,7 +72,7 @@ def load_diffusion(folder: Path | str, *, classes: int | None = None) -> Diffusi
             "returns variances, or takes latents, is not supported"
         )
     return DiffusionModel(
-        UNetNetwork(unet),
+        UNetNetwork(unet, patch=patch),
         family,
         classes=classes,
         null_class=classes if embedded is not None and embedded != classes else None,
@@ -109,6 +112,23 @@ def save_diffusion(model: DiffusionModel, folder: Path | str) -> None:
     )
     model.network.unet.save_pretrained(Path(folder, "unet"))
     scheduler.save_pretrained(Path(folder, "scheduler"))
+    if model.network.patch > 1:
+        Path(folder, _EXTRA).write_text(json.dumps({"patch": model.network.patch}) + "\n")
+
+
+def read_patch(folder: Path) -> int:
+    """Return the patch that `save_diffusion` noted beside the U-Net; 1 for others.
+
+    Raises:
+        InputError: A note that cannot be read.
+    """
+    path = folder / _EXTRA
+    if not path.is_file():
+        return 1
+    try:
+        return checks.count("patch", json.loads(path.read_text())["patch"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
 
 
 def read_family(folder: Path) -> Family:
