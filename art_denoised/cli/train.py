@@ -110,6 +110,7 @@ def add_train_denoiser(commands: Any) -> None:
 
 def add_train_diffusion(commands: Any) -> None:
     """Add `train-diffusion`."""
+    from art_denoised.diffusion.weights import P_MEAN, P_STD
     from art_denoised.evaluation.data import SPECS
 
     command = add_command(
@@ -143,6 +144,16 @@ def add_train_diffusion(commands: Any) -> None:
         type=float,
         default=0.1,
         help="share of images shown without their class (default: %(default)s)",
+    )
+    add(
+        "--p-mean",
+        type=float,
+        default=P_MEAN,
+        help="mean of ln(sigma), sigma in the units of the network (default: %(default)s); higher "
+        "for images whose classes are told apart by large shapes",
+    )
+    add(
+        "--p-std", type=float, default=P_STD, help="deviation of ln(sigma) (default: %(default)s)"
     )
     add_plan_options(command)
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the model and log")
@@ -256,6 +267,8 @@ def _train_diffusion(arguments: argparse.Namespace) -> None:
         model.to(device),
         data,
         plan=plan,
+        p_mean=arguments.p_mean,
+        p_std=arguments.p_std,
         drop=arguments.drop,
         out=arguments.out,
         resume=arguments.resume,

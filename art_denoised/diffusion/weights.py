@@ -65,7 +65,12 @@ class Levels:
 
 
 def noise_levels(
-    count: int, weighting: Weighting = "edm", spacing: Spacing = "lognormal"
+    count: int,
+    weighting: Weighting = "edm",
+    spacing: Spacing = "lognormal",
+    *,
+    p_mean: float = P_MEAN,
+    p_std: float = P_STD,
 ) -> Levels:
     """Discretise a diffusion loss.
 
@@ -80,6 +85,8 @@ def noise_levels(
         spacing: "lognormal": the middles of ``count`` intervals of equal probability under
             p(sigma); few levels suffice. "linear": the reference's, ``count`` + 1 levels from 1e-4
             to 3 without the last.
+        p_mean: Mean of ln(sigma) under p(sigma); that of the training.
+        p_std: Its standard deviation.
 
     Raises:
         InputError: A value out of range.
@@ -95,11 +102,12 @@ def noise_levels(
             f"weighting is {weighting!r}; give one of {', '.join(get_args(Weighting))}"
         )
     if spacing == "lognormal":
+        checks.positive("p_std", p_std)
         if weighting == "rdc_legacy":
             raise InputError("rdc_legacy is defined on the linear spacing; give spacing 'linear'")
         middles = (np.arange(count) + 0.5) / count
-        sigma = np.exp(P_MEAN + P_STD * special.ndtri(middles))
-        share = 1 / count / _density(sigma, P_STD)  # dsigma that a level stands for
+        sigma = np.exp(p_mean + p_std * special.ndtri(middles))
+        share = 1 / count / _density(sigma, p_mean, p_std)  # dsigma that a level stands for
     elif spacing == "linear":
         sigma = np.linspace(SIGMA_LOW, SIGMA_HIGH, count + 1)[:-1]
         share = np.full(count, (SIGMA_HIGH - SIGMA_LOW) / count)
@@ -107,15 +115,15 @@ def noise_levels(
         raise InputError(f"spacing is {spacing!r}; give 'lognormal' or 'linear'")
     scale = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
     weights = {
-        "edm": lambda: scale * _density(sigma, P_STD),
-        "vp_uniform": lambda: _density(sigma, P_STD) / sigma**2,
+        "edm": lambda: scale * _density(sigma, p_mean, p_std),
+        "vp_uniform": lambda: _density(sigma, p_mean, p_std) / sigma**2,
         "elbo": lambda: sigma**-3.0,
-        "rdc_legacy": lambda: scale * _density(sigma, 1 / P_STD) / P_STD**2,
+        "rdc_legacy": lambda: scale * _density(sigma, P_MEAN, 1 / P_STD) / P_STD**2,
     }[weighting]()
     return Levels(tuple(sigma.tolist()), tuple((weights * share).tolist()))
 
 
-def _density(sigma: np.ndarray, std: float) -> np.ndarray:
+def _density(sigma: np.ndarray, mean: float, std: float) -> np.ndarray:
     """Log-normal density."""
-    z = (np.log(sigma) - P_MEAN) / std
+    z = (np.log(sigma) - mean) / std
     return np.exp(-(z**2) / 2) / (sigma * std * math.sqrt(2 * math.pi))
