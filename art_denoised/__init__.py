@@ -10,6 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from art_denoised.attacks.bpda import BPDA as BPDA
+    from art_denoised.attacks.pgd import PGD as PGD
     from art_denoised.checks import InputError as InputError
     from art_denoised.denoisers.checkpoints import load_denoiser as load_denoiser
     from art_denoised.denoisers.checkpoints import save_denoiser as save_denoiser
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BPDA": "attacks.bpda",
     "BlackBox": "smoothing.blackbox",
     "Certificate": "smoothing.statistics",
     "DenoisedClassifier": "smoothing.modules",
@@ -52,6 +55,7 @@ _HOMES = {
     "LikelihoodMaximization": "rdc.likelihood",
     "MemNet": "denoisers.memnet",
     "OneShotDenoiser": "denoisers.one_shot",
+    "PGD": "attacks.pgd",
     "Plan": "training.plan",
     "RobustDiffusionClassifier": "estimators.rdc",
     "SmoothedClassifier": "smoothing.modules",

@@ -63,6 +63,27 @@ def sigma(value: SupportsFloat, clip_values: tuple[float, float] = (0.0, 1.0)) -
     return number
 
 
+def eps(value: SupportsFloat, norm: str = "linf") -> float:
+    """Return the radius of an attack as a float in image units; 0 is no attack.
+
+    Raises:
+        InputError: Negative, not finite, or in the l_inf norm above 1, the range of the pixels.
+
+    Example:
+        >>> eps(8 / 255)
+        0.03137254901960784
+    """
+    number = _number("eps", value)
+    if not 0 <= number < math.inf:
+        raise InputError(f"eps is {value}; give a number >= 0")
+    if norm == "linf" and number > 1:
+        raise InputError(
+            f"eps is {number:g}, more than the range of the images; give it in image units, "
+            f"{number:g}/255 = {number / 255:.3g}"
+        )
+    return number
+
+
 def alpha(value: SupportsFloat) -> float:
     """Return the failure probability of one certificate as a float in (0, 0.5).
 

@@ -1,0 +1,210 @@
+"""PGD for evaluation: restarts, targets, EOT, and the worst image that was seen is kept."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from art_denoised import checks
+from art_denoised.attacks.ascent import Norm, ascend, in_eval, random_point
+from art_denoised.attacks.losses import LOSSES, LossName
+from art_denoised.checks import InputError
+
+if TYPE_CHECKING:
+    from art_denoised.types import Images, Labels
+
+Target = Literal["random", "least_likely", "likeliest"]
+
+
+@dataclass(frozen=True, slots=True)
+class PGD:
+    """Projected gradient descent (Madry et al., ICLR 2018): an `Attack`.
+
+    Of all points visited the one is returned that most draws of the model get wrong, and among
+    those the one with the highest loss. An image is fooled when it is no longer classified as
+    ``y``, also where the steps went towards a target.
+
+    Each image has its own random numbers, of (seed, restart, its index in the call): results do
+    not depend on ``batch_size``, up to the rounding of the model. The global random state, the
+    training flags, weights and gradients of the model are left alone; the model runs in eval mode.
+
+    Args:
+        eps: Radius of the ball, in units of images in [0, 1].
+        norm: "linf" or "l2".
+        steps: Steps of each restart.
+        step_size: Their length; None: 2.5 eps / steps.
+        loss: "ce", "margin" or "dlr" (`art_denoised.attacks.losses`).
+        targeted: False; or towards a wrong class, "random", "least_likely", or "likeliest": in the
+            first restart the likeliest one, in the second the second.
+        restarts: How often to begin anew.
+        random_start: Begin at a uniformly random point of the ball; else at the image.
+        eot: Gradients are averaged over so many draws of a randomised model, one after another:
+            memory is that of one.
+        seed: Of the starts and random targets.
+        batch_size: Images at once; None: all.
+
+    Raises:
+        InputError: A value out of range. When called: no images in [0, 1], no logits, or too few
+            classes for the loss.
+
+    Example:
+        >>> from art_denoised.demo import digits_classifier
+        >>> from art_denoised.evaluation.data import load_data
+        >>> x, y = zip(*(load_data("digits")[i] for i in range(50)))
+        >>> x, y, model = torch.stack(x), torch.tensor(y), digits_classifier()
+        >>> x_adv = PGD(0.2, steps=10)(model, x, y)
+        >>> bool((model(x_adv).argmax(1) == y).float().mean() < 0.2)
+        True
+    """
+
+    eps: float = 8 / 255
+    _: KW_ONLY
+    norm: Norm = "linf"
+    steps: int = 50
+    step_size: float | None = None
+    loss: LossName = "ce"
+    targeted: Target | Literal[False] = False
+    restarts: int = 1
+    random_start: bool = True
+    eot: int = 1
+    seed: int = 0
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("norm", Norm), ("loss", LossName), ("targeted", Target)):
+            value = getattr(self, name)
+            if value not in get_args(known) and (name, value) != ("targeted", False):
+                raise InputError(f"{name} is {value!r}; give one of {', '.join(get_args(known))}")
+        checks.eps(self.eps, self.norm)
+        for name in ("steps", "restarts", "eot"):
+            checks.count(name, getattr(self, name))
+        checks.count("seed", self.seed, 0)
+        if self.step_size is not None:
+            checks.positive("step_size", self.step_size)
+        if self.batch_size is not None:
+            checks.count("batch_size", self.batch_size)
+
+    def __call__(self, model: nn.Module, x: Images, y: Labels) -> Images:
+        """Return ``x_adv``, shaped like ``x``, within ``eps`` of it and in [0, 1].
+
+        Args:
+            model: Images to logits; log-probabilities will do.
+            x: Images in [0, 1], on the device of the model.
+            y: True labels.
+        """
+        x = checks.images(x)
+        y = checks.labels(y).to(x.device)
+        if len(x) != len(y):
+            raise InputError(f"there are {len(x)} images and {len(y)} labels; give one an image")
+        size = len(x) if self.batch_size is None else self.batch_size
+        parts = []
+        with torch.inference_mode(False), torch.enable_grad(), in_eval(model):
+            x, y = x.detach().clone(), y.clone()  # normal tensors, also of inference tensors
+            classes = checks.class_count(model, x[:1])
+            checks.labels(y, classes)
+            for first in range(0, len(x), size):
+                part = slice(first, min(first + size, len(x)))
+                parts.append(self._attack(model, x[part], y[part], first, classes))
+        return torch.cat(parts)
+
+    def _attack(self, model: nn.Module, x: Images, y: Labels, first: int, classes: int) -> Images:
+        """Attack one batch; ``first`` is the index of its first image."""
+        worst = _Worst(x)
+        size = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
+        wrong_classes = self._wrong_classes(model, x, y)
+        for restart in range(self.restarts):
+            generators = [_generator(self.seed, restart, first + i) for i in range(len(x))]
+            target = self._target(y, wrong_classes, restart, classes, generators)
+            x_adv = self._start(x, generators)
+            for _ in range(self.steps):
+                gradient, fooled, loss = self._gradient(model, x_adv, y, target)
+                worst.see(x_adv, fooled, loss)
+                x_adv = ascend(x_adv, gradient, x, eps=self.eps, step_size=size, norm=self.norm)
+            worst.see(x_adv, *self._judge(model, x_adv, y, target))
+        return worst.x_adv
+
+    def _gradient(
+        self, model: nn.Module, x_adv: Images, y: Labels, target: Labels | None
+    ) -> tuple[Images, Tensor, Tensor]:
+        """Return the gradient, how many draws are fooled and the loss, each summed over draws."""
+        gradient, loss = torch.zeros_like(x_adv), x_adv.new_zeros(len(x_adv))
+        fooled = torch.zeros_like(loss)
+        for _ in range(self.eot):
+            leaf = x_adv.detach().requires_grad_()
+            logits = model(leaf)
+            losses = LOSSES[self.loss](logits, y, target)
+            # In the images alone: weights take part in no gradient and accumulate none.
+            gradient += torch.autograd.grad(losses.sum(), leaf)[0]
+            loss += losses.detach()
+            fooled += logits.detach().argmax(1) != y
+        return gradient, fooled, loss
+
+    @torch.no_grad()
+    def _judge(
+        self, model: nn.Module, x_adv: Images, y: Labels, target: Labels | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return how many draws are fooled and the loss, each summed over draws."""
+        loss = x_adv.new_zeros(len(x_adv))
+        fooled = torch.zeros_like(loss)
+        for _ in range(self.eot):
+            logits = model(x_adv)
+            loss += LOSSES[self.loss](logits, y, target)
+            fooled += logits.argmax(1) != y
+        return fooled, loss
+
+    @torch.no_grad()
+    def _wrong_classes(self, model: nn.Module, x: Images, y: Labels) -> Labels | None:
+        """Return all classes but ``y``, the likeliest first, if they are asked for."""
+        if self.targeted not in ("least_likely", "likeliest"):
+            return None
+        score = torch.stack([model(x).log_softmax(1) for _ in range(self.eot)]).mean(0)
+        return score.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)[:, :-1]
+
+    def _target(
+        self,
+        y: Labels,
+        wrong_classes: Labels | None,
+        restart: int,
+        classes: int,
+        generators: list[torch.Generator],
+    ) -> Labels | None:
+        if not self.targeted:
+            return None
+        if wrong_classes is not None:
+            return wrong_classes[
+                :, -1 if self.targeted == "least_likely" else restart % (classes - 1)
+            ]
+        shift = torch.cat([torch.randint(1, classes, (1,), generator=g) for g in generators])
+        return (y + shift.to(y.device)) % classes
+
+    def _start(self, x: Images, generators: list[torch.Generator]) -> Images:
+        if not self.random_start:
+            return x
+        centres = torch.split(
+            x.cpu(), 1
+        )  # drawn there, so that all devices begin at the same points
+        points = zip(centres, generators, strict=True)
+        return torch.cat([random_point(c, self.eps, self.norm, g) for c, g in points]).to(x.device)
+
+
+class _Worst:
+    """Of all points seen, for each image the one with the most fooled draws, then highest loss."""
+
+    def __init__(self, x: Images) -> None:
+        self.x_adv = x
+        self._fooled, self._loss = (x.new_full((len(x),), value) for value in (-1, -torch.inf))
+
+    def see(self, x_adv: Images, fooled: Tensor, loss: Tensor) -> None:
+        worse = (fooled > self._fooled) | ((fooled == self._fooled) & (loss > self._loss))
+        self.x_adv = torch.where(worse.reshape(-1, 1, 1, 1), x_adv, self.x_adv)
+        self._fooled = torch.where(worse, fooled, self._fooled)
+        self._loss = torch.where(worse, loss, self._loss)
+
+
+def _generator(*key: int) -> torch.Generator:
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
