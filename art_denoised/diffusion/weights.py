@@ -60,7 +60,21 @@ class Levels:
         Raises:
             InputError: There are none.
         """
-        pairs = [(s, w) for s, w in zip(self.sigmas, self.weights, strict=True) if s >= sigma]
+        return self.within(sigma, math.inf)
+
+    def within(self, low: float, high: float) -> Levels:
+        """Return the levels from ``low`` to ``high``, such as a model was trained on.
+
+        Raises:
+            InputError: There are none.
+
+        Example:
+            >>> noise_levels(4).within(0.1, 1.0).sigmas == noise_levels(4).sigmas[1:3]
+            True
+        """
+        pairs = [
+            (s, w) for s, w in zip(self.sigmas, self.weights, strict=True) if low <= s <= high
+        ]
         return Levels(tuple(s for s, _ in pairs), tuple(w for _, w in pairs))
 
 

@@ -86,7 +86,13 @@ class DiffusionClassifier(nn.Module):
         self.register_buffer("log_prior", _log_prior(prior, self.classes))
 
     def forward(self, x: Images) -> Logits:
-        """Return logits of shape (batch, classes), differentiable in ``x``."""
+        """Return logits of shape (batch, classes), differentiable in ``x``.
+
+        Raises:
+            InputError: Images in other units, which may leave [0, 1] by no more than half its
+                length, as those of an attack under way; or an answer that is not finite.
+        """
+        x = checks.images(x, slack=0.5)
         along = not self.recompute and torch.is_grad_enabled() and x.requires_grad
         losses: Tensor = _Losses.apply(x, self, LevelNoise(self.seed), along)
         return self.log_prior.to(losses) - losses / self.temperature
@@ -154,6 +160,8 @@ class DiffusionClassifier(nn.Module):
             x_hat = self.model(noisy, scaled, classes)
         difference = (x_hat.to(clean.dtype) - clean) * self.model.scale
         error: Tensor = difference.square().flatten(1).sum(1)
+        if not bool(torch.isfinite(error).all()):
+            raise InputError("the diffusion model returned NaN or infinite values")
         return weight.to(error) * error
 
 
@@ -174,8 +182,6 @@ class _Losses(torch.autograd.Function):
                 clean = x[images].detach().requires_grad_(along)
                 errors = classifier._errors(clean, eps, levels, classes)
                 total = errors.sum()
-            if not bool(torch.isfinite(errors).all()):
-                raise InputError("the diffusion model returned NaN or infinite values")
             pair = images * classifier.classes + classes
             losses.index_add_(0, pair, errors.detach())
             if along:
@@ -223,10 +229,11 @@ class _Offset:
 
 def _check_levels(model: DiffusionModel, levels: Levels) -> None:
     low, high = model.sigma_min * model.scale, model.sigma_max * model.scale
-    if max(levels.sigmas) > high * (1 + 1e-6):
+    if min(levels.sigmas) < low * (1 - 1e-6) or max(levels.sigmas) > high * (1 + 1e-6):
         raise InputError(
-            f"noise levels go up to {max(levels.sigmas):g}, but the diffusion model was trained on "
-            f"{low:g} to {high:g} (units of the network); give levels within"
+            f"noise levels go from {min(levels.sigmas):g} to {max(levels.sigmas):g}, but the "
+            f"diffusion model was trained on {low:g} to {high:g} (units of the network); give "
+            "levels within, such as levels.within(low, high)"
         )
 
 

@@ -87,6 +87,7 @@ def train_diffusion(
         x_noisy = x + sigma.reshape(-1, 1, 1, 1) * torch.randn_like(x)
         labels = None
         if model.classes is not None:
+            checks.labels(y, model.classes)
             dropped = torch.rand(len(x), device=x.device) < drop
             labels = torch.where(dropped, model.null_class or 0, y)
         x_hat = model(x_noisy, sigma, labels).float()

@@ -211,12 +211,22 @@ class Nan(nn.Module):
 def test_bad_input():
     with pytest.raises(InputError, match="knows no classes"):
         DiffusionClassifier(DiffusionModel(DigitsMLP(), EDM()))
-    with pytest.raises(InputError, match=r"levels go up to 100"):
-        classifier(levels=Levels((0.5, 100.0), (1.0, 1.0)))
+    for sigma in (100.0, 1e-4):
+        with pytest.raises(InputError, match=r"trained on 0\.002 to 80"):
+            classifier(levels=Levels((0.5, sigma), (1.0, 1.0)))
     with pytest.raises(InputError, match="9 numbers for 10"):
         classifier(prior=[1 / 9] * 9)
     with pytest.raises(InputError, match="NaN"):
         DiffusionClassifier(DiffusionModel(Nan(), Native(), classes=10), levels=LEVELS)(images())
+    for gradient in (False, True):  # taken along, the output is looked at too
+        dc = DiffusionClassifier(
+            DiffusionModel(Nan(), Native(), classes=10), levels=LEVELS, recompute=False
+        )
+        with pytest.raises(InputError, match="NaN"):
+            dc(images().requires_grad_(gradient))
+    for wrong, words in ((2 * images() - 1, "rescale"), (255 * images(), "divide by 255")):
+        with pytest.raises(InputError, match=words):
+            classifier()(wrong)
     for bad in ({"temperature": 0}, {"max_batch": 0}, {"seed": -1}):
         with pytest.raises(InputError):
             classifier(**bad)
