@@ -152,9 +152,7 @@ def add_train_diffusion(commands: Any) -> None:
         help="mean of ln(sigma), sigma in the units of the network (default: %(default)s); higher "
         "for images whose classes are told apart by large shapes",
     )
-    add(
-        "--p-std", type=float, default=P_STD, help="deviation of ln(sigma) (default: %(default)s)"
-    )
+    add("--p-std", type=float, default=P_STD, help="deviation of ln(sigma) (default: %(default)s)")
     add_plan_options(command)
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the model and log")
 

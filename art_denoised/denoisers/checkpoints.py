@@ -18,10 +18,9 @@ from art_denoised.denoisers.one_shot import OneShotDenoiser
 from art_denoised.denoisers.unet import UNetDenoiser
 from art_denoised.diffusion.loading import find_scheduler
 from art_denoised.storage import write_whole
-from art_denoised.weights import fitting_state
+from art_denoised.weights import fitting_state, strip_prefixes
 from art_denoised.weights import load_weights as load_weights
 from art_denoised.weights import read_state_dict as read_state_dict
-from art_denoised.weights import strip_prefixes
 
 _UNET_CONFIG = "unet_config"
 

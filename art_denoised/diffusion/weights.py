@@ -72,9 +72,7 @@ class Levels:
             >>> noise_levels(4).within(0.1, 1.0).sigmas == noise_levels(4).sigmas[1:3]
             True
         """
-        pairs = [
-            (s, w) for s, w in zip(self.sigmas, self.weights, strict=True) if low <= s <= high
-        ]
+        pairs = [(s, w) for s, w in zip(self.sigmas, self.weights, strict=True) if low <= s <= high]
         return Levels(tuple(s for s, _ in pairs), tuple(w for _, w in pairs))
 
 

@@ -1,6 +1,6 @@
 """Networks of MNIST digits for images in [0, 1], with the weights that are kept here.
 
-    art-denoised certify --model networks:plain --data imagefolder:data/test ...
+art-denoised certify --model networks:plain --data imagefolder:data/test ...
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _trained(name: str) -> nn.Module:
     return model.eval()
 
 
-def test_images(skip: int, first: int = 0, limit: int | None = None):
+def held_out(skip: int, first: int = 0, limit: int | None = None):
     """Return every ``skip``-th test image from number ``first`` on, as tensors x and y."""
     data = load_data(f"imagefolder:{HERE / 'data' / 'test'}")
     chosen = range(first, len(data), skip)[:limit]

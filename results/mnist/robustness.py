@@ -5,8 +5,8 @@
     python results/mnist/robustness.py --list     # the jobs, and what each will take
 
 PGD of `art_denoised.attacks`, on the first images of a permutation (seed 0) of every tenth test
-image. Fixed noise: the attacker knows it. Fresh noise: gradients are averaged over 10 draws, and the
-image found is then classified 10 times. BPDA attacks are judged by the same defence as exact ones.
+image. Fixed noise: the attacker knows it. Fresh noise: gradients are averaged over 10 draws, and
+the image found is then classified 10 times. What BPDA finds is judged by the same defence.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from defences import diffusion_classifier, rdc
-from networks import HERE, adversarial, plain, test_images
+from networks import HERE, adversarial, held_out, plain
 from torch import nn
 
 from art_denoised.attacks.pgd import PGD
@@ -54,7 +54,9 @@ class Job:
 
     def judged(self) -> nn.Module:
         """Return what the image found is classified by."""
-        return rdc(seed=None if self.eot > 1 else SEED) if "rdc" in self.defence else self.attacked()
+        return (
+            rdc(seed=None if self.eot > 1 else SEED) if "rdc" in self.defence else self.attacked()
+        )
 
     def flop(self) -> float:
         """Count what the attack takes, an upper bound: all classes take part in the gradient."""
@@ -76,9 +78,7 @@ def jobs() -> list[Job]:
 
 def run(job: Job, x: torch.Tensor, y: torch.Tensor, folder: Path) -> None:
     settings = {name: getattr(job, name) for name in job.__dataclass_fields__ if name != "images"}
-    attack = PGD(
-        job.eps, norm=job.norm, steps=job.steps, loss=job.loss, eot=job.eot, seed=SEED
-    )
+    attack = PGD(job.eps, norm=job.norm, steps=job.steps, loss=job.loss, eot=job.eot, seed=SEED)
     with Journal(folder / f"{job.name}.jsonl", "robustness", settings, resume=True) as journal:
         done = {row["image"] for row in journal.records}
         for start in range(0, job.images, BATCH):
@@ -110,7 +110,7 @@ def _hits(model: nn.Module, x: torch.Tensor, y: torch.Tensor, draws: int) -> lis
 
 
 def images() -> tuple[torch.Tensor, torch.Tensor]:
-    x, y = test_images(10)
+    x, y = held_out(10)
     order = torch.from_numpy(np.random.default_rng(SEED).permutation(len(y)))
     return x[order], y[order]
 

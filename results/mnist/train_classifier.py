@@ -1,10 +1,10 @@
 """Train the MNIST classifiers that RDC is compared with; resumable.
 
     python results/mnist/train_classifier.py plain [--epochs 5]
-    python results/mnist/train_classifier.py adversarial [--epochs 12]
+    python results/mnist/train_classifier.py adversarial [--epochs 6]
 
-"adversarial" is Madry et al. (ICLR 2018): each step on PGD images, l_inf 0.2, 7 steps of 0.05 from a
-random start; eps rises over the first quarter. One thread.
+"adversarial" is Madry et al. (ICLR 2018): each step on PGD images, l_inf 0.2, 7 steps of 0.05 from
+a random start; eps rises over the first quarter. One thread.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from networks import HERE, cnn, test_images
+from networks import HERE, cnn, held_out
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
@@ -56,14 +56,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     adversarial = arguments.kind == "adversarial"
-    epochs = arguments.epochs or (12 if adversarial else 5)
+    epochs = arguments.epochs or (6 if adversarial else 5)
     plan = Plan(epochs=epochs, batch_size=128, rate=2e-3, augment="none", average=0.99)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = cnn()
     data = InMemory(load_data(f"imagefolder:{HERE / 'data' / 'train'}", train=True))
     warm = epochs * (len(data) // plan.batch_size) // 4
-    held_x, held_y = test_images(10, first=5)
+    held_x, held_y = held_out(10, first=5)
 
     def loss(x: torch.Tensor, y: torch.Tensor, step: int) -> torch.Tensor:
         if adversarial:

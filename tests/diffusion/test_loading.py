@@ -1,4 +1,4 @@
-"""Diffusion models from the hub and from files of weights; what is no model of pixels is refused."""
+"""Diffusion models from the hub and from files of weights, and what is refused."""
 
 from __future__ import annotations
 
