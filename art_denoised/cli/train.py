@@ -125,6 +125,11 @@ def add_train_diffusion(commands: Any) -> None:
     add("--data", required=True, metavar="DATA", help=f"training images: {SPECS}")
     add("--classes", type=int, help="number of classes; without it the model is unconditional")
     add(
+        "--init",
+        metavar="MODEL",
+        help="go on from this model (folder or hub id, family EDM), whose U-Net then is trained",
+    )
+    add(
         "--widths",
         type=_whole_numbers,
         default=(32, 64, 64),
@@ -242,7 +247,7 @@ def _train_denoiser(arguments: argparse.Namespace) -> None:
 def _train_diffusion(arguments: argparse.Namespace) -> None:
     import torch
 
-    from art_denoised.diffusion.loading import save_diffusion
+    from art_denoised.diffusion.loading import load_diffusion, save_diffusion
     from art_denoised.diffusion.unet import unet_diffusion
     from art_denoised.evaluation.data import load_data
     from art_denoised.loading import find_device
@@ -253,14 +258,17 @@ def _train_diffusion(arguments: argparse.Namespace) -> None:
     channels, size, _ = data[0][0].shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(arguments.seed)
-        model = unet_diffusion(
-            channels,
-            size,
-            classes=arguments.classes,
-            widths=arguments.widths,
-            layers=arguments.layers,
-            patch=arguments.patch,
-        )
+        if arguments.init:
+            model = load_diffusion(arguments.init, classes=arguments.classes).float()
+        else:
+            model = unet_diffusion(
+                channels,
+                size,
+                classes=arguments.classes,
+                widths=arguments.widths,
+                layers=arguments.layers,
+                patch=arguments.patch,
+            )
     rows = train_diffusion(
         model.to(device),
         data,
