@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from art_denoised.estimators.smoothing import DenoisedSmoothing as DenoisedSmoothing
     from art_denoised.evaluation.queries import certify_queries as certify_queries
+    from art_denoised.evaluation.robustness import evaluate as evaluate
     from art_denoised.networks.activation_surgery import smooth_activations as smooth_activations
     from art_denoised.networks.activations import ParametricSoftplus as ParametricSoftplus
     from art_denoised.networks.activations import SmoothReLU as SmoothReLU
@@ -84,6 +85,7 @@ _HOMES = {
     "certify": "smoothing.certify",
     "certify_anytime": "smoothing.certify",
     "certify_queries": "evaluation.queries",
+    "evaluate": "evaluation.robustness",
     "load_denoiser": "denoisers.checkpoints",
     "load_diffusion": "diffusion.loading",
     "save_denoiser": "denoisers.checkpoints",

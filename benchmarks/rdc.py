@@ -107,7 +107,11 @@ def main() -> None:
     for batch in (32, 64):
         dc = DiffusionClassifier(network, levels=levels, seed=0, max_batch=batch, temperature=1e4)
         tasks[f"ours, batch {batch}"] = lambda dc=dc: ours(dc, x, gradient=False)
-        tasks[f"ours with gradient, batch {batch}"] = lambda dc=dc: ours(dc, x, gradient=True)
+        tasks[f"with gradient, recomputed, {batch}"] = lambda dc=dc: ours(dc, x, gradient=True)
+        along = DiffusionClassifier(
+            network, levels=levels, seed=0, max_batch=batch, temperature=1e4, recompute=False
+        )
+        tasks[f"with gradient, along, {batch}"] = lambda dc=along: ours(dc, x, gradient=True)
     tasks["literal loop"] = lambda: literal(network, x, levels, gradient=False)
     tasks["literal loop with gradient"] = lambda: literal(network, x, levels, gradient=True)
     times: dict[str, list[float]] = {name: [] for name in tasks}

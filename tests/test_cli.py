@@ -549,12 +549,15 @@ def test_a_diffusion_model_is_trained_and_loaded(tmp_path, capsys):
     model = load_diffusion(tmp_path / "a", classes=10)
     classifier = DiffusionClassifier(model, levels=noise_levels(4), seed=0)
     data = [digits(train=False)[i] for i in range(100)]
-    x, y = np.stack([x for x, _ in data]), np.array([y for _, y in data])
     import torch
 
+    x, y = torch.stack([x for x, _ in data]), torch.tensor([y for _, y in data])
     with torch.no_grad():
-        predicted = classifier(torch.from_numpy(x)).argmax(1).numpy()
-    assert (predicted == y).mean() > 0.5
+        assert (classifier(x).argmax(1) == y).double().mean() > 0.5
+    more = ["--init", str(tmp_path / "a"), "--rate", "1e-9", "--classes", "10", "--epochs", "1"]
+    assert main([*words, str(tmp_path / "more"), *more]) == 0
+    again = load_diffusion(tmp_path / "more", classes=10)
+    assert torch.allclose(again(x, 0.5, y), model(x, 0.5, y), atol=1e-4)
     assert main([*words, str(tmp_path / "b"), "--epochs", "1"]) == 0  # unconditional: a denoiser
     assert main(certify_args(tmp_path / "c", denoiser=tmp_path / "b", max=1, n=20)) == 0
     for bad in (["--widths", "12"], ["--widths", "8,8,8,8,8"], ["--drop", "1"], ["--widths", "a"]):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from art_denoised import __version__
 from art_denoised.checks import InputError
-from art_denoised.cli import read, run, train, train_robust
+from art_denoised.cli import attack, read, run, train, train_robust
 from art_denoised.cli.parser import Parser
 
 _DESCRIPTION = """\
@@ -17,11 +17,13 @@ Certify pretrained image classifiers by denoised randomized smoothing.
   art-denoised demo                 see the whole job on handwritten digits, in about a minute
   art-denoised certify ...          certify a data set: one label and l2 radius an image
   art-denoised predict ...          predict with the smoothed classifier, abstaining where unsure
+  art-denoised attack ...           attack a model, and check that the figure can be believed
   art-denoised train-denoiser ...   train a denoiser for a classifier, seen or only queried
   art-denoised train-diffusion ...  train a class-conditional diffusion model
   art-denoised train-robust ...     train a classifier adversarially
   art-denoised table LOG...         certified accuracy at chosen radii
   art-denoised plot LOG... -o FILE  certified accuracy against radius, as a picture
+  art-denoised report RUN...        what attacks left of each model, beside what is certified
   art-denoised verify LOG...        recompute every row of a log from its votes
 
 Each command explains itself: art-denoised certify --help
@@ -74,11 +76,13 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     run.add_certify(commands)
     run.add_predict(commands)
+    attack.add_attack(commands)
     train.add_train_denoiser(commands)
     train.add_train_diffusion(commands)
     train_robust.add_train_robust(commands)
     read.add_table(commands)
     read.add_plot(commands)
+    read.add_report(commands)
     read.add_verify(commands)
     run.add_demo(commands)
     return parser

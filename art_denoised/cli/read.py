@@ -1,4 +1,4 @@
-"""Commands that read logs: table, plot and verify."""
+"""Commands that read logs: table, plot, report and verify."""
 
 from __future__ import annotations
 
@@ -65,6 +65,51 @@ def add_plot(commands: Any) -> None:
         "-o", "--out", type=Path, required=True, metavar="FILE", help=".png, .pdf or .svg"
     )
     command.add_argument("--title", help="a title above the plot")
+
+
+def add_report(commands: Any) -> None:
+    """Add `report`."""
+    command = add_command(
+        commands,
+        "report",
+        _report,
+        "what attacks left of each model, beside what is certified",
+        description=(
+            "Put runs of attack and certify into one report: robust accuracy with 95% confidence\n"
+            "intervals, as each attack counted it and on fresh noise, under each attack and under\n"
+            "all of them; certified accuracy beside it, which must not be larger; what the checks\n"
+            "for masked gradients found. Several models are compared on the images they share.\n"
+            "\n"
+            "A figure whose checks failed is marked as not to be trusted, and certified accuracy\n"
+            "above robust accuracy is said at the top. docs/report.md explains every figure."
+        ),
+        epilog=(
+            "examples:\n"
+            "    art-denoised report runs/denoised\n"
+            "  two models side by side, and a page to send:\n"
+            "    art-denoised report runs/plain runs/denoised --compare --html report.html\n"
+            "  two runs of one model, such as other attacks or other images of it:\n"
+            "    art-denoised report ours=runs/pgd ours=runs/square"
+        ),
+    )
+    command.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="folder with attack.jsonl, certify.jsonl or both (or such a file); NAME=FOLDER names "
+        "the model, and runs of one name are one model",
+    )
+    command.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a page that needs no network and no script"
+    )
+    command.add_argument(
+        "--compare", action="store_true", help="print one column a model, all attacks together"
+    )
+    how = command.add_mutually_exclusive_group()
+    how.add_argument(
+        "--json", action="store_true", help="print everything as JSON, RobustBench's keys included"
+    )
+    how.add_argument("--tsv", action="store_true", help="print one line a figure")
 
 
 def add_verify(commands: Any) -> None:
@@ -134,6 +179,27 @@ def _plot(arguments: argparse.Namespace) -> None:
     named = {name: log.rows for name, log in _read_logs(arguments.logs).items()}
     plot_accuracy(named, arguments.out, title=arguments.title)
     print(f"plot: {arguments.out}")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from art_denoised.evaluation import robust_export, robust_text
+    from art_denoised.evaluation.robust_runs import read_models
+
+    models, notices = read_models(arguments.runs)
+    if arguments.html:
+        from art_denoised.evaluation.robust_page import page
+        from art_denoised.storage import write_whole
+
+        write_whole(arguments.html, page(models, notices).encode())
+        print(f"page: {arguments.html}", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps(robust_export.to_json(models, notices), indent=2, allow_nan=False))
+    elif arguments.tsv:
+        print(robust_export.to_tsv(models), end="")
+    elif arguments.compare:
+        print(robust_text.format_comparison(models, notices))
+    else:
+        print(robust_text.format_report(models, notices))
 
 
 def _verify(arguments: argparse.Namespace) -> int:

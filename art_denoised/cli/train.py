@@ -113,6 +113,7 @@ def add_train_denoiser(commands: Any) -> None:
 
 def add_train_diffusion(commands: Any) -> None:
     """Add `train-diffusion`."""
+    from art_denoised.diffusion.weights import P_MEAN, P_STD
     from art_denoised.evaluation.data import SPECS
 
     command = add_command(
@@ -127,6 +128,11 @@ def add_train_diffusion(commands: Any) -> None:
     add("--data", required=True, metavar="DATA", help=f"training images: {SPECS}")
     add("--classes", type=int, help="number of classes; without it the model is unconditional")
     add(
+        "--init",
+        metavar="MODEL",
+        help="go on from this model (folder or hub id, family EDM), whose U-Net then is trained",
+    )
+    add(
         "--widths",
         type=_whole_numbers,
         default=(32, 64, 64),
@@ -135,11 +141,26 @@ def add_train_diffusion(commands: Any) -> None:
     )
     add("--layers", type=int, default=1, help="blocks at each resolution (default: %(default)s)")
     add(
+        "--patch",
+        type=int,
+        default=1,
+        help="fold squares of PATCH x PATCH pixels into channels: 1 / PATCH^2 of the compute "
+        "(default: %(default)s)",
+    )
+    add(
         "--drop",
         type=float,
         default=0.1,
         help="share of images shown without their class (default: %(default)s)",
     )
+    add(
+        "--p-mean",
+        type=float,
+        default=P_MEAN,
+        help="mean of ln(sigma), sigma in the units of the network (default: %(default)s); higher "
+        "for images whose classes are told apart by large shapes",
+    )
+    add("--p-std", type=float, default=P_STD, help="deviation of ln(sigma) (default: %(default)s)")
     add_plan_options(command)
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the model and log")
 
@@ -232,7 +253,7 @@ def _train_denoiser(arguments: argparse.Namespace) -> None:
 def _train_diffusion(arguments: argparse.Namespace) -> None:
     import torch
 
-    from art_denoised.diffusion.loading import save_diffusion
+    from art_denoised.diffusion.loading import load_diffusion, save_diffusion
     from art_denoised.diffusion.unet import unet_diffusion
     from art_denoised.evaluation.data import load_data
     from art_denoised.loading import find_device
@@ -243,17 +264,23 @@ def _train_diffusion(arguments: argparse.Namespace) -> None:
     channels, size, _ = data[0][0].shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(arguments.seed)
-        model = unet_diffusion(
-            channels,
-            size,
-            classes=arguments.classes,
-            widths=arguments.widths,
-            layers=arguments.layers,
-        )
+        if arguments.init:
+            model = load_diffusion(arguments.init, classes=arguments.classes).float()
+        else:
+            model = unet_diffusion(
+                channels,
+                size,
+                classes=arguments.classes,
+                widths=arguments.widths,
+                layers=arguments.layers,
+                patch=arguments.patch,
+            )
     rows = train_diffusion(
         model.to(device),
         data,
         plan=plan,
+        p_mean=arguments.p_mean,
+        p_std=arguments.p_std,
         drop=arguments.drop,
         out=arguments.out,
         resume=arguments.resume,

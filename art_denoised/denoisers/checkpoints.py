@@ -1,16 +1,13 @@
-"""Checkpoints: reading them without executing anything, and finding out what they hold."""
+"""Checkpoints of denoisers: finding out what they hold."""
 
 from __future__ import annotations
 
 import json
-import pickle
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
@@ -21,126 +18,11 @@ from art_denoised.denoisers.one_shot import OneShotDenoiser
 from art_denoised.denoisers.unet import UNetDenoiser
 from art_denoised.diffusion.loading import find_scheduler
 from art_denoised.storage import write_whole
+from art_denoised.weights import fitting_state, strip_prefixes
+from art_denoised.weights import load_weights as load_weights
+from art_denoised.weights import read_state_dict as read_state_dict
 
-# First bytes of what is a pickle: the zip that torch.save writes, or a bare one.
-_PICKLES = (b"PK", b"\x80")
-# A Sequential(normalise, network) numbers its network 1; DataParallel adds "module.".
-_PREFIXES = ("module.", "1.")
 _UNET_CONFIG = "unet_config"
-
-
-def read_state_dict(path: Path | str) -> dict[str, Tensor]:
-    """Read named tensors from a .safetensors file or a torch checkpoint, executing nothing.
-
-    Args:
-        path: A .safetensors file, or a file of torch.save (.pt, .pth, .tar) that holds a state
-            dict or a dictionary with one under ``state_dict``.
-
-    Returns:
-        Name -> tensor, on the CPU.
-
-    Raises:
-        InputError: The file is missing, damaged, holds no tensors, or needs unsafe unpickling.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     torch.save({"epoch": 3, "state_dict": {"w": torch.ones(2)}}, folder + "/a.pth.tar")
-        ...     read_state_dict(folder + "/a.pth.tar")
-        {'w': tensor([1., 1.])}
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"checkpoint {path} does not exist; give a file")
-    found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]
-    if not (
-        isinstance(found, Mapping)
-        and found
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items())
-    ):
-        raise InputError(f"checkpoint {path} holds no state dict; save model.state_dict()")
-    return dict(found)
-
-
-def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError, OSError) as error:
-        raise InputError(f"checkpoint {path} is no safetensors file: {error}") from None
-
-
-def _read_torch(path: Path) -> object:
-    try:
-        with warnings.catch_warnings():  # about what is refused below anyway
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        with path.open("rb") as file:
-            is_pickle = file.read(2).startswith(_PICKLES)
-        if is_pickle and "weights only" in str(error).lower():
-            raise InputError(
-                f"checkpoint {path} needs unsafe unpickling, which could run any code; "
-                "where you trust it, convert its state dict to safetensors"
-            ) from None
-    except PermissionError:
-        raise InputError(f"checkpoint {path} cannot be read; check its permissions") from None
-    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError):
-        pass  # the ways in which a file that is cut off or of another format fails
-    raise InputError(f"checkpoint {path} is damaged or of another format; give an intact copy")
-
-
-def load_weights(module: nn.Module, path: Path | str) -> None:
-    """Load a checkpoint into a module of your own, prefixes ``module.`` and ``1.`` stripped.
-
-    Args:
-        module: Receives the weights in its own dtype; untouched where they do not fit.
-        path: As for `read_state_dict`.
-
-    Raises:
-        InputError: Unreadable, or names or shapes that do not match.
-
-    Example:
-        >>> import tempfile
-        >>> layer = nn.Linear(2, 2)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     torch.save({"1.module." + k: v for k, v in layer.state_dict().items()},
-        ...                folder + "/a.pth")
-        ...     load_weights(layer, folder + "/a.pth")
-    """
-    module.load_state_dict(_fitting_state(module, read_state_dict(path), path))
-
-
-def _fitting_state(
-    module: nn.Module, state: dict[str, Tensor], path: Path | str
-) -> dict[str, Tensor]:
-    """Return ``state`` under the names of ``module``, or raise InputError where it does not fit."""
-    own = module.state_dict()
-    state = _strip_prefixes(state, own.keys())
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or unexpected:
-        parts = [
-            f"{len(names)} {what} (first {names[0]!r})"
-            for what, names in (("missing", missing), ("unexpected", unexpected))
-            if names
-        ]
-        raise InputError(
-            f"checkpoint {path} does not match {type(module).__name__}: keys "
-            f"{' and '.join(parts)}; give the architecture that was trained"
-        )
-    for name, tensor in own.items():
-        if tensor.shape != state[name].shape:
-            raise InputError(
-                f"checkpoint {path} does not match {type(module).__name__}: {name} has shape "
-                f"{tuple(state[name].shape)}, not {tuple(tensor.shape)}"
-            )
-        if tensor.is_floating_point() and not state[name].is_floating_point():
-            raise InputError(
-                f"checkpoint {path} holds {name} as {state[name].dtype}; "
-                "give floating-point weights"
-            )
-    return state
 
 
 def load_denoiser(path: Path | str) -> nn.Module:
@@ -164,7 +46,7 @@ def load_denoiser(path: Path | str) -> nn.Module:
         if path.is_dir():
             kind = OneShotDenoiser if find_scheduler(path) else UNetDenoiser
             return kind.from_folder(path)
-        state = _strip_prefixes(read_state_dict(path), ())
+        state = strip_prefixes(read_state_dict(path), ())
         try:
             denoiser = _unet_from_metadata(path) or _infer_architecture(state)
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError):
@@ -175,7 +57,7 @@ def load_denoiser(path: Path | str) -> nn.Module:
             f"{min(state)!r}); give package.module:factory for another denoiser"
         )
     # assign: a certificate holds for the weights as saved, in their dtype
-    denoiser.load_state_dict(_fitting_state(denoiser, state, path), assign=True)
+    denoiser.load_state_dict(fitting_state(denoiser, state, path), assign=True)
     return denoiser.eval()
 
 
@@ -206,18 +88,6 @@ def save_denoiser(denoiser: nn.Module, path: Path | str) -> None:
         )
     state = {name: tensor.contiguous() for name, tensor in denoiser.state_dict().items()}
     write_whole(path, to_bytes(state, metadata))
-
-
-def _strip_prefixes(state: dict[str, Tensor], wanted: object) -> dict[str, Tensor]:
-    """Strip known prefixes that all names share, until the names are those wanted."""
-    while state.keys() != wanted:
-        for prefix in _PREFIXES:
-            if all(name.startswith(prefix) for name in state):
-                state = {name.removeprefix(prefix): value for name, value in state.items()}
-                break
-        else:
-            break
-    return state
 
 
 def _unet_from_metadata(path: Path) -> nn.Module | None:

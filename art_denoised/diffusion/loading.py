@@ -1,4 +1,4 @@
-"""Diffusion models from diffusers folders: a UNet2DModel and the scheduler it was trained with."""
+"""Diffusion models from diffusers folders, the hub, and files of weights."""
 
 from __future__ import annotations
 
@@ -10,28 +10,44 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.diffusion.families import DDPM, EDM, Family, Flow
+from art_denoised.diffusion.hub import fetch
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.unet import UNetNetwork
+from art_denoised.weights import load_weights, read_state_dict
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _SCHEDULER = "scheduler_config.json"
+_EXTRA = "art_denoised.json"  # what diffusers has no place for
 
 
-def load_diffusion(folder: Path | str, *, classes: int | None = None) -> DiffusionModel:
-    """Load a diffusion model from a local diffusers folder, in eval mode; nothing is executed.
+def load_diffusion(
+    source: Path | str,
+    *,
+    classes: int | None = None,
+    into: DiffusionModel | None = None,
+    revision: str | None = None,
+) -> DiffusionModel:
+    """Load a diffusion model, in eval mode; nothing is executed, no pickle is read.
 
     Args:
-        folder: A pipeline with ``unet`` and ``scheduler``, or one folder with config.json, weights
-            in safetensors and scheduler_config.json. DDPM-like schedulers (with betas) of all
-            three predictions, EDM and flow-matching ones are understood.
+        source: A diffusers folder, a repository "owner/name" on the Hugging Face hub in that form,
+            or a file of weights. The folder is a pipeline with ``unet`` and ``scheduler``, or holds
+            config.json, weights in safetensors and scheduler_config.json itself. DDPM-like
+            schedulers (with betas) of all three predictions, EDM and flow-matching ones are
+            understood. A file is safetensors, or a state dict by torch.save.
         classes: Number of classes of a conditional U-Net. If it embeds one more, that is the null
             class.
+        into: For a file of weights: the model that it belongs to, which receives them. The names
+            are those of the model or of its network.
+        revision: For the hub: branch, tag or commit.
 
     Raises:
-        InputError: Missing or damaged files, weights that are not safetensors, a consistency model
-            or a scheduler that is not known, or classes that do not fit the U-Net.
+        InputError: Missing or damaged files, weights that are not safetensors, a consistency or
+            latent model, a scheduler that is not known, classes that do not fit the U-Net, or
+            weights that do not fit the model.
 
     Example:
         >>> import tempfile
@@ -45,10 +61,19 @@ def load_diffusion(folder: Path | str, *, classes: int | None = None) -> Diffusi
         ...     unet.save_pretrained(folder)
         ...     DDPMScheduler().save_pretrained(folder)
         ...     model = load_diffusion(folder)
+        ...     torch.save(model.state_dict(), folder + "/weights.pt")
+        ...     again = load_diffusion(folder + "/weights.pt", into=model)
         >>> model(torch.rand(2, 1, 8, 8), 0.25).shape
         torch.Size([2, 1, 8, 8])
     """
-    folder = Path(folder)
+    folder = Path(source)
+    if folder.is_file():
+        return _from_file(folder, classes, into)
+    if into is not None:
+        raise InputError(f"{source} is no file of weights; give one, or no model to load into")
+    if not folder.is_dir():
+        folder = fetch(str(source), revision)
+    _refuse_latents(folder)
     family = read_family(folder)
     unet = read_unet(folder / "unet" if (folder / "unet").is_dir() else folder)
     embedded = unet.config.num_class_embeds  # type: ignore[union-attr]
@@ -62,6 +87,7 @@ def load_diffusion(folder: Path | str, *, classes: int | None = None) -> Diffusi
             f"classes is {classes}, but the U-Net in {folder} embeds {embedded or 'none'}; give "
             "that number, or one less if the last is a null class"
         )
+    patch = read_patch(folder)
     channels = unet.config.in_channels, unet.config.out_channels  # type: ignore[union-attr]
     if channels[0] != channels[1]:
         raise InputError(
@@ -69,11 +95,25 @@ def load_diffusion(folder: Path | str, *, classes: int | None = None) -> Diffusi
             "returns variances, or takes latents, is not supported"
         )
     return DiffusionModel(
-        UNetNetwork(unet),
+        UNetNetwork(unet, patch=patch),
         family,
         classes=classes,
         null_class=classes if embedded is not None and embedded != classes else None,
     ).eval()
+
+
+def _from_file(path: Path, classes: int | None, into: DiffusionModel | None) -> DiffusionModel:
+    state = read_state_dict(path)
+    if into is None:
+        raise InputError(
+            f"{path} is a file of weights and does not say which network they are of; give "
+            "into=DiffusionModel(network, family, ...)"
+        )
+    if classes not in (None, into.classes):
+        raise InputError(f"classes is {classes}, but the model given has {into.classes}")
+    whole = all(name.startswith("network.") for name in state)
+    load_weights(into if whole else into.network, path)
+    return into.eval()
 
 
 def save_diffusion(model: DiffusionModel, folder: Path | str) -> None:
@@ -109,6 +149,23 @@ def save_diffusion(model: DiffusionModel, folder: Path | str) -> None:
     )
     model.network.unet.save_pretrained(Path(folder, "unet"))
     scheduler.save_pretrained(Path(folder, "scheduler"))
+    if model.network.patch > 1:
+        Path(folder, _EXTRA).write_text(json.dumps({"patch": model.network.patch}) + "\n")
+
+
+def read_patch(folder: Path) -> int:
+    """Return the patch that `save_diffusion` noted beside the U-Net; 1 for others.
+
+    Raises:
+        InputError: A note that cannot be read.
+    """
+    path = folder / _EXTRA
+    if not path.is_file():
+        return 1
+    try:
+        return checks.count("patch", json.loads(path.read_text())["patch"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
 
 
 def read_family(folder: Path) -> Family:
@@ -153,6 +210,33 @@ def read_family(folder: Path) -> Family:
     )
 
 
+def _refuse_latents(folder: Path) -> None:
+    """Refuse models whose images are the codes of an autoencoder, or that are no U-Net."""
+    names = {path.name for path in folder.iterdir()}
+    for path in (folder / "unet", folder):
+        kind = _class_name(path / "config.json")
+        if kind not in ("", "UNet2DModel"):
+            names.add(kind)
+    if "transformer" in names or {name for name in names if "Transformer2DModel" in name}:
+        raise InputError(
+            f"{folder} is of a diffusion transformer (DiT), which works on the codes of an "
+            "autoencoder and also returns variances; give a UNet2DModel of pixels, or wrap it "
+            "with its encoder in a DiffusionModel of your own"
+        )
+    if {"vae", "vqvae"} & names or _class_name(folder / "model_index.json") == "LDMPipeline":
+        raise InputError(
+            f"{folder} is of a latent diffusion model, whose images are the codes of an "
+            "autoencoder; give a model of pixels"
+        )
+
+
+def _class_name(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text()).get("_class_name", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""  # damaged ones are reported where they are read
+
+
 def find_scheduler(folder: Path) -> Path | None:
     """Return the scheduler_config.json of a pipeline or of a single folder, if there is one."""
     places = (folder / "scheduler", folder)
@@ -168,6 +252,11 @@ def read_unet(folder: Path) -> nn.Module:
     from diffusers import UNet2DModel
 
     weights = folder / _WEIGHTS
+    if not weights.is_file() and list(folder.glob("diffusion_pytorch_model*.bin")):
+        raise InputError(
+            f"{folder} holds its weights as a pickle (.bin), which could run any code and is not "
+            "read; where you trust it, convert it: unet.save_pretrained(folder)"
+        )
     for file in (folder / "config.json", weights):
         if not file.is_file():
             raise InputError(

@@ -92,10 +92,11 @@ class DiffusionModel(nn.Module):
         Args:
             x_noisy: Clean images in [0, 1] plus noise.
             sigma: Standard deviation of the noise in image units, one number or one an image.
-            y: Class indices; None: of no class.
+            y: Class indices, the null class among them; None: of no class.
 
         Raises:
-            InputError: A class to a network that knows none, or none to one that needs it.
+            InputError: A class to a network that knows none, none to one that needs it, or one
+                that it does not know.
         """
         # In float32 at least: half precision would round steps and levels.
         precision = torch.promote_types(x_noisy.dtype, torch.float32)
@@ -115,6 +116,14 @@ class DiffusionModel(nn.Module):
                 raise InputError("the diffusion model knows no classes; give one that does")
             return None
         if y is not None:
+            known = max(self.classes - 1, self.null_class or 0)
+            if y.shape != (len(x),):
+                raise InputError(f"labels have shape {tuple(y.shape)}; give one an image, {len(x)}")
+            if not 0 <= int(y.min()) <= int(y.max()) <= known:
+                raise InputError(
+                    f"labels span {int(y.min())} to {int(y.max())}; the diffusion model knows the "
+                    f"classes 0 to {self.classes - 1}"
+                )
             return y
         if self.null_class is None:
             raise InputError("the diffusion model has no null class; give the class of each image")

@@ -58,6 +58,8 @@ def self_test(model: DiffusionModel, x: Images, y: Labels | None = None) -> list
         True
     """
     x = checks.images(x)
+    if y is not None and model.classes is not None:
+        y = checks.labels(y, model.classes)
     generator = torch.Generator().manual_seed(0)
     rows = []
     for sigma in (s for s in _LEVELS if model.sigma_min <= s <= model.sigma_max):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from art_denoised import checks
 from art_denoised.checks import InputError
@@ -22,16 +23,17 @@ class UNetNetwork(nn.Module):
 
     Args:
         unet: The UNet2DModel.
+        patch: Squares of that many pixels are folded into its channels and back.
     """
 
-    def __init__(self, unet: Any) -> None:
+    def __init__(self, unet: Any, *, patch: int = 1) -> None:
         super().__init__()
-        self.unet = unet
+        self.unet, self.patch = unet, checks.count("patch", patch)
 
     def forward(self, x: Images, c_noise: torch.Tensor, y: Labels | None) -> Images:
         """Return what the U-Net predicts."""
-        sample: Images = self.unet(x, c_noise, class_labels=y).sample
-        return sample
+        folded = F.pixel_unshuffle(x, self.patch)
+        return F.pixel_shuffle(self.unet(folded, c_noise, class_labels=y).sample, self.patch)
 
 
 def unet_diffusion(
@@ -41,15 +43,19 @@ def unet_diffusion(
     classes: int | None = None,
     widths: Sequence[int] = (32, 64, 64),
     layers: int = 1,
+    patch: int = 1,
 ) -> DiffusionModel:
     """Build an untrained EDM over a small U-Net.
 
     Args:
         channels: Of the images.
-        size: Height and width; divisible by 2 for each width after the first.
+        size: Height and width; divisible by the patch, and then by 2 for each width after the
+            first.
         classes: Number of classes, to which a null class is added; None: unconditional.
         widths: Channels at each resolution, the full one first; multiples of 8.
         layers: Residual blocks at each resolution.
+        patch: Fold squares of patch x patch pixels into channels first: the same U-Net then costs
+            1 / patch^2 as much.
 
     Raises:
         InputError: Sizes that do not fit together.
@@ -64,15 +70,18 @@ def unet_diffusion(
     widths = tuple(checks.count("width", width, 8) for width in widths)
     if any(width % 8 for width in widths):
         raise InputError(f"widths are {widths}; give multiples of 8")
-    halvings = len(widths) - 1
-    if checks.count("size", size) % 2**halvings:
+    halvings, patch = len(widths) - 1, checks.count("patch", patch)
+    if checks.count("size", size) % (patch * 2**halvings):
+        folded = f"folded by {patch} and " if patch > 1 else ""
         raise InputError(
-            f"images of size {size} cannot be halved {halvings} times; give fewer widths"
+            f"images of size {size} cannot be {folded}halved {halvings} times; give fewer widths"
+            + (" or a smaller patch" if patch > 1 else "")
         )
+    folded_channels = checks.count("channels", channels) * patch**2
     unet = UNet2DModel(
-        sample_size=size,
-        in_channels=checks.count("channels", channels),
-        out_channels=channels,
+        sample_size=size // patch,
+        in_channels=folded_channels,
+        out_channels=folded_channels,
         block_out_channels=widths,
         down_block_types=("DownBlock2D",) * len(widths),
         up_block_types=("UpBlock2D",) * len(widths),
@@ -81,4 +90,5 @@ def unet_diffusion(
         num_class_embeds=None if classes is None else checks.count("classes", classes, 2) + 1,
         add_attention=False,
     )
-    return DiffusionModel(UNetNetwork(unet), EDM(), classes=classes, null_class=classes)
+    network = UNetNetwork(unet, patch=patch)
+    return DiffusionModel(network, EDM(), classes=classes, null_class=classes)

@@ -60,12 +60,29 @@ class Levels:
         Raises:
             InputError: There are none.
         """
-        pairs = [(s, w) for s, w in zip(self.sigmas, self.weights, strict=True) if s >= sigma]
+        return self.within(sigma, math.inf)
+
+    def within(self, low: float, high: float) -> Levels:
+        """Return the levels from ``low`` to ``high``, such as a model was trained on.
+
+        Raises:
+            InputError: There are none.
+
+        Example:
+            >>> noise_levels(4).within(0.1, 1.0).sigmas == noise_levels(4).sigmas[1:3]
+            True
+        """
+        pairs = [(s, w) for s, w in zip(self.sigmas, self.weights, strict=True) if low <= s <= high]
         return Levels(tuple(s for s, _ in pairs), tuple(w for _, w in pairs))
 
 
 def noise_levels(
-    count: int, weighting: Weighting = "edm", spacing: Spacing = "lognormal"
+    count: int,
+    weighting: Weighting = "edm",
+    spacing: Spacing = "lognormal",
+    *,
+    p_mean: float = P_MEAN,
+    p_std: float = P_STD,
 ) -> Levels:
     """Discretise a diffusion loss.
 
@@ -80,6 +97,8 @@ def noise_levels(
         spacing: "lognormal": the middles of ``count`` intervals of equal probability under
             p(sigma); few levels suffice. "linear": the reference's, ``count`` + 1 levels from 1e-4
             to 3 without the last.
+        p_mean: Mean of ln(sigma) under p(sigma); that of the training.
+        p_std: Its standard deviation.
 
     Raises:
         InputError: A value out of range.
@@ -95,11 +114,12 @@ def noise_levels(
             f"weighting is {weighting!r}; give one of {', '.join(get_args(Weighting))}"
         )
     if spacing == "lognormal":
+        checks.positive("p_std", p_std)
         if weighting == "rdc_legacy":
             raise InputError("rdc_legacy is defined on the linear spacing; give spacing 'linear'")
         middles = (np.arange(count) + 0.5) / count
-        sigma = np.exp(P_MEAN + P_STD * special.ndtri(middles))
-        share = 1 / count / _density(sigma, P_STD)  # dsigma that a level stands for
+        sigma = np.exp(p_mean + p_std * special.ndtri(middles))
+        share = 1 / count / _density(sigma, p_mean, p_std)  # dsigma that a level stands for
     elif spacing == "linear":
         sigma = np.linspace(SIGMA_LOW, SIGMA_HIGH, count + 1)[:-1]
         share = np.full(count, (SIGMA_HIGH - SIGMA_LOW) / count)
@@ -107,15 +127,15 @@ def noise_levels(
         raise InputError(f"spacing is {spacing!r}; give 'lognormal' or 'linear'")
     scale = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
     weights = {
-        "edm": lambda: scale * _density(sigma, P_STD),
-        "vp_uniform": lambda: _density(sigma, P_STD) / sigma**2,
+        "edm": lambda: scale * _density(sigma, p_mean, p_std),
+        "vp_uniform": lambda: _density(sigma, p_mean, p_std) / sigma**2,
         "elbo": lambda: sigma**-3.0,
-        "rdc_legacy": lambda: scale * _density(sigma, 1 / P_STD) / P_STD**2,
+        "rdc_legacy": lambda: scale * _density(sigma, P_MEAN, 1 / P_STD) / P_STD**2,
     }[weighting]()
     return Levels(tuple(sigma.tolist()), tuple((weights * share).tolist()))
 
 
-def _density(sigma: np.ndarray, std: float) -> np.ndarray:
+def _density(sigma: np.ndarray, mean: float, std: float) -> np.ndarray:
     """Log-normal density."""
-    z = (np.log(sigma) - P_MEAN) / std
+    z = (np.log(sigma) - mean) / std
     return np.exp(-(z**2) / 2) / (sigma * std * math.sqrt(2 * math.pi))

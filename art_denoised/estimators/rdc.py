@@ -13,6 +13,7 @@ from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.weights import Levels
 from art_denoised.estimators.defended import DefendedClassifier
 from art_denoised.rdc.classifier import DiffusionClassifier
+from art_denoised.rdc.cost import Cost, preview_cost
 from art_denoised.rdc.likelihood import Form, Gradient, LikelihoodMaximization
 
 
@@ -39,6 +40,7 @@ class RobustDiffusionClassifier(DefendedClassifier):
         temperature: As for `DiffusionClassifier`.
         max_batch: As for `DiffusionClassifier`.
         bf16: As for `DiffusionClassifier`.
+        recompute: As for `DiffusionClassifier`.
         seed: Fixes all noise: deterministic, and the attacker knows it. None: fresh in every call;
             attack with EOT.
         loss: Loss on logits and labels; cross-entropy by default.
@@ -77,6 +79,7 @@ class RobustDiffusionClassifier(DefendedClassifier):
         temperature: float = 1.0,
         max_batch: int = 512,
         bf16: bool = False,
+        recompute: bool = True,
         seed: int | None = None,
         loss: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
@@ -91,6 +94,7 @@ class RobustDiffusionClassifier(DefendedClassifier):
             temperature=temperature,
             max_batch=max_batch,
             bf16=bf16,
+            recompute=recompute,
         )
         stages: list[nn.Module] = [classifier]
         if checks.count("steps", steps, 0):
@@ -126,6 +130,14 @@ class RobustDiffusionClassifier(DefendedClassifier):
     def seed(self, value: int | None) -> None:
         for stage in self.model:
             stage.seed = value if value is None else checks.count("seed", value, 0)
+
+    def cost(self, images: int = 1) -> Cost:
+        """Count what a prediction of so many images, and its gradient, will take; one pass is run.
+
+        Args:
+            images: Of the run.
+        """
+        return preview_cost(self.model, self.input_shape, images=images, batch=None)
 
     @property
     def evaluations(self) -> int:

@@ -33,7 +33,8 @@ def load_data(spec: str, *, train: bool = False) -> ImageData:
 
     Args:
         spec: ``digits``, the 500 held-out images of scikit-learn's handwritten digits;
-            ``imagefolder:DIR`` with one folder of images a class; ``npz:FILE`` with arrays ``x``
+            ``imagefolder:DIR`` with one folder of images a class, of one channel if the
+            first is grey and of three otherwise; ``npz:FILE`` with arrays ``x``
             (images, channels, height, width) in [0, 1] and ``y`` (class indices);
             ``torchvision:NAME:DIR``, the test part of a data set already in DIR.
         train: Take the training part where the data set has one: of ``digits`` the 1,297 images
@@ -121,9 +122,34 @@ def _npz(path: Path) -> ImageData:
 def _imagefolder(folder: Path) -> ImageData:
     datasets, to_tensor = _import_torchvision()
     try:
-        return datasets.ImageFolder(_existing(folder), transform=to_tensor)
+        dataset = datasets.ImageFolder(_existing(folder), transform=to_tensor)
     except FileNotFoundError as error:
         raise InputError(f"{folder} is not an image folder: {_first_line(error)}") from None
+    if _is_grey(dataset.samples[0][0]):  # torchvision makes three equal channels of one
+        dataset.loader = _load_grey
+    return dataset
+
+
+def _is_grey(path: str) -> bool:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return image.mode in ("1", "L")
+    except (OSError, UnidentifiedImageError) as error:
+        raise InputError(f"{path} cannot be read as an image: {_first_line(error)}") from None
+
+
+def _load_grey(path: str) -> Any:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        if image.mode not in ("1", "L"):
+            raise InputError(
+                f"{path} has mode {image.mode}, but the first image of its folder is grey; give "
+                "images of one kind"
+            )
+        return image.convert("L")
 
 
 def _torchvision(name: str, folder: Path, train: bool) -> ImageData:

@@ -154,22 +154,35 @@ def accuracy_figure(named: Mapping[str, Sequence[CertifyRow]], title: str | None
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for i, (name, rows) in enumerate(named.items()):
-        # Accuracy is constant up to and including each certified radius, then drops.
-        knots = np.unique([0.0, *(row.radius for row in rows if row.correct)])
-        table = np.array(accuracy_table(rows, [*knots.tolist(), np.inf]))
-        edges = np.append(knots, knots[-1])
-        style: dict[str, Any] = {"color": _COLOURS[i % len(_COLOURS)]}
         line = ("-", "--", "-.", ":")[i // len(_COLOURS) % 4]
-        axes.step(edges, 100 * table[:, 1], where="pre", label=name, linestyle=line, **style)
-        axes.fill_between(
-            edges, 100 * table[:, 2], 100 * table[:, 3], step="pre", alpha=0.15, lw=0, **style
-        )
+        draw_accuracy(axes, rows, _COLOURS[i % len(_COLOURS)], label=name, linestyle=line)
     axes.set(xlabel="certified l2 radius (image units)", ylabel="certified accuracy (%)")
     axes.set(ylim=(0, 100), title=title)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure
+
+
+def draw_accuracy(axes: Any, rows: Sequence[CertifyRow], colour: str, **line: Any) -> None:
+    """Draw certified accuracy in percent against radius, with its 95% band, into axes.
+
+    Args:
+        axes: Of matplotlib.
+        rows: Of one run.
+        colour: Of line and band.
+        line: Further properties of the line, such as ``label``.
+
+    Raises:
+        InputError: There are no rows.
+    """
+    # Accuracy is constant up to and including each certified radius, then drops.
+    knots = np.unique([0.0, *(row.radius for row in rows if row.correct)])
+    table = np.array(accuracy_table(rows, [*knots.tolist(), np.inf]))
+    edges = np.append(knots, knots[-1])
+    band: dict[str, Any] = {"step": "pre", "alpha": 0.15, "lw": 0, "color": colour}
+    axes.step(edges, 100 * table[:, 1], where="pre", color=colour, **line)
+    axes.fill_between(edges, 100 * table[:, 2], 100 * table[:, 3], **band)
 
 
 def _columns(rows: Sequence[CertifyRow]) -> tuple[list[bool], list[float]]:

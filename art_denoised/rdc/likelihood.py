@@ -92,7 +92,12 @@ class LikelihoodMaximization(nn.Module):
         self.seed = seed if seed is None else checks.count("seed", seed, 0)
 
     def forward(self, x: Images) -> Images:
-        """Return likelier images, also under ``no_grad`` and ``inference_mode``."""
+        """Return likelier images, also under ``no_grad`` and ``inference_mode``.
+
+        Raises:
+            InputError: Images in other units, or a gradient of the network that is not finite.
+        """
+        x = checks.images(x, slack=0.5)
         noise = LevelNoise(self.seed)
         if torch.is_inference_mode_enabled():  # its tensors can take no part in a gradient
             with torch.inference_mode(False):
@@ -109,6 +114,8 @@ class LikelihoodMaximization(nn.Module):
         states = [_State(start, torch.zeros_like(start), torch.zeros_like(start))]
         for number in range(self.steps):
             after = self._step(start, states[-1], number, noise, False)
+            if not bool(torch.isfinite(after.m).all()):
+                raise InputError("the diffusion model returned NaN or infinite values")
             states.append(_State(*(t.detach() for t in after)))
         return states
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.diffusion.families import EDM
 from art_denoised.diffusion.model import DiffusionModel
@@ -75,6 +77,9 @@ def train_diffusion(
         raise InputError(f"the model is of family {type(family).__name__}; training takes EDM")
     if not 0 <= drop < 1:
         raise InputError(f"drop is {drop}; give a share in [0, 1)")
+    checks.positive("p_std", p_std)
+    if not math.isfinite(p_mean):
+        raise InputError(f"p_mean is {p_mean}; give a finite number")
     drop = drop if model.null_class is not None else 0.0
 
     def loss(x: Images, y: Labels, step: int) -> Tensor:
@@ -82,6 +87,7 @@ def train_diffusion(
         x_noisy = x + sigma.reshape(-1, 1, 1, 1) * torch.randn_like(x)
         labels = None
         if model.classes is not None:
+            checks.labels(y, model.classes)
             dropped = torch.rand(len(x), device=x.device) < drop
             labels = torch.where(dropped, model.null_class or 0, y)
         x_hat = model(x_noisy, sigma, labels).float()

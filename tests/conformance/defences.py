@@ -6,22 +6,24 @@ All are over the packaged digits networks. A new defence is a new row.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import torch
 
 from art_denoised import (
     DenoisedSmoothing,
     DiffusionClassifier,
-    FeatureDenoising,
     FeatureDenoisingClassifier,
+    Plan,
     RobustDiffusionClassifier,
+    train_robust,
 )
 from art_denoised.demo import digits_classifier, digits_denoiser, digits_diffusion
 from art_denoised.diffusion.weights import noise_levels
 from art_denoised.estimators.defended import DefendedClassifier
 from art_denoised.evaluation.data import digits
+from art_denoised.training.recipes import RECIPES
 
 
 @dataclass(frozen=True)
@@ -71,18 +73,27 @@ def rdc(levels: int = 8, **options: object) -> RobustDiffusionClassifier:
     )
 
 
-def feature_denoising(**options: object) -> FeatureDenoisingClassifier:
-    """The packaged classifier with a block that is not the identity any more."""
-    defaults = {"operation": "dot_product", "where": "1", "activation": "gelu"}
-    made = FeatureDenoisingClassifier(
-        digits_classifier(),
-        input_shape=(1, 8, 8),
-        nb_classes=10,
-        **{**defaults, **options},  # type: ignore[arg-type]
+def network(**options: object) -> FeatureDenoisingClassifier:
+    return FeatureDenoisingClassifier(
+        digits_classifier(), input_shape=(1, 8, 8), nb_classes=10, device_type="cpu", **options
     )
-    for block in (m for m in made.model.modules() if isinstance(m, FeatureDenoising)):
-        torch.nn.init.constant_(block.bn.weight, 0.1)
-    return made
+
+
+@cache
+def _trained(options: tuple[tuple[str, object], ...]) -> dict[str, torch.Tensor]:
+    """Return weights after a short adversarial training; fresh blocks would do nothing."""
+    model = network(**dict(options)).model
+    plan = Plan(epochs=2, optimizer="sgd", rate=0.05, average=0.9, augment="none")
+    recipe = replace(RECIPES["sat"], eps=0.1)
+    train_robust(model, digits(train=True), recipe=recipe, plan=plan, progress=False)
+    return model.state_dict()
+
+
+def robust_network(**options: object) -> FeatureDenoisingClassifier:
+    """Return one that has been trained, in eval mode; it draws no noise and has no seed."""
+    estimator = network(**options)
+    estimator.model.load_state_dict(_trained(tuple(options.items())))
+    return estimator
 
 
 DEFENCES = {
@@ -98,5 +109,10 @@ DEFENCES = {
         chunked=({"levels": 4, "max_batch": 20}, {"levels": 16, "max_batch": 20}),
         bpda={"gradient": "bpda"},
     ),
-    "feature denoising": Defence(feature_denoising, noisy=False),
+    "feature denoising": Defence(
+        partial(robust_network, operation="gaussian", where="3"), noisy=False
+    ),
+    "smooth activations": Defence(
+        partial(robust_network, operation=None, activation="silu"), noisy=False
+    ),
 }

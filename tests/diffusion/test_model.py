@@ -59,6 +59,13 @@ def test_the_null_class_stands_for_none():
         DiffusionModel(network, EDM(), null_class=3)
 
 
+@pytest.mark.parametrize("labels", [[3, 11], [-1, 0], [1], [[1, 2]]])
+def test_labels_that_it_does_not_know(labels):
+    model = DiffusionModel(Recorder(), EDM(), classes=10, null_class=10)
+    with pytest.raises(InputError, match="labels"):
+        model(torch.rand(2, 1, 4, 4), 0.5, torch.tensor(labels))
+
+
 def test_levels_are_in_image_units():
     model = DiffusionModel(Recorder(), EDM(sigma_min=0.01, sigma_max=80))
     assert (model.sigma_min, model.sigma_max) == (0.005, 40)

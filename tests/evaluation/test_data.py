@@ -53,6 +53,21 @@ def test_image_folder(tmp_path):
         load_data(f"imagefolder:{tmp_path}")
 
 
+def test_grey_image_folders_have_one_channel(tmp_path):
+    (tmp_path / "cat").mkdir()
+    Image.new("L", (4, 6), 51).save(tmp_path / "cat" / "1.png")
+    Image.new("1", (4, 6), 1).save(tmp_path / "cat" / "2.png")
+    data = load_data(f"imagefolder:{tmp_path}")
+    assert data[0][0].shape == (1, 6, 4)
+    assert [float(data[i][0].max()) for i in range(2)] == pytest.approx([0.2, 1.0])
+    Image.new("RGB", (4, 6), (255, 0, 0)).save(tmp_path / "cat" / "3.png")
+    with pytest.raises(InputError, match="has mode RGB"):  # no colours are thrown away unseen
+        load_data(f"imagefolder:{tmp_path}")[2]
+    (tmp_path / "cat" / "1.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_data(f"imagefolder:{tmp_path}")
+
+
 def test_torchvision_reads_what_is_there(tmp_path):
     from torchvision.datasets import FakeData
 

@@ -11,7 +11,7 @@ from art_denoised.demo import digits_diffusion
 from art_denoised.diffusion.weights import noise_levels
 from art_denoised.evaluation.data import digits
 from art_denoised.rdc.anytime import _spread, disagreement, predict_anytime
-from tests.rdc.test_classifier import Counting
+from tests.rdc.test_classifier import Counting, Nan
 
 
 @pytest.fixture(scope="module")
@@ -86,5 +86,9 @@ def test_bad_input(x):
     for bad in ({"z": 0}, {"first": 0}, {"budget": -1}):
         with pytest.raises(InputError):
             predict_anytime(classifier(), x[:1], **bad)
+    dc = classifier()
+    dc.model.network = Nan()
+    with pytest.raises(InputError, match="NaN"):
+        predict_anytime(dc, x[:1])
     with pytest.raises(InputError, match="seed"):
         disagreement(classifier(seed=None), x[:1])

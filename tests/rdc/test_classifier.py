@@ -57,8 +57,9 @@ def test_logits_are_the_equation():
             assert float(logits[i, y].detach()) == pytest.approx(prior[y] - loss / 2, rel=1e-6)
 
 
-def test_gradients_agree_with_finite_differences():
-    dc, x = classifier(), images(2).requires_grad_()
+@pytest.mark.parametrize("recompute", [True, False])
+def test_gradients_agree_with_finite_differences(recompute):
+    dc, x = classifier(recompute=recompute), images(2).requires_grad_()
     assert torch.autograd.gradcheck(dc, (x,), eps=1e-6, atol=1e-5, rtol=1e-4)
 
 
@@ -106,8 +107,25 @@ def test_classes_without_gradient_are_not_evaluated_again():
     assert counting.largest == 8
 
 
-def test_weights_get_no_gradient_and_flags_stay():
-    dc, x = classifier(), images().requires_grad_()
+@pytest.mark.parametrize("seed", [0, None])
+def test_gradients_taken_along_cost_no_evaluations_in_the_backward_pass(seed):
+    dc = classifier(max_batch=7, recompute=False, seed=seed)
+    dc.model.network = counting = Counting(dc.model.network)
+    x = images(3).requires_grad_()
+    logits = dc(x)
+    logits.log_softmax(1)[:, 3].sum().backward()
+    assert (counting.rows, counting.largest) == (90, 7)
+    if seed is not None:
+        other = images(3).requires_grad_()
+        expected = classifier()(other)
+        expected.log_softmax(1)[:, 3].sum().backward()
+        torch.testing.assert_close(logits, expected)
+        torch.testing.assert_close(x.grad, other.grad)
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_weights_get_no_gradient_and_flags_stay(recompute):
+    dc, x = classifier(recompute=recompute), images().requires_grad_()
     dc(x).sum().backward()
     assert all(p.grad is None and p.requires_grad for p in dc.parameters())
     assert not dc.model.training
@@ -147,10 +165,10 @@ def test_fresh_noise_is_that_of_the_forward_pass_in_its_gradient():
 
     noise = LevelNoise(None)
     leaf = x.clone().requires_grad_()
-    _Losses.apply(leaf, dc, noise)[:, 2].sum().backward()
+    _Losses.apply(leaf, dc, noise, False)[:, 2].sum().backward()
     step = 1e-6 * torch.randn_like(x)
     with torch.no_grad():
-        up, down = (_Losses.apply(x + s * step, dc, noise)[:, 2].sum() for s in (1, -1))
+        up, down = (_Losses.apply(x + s * step, dc, noise, False)[:, 2].sum() for s in (1, -1))
     assert float((leaf.grad * step).sum()) == pytest.approx(float(up - down) / 2, rel=1e-4)
 
 
@@ -208,12 +226,22 @@ class Nan(nn.Module):
 def test_bad_input():
     with pytest.raises(InputError, match="knows no classes"):
         DiffusionClassifier(DiffusionModel(DigitsMLP(), EDM()))
-    with pytest.raises(InputError, match=r"levels go up to 100"):
-        classifier(levels=Levels((0.5, 100.0), (1.0, 1.0)))
+    for sigma in (100.0, 1e-4):
+        with pytest.raises(InputError, match=r"trained on 0\.002 to 80"):
+            classifier(levels=Levels((0.5, sigma), (1.0, 1.0)))
     with pytest.raises(InputError, match="9 numbers for 10"):
         classifier(prior=[1 / 9] * 9)
     with pytest.raises(InputError, match="NaN"):
         DiffusionClassifier(DiffusionModel(Nan(), Native(), classes=10), levels=LEVELS)(images())
+    for gradient in (False, True):  # taken along, the output is looked at too
+        dc = DiffusionClassifier(
+            DiffusionModel(Nan(), Native(), classes=10), levels=LEVELS, recompute=False
+        )
+        with pytest.raises(InputError, match="NaN"):
+            dc(images().requires_grad_(gradient))
+    for wrong, words in ((2 * images() - 1, "rescale"), (255 * images(), "divide by 255")):
+        with pytest.raises(InputError, match=words):
+            classifier()(wrong)
     for bad in ({"temperature": 0}, {"max_batch": 0}, {"seed": -1}):
         with pytest.raises(InputError):
             classifier(**bad)

@@ -9,10 +9,10 @@ from torch import nn
 from art_denoised import DiffusionClassifier, LikelihoodMaximization
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_diffusion
-from art_denoised.diffusion.families import EDM
+from art_denoised.diffusion.families import EDM, Native
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.evaluation.data import digits
-from tests.rdc.test_classifier import LEVELS, Counting, images, small_model
+from tests.rdc.test_classifier import LEVELS, Counting, Nan, images, small_model
 
 
 def purify(**options) -> LikelihoodMaximization:
@@ -125,3 +125,9 @@ def test_bad_input():
     for bad in ({"form": "sgd"}, {"gradient": "none"}, {"steps": 0}, {"eta": 0}, {"rate": -1}):
         with pytest.raises(InputError):
             purify(**bad)
+    for wrong, words in ((2 * images() - 1, "rescale"), (255 * images(), "divide by 255")):
+        with pytest.raises(InputError, match=words):
+            LikelihoodMaximization(small_model())(wrong)
+    for x in (images(), images().requires_grad_()):
+        with pytest.raises(InputError, match="NaN"):
+            LikelihoodMaximization(DiffusionModel(Nan(), Native()), levels=LEVELS)(x)

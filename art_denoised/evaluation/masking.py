@@ -1,0 +1,304 @@
+"""Signs that the attack failed where a defence seems strong.
+
+Sources: Athalye et al., "Obfuscated Gradients" (ICML 2018, arXiv 1802.00420), section 3.1; Carlini
+et al., "On Evaluating Adversarial Robustness" (arXiv 1902.06705).
+
+Each check looks at a few images and decides by counting them: it fails when, at confidence 99 %,
+the share of images that speak against the figure exceeds its tolerance. Of a randomised model, an
+image is broken by one attack and not by another only if it is right in at most a quarter of its
+evaluations under the one and in at least three quarters under the other: less is luck.
+docs/attack.md says what to do about a failed check.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from art_denoised.attacks.contained import Generators, contained
+from art_denoised.attacks.pgd import PGD
+from art_denoised.attacks.suites import AutoAttack
+from art_denoised.checks import InputError
+from art_denoised.evaluation.probing import ALPHA, KEPT, LOST, Subject, exceeds, worst
+from art_denoised.evaluation.robust_records import CLEAN, CheckRow
+from art_denoised.evaluation.target import Target
+from art_denoised.smoothing.bounds import lower_confidence_bound
+from art_denoised.types import Images
+
+_MISSED = 0.02  # images that another attack may break and the gradient attacks miss
+_NOISE = 0.05  # images on which a stronger attack may fail by the luck of its start
+_HELD = 0.05  # images that may survive an eps at which none should
+_ZERO = 0.01  # images without gradient
+_WINS = 0.8  # images whose loss should rise more along the gradient than along noise
+_SATURATED, _TINY = 80.0, 1e-5  # margins: exp(-88) is 0 in float32, and 1e-6 of 1 is rounding
+
+
+def gradient_free(s: Subject) -> CheckRow:
+    """An attack that sees scores alone, or labels, must not find what gradient attacks miss."""
+    name = "gradient-free attacks"
+    if not s.attackable:
+        return _nothing(name)
+    pairs = _paired_columns(s)
+    most = max(pairs, key=lambda found: found[0] / found[1], default=None)
+    if most is None:
+        norm, eps = s.ball
+        left = s.by_gradients(norm, eps) >= KEPT
+        broken, who = torch.zeros_like(left), f"Square ({s.probes.queries} queries)"
+        if left.any():
+            attack = AutoAttack(eps, norm=norm, parts=("square",), queries=s.probes.queries)  # type: ignore[arg-type]
+            try:
+                found = s.target.attempt(attack, "none", s.x[left], s.y[left], 0)
+            except InputError as error:
+                return CheckRow(name, None, f"not made: {error}")
+            x_adv = s.x.clone()
+            x_adv[left] = found.x_adv
+            broken = s.right(x_adv) <= LOST
+        most = (int((broken & left).sum()), len(left), who, eps, norm)
+    k, n, who, eps, norm = most
+    failed = exceeds(k, n, _MISSED, among=max(len(pairs), 1))
+    return _counted(
+        name,
+        failed,
+        k,
+        n,
+        _MISSED,
+        f"{who} broke {k} of {n} images that no gradient attack broke ({norm}, eps {eps:g})"
+        + ("; gradients are masked, the figure is too high" if failed else ""),
+    )
+
+
+def stronger_attack(s: Subject) -> CheckRow:
+    """A plain PGD must not break many images that all attacks of the run left standing."""
+    name = "stronger attack"
+    if not s.attackable:
+        return _nothing(name)
+    most = (0, len(s.x), s.balls[0])
+    for ball in s.balls:
+        left = worst(row for row in s.rows if (row.norm, row.eps) == ball)
+        stands = torch.tensor([left.get(index, 0.0) >= KEPT for index in s.indices])
+        if stands.any():
+            k = int(((s.pgd(*ball, s.probes.steps) <= LOST) & stands).sum())
+            most = max(most, (k, len(stands), ball), key=lambda found: found[0] / found[1])
+    k, n, (norm, eps) = most
+    failed = exceeds(k, n, _NOISE, among=len(s.balls))
+    finding = (
+        f"PGD of {s.probes.steps} steps on the margin broke {k} of {n} images that no "
+        f"attack of the run broke ({norm}, eps {eps:g})" + ("; attack harder" if failed else "")
+    )
+    return _counted(name, failed, k, n, _NOISE, finding)
+
+
+def zero_gradients(s: Subject) -> CheckRow:
+    """Images without a gradient cannot be attacked by one."""
+    without = torch.ones(len(s.x), dtype=torch.bool)
+    for how in s.target.gradients():
+        gradients = s.gradients(how).flatten(1)
+        size = gradients.abs().amax(1)
+        without &= (~(torch.isfinite(gradients).all(1) & (size > 0))).cpu()
+    k, n = int(without.sum()), len(without)
+    failed = exceeds(k, n, _ZERO)
+    remedy = "; make the defence differentiable, or attack it through BPDA" if failed else ""
+    finding = f"{k} of {n} images have a gradient that is zero or not finite{remedy}"
+    return _counted("zero gradients", failed, k, n, _ZERO, finding)
+
+
+def more_steps(s: Subject) -> CheckRow:
+    """More steps must not help the defence."""
+    if not s.attackable:
+        return _nothing("more steps")
+    (norm, eps), few = s.ball, max(s.probes.steps // 4, 1)
+    less, more = s.pgd(norm, eps, few), s.pgd(norm, eps, s.probes.steps)
+    k, n = int(((less <= LOST) & (more >= KEPT)).sum()), len(less)
+    failed = exceeds(k, n, _NOISE)
+    finding = (
+        f"{k} of {n} images survive PGD of {s.probes.steps} steps and not of {few} "
+        f"({norm}, eps {eps:g})"
+    )
+    return _counted("more steps", failed, k, n, _NOISE, finding)
+
+
+def larger_eps(s: Subject) -> CheckRow:
+    """A larger ball must not help the defence."""
+    if not s.attackable:
+        return _nothing("larger eps")
+    norm, eps = s.ball
+    small, large = (s.pgd(norm, e, s.probes.steps) for e in (eps, 2 * eps))
+    helped = int(((small <= LOST) & (large >= KEPT)).sum())
+    pairs = [(helped, len(small), "PGD", eps, 2 * eps)]
+    columns: dict[tuple[str, str, str], dict[float, dict[int, float]]] = {}
+    for row in s.rows:
+        if row.attack != CLEAN and row.clean:
+            at = columns.setdefault((row.attack, row.gradient, row.norm), {})
+            at.setdefault(row.eps, {})[row.index] = row.mean
+    for (attack, gradient, _), at in columns.items():
+        sizes = sorted(at)
+        for low, high in itertools.pairwise(sizes):
+            k = sum(share <= LOST and at[high][i] >= KEPT for i, share in at[low].items())
+            pairs.append((k, len(at[low]), f"{attack} ({gradient})", low, high))
+    k, n, who, low, high = max(pairs, key=lambda pair: pair[0] / pair[1])
+    failed = exceeds(k, n, _NOISE, among=len(pairs))
+    finding = f"{k} of {n} images survive {who} at eps {high:g} and not at {low:g}"
+    return _counted("larger eps", failed, k, n, _NOISE, finding)
+
+
+def large_enough_eps(s: Subject) -> CheckRow:
+    """At an eps where all images can be made the same grey, no defence can be right."""
+    name = "eps large enough"
+    if not s.attackable:
+        return _nothing(name)
+    norm = s.ball[0]
+    eps = 0.5 if norm == "linf" else 0.5 * math.sqrt(s.x[0].numel())
+    held = s.pgd(norm, eps, 2 * s.probes.steps) > 0.5
+    k, n = int(held.sum()), len(held)
+    failed = exceeds(k, n, _HELD)
+    finding = (
+        f"{k} of {n} images survive PGD at eps {eps:g} in {norm}, where each can be made plain grey"
+        + ("; the attack fails, not the image" if failed else "")
+    )
+    return _counted(name, failed, k, n, _HELD, finding)
+
+
+def gradient_against_random(s: Subject) -> CheckRow:
+    """The loss must rise more along the gradient than along a random direction as long."""
+    norm, eps = s.ball
+    step, n = eps / 4, len(s.x)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(s.x.shape, generator=generator).to(s.x)
+    before = s.losses((s.x + step * _direction(noise, norm)).clamp(0, 1))
+    wins = 0
+    for how in s.target.gradients():
+        along = _direction(torch.nan_to_num(s.gradients(how)), norm)
+        wins = max(wins, int((s.losses((s.x + step * along).clamp(0, 1)) > before).sum()))
+    failed = 1 - lower_confidence_bound(n - wins, n, ALPHA) < _WINS if wins < n else False
+    finding = (
+        f"for {wins} of {n} images the loss rises more along the gradient than along noise "
+        f"({norm}, length {step:g})" + ("; the gradient does not say where to go" if failed else "")
+    )
+    return _counted("gradient against random", failed, wins, n, _WINS, finding)
+
+
+def transfer(s: Subject) -> CheckRow:
+    """Images that fool the bare classifier must not fool the defence where its own do not."""
+    name = "transfer"
+    if s.bare is None:
+        return CheckRow(name, None, "not made: the bare classifier was not given")
+    if not s.attackable:
+        return _nothing(name)
+    norm, eps = s.ball
+    bare = Target(s.bare, s.x[:2], noise=None, repeats=1, seed=0)
+    attack: Any = PGD(eps, norm=norm, steps=s.probes.steps, loss="margin")  # type: ignore[arg-type]
+    x_adv = bare.attempt(attack, bare.gradients()[0], s.x, s.y, 0).x_adv
+    alone = (s.right(x_adv) <= LOST) & (s.by_gradients(norm, eps) >= KEPT)
+    k, n = int(alone.sum()), len(s.x)
+    failed = exceeds(k, n, _MISSED)
+    finding = (
+        f"{k} of {n} images are broken by attacks on the bare classifier and not by gradient "
+        f"attacks on the defence ({norm}, eps {eps:g})"
+    )
+    return _counted(name, failed, k, n, _MISSED, finding)
+
+
+@torch.no_grad()
+def logits(s: Subject) -> CheckRow:
+    """Logits that do not depend on the image, saturate the softmax, or drown in rounding."""
+    with contained(s.target.module, 0):
+        answer = s.target.logits(s.x).double()
+    top = answer.topk(2, dim=1).values
+    gaps = top[:, 0] - top[:, 1]
+    typical, spread = float(gaps.median()), float((answer - answer[:1]).abs().max())
+    saturated = int((gaps > _SATURATED).sum())
+    scale = 1 + float(answer.abs().max())
+    finding, failed = f"the median margin of the logits is {typical:.3g}", False
+    if len(s.x) > 1 and spread <= 1e-6 * scale:
+        finding, failed = "the logits are the same for every image", True
+    elif typical <= _TINY * scale:
+        finding, failed = f"{finding}, lost in rounding; scale the logits up", True
+    elif exceeds(saturated, len(gaps), _NOISE):
+        failed = True
+        finding = (
+            f"{saturated} of {len(gaps)} images have a margin above {_SATURATED:g}, where the "
+            "gradient of cross-entropy is 0 in float32; scale the logits down (a temperature), "
+            "or attack with the margin or DLR loss"
+        )
+    numbers = {"images": len(gaps), "median_margin": typical, "saturated": saturated}
+    return CheckRow("logits", not failed, finding, {**numbers, "spread": spread})
+
+
+@torch.no_grad()
+def global_seed(s: Subject) -> CheckRow:
+    """A forward pass must not set the global seeds: attacks draw from them, and so may its noise.
+
+    One that only draws from them is given a stream of its own in our runs; other tools do not.
+    """
+    caller, ends, drawn = Generators.now(), [], set()
+    try:
+        for seed in (1, 2):
+            begin = Generators.seeded(seed, 0)
+            begin.put_back()
+            s.target.logits(s.x[:2])
+            ends.append(Generators.now())
+            drawn.update(ends[-1].differing(begin))
+    finally:
+        caller.put_back()
+    reset = sorted(drawn - set(ends[0].differing(ends[1])))
+    finding = "the forward pass leaves the global random state alone"
+    if reset:
+        finding = (
+            f"the forward pass sets the seed of {' and '.join(reset)}: its noise is the same in "
+            "every call, and attacks that draw numbers are frozen; draw from a torch.Generator"
+        )
+    elif drawn:
+        finding = (
+            f"the forward pass draws from the global generator of {' and '.join(sorted(drawn))}; "
+            "here it had a stream of its own, but attacks run elsewhere that set the seed make its "
+            "noise repeat itself; draw from a torch.Generator"
+        )
+    return CheckRow("global seed", not reset, finding, {"sets": reset, "draws": sorted(drawn)})
+
+
+CHECKS: dict[str, Callable[[Subject], CheckRow]] = {
+    "gradient-free attacks": gradient_free,
+    "stronger attack": stronger_attack,
+    "zero gradients": zero_gradients,
+    "more steps": more_steps,
+    "larger eps": larger_eps,
+    "eps large enough": large_enough_eps,
+    "gradient against random": gradient_against_random,
+    "transfer": transfer,
+    "logits": logits,
+    "global seed": global_seed,
+}
+
+
+def _paired_columns(s: Subject) -> list[tuple[int, int, str, float, str]]:
+    """Return what gradient-free attacks alone broke, for balls with both kinds of attack."""
+    pairs = []
+    for norm, eps in s.balls:
+        here = [row for row in s.rows if (row.norm, row.eps) == (norm, eps)]
+        seen = worst(row for row in here if row.gradient != "none")
+        blind = worst(row for row in here if row.gradient == "none")
+        if seen and blind:
+            alone = sum(blind[i] <= LOST and seen[i] >= KEPT for i in blind)
+            who = ", ".join(sorted({row.attack for row in here if row.gradient == "none"}))
+            pairs.append((alone, len(blind), who, eps, norm))
+    return pairs
+
+
+def _direction(gradients: Images, norm: str) -> Images:
+    if norm == "linf":
+        return gradients.sign()
+    length = gradients.flatten(1).norm(dim=1).clamp_min(1e-30)
+    return gradients / length.reshape(-1, 1, 1, 1)
+
+
+def _counted(name: str, failed: bool, k: int, n: int, tolerance: float, finding: str) -> CheckRow:
+    numbers = {"images": n, "count": k, "tolerance": tolerance, "alpha": ALPHA}
+    return CheckRow(name, not failed, finding, numbers)
+
+
+def _nothing(name: str) -> CheckRow:
+    return CheckRow(name, None, "not made: no image is right without attack")

@@ -1,0 +1,222 @@
+"""Folders of runs, read into models: what belongs to one model is put together, or refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from art_denoised.checks import InputError
+from art_denoised.evaluation.logs import read_log
+from art_denoised.evaluation.masking import CHECKS
+from art_denoised.evaluation.records import Log
+from art_denoised.evaluation.robust_records import CLEAN, AttackLog, AttackRow, read_attack_log
+from art_denoised.evaluation.robust_report import Model
+
+# Logs of one model agree in these. Seeds may differ: shards of a run may have their own.
+_SAME = ("model", "weights", "data", "classes", "randomised", "noise", "repeats")
+
+
+def read_models(runs: Sequence[str]) -> tuple[list[Model], list[str]]:
+    """Read runs, each a folder with ``attack.jsonl``, ``certify.jsonl`` or both.
+
+    Args:
+        runs: "FOLDER", named like the folder, or "NAME=FOLDER". Runs of one name are one model,
+            other attacks or other images of it. A log may stand for its folder.
+
+    Returns:
+        The models in the order named, and what the user should know of the logs.
+
+    Raises:
+        InputError: No such logs, a damaged one, or runs of one name that differ in what makes the
+            model, or hold an image twice under one attack.
+
+    Example:
+        >>> import tempfile
+        >>> from art_denoised.evaluation.robust_records import AttackLogWriter, AttackRow
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with AttackLogWriter(Path(folder, "attack.jsonl"), {"model": "net"}) as log:
+        ...         log.append(
+        ...             AttackRow(0, 1, "pgd", "exact", "l2", 0.5, True, True, (True,), 0, 0, 0)
+        ...         )
+        ...     read_models([f"plain={folder}"])[0][0].headlines[0].fresh.value
+        1.0
+    """
+    notices: list[str] = []
+    models = []
+    for name, paths in _named(runs).items():
+        logs = [(source, log) for path in paths for source, log in _read(path)]
+        notices += [f"{source}: {notice}" for source, log in logs for notice in log.notices]
+        models.append(
+            _model(
+                name,
+                [(source, log) for source, log in logs if isinstance(log, AttackLog)],
+                [(source, log) for source, log in logs if isinstance(log, Log)],
+            )
+        )
+        if paths[1:]:
+            notices.append(f"{name} is made of {len(paths)} runs: {', '.join(map(str, paths))}")
+    return models, notices + _same_weights(models)
+
+
+def _named(runs: Sequence[str]) -> dict[str, list[Path]]:
+    named: dict[str, list[Path]] = {}
+    plain = []
+    for run in runs:
+        name, equals, folder = run.partition("=")
+        if equals and not Path(run).exists():
+            if not name.strip():
+                raise InputError(f"run {run!r} has an empty name; give NAME=FOLDER")
+            named.setdefault(name, []).append(Path(folder))
+        else:
+            plain.append(Path(run))
+    folders = [path if path.is_dir() else path.parent for path in plain]
+    names = [folder.resolve().name for folder in folders]
+    for path, name in zip(plain, names, strict=True):
+        alone = names.count(name) == 1 and name not in named
+        whole = name if alone else str(path)
+        if whole in named:
+            raise InputError(f"run {path} is given twice; give every run once")
+        named[whole] = [path]
+    return named
+
+
+def _read(path: Path) -> list[tuple[Path, AttackLog | Log]]:
+    if not path.exists():
+        raise InputError(f"run {path} does not exist; give a folder that attack or certify wrote")
+    if path.is_file():
+        with path.open("rb") as file:
+            first = file.readline(200)
+        is_attack = first.startswith(b"{") and b'"attack log"' in first
+        return [(path, _attack_log(path) if is_attack else _certify_log(path))]
+    readers: dict[str, Callable[[Path], AttackLog | Log]] = {
+        "attack.jsonl": _attack_log,
+        "certify.jsonl": _certify_log,
+    }
+    found = [(path / name, read) for name, read in readers.items() if (path / name).exists()]
+    if not found:
+        raise InputError(
+            f"{path} holds neither attack.jsonl nor certify.jsonl; give a folder that attack or "
+            "certify wrote"
+        )
+    return [(source, read(source)) for source, read in found]
+
+
+def _attack_log(path: Path) -> AttackLog:
+    log = read_attack_log(path)
+    for row in log.rows:
+        if not _well_formed(row):
+            raise InputError(f"{path}: the row of image {row.index!r} is damaged")
+    for check in log.checks:
+        texts = isinstance(check.name, str) and isinstance(check.finding, str)
+        if not texts or check.passed not in (True, False, None):
+            raise InputError(f"{path}: the row of check {check.name!r} is damaged")
+    for picture in log.images:
+        try:
+            size = picture.array.size if picture.array.ndim == 3 else 0
+        except (ValueError, TypeError):
+            size = 0
+        if not size:
+            raise InputError(f"{path}: the picture of image {picture.index} is damaged")
+    return log
+
+
+def _well_formed(row: AttackRow) -> bool:
+    numbers = (row.eps, row.seconds)
+    return (
+        type(row.index) is type(row.label) is int
+        and all(isinstance(text, str) for text in (row.attack, row.gradient, row.norm))
+        and all(isinstance(number, int | float) for number in numbers)
+        and all(0 <= number < math.inf for number in numbers)
+        and isinstance(row.clean, bool)
+        and isinstance(row.counted, bool)
+    )
+
+
+def _certify_log(path: Path) -> Log:
+    log = read_log(path)
+    if log.kind != "certify":
+        raise InputError(f"{path} is a log of {log.kind}; give a log of attack or certify")
+    return log
+
+
+def _model(
+    name: str, attacks: list[tuple[Path, AttackLog]], certificates: list[tuple[Path, Log]]
+) -> Model:
+    if len(certificates) > 1:
+        paths = " and ".join(str(path) for path, _ in certificates)
+        raise InputError(f"{name} has two logs of certify, {paths}; give each model one")
+    for path, log in attacks[1:]:
+        _compare(name, attacks[0], (path, log))
+    rows = _distinct(name, [row for _, log in attacks for row in log.rows])
+    if not rows and not any(log.rows for _, log in certificates):
+        raise InputError(f"{name} holds no rows yet; attack or certify some images first")
+    made = {check.name for _, log in attacks for check in log.checks}
+    settings = [(str(path), log.settings or {}) for path, log in attacks]
+    settings += [(str(path), log.settings or {}) for path, log in certificates]
+    data = {str(of_log["data"]) for _, of_log in settings if "data" in of_log}
+    return Model(
+        name=name,
+        rows=rows,
+        checks=tuple(check for _, log in attacks for check in log.checks),
+        certified=tuple(row for _, log in certificates for row in log.rows),
+        pictures=tuple(picture for _, log in attacks for picture in log.images),
+        settings=tuple(settings),
+        same_images=len(data) < 2,
+        unmade=tuple(name for name in CHECKS if attacks and name not in made),
+    )
+
+
+def _distinct(name: str, rows: Sequence[AttackRow]) -> tuple[AttackRow, ...]:
+    seen: dict[Any, AttackRow] = {}
+    for row in rows:
+        key = (CLEAN, row.index) if row.attack == CLEAN else (row.norm, *row.column, row.index)
+        if seen.setdefault(key, row) is not row and row.attack != CLEAN:
+            raise InputError(
+                f"the runs of {name} both hold image {row.index} under {row.attack} at eps "
+                f"{row.eps:g}; give them other names to see them side by side"
+            )
+    labels: dict[int, int] = {}
+    for row in rows:
+        if labels.setdefault(row.index, row.label) != row.label:
+            raise InputError(
+                f"image {row.index} of {name} has labels {labels[row.index]} and {row.label}; "
+                "these are runs of other data, give them other names"
+            )
+    return tuple(seen.values())
+
+
+def _compare(name: str, one: tuple[Path, AttackLog], other: tuple[Path, AttackLog]) -> None:
+    (path, log), (other_path, other_log) = one, other
+    pairs = [(key, log.settings.get(key), other_log.settings.get(key)) for key in _SAME]
+    shared = _attacks(log).keys() & _attacks(other_log).keys()
+    pairs += [
+        (f"attack {key}", _attacks(log)[key], _attacks(other_log)[key]) for key in sorted(shared)
+    ]
+    changes = [f"{key} {ours!r} and {theirs!r}" for key, ours, theirs in pairs if ours != theirs]
+    if changes:
+        raise InputError(
+            f"{path} and {other_path} are both called {name} but differ in {', '.join(changes)}; "
+            "give them other names"
+        )
+
+
+def _attacks(log: AttackLog) -> dict[str, Any]:
+    listed = log.settings.get("attacks") or []
+    return {f"{one.get('name')} eps {one.get('eps')}": one for one in listed}
+
+
+def _same_weights(models: Sequence[Model]) -> list[str]:
+    """Say which models are one and the same: merged only if the user says so."""
+    names: dict[str, list[str]] = {}
+    for model in models:
+        weights = {s["weights"] for _, s in model.settings if "attacks" in s and "weights" in s}
+        for fingerprint in weights:
+            names.setdefault(str(fingerprint), []).append(model.name)
+    return [
+        f"{' and '.join(same)} have the same weights ({fingerprint}); give them one name, "
+        "NAME=FOLDER NAME=FOLDER, if they are one model"
+        for fingerprint, same in names.items()
+        if len(same) > 1
+    ]

@@ -1,0 +1,130 @@
+"""What is left of images under attack: shares with intervals, several attacks together.
+
+Pure functions of rows and counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import NamedTuple
+
+from scipy import stats
+
+from art_denoised.evaluation.robust_records import AttackRow
+from art_denoised.smoothing.statistics import Interval, proportion_interval
+
+
+class Share(NamedTuple):
+    """A share of images with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Survival(NamedTuple):
+    """What is left of one image: shares of evaluations, 0 or 1 for single ones."""
+
+    counted: float
+    fresh: float
+    worst: float
+
+
+def share(values: Sequence[float]) -> Share | None:
+    """Return the mean of values in [0, 1], one an image, with its 95% interval; None of nothing.
+
+    For whole counts the interval is Clopper and Pearson's. A mean of averages over evaluations
+    varies less than a count of the same mean; it gets the interval of the counts around it.
+
+    Example:
+        >>> share([1, 1, 0.5, 0]).value
+        0.625
+    """
+    n = len(values)
+    if not n:
+        return None
+    total = math.fsum(values)
+    low = _interval(math.floor(total + 1e-9), n).low
+    high = _interval(math.ceil(total - 1e-9), n).high
+    return Share(total / n, low, high)
+
+
+@cache  # milliseconds each, and a report asks for the same ones again and again
+def _interval(k: int, n: int) -> Interval:
+    return proportion_interval(k, n)
+
+
+def survival(rows: Sequence[AttackRow]) -> Survival:
+    """Return what several attacks leave of one image: the one that harms it most.
+
+    On fresh noise, the lowest of several averages of a few evaluations is too low: luck has
+    chosen it. So half of the evaluations choose the attack and the other half judge it, and
+    the other way round. With one evaluation each, which is all a deterministic model needs, it
+    is the lowest.
+
+    Example:
+        >>> def row(attack, fresh):
+        ...     return AttackRow(0, 1, attack, "none", "linf", 0.1, True, True, fresh, 0, 0, 0)
+        >>> survival([row("a", (True, True, True, True)), row("b", (True, False, False, False))])
+        Survival(counted=True, fresh=0.25, worst=False)
+    """
+    counted, worst = all(row.counted for row in rows), all(row.worst for row in rows)
+    if min(len(row.fresh) for row in rows) < 2:
+        return Survival(counted, min(row.mean for row in rows), worst)
+    halves = (slice(0, None, 2), slice(1, None, 2))
+
+    draws: list[bool] = []
+    for choose, judge in (halves, halves[::-1]):
+        strongest = min(rows, key=lambda row: (_mean(row.fresh[choose]), row.counted))
+        draws += strongest.fresh[judge]
+    return Survival(counted, _mean(draws), worst)
+
+
+def together(attacks: Sequence[Mapping[int, AttackRow]]) -> dict[int, Survival]:
+    """Return what several attacks leave, image by image, of those that every one of them tried.
+
+    Args:
+        attacks: Image -> row, for each attack.
+
+    Example:
+        >>> together([])
+        {}
+    """
+    if not attacks:
+        return {}
+    common = sorted(set.intersection(*map(set, attacks)))
+    each = [survival([rows[index] for rows in attacks]) for index in common]
+    # No average over images may be above that of a single attack on them, so the strongest
+    # single attack stands in where choosing by few evaluations did worse.
+    singles = [[rows[index].mean for index in common] for rows in attacks]
+    fresh = min([[image.fresh for image in each], *singles], key=math.fsum)
+    left = zip(common, each, fresh, strict=True)
+    return {index: image._replace(fresh=mean) for index, image, mean in left}
+
+
+def kept(image: Survival) -> bool:
+    """Return whether an image is right in at least half of its evaluations, as smoothing votes.
+
+    Example:
+        >>> kept(Survival(counted=0, fresh=0.5, worst=0))
+        True
+    """
+    return image.fresh >= 0.5
+
+
+def sign_test(first: int, second: int, alternative: str = "two-sided") -> float:
+    """Return the exact p-value that both counts have the same expectation (McNemar's test).
+
+    Example:
+        >>> sign_test(0, 0), round(sign_test(9, 1, "greater"), 3)
+        (1.0, 0.011)
+    """
+    if first + second == 0:
+        return 1.0
+    return float(stats.binomtest(first, first + second, 0.5, alternative=alternative).pvalue)
+
+
+def _mean(values: Sequence[bool]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,219 @@
+"""The model under evaluation: how it is asked, with which noise, and how gradients are taken."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from art_denoised import checks
+from art_denoised.attacks.contained import contained
+from art_denoised.attacks.suites import Outcome, Suite, as_module
+from art_denoised.checks import InputError
+from art_denoised.evaluation.columns import attack_name
+from art_denoised.rdc.classifier import DiffusionClassifier
+from art_denoised.rdc.likelihood import LikelihoodMaximization
+from art_denoised.smoothing.modules import DenoisedClassifier, SmoothedClassifier
+from art_denoised.smoothing.sampling import model_device
+from art_denoised.types import Images, Labels, Logits
+
+_SEEDED = (DiffusionClassifier, LikelihoodMaximization, SmoothedClassifier)
+_SAME = 1e-5  # two answers that differ by less, relative to their size, differ by rounding
+
+
+class Target:
+    """A model to attack, asked twice at the start to see whether it is randomised.
+
+    Args:
+        model: A module in eval mode, or an ART estimator over one.
+        x: A few images.
+        noise: "fixed", "fresh" or None: as the model comes.
+        repeats: Evaluations of an attacked image, if it is randomised.
+        seed: Fixes noise that is asked to be fixed and is not; of the global generators.
+
+    Attributes:
+        given: The model as it was given, for attacks of ART.
+        module: Its module.
+        randomised: Whether two calls differ.
+        repeats: Evaluations of an attacked image; 1 if not randomised.
+        differentiable: Whether autograd reaches the images.
+        classes: Their number.
+        device: Where images go.
+
+    Raises:
+        InputError: The model cannot be used, or has no noise that can be fixed.
+
+    Example:
+        >>> base = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> model = SmoothedClassifier(base, sigma=0.25, samples=4, seed=0)
+        >>> Target(model, torch.rand(2, 1, 8, 8), noise="fresh", repeats=5, seed=0).randomised
+        True
+    """
+
+    def __init__(
+        self, model: Any, x: Images, *, noise: str | None, repeats: int, seed: int
+    ) -> None:
+        self.given, self.module = model, as_module(model)
+        checks.eval_mode(self.module)
+        self._seeded = [part for part in self.module.modules() if isinstance(part, _SEEDED)]
+        if noise not in (None, "fixed", "fresh"):
+            raise InputError(f"noise is {noise!r}; give fixed or fresh, or leave it as it comes")
+        if noise is not None and not self._seeded:
+            raise InputError(
+                f"noise is {noise!r}, but the model has no part whose noise can be set; leave it "
+                "as it comes"
+            )
+        self._noise, self._seed = noise, seed
+        self.device = model_device(self.module)
+        x = x.to(self.device)
+        self.classes = checks.class_count(self.module, x[:1])
+        with self.as_asked():
+            self.randomised = self._differs(x)
+            with contained(self.module, seed), torch.enable_grad():
+                leaf = x.detach().clone().requires_grad_()
+                self.differentiable = self.logits(leaf).requires_grad
+            fixed = all(part.seed is not None for part in self._seeded)
+        self.repeats = repeats if self.randomised else 1
+        self._kind = "fresh" if self.randomised else ("fixed" if self._seeded and fixed else "none")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What determines its answers, beside the weights."""
+        return {
+            "classes": self.classes,
+            "randomised": self.randomised,
+            "noise": self._kind,
+            "repeats": self.repeats,
+        }
+
+    @contextlib.contextmanager
+    def as_asked(self) -> Iterator[None]:
+        """Fix or free the noise as asked, and put it back at the end."""
+        before = [part.seed for part in self._seeded]
+        try:
+            for part in self._seeded:
+                if self._noise == "fixed" and part.seed is None:
+                    part.seed = self._seed
+                elif self._noise == "fresh":
+                    part.seed = None
+            yield
+        finally:
+            for part, one in zip(self._seeded, before, strict=True):
+                part.seed = one
+
+    def gradients(self, asked: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Return the ways of taking gradients that the model has, or of these the ones asked for.
+
+        Raises:
+            InputError: It has not what is asked for.
+        """
+        both = any(isinstance(part, LikelihoodMaximization) for part in self.module.modules())
+        has = ("exact", "bpda") if both else ("exact",)
+        for one in asked or ():
+            if one not in has:
+                raise InputError(f"gradients has {one!r}; this model has {' and '.join(has)}")
+        return has if asked is None else tuple(asked)
+
+    def logits(self, x: Images) -> Logits:
+        """Return the model's answer.
+
+        Raises:
+            InputError: It raised, or returned something else than logits.
+        """
+        try:
+            output = self.module(x)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"the model failed: {_words(error)}; what was done is kept") from error
+        self._check_shape(output, len(x))
+        return checks.logits(output, len(x))
+
+    @torch.no_grad()
+    def right(self, x: Images, y: Labels, seed: int, repeats: int | None = None) -> Tensor:
+        """Return whether each image is right, (repeats, batch), in evaluations with fresh noise."""
+        with contained(self.module, seed):
+            answers = [self.logits(x).argmax(1) == y for _ in range(repeats or self.repeats)]
+        return torch.stack(answers).cpu()
+
+    def attempt(self, attack: Any, gradient: str, x: Images, y: Labels, seed: int) -> Outcome:
+        """Run an attack, seeded, with one way of taking gradients.
+
+        Raises:
+            InputError: It failed.
+        """
+        if is_dataclass(attack) and any(option.name == "seed" for option in fields(attack)):
+            attack = replace(attack, seed=seed)  # type: ignore[type-var]
+        try:
+            with contained(self.module, seed), self.taking(gradient), self._watched():
+                if isinstance(attack, Suite):
+                    return attack.run(self.given, x, y)
+                return Outcome(attack(self.module, x, y))
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"attack {attack_name(attack)!r} failed: {_words(error)}; what was done is kept"
+            ) from error
+
+    @contextlib.contextmanager
+    def taking(self, gradient: str) -> Iterator[None]:
+        """Let likelihood maximization take its gradients this way; "none" changes nothing."""
+        parts = [p for p in self.module.modules() if isinstance(p, LikelihoodMaximization)]
+        before = [part.gradient for part in parts]
+        try:
+            if gradient != "none":
+                for part in parts:
+                    part.gradient = gradient  # type: ignore[assignment]
+            yield
+        finally:
+            for part, one in zip(parts, before, strict=True):
+                part.gradient = one
+
+    @torch.no_grad()
+    def denoised(self, x: Images) -> Images | None:
+        """Return what the defence's denoising makes of images, for people to see."""
+        for part in self.module.modules():
+            if isinstance(part, LikelihoodMaximization):
+                return part(x)
+            if isinstance(part, SmoothedClassifier) and isinstance(part.base, DenoisedClassifier):
+                generator = torch.Generator().manual_seed(self._seed)
+                noise = torch.randn(x.shape, generator=generator).to(x)
+                return part.base.denoiser(x + part.sigma * noise, part.sigma)
+        return None
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Check the shape of what the model returns to an attack, which would blame itself."""
+
+        def look(_: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            self._check_shape(output, len(inputs[0]))
+
+        hook = self.module.register_forward_hook(look)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _check_shape(self, output: Any, batch: int) -> None:
+        shape = tuple(getattr(output, "shape", ()))
+        if shape != (batch, self.classes):
+            raise InputError(
+                f"the model returned shape {shape} for {batch} images; at first it returned "
+                f"{self.classes} logits for each"
+            )
+
+    @torch.no_grad()
+    def _differs(self, x: Images) -> bool:
+        with contained(self.module, self._seed):
+            first, second = self.logits(x), self.logits(x)
+        size = 1 + float(first.abs().max())
+        return bool((first - second).abs().max() > _SAME * size)
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,41 @@
+"""The diffusion classifier and RDC of MNIST, as they are attacked; numbers chosen by tune.py."""
+
+from __future__ import annotations
+
+from networks import diffusion
+from torch import nn
+
+from art_denoised import DiffusionClassifier, LikelihoodMaximization
+from art_denoised.diffusion.weights import noise_levels
+
+LEVELS, P_MEAN, P_STD, MAX_BATCH = 8, 0.7, 0.8, 80
+STEPS, ETA, RATE, TEMPERATURE = 5, 0.2, 0.05, 1.0
+
+
+def diffusion_classifier(
+    *, seed: int | None = 0, levels: int = LEVELS, temperature: float = TEMPERATURE
+) -> DiffusionClassifier:
+    classifier = DiffusionClassifier(
+        diffusion(),
+        levels=noise_levels(levels, p_mean=P_MEAN, p_std=P_STD),
+        temperature=temperature,
+        max_batch=MAX_BATCH,
+        recompute=False,  # cross-entropy involves all classes
+        seed=seed,
+    )
+    return classifier.eval()
+
+
+def rdc(
+    *,
+    gradient: str = "exact",
+    seed: int | None = 0,
+    steps: int = STEPS,
+    eta: float = ETA,
+    rate: float = RATE,
+    temperature: float = TEMPERATURE,
+) -> nn.Module:
+    lm = LikelihoodMaximization(
+        diffusion(), steps=steps, eta=eta, rate=rate, gradient=gradient, seed=seed
+    )
+    return nn.Sequential(lm, diffusion_classifier(seed=seed, temperature=temperature)).eval()

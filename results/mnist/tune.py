@@ -1,0 +1,64 @@
+"""Choose what defences.py fixes, on validation images: test images 5, 15, 25, ..., never attacked.
+
+python results/mnist/tune.py temperature    # and accuracy by levels
+python results/mnist/tune.py likelihood     # eta and rate: clean, and under a short attack
+python results/mnist/tune.py attack         # which loss is the stronger one
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import torch
+from defences import P_MEAN, diffusion_classifier, rdc
+from networks import held_out
+from torch import nn
+
+from art_denoised.attacks.pgd import PGD
+
+
+def validation(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    x, y = held_out(10, first=5)
+    chosen = np.random.default_rng(1).permutation(len(y))[:count]
+    return x[chosen], y[chosen]
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
+    return float((model(x).argmax(1) == y).double().mean())
+
+
+def temperature() -> None:
+    x, y = validation(500)
+    print(f"p_mean {P_MEAN}, {len(y)} validation images")
+    for levels in (8, 16):
+        classifier = diffusion_classifier(levels=levels)
+        right = accuracy(classifier, x, y)
+        print(f"{levels} levels: {right:.1%}, temperature {classifier.fit_temperature(x, y):.3g}")
+
+
+def likelihood(steps: int = 10, count: int = 20) -> None:
+    x, y = validation(200)
+    print(f"clean: {len(y)} validation images; attacked: PGD-{steps}, l_inf 0.2, {count} of them")
+    for eta in (0.1, 0.2, 0.3):
+        for rate in (0.05, 0.1):
+            if eta < rate:
+                continue
+            model = rdc(eta=eta, rate=rate)
+            x_adv = PGD(0.2, steps=steps)(model, x[:count], y[:count])
+            left = accuracy(model, x_adv, y[:count])
+            print(f"eta {eta}, rate {rate}: {accuracy(model, x, y):.1%}, {left:.0%}", flush=True)
+
+
+def attack(count: int = 20) -> None:
+    x, y = validation(count)
+    for loss in ("ce", "margin"):
+        for steps in (20, 50):
+            x_adv = PGD(0.2, steps=steps, loss=loss)(rdc(), x, y)
+            print(f"{loss}, PGD-{steps}: {accuracy(rdc(), x_adv, y):.0%} left", flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"temperature": temperature, "likelihood": likelihood, "attack": attack}[sys.argv[1]]()

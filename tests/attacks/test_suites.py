@@ -1,0 +1,250 @@
+"""The faces of other libraries' attacks: they attack, and leave nothing behind."""
+
+from __future__ import annotations
+
+import logging
+import random
+import sys
+
+import numpy as np
+import pyautoattack
+import pytest
+import torch
+from art.estimators.classification.pytorch import PyTorchClassifier
+from pyautoattack import checks as autoattack_checks
+from torch import nn
+
+from art_denoised import DenoisedSmoothing
+from art_denoised.attacks import suites
+from art_denoised.attacks.contained import Generators, contained
+from art_denoised.attacks.suites import AutoAttack, TorchAttack, distances
+from art_denoised.checks import InputError
+from art_denoised.demo import digits_classifier
+from art_denoised.estimators.attacks import ARTAttack
+from tests.evaluation.defects import Defect, Resetting
+
+EPS, L2 = 0.2, 2.0
+FACES = [
+    AutoAttack(EPS, steps=5, queries=20),
+    AutoAttack(EPS, version="rand", steps=5, eot=2),
+    AutoAttack(EPS, parts=("apgd-dlr",), steps=10),
+    AutoAttack(EPS, parts=("square",), queries=150),
+    AutoAttack(L2, norm="l2", parts=("apgd-t", "fab-t"), steps=5),
+    TorchAttack(EPS, kind="PGD", options={"alpha": 0.05, "steps": 10}),
+    TorchAttack(L2, kind="PGDL2", norm="l2", options={"alpha": 0.5, "steps": 10}),
+    TorchAttack(EPS, kind="APGD", options={"steps": 10}),
+    TorchAttack(EPS, kind="EOTPGD", options={"alpha": 0.05, "steps": 10}),
+    TorchAttack(EPS, kind="Square", options={"n_queries": 150}),
+    TorchAttack(L2, norm="l2", kind="CW", options={"steps": 12, "c": 10, "lr": 0.1}),
+    ARTAttack(EPS, options={"max_iter": 10}),
+    ARTAttack(EPS, kind="SquareAttack", options={"max_iter": 150}),
+    ARTAttack(L2, norm="l2", kind="DeepFool", options={"max_iter": 10}),
+]
+
+
+@pytest.fixture(scope="module")
+def data(digits):
+    return digits[0][:8], digits[1][:8]
+
+
+@pytest.mark.filterwarnings("ignore")  # the libraries' own
+@pytest.mark.parametrize("face", FACES, ids=lambda face: f"{face.name} {face.norm}")
+def test_it_attacks_within_its_ball_and_leaves_nothing_behind(face, data, capsys):
+    (x, y), model = data, digits_classifier()
+    model[1].train()
+    before, modes = Generators.now(), [part.training for part in model.modules()]
+    x_adv = face(model, x, y)
+    assert Generators.now().differing(before) == []
+    assert [part.training for part in model.modules()] == modes
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+    assert capsys.readouterr().out == ""
+    assert x_adv.dtype == x.dtype
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1 + 1e-6
+    assert distances(x, x_adv)[face.norm].max() <= face.eps * (1 + 1e-4)
+    with torch.no_grad():
+        assert (model(x_adv).argmax(1) == y).float().mean() <= 0.8
+    assert torch.equal(face(model, x, y), x_adv), "its seed does not fix it"
+
+
+def test_which_are_gradient_free():
+    free = {face.name for face in FACES if face.gradient_free}
+    assert free == {"square", "torchattacks:Square", "art:SquareAttack"}
+
+
+def test_autoattack_counts_and_flags(data):
+    class Dynamic(Defect):
+        """Takes a gradient in its forward pass."""
+
+        def forward(self, x):
+            with torch.enable_grad():
+                leaf = x.detach().requires_grad_()
+                (step,) = torch.autograd.grad(self.net(leaf).logsumexp(1).sum(), leaf)
+            return self.net(x + 0.01 * step)
+
+    (x, y), trace, logger = data, sys.gettrace(), logging.getLogger("auto-attack")
+    before = (list(logger.handlers), logger.propagate, logger.level)
+    attack = AutoAttack(0.05, parts=("apgd-ce",), steps=3)
+    with contained(dynamic := Dynamic(), 0):
+        found = attack.run(dynamic, x, y)
+    assert [flag for flag in found.flags if "dynamic" in flag]
+    assert sum(autoattack_checks.funcs.values()) == 0
+    assert sys.gettrace() is trace
+    assert (list(logger.handlers), logger.propagate, logger.level) == before
+    plain = attack.run(digits_classifier(), x, y)
+    assert plain.flags == ()
+    with torch.no_grad():
+        assert torch.equal(plain.counted, digits_classifier()(plain.x_adv).argmax(1) == y)
+
+
+@pytest.mark.parametrize("classes", [4, 6])
+def test_autoattack_takes_models_with_few_classes(classes, data):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, classes)).eval()
+    x, y = data[0], torch.arange(len(data[0])) % classes
+    AutoAttack(EPS, steps=3, queries=5)(model, x, y)
+
+
+def test_autoattack_refuses_too_few_classes_in_one_line(data):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
+    x, y = data[0], torch.arange(len(data[0])) % 3
+    with pytest.raises(InputError, match=r"apgd-t of AutoAttack needs 4 classes.*has 3.*fab-t"):
+        AutoAttack(EPS)(model, x, y)
+    AutoAttack(EPS, parts=("apgd-ce", "apgd-dlr", "fab-t", "square"), steps=3, queries=5)(
+        model, x, y
+    )
+
+
+def test_the_official_package_is_called_as_it_wants(data, monkeypatch):
+    """A stand-in with the official signatures over the packaged engine, which is the same code."""
+
+    class Official(pyautoattack.AutoAttack):
+        def __init__(
+            self,
+            model,
+            norm="Linf",
+            eps=0.3,
+            seed=None,
+            verbose=True,
+            attacks_to_run=(),
+            version="standard",
+            is_tf_model=False,
+            device="cuda",
+            log_path=None,
+        ):
+            parts = list(attacks_to_run) or None
+            super().__init__(
+                model, norm=norm, eps=eps, seed=seed, version=version, device=device, attacks=parts
+            )
+            self.verbose = verbose
+
+        def run_standard_evaluation(
+            self, x_orig, y_orig, bs=250, return_labels=False, state_path=None
+        ):
+            found = super().run_standard_evaluation(x_orig, y_orig, batch_size=bs)
+            return found if return_labels else found[0]
+
+    official = type(sys)("autoattack")
+    official.AutoAttack = Official
+    monkeypatch.setitem(sys.modules, "autoattack", official)
+    monkeypatch.setitem(sys.modules, "autoattack.checks", autoattack_checks)
+    attacks = [AutoAttack(EPS, parts=("apgd-ce",), steps=5), AutoAttack(EPS, steps=3, queries=5)]
+    ours = [attack(digits_classifier(), *data) for attack in attacks]
+    monkeypatch.setattr(suites, "_autoattack_package", lambda: "autoattack")
+    for attack, x_adv in zip(attacks, ours, strict=True):
+        assert torch.equal(attack(digits_classifier(), *data), x_adv)
+
+
+def test_a_defence_s_noise_is_not_the_attack_s(data):
+    """Attacks set the global seed; a defence that draws from it keeps a stream of its own."""
+
+    class Noisy(Defect):
+        def forward(self, x):
+            self.last = torch.rand(())
+            return self.net(x)
+
+    model, x = Noisy(), data[0]
+    draws, outer = [], []
+    with contained(model, 3):
+        for _ in range(3):
+            torch.manual_seed(0)
+            model(x)
+            draws.append(float(model.last))
+            outer.append(float(torch.rand(())))
+    assert len(set(draws)) == 3
+    assert len(set(outer)) == 1
+    with contained(model, 3):
+        model(x)
+        assert float(model.last) == draws[0]
+    with contained(resetting := Resetting(), 3):
+        state = torch.get_rng_state()
+        resetting(x)
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_fails_inside_is_undone_too(data):
+    model, before = digits_classifier(), Generators.now()
+
+    def fail():
+        with contained(model, 0):
+            model.train()
+            random.random()
+            np.random.rand()
+            model(torch.zeros(1, 3, 8, 8))
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert Generators.now().differing(before) == []
+    assert not model.training
+    assert not model._forward_hooks
+
+
+def test_an_estimator_that_is_not_its_module_is_refused(data):
+    options = {"input_shape": (1, 8, 8), "nb_classes": 10, "device_type": "cpu"}
+    loss, attack = nn.CrossEntropyLoss(), AutoAttack(EPS, parts=("apgd-ce",), steps=2)
+    plain = PyTorchClassifier(digits_classifier(), loss, **options)
+    attack(plain, *data)
+    scaled = PyTorchClassifier(digits_classifier(), loss, **options, preprocessing=(0.5, 2.0))
+    with pytest.raises(InputError, match="outside its model; give a module"):
+        attack(scaled, *data)
+
+
+def test_estimators_of_ours_are_attacked_as_they_are(data, monkeypatch):
+    x, y = data
+    estimator = DenoisedSmoothing(
+        digits_classifier(), sigma=0.1, input_shape=(1, 8, 8), nb_classes=10, seed=0, samples=2
+    )
+    asked = []
+    predict = DenoisedSmoothing.predict
+    monkeypatch.setattr(
+        DenoisedSmoothing,
+        "predict",
+        lambda self, *a, **k: asked.append(1) or predict(self, *a, **k),
+    )
+    x_adv = ARTAttack(EPS, kind="SquareAttack", options={"max_iter": 20})(estimator, x, y)
+    assert asked
+    assert (x_adv != x).any()
+    asked.clear()
+    assert (TorchAttack(EPS, options={"steps": 2})(estimator, x, y) != x).any()
+    assert not asked
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: AutoAttack(0), "eps is 0"),
+        (lambda: AutoAttack(0.1, norm="l1"), "norm is 'l1'; give one of linf, l2"),
+        (lambda: AutoAttack(0.1, version="plus"), "version is 'plus'"),
+        (lambda: AutoAttack(0.1, parts=("pgd",)), "no part 'pgd'; give of apgd-ce"),
+        (lambda: TorchAttack(0.1, kind="Foo"), "torchattacks has no attack 'Foo'"),
+        (lambda: TorchAttack(0.1, options={"foo": 1}), "PGD has no option 'foo'; it has"),
+        (lambda: ARTAttack(0.1, kind="Foo"), "ART has no evasion attack 'Foo'"),
+        (lambda: ARTAttack(0.1, options={"max_iter": -1}), "cannot be made"),
+        (lambda: ARTAttack(0.1, options={"foo": 1}), "has no option 'foo'"),
+    ],
+)
+def test_bad_input(make, words, data):
+    with pytest.raises(InputError, match=words):
+        make()(digits_classifier(), *data)
+    with pytest.raises(InputError, match=r"the model is a str; give an nn.Module"):
+        AutoAttack(0.1)("resnet", *data)

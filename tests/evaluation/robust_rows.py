@@ -1,0 +1,86 @@
+"""Rows and logs of attack runs, made by hand for the tests of the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from art_denoised.evaluation.logs import LogWriter
+from art_denoised.evaluation.masking import CHECKS
+from art_denoised.evaluation.records import CertifyRow
+from art_denoised.evaluation.robust_records import (
+    CLEAN,
+    AttackLogWriter,
+    AttackRow,
+    CheckRow,
+    ImageRow,
+)
+
+
+def row(index: int, fresh: Any, counted: bool | None = None, **changes: Any) -> AttackRow:
+    """A row under PGD in the l2 ball of 0.5; ``fresh`` is a bool or a tuple of them."""
+    draws = fresh if isinstance(fresh, tuple) else (bool(fresh),)
+    values: dict[str, Any] = {
+        "label": 1,
+        "attack": "pgd",
+        "gradient": "exact",
+        "norm": "l2",
+        "eps": 0.5,
+        "clean": True,
+        "distance_linf": 0.1,
+        "distance_l2": 0.5,
+        "seconds": 0.5,
+    }
+    values |= {"counted": draws[0] if counted is None else counted, "fresh": draws}
+    return AttackRow(index, **(values | changes))
+
+
+def clean_row(index: int, right: bool = True, **changes: Any) -> AttackRow:
+    values = {"attack": CLEAN, "gradient": "none", "eps": 0.0, "clean": right, "seconds": 0.0}
+    return row(index, right, **(values | changes))
+
+
+def certificate(index: int, radius: float, right: bool = True, label: int = 1) -> CertifyRow:
+    return CertifyRow(index, label, label if right else -1, radius if right else 0.0, seconds=0.1)
+
+
+def write_run(
+    folder: Path,
+    *,
+    settings: dict[str, Any] | None = None,
+    failed: bool = False,
+    certified: float | None = None,
+    name: str = "net",
+    images: int = 12,
+) -> Path:
+    """A whole run: two attacks at two eps, checks, pictures; with certificates if asked."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    known: dict[str, Any] = {"model": name, "data": "digits", "weights": name, "noise": "fresh"}
+    known |= {"attacks": [{"name": "pgd", "eps": 0.5, "steps": 20}], "versions": {"torch": "2"}}
+    with AttackLogWriter(folder / "attack.jsonl", known | (settings or {})) as log:
+        for index in range(images):
+            log.append(clean_row(index))
+        for eps in (0.25, 0.5):
+            for attack, gradient in (("pgd", "exact"), ("square", "none")):
+                for index in range(images):
+                    draws = tuple(bool(right) for right in rng.random(4) < 1 - eps)
+                    log.append(row(index, draws, attack=attack, gradient=gradient, eps=eps))
+        for check in CHECKS:
+            log.append(CheckRow(check, None if check == "transfer" else True, f"about {check}"))
+        if failed:
+            log.append(CheckRow("gradient-free attacks", False, f"{name}: Square", {"gap": 0.5}))
+        x = rng.random((1, 8, 8))
+        for stage, attack, eps in (("clean", CLEAN, 0.0), ("attacked", "pgd", 0.5)):
+            gradient = "none" if attack == CLEAN else "exact"
+            log.append(
+                ImageRow.of(x, index=0, attack=attack, gradient=gradient, eps=eps, stage=stage)
+            )
+    if certified is not None:
+        of_certify = {"model": name, "data": "digits", "sigma": 0.25}
+        with LogWriter(folder / "certify.jsonl", "certify", of_certify) as certify_log:
+            for index in range(images):
+                certify_log.append(certificate(index, certified))
+    return folder

@@ -1,0 +1,221 @@
+"""The masking checks find planted defects, and accuse no honest model.
+
+The checks decide at confidence 99 %, on fixed seeds: these tests do not depend on luck.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+from art_denoised import DiffusionClassifier, LikelihoodMaximization, SmoothedClassifier, evaluate
+from art_denoised.attacks.pgd import PGD
+from art_denoised.attacks.suites import AutoAttack
+from art_denoised.demo import digits_classifier, digits_diffusion, digits_network
+from art_denoised.diffusion.weights import noise_levels
+from art_denoised.evaluation import masking
+from art_denoised.evaluation.data import digits as load_digits
+from art_denoised.evaluation.flags import autoattack_flags
+from art_denoised.evaluation.probing import Probes, Subject, exceeds
+from art_denoised.evaluation.robust_records import CLEAN, AttackRow
+from art_denoised.evaluation.target import Target
+from tests.evaluation import defects
+
+EPS = 0.15
+PROBES = Probes(images=20, steps=10, queries=60, eot=2)
+
+
+def findings(model, digits, *, bare=None, eps=EPS, attacks=None, images=20, **options):
+    attacks = [PGD(eps, steps=15, loss="margin")] if attacks is None else attacks
+    log = evaluate(
+        model,
+        TensorDataset(*digits),
+        attacks,
+        bare=bare,
+        probes=PROBES,
+        indices=range(images),
+        pictures=0,
+        repeats=3,
+        progress=False,
+        **options,
+    )
+    return log, {check.name: check for check in log.checks}
+
+
+def failed(checks):
+    return {name for name, check in checks.items() if check.passed is False}
+
+
+def adversarially_trained() -> nn.Module:
+    """A few seconds of adversarial training; enough to be visibly more robust."""
+    data = load_digits(train=True)
+    generator = torch.Generator().manual_seed(0)
+    model = digits_network()
+    model.load_state_dict(digits_classifier().state_dict())
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for _ in range(2):
+        for batch in torch.randperm(len(data.images), generator=generator).split(100):
+            x, y = data.images[batch], data.labels[batch]
+            x_adv = PGD(EPS, steps=4)(model, x, y)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x_adv), y).backward()
+            optimizer.step()
+    return model.eval()
+
+
+HONEST = {
+    "plain": lambda: (digits_classifier(), None),
+    "adversarially trained": lambda: (adversarially_trained(), digits_classifier()),
+    "smoothed, fixed noise": lambda: (
+        SmoothedClassifier(digits_classifier(), sigma=0.1, samples=2, seed=0),
+        digits_classifier(),
+    ),
+    "smoothed, fresh noise": lambda: (
+        SmoothedClassifier(digits_classifier(), sigma=0.1, samples=1),
+        digits_classifier(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_honest_models_are_not_accused(name, digits):
+    model, bare = HONEST[name]()
+    eot = 2 if "fresh" in name else 1
+    attacks = [PGD(eps, steps=10, loss="margin", eot=eot) for eps in (EPS / 2, EPS)]
+    log, checks = findings(model, digits, bare=bare, attacks=attacks)
+    assert failed(checks) == set(), {c.finding for c in checks.values() if c.passed is False}
+    assert log.trusted
+    assert set(checks) == set(masking.CHECKS)
+    assert (checks["transfer"].passed is None) == (bare is None)
+
+
+DEFECTS = {
+    "quantising": (
+        defects.Quantising,
+        {"gradient-free attacks", "zero gradients", "eps large enough", "transfer"},
+    ),
+    "shattered": (
+        defects.Shattered,
+        {"gradient-free attacks", "gradient against random", "eps large enough", "transfer"},
+    ),
+    "constant": (defects.Constant, {"zero gradients", "eps large enough", "logits"}),
+    "scaled": (defects.Scaled, {"logits", "stronger attack"}),
+    "coin": (defects.Coin, {"zero gradients", "eps large enough"}),
+    "resetting": (defects.Resetting, {"global seed"}),
+}
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_planted_defects_are_found(name, digits):
+    defect, expected = DEFECTS[name]
+    if name in ("coin", "constant"):  # its class alone, so that it looks robust
+        digits = tuple(part[digits[1] == 2] for part in digits)
+    attacks = [PGD(EPS, steps=10)]
+    log, checks = findings(defect().eval(), digits, bare=digits_classifier(), attacks=attacks)
+    assert expected <= failed(checks), checks
+    assert log.trusted is False
+
+
+def test_a_model_without_any_gradient_is_found_by_what_needs_none(digits):
+    attacks = [AutoAttack(EPS, parts=("square",), queries=80)]
+    log, checks = findings(defects.Detached().eval(), digits, attacks=attacks)
+    assert {"zero gradients", "eps large enough", "gradient-free attacks"} <= failed(checks)
+    assert log.trusted is False
+
+
+def test_both_gradients_of_likelihood_maximization_are_probed(digits):
+    """Either may find what the other does not: PGD takes both."""
+    diffusion = digits_diffusion()
+    model = nn.Sequential(
+        LikelihoodMaximization(diffusion, steps=1, eta=0.1, seed=0),
+        DiffusionClassifier(diffusion, levels=noise_levels(2), seed=0, temperature=20),
+    ).eval()
+    target = Target(model, digits[0][:2], noise=None, repeats=1, seed=0)
+    assert target.gradients() == ("exact", "bpda")
+    x, y = digits[0][:4], digits[1][:4]
+    subject = Subject(target, x, y, tuple(range(4)), (), (("linf", EPS),), None, PROBES)
+    exact, bpda = (subject.gradients(how) for how in ("exact", "bpda"))
+    assert not torch.allclose(exact, bpda, rtol=0.01)
+    alone = []
+    for how in ("exact", "bpda"):
+        attack = PGD(EPS, steps=PROBES.steps, loss="margin")
+        alone.append(subject.right(target.attempt(attack, how, x, y, 0).x_adv))
+    assert torch.equal(subject.pgd("linf", EPS, PROBES.steps), torch.minimum(*alone))
+    assert model[0].gradient == "exact"
+
+
+def row(index, broken, *, attack="pgd", gradient="exact", eps=0.1) -> AttackRow:
+    return AttackRow(
+        index, 0, attack, gradient, "linf", eps, True, not broken, (not broken,), 0.0, 0.0, 0.0
+    )
+
+
+def subject(rows, digits, eps=(0.1,)) -> Subject:
+    x, y = digits[0][:8], digits[1][:8]
+    rows += [row(i, False, attack=CLEAN, gradient="none", eps=0.0) for i in range(100)]
+    target = Target(digits_classifier(), x, noise=None, repeats=1, seed=0)
+    balls = tuple(("linf", one) for one in eps)
+    return Subject(target, x, y, tuple(range(8)), tuple(rows), balls, None, PROBES)
+
+
+@pytest.mark.parametrize(("alone", "passes"), [(0, True), (6, True), (7, False), (50, False)])
+def test_what_gradient_free_attacks_alone_broke_is_counted_image_by_image(alone, passes, digits):
+    """Of 100 images: 99 % sure of more than 2 % from 7 on; equal totals do not excuse it."""
+    blind = [row(i, i < alone, attack="square", gradient="none") for i in range(100)]
+    seen = [row(i, i >= 50) for i in range(100)]
+    check = masking.gradient_free(subject(seen + blind, digits))
+    assert check.passed is passes
+    assert check.numbers["count"] == alone
+    assert check.numbers["images"] == 100
+    also = masking.gradient_free(subject([row(i, True) for i in range(100)] + blind, digits))
+    assert also.passed
+    assert also.numbers["count"] == 0
+
+
+@pytest.mark.parametrize(("helped", "passes"), [(0, True), (5, True), (30, False)])
+def test_a_larger_eps_that_helps_the_defence_is_found(helped, passes, digits):
+    small = [row(i, i < 30, eps=0.1) for i in range(100)]
+    large = [row(i, helped <= i, eps=0.2) for i in range(100)]
+    check = masking.larger_eps(subject(large + small, digits, eps=(0.1, 0.2)))
+    assert check.passed is passes
+    assert check.numbers["count"] == helped
+
+
+def test_the_rate_of_false_accusations_is_the_stated_one():
+    """A share at the tolerance is accused with probability at most 1 %, exactly (binomial)."""
+    from scipy import stats
+
+    for n in (8, 24, 32, 500):
+        for tolerance in (0.01, 0.02, 0.05):
+            first = next(k for k in range(1, n + 1) if exceeds(k, n, tolerance))
+            assert stats.binom.sf(first - 1, n, tolerance) <= masking.ALPHA
+
+
+def test_flags_are_explained():
+    column = ("autoattack", "exact", 0.1)
+    names = ("randomized defense", "probability distribution", "zero gradient", "dynamic defense")
+    verdicts = [autoattack_flags(column, (f"it is {n}!",), False).passed for n in names]
+    assert verdicts == [False, False, True, True]
+    both = autoattack_flags(column, ("dynamic defense", "some new warning"), randomised=False)
+    assert "likelihood maximization" in both.finding
+    assert "some new warning" in both.finding
+    assert autoattack_flags(column, (), False).finding == "none"
+
+
+def test_flags_reach_the_log_and_do_not_leak(digits):
+    diffusion = digits_diffusion()
+    model = nn.Sequential(
+        LikelihoodMaximization(diffusion, steps=1, eta=0.05, seed=0), digits_classifier()
+    ).eval()
+    attacks = [AutoAttack(EPS, parts=("apgd-ce",), steps=2)]
+    logs = [
+        findings(one, digits, attacks=attacks, images=4, masking_checks=False)[1]
+        for one in (model, digits_classifier(), SmoothedClassifier(digits_classifier(), sigma=0.1))
+    ]
+    assert [len(checks) for checks in logs] == [2, 0, 1]  # both gradients; nothing; randomised
+    assert "takes gradients itself" in logs[0]["flags of apgd-ce (exact, eps 0.15)"].finding
+    assert not failed(logs[0])
+    assert failed(logs[2])

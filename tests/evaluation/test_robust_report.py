@@ -1,0 +1,392 @@
+"""Figures on attacked models, recomputed by hand from rows; runs merged or refused; the command."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from art_denoised.checks import InputError
+from art_denoised.cli import main
+from art_denoised.evaluation import robust_records
+from art_denoised.evaluation.robust_compare import conflicts, differences
+from art_denoised.evaluation.robust_export import COLUMNS, robustbench, to_json, to_tsv
+from art_denoised.evaluation.robust_records import AttackLogWriter, CheckRow
+from art_denoised.evaluation.robust_report import ALL, Model, eps_name
+from art_denoised.evaluation.robust_runs import read_models
+from art_denoised.evaluation.robust_text import agreement_words, format_comparison, format_report
+from art_denoised.evaluation.survival import share, sign_test, survival
+from art_denoised.smoothing.statistics import proportion_interval
+from tests.evaluation.robust_rows import certificate, clean_row, row, write_run
+
+T, F = True, False
+
+
+def test_figures_are_those_counted_by_hand():
+    rows = [
+        *(clean_row(i, right=i != 3) for i in range(4)),
+        row(0, (T, T, F, T), counted=T),
+        row(1, (F, F, F, F), counted=F),
+        row(2, (T, T, T, T), counted=T, seconds=1.5),
+        row(3, (F, F, F, F), counted=F, clean=F, seconds=0.0),
+        row(0, (T, F, F, F), counted=F, attack="square", gradient="none"),
+        *(row(i, (i == 2,) * 4, attack="square", gradient="none") for i in (1, 2, 3)),
+    ]
+    pgd, square, together = Model("ours", tuple(rows)).figures
+    assert (pgd.attack, square.attack, together.attack) == ("pgd", "square", ALL)
+    assert pgd.clean == (0.75, *proportion_interval(3, 4))
+    assert pgd.counted == (0.5, *proportion_interval(2, 4))
+    assert pgd.worst == (0.25, *proportion_interval(1, 4))
+    low, high = proportion_interval(1, 4).low, proportion_interval(2, 4).high
+    assert pgd.fresh == (1.75 / 4, low, high)
+    assert pgd.seconds == 2.5 / 4
+    assert (pgd.images, pgd.draws) == (4, 4)
+    assert together.counted.value == together.worst.value == 0.25  # image 2 alone
+    assert together.fresh.value == square.fresh.value == 1.25 / 4
+    assert together.seconds == (2.5 + 2.0) / 4
+
+
+OUTCOMES = st.lists(
+    st.tuples(st.booleans(), st.lists(st.booleans(), min_size=4, max_size=4).map(tuple)),
+    min_size=6,
+    max_size=6,
+)
+
+
+@settings(max_examples=50)
+@given(st.lists(OUTCOMES, min_size=1, max_size=3))
+def test_all_attacks_leave_no_more_than_any_one(attacks):
+    rows = [
+        row(index, fresh, counted=counted, attack=f"a{number}")
+        for number, outcomes in enumerate(attacks)
+        for index, (counted, fresh) in enumerate(outcomes)
+    ]
+    *singles, together = Model("ours", tuple(rows)).figures
+    for name in ("counted", "fresh", "worst"):
+        lowest = min(getattr(single, name).value for single in singles)
+        figure = getattr(together, name)
+        assert figure.value <= lowest + 1e-12
+        assert 0 <= figure.low <= figure.value + 1e-12
+        assert figure.value - 1e-12 <= figure.high <= 1
+    if len(singles) == 1:
+        assert together.fresh == singles[0].fresh
+
+
+def test_a_model_of_coins_is_judged_fairly():
+    """Right with probability 0.85, whatever the attack: every bias of choosing by luck shows."""
+    rng = np.random.default_rng(0)
+    flips = rng.random((300, 5, 11)) < 0.85
+    rows = [
+        row(i, tuple(map(bool, flips[i, j, 1:])), counted=bool(flips[i, j, 0]), attack=f"a{j}")
+        for i in range(300)
+        for j in range(5)
+    ]
+    together = Model("coins", tuple(rows)).headlines[0]
+    # Standard error of the fresh mean of one attack: 0.0065; six of them.
+    assert abs(together.fresh.value - 0.85) < 0.04
+    assert together.counted.value < 0.55
+    lucky = np.mean(flips[:, :, 1:].mean(axis=2).min(axis=1))
+    assert lucky < 0.75  # what the lowest average of each image would have said
+
+
+def test_one_evaluation_or_a_deterministic_model_needs_no_halves():
+    assert survival([row(0, (T,)), row(0, (F,))]) == (F, 0.0, F)
+    assert survival([row(0, (T,) * 4), row(0, (F,) * 4)]) == (F, 0.0, F)
+    assert survival([row(0, (T,) * 5, counted=F)]) == (F, 1.0, F)
+
+
+@pytest.mark.parametrize("draws", [1, 5])
+def test_interval_of_averages_covers(draws):
+    """Images of different difficulty, fixed draws: at least 95% minus three standard errors."""
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(400):
+        chances = rng.beta(0.5, 0.5, size=50)  # mean 0.5
+        values = rng.binomial(draws, chances) / draws
+        interval = share(values.tolist())
+        covered += interval.low <= 0.5 <= interval.high
+    assert covered >= 400 * 0.95 - 3 * math.sqrt(400 * 0.95 * 0.05)
+
+
+def certified_model(broken: int, spared: int, both: int = 4, **changes):
+    """Images certified and broken; not certified and kept; certified and kept."""
+    n = broken + spared + both
+    rows = tuple(row(i, i >= broken) for i in range(n))
+    held = [i < broken or i >= broken + spared for i in range(n)]
+    certificates = tuple(certificate(i, 0.5 if held[i] else 0.49) for i in range(n))
+    return Model("ours", rows, certified=certificates, **changes)
+
+
+def test_certified_above_robust_is_shouted_beyond_chance():
+    agreement = certified_model(broken=6, spared=0, both=4).agreements[0]
+    assert (agreement.certified.value, agreement.empirical.value) == (1.0, 0.4)
+    assert agreement.broken == (0, 1, 2, 3, 4, 5)
+    assert agreement.p_value == pytest.approx(0.5**6)
+    assert agreement.inverted
+    assert "cannot be" in agreement_words(agreement)
+    by_chance = certified_model(broken=5, spared=0).agreements[0]
+    assert not by_chance.inverted
+    assert "chance" in agreement_words(by_chance)
+    assert "5 of 9 images are certified there and yet broken" in agreement_words(by_chance)
+    right = certified_model(broken=0, spared=3).agreements[0]
+    assert not right.inverted
+    assert "as it must be" in agreement_words(right)
+
+
+def test_an_inversion_is_at_the_top_and_takes_the_trust_away():
+    model = certified_model(broken=6, spared=0, checks=(CheckRow("c", True, "fine"),))
+    assert model.trusted is False
+    text = format_report([model])
+    assert text.startswith("INVERSION in ours")
+    assert text.count("not to be trusted") == len(model.figures)
+    assert robustbench(model)[0]["unreliable"] is True
+
+
+def test_certificates_of_other_images_are_not_paired():
+    other_data = certified_model(broken=6, spared=0, same_images=False)
+    agreement = other_data.agreements[0]
+    assert (agreement.paired, agreement.broken, agreement.p_value) == (0, (), None)
+    assert "nothing is paired" in conflicts([other_data])[0]
+    other_label = certified_model(broken=6, spared=0)
+    relabelled = tuple(certificate(c.idx, c.radius, label=7) for c in other_label.certified)
+    model = Model("ours", other_label.rows, certified=relabelled)
+    assert model.agreements[0].paired == 0
+    # Enough images, and the intervals alone tell.
+    many = certified_model(broken=30, spared=0, same_images=False)
+    assert many.agreements[0].inverted
+
+
+def test_linf_figures_are_not_set_beside_l2_certificates():
+    rows = tuple(row(i, F, norm="linf") for i in range(9))
+    assert Model("ours", rows, certified=(certificate(0, 0.5),)).agreements == ()
+
+
+def test_sign_test_is_the_binomial_tail():
+    assert sign_test(6, 0, "greater") == pytest.approx(0.5**6)
+    assert sign_test(3, 5) == pytest.approx(2 * stats.binom.cdf(3, 8, 0.5))
+
+
+def test_models_are_compared_on_common_images_and_conflicts_named():
+    first = Model("first", tuple(row(i, i < 2) for i in range(6)))
+    second = Model(
+        "second",
+        (
+            *(row(i, i < 5) for i in range(1, 8)),
+            *(row(i, T, attack="square", gradient="none") for i in range(1, 8)),
+            row(1, T, eps=0.9),
+        ),
+    )
+    difference = differences([first, second])[0]
+    assert (difference.images, difference.only_first, difference.only_second) == (5, 0, 3)
+    assert difference.gain == 3 / 5
+    said = "\n".join(conflicts([first, second]))
+    assert "other images were attacked (6 and 7, 5 in common) in l2 eps 0.5" in said
+    assert "only second was attacked with square (none) in l2 eps 0.5" in said
+    assert "only second was attacked in l2 eps 0.9" in said
+    assert conflicts([first, Model("again", first.rows)]) == []
+
+
+def test_an_attack_on_some_images_only_is_named():
+    rows = (*(row(i, T) for i in range(4)), row(2, F, attack="square", gradient="none"))
+    model = Model("ours", rows)
+    assert model.headlines[0].images == 1
+    assert "pgd 4, square 1" in conflicts([model])[0]
+
+
+def test_trust_follows_the_checks():
+    rows = (row(0, T),)
+    good, bad, open_ = (CheckRow("c", passed, "words") for passed in (True, False, None))
+    assert Model("m", rows).trusted is None
+    assert Model("m", rows, (open_,)).trusted is None
+    assert Model("m", rows, (good, open_)).trusted is True
+    assert Model("m", rows, (good, bad)).trusted is False
+    assert Model("m", rows, (good,), unmade=("logits",)).trusted is None
+    assert Model("m", rows, (bad,), unmade=("logits",)).trusted is False
+
+
+def test_a_run_that_has_not_come_to_its_checks_is_not_checked(tmp_path):
+    with AttackLogWriter(tmp_path / "attack.jsonl", {}) as log:
+        log.append(row(0, T))
+        log.append(CheckRow("flags of autoattack (exact, eps 0.5)", True, "dynamic defense"))
+    model = read_models([str(tmp_path)])[0][0]
+    assert model.trusted is None
+    assert "not checked for masking" in format_report([model])
+
+
+def test_a_failed_check_is_beside_every_figure(tmp_path):
+    models, _ = read_models([str(write_run(tmp_path / "bad", failed=True))])
+    count = len(models[0].figures)
+    assert format_report(models).count("  not to be trusted") == count == 6
+    beside = [Model("good", models[0].rows), *models]
+    lines = format_comparison(beside).splitlines()
+    marked = [line.count("! ") for line in lines if line.startswith("l2 eps")]
+    assert marked == [1, 1]
+    assert [entry.trusted for entry in differences(beside)] == [False, False]
+    assert sum(line.endswith("  not to be trusted") for line in lines) == 2
+    assert [line.split("\t")[-1] for line in to_tsv(models).splitlines()[1:]] == ["False"] * 6
+
+
+def test_json_and_tsv_hold_the_figures(tmp_path):
+    folder = write_run(tmp_path / "ours", certified=0.3)
+    models, notices = read_models([str(folder)])
+    report = json.loads(json.dumps(to_json(models, notices), allow_nan=False))
+    ours = report["models"][0]
+    headline = models[0].headlines[1]
+    assert ours["figures"][5]["fresh"]["value"] == headline.fresh.value
+    assert [entry["eps"] for entry in ours["robustbench"]] == ["0.25", "0.5"]
+    entry = ours["robustbench"][1]
+    assert entry["dataset"] == "digits"
+    assert entry["threat_model"] == "L2"
+    assert entry["clean_acc"] == "100.00"
+    assert entry["reported"] == f"{100 * headline.fresh.value:.2f}"
+    assert entry["unreliable"] is False
+    assert "autoattack_acc" not in entry  # no AutoAttack was run
+    lines = list(csv.DictReader(io.StringIO(to_tsv(models)), delimiter="\t"))
+    assert tuple(lines[0]) == COLUMNS
+    assert [float(line["fresh"]) for line in lines] == [f.fresh.value for f in models[0].figures]
+
+
+def test_autoattack_has_robustbench_s_key():
+    rows = (clean_row(0), row(0, F, attack="autoattack-standard"), row(0, T))
+    assert robustbench(Model("ours", rows))[0]["autoattack_acc"] == "0.00"
+
+
+def test_eps_as_people_write_it():
+    assert [eps_name(eps) for eps in (8 / 255, 0.1, 0.5, 1.0, 128 / 255)] == [
+        "8/255",
+        "0.1",
+        "0.5",
+        "1",
+        "0.501961",
+    ]
+
+
+def test_runs_of_one_name_are_one_model_or_refused(tmp_path):
+    def run(folder, rows, **settings):
+        known = {"model": "net", "data": "digits", "weights": "w", "attacks": []}
+        (tmp_path / folder).mkdir()
+        with AttackLogWriter(tmp_path / folder / "attack.jsonl", known | settings) as log:
+            for one in rows:
+                log.append(one)
+        return f"ours={tmp_path / folder}"
+
+    first = run("a", [clean_row(0), row(0, T)])
+    square = run("b", [clean_row(0), row(0, F, attack="square", gradient="none")])
+    models, notices = read_models([first, square])
+    assert [figure.attack for figure in models[0].figures] == ["pgd", "square", ALL]
+    assert models[0].headlines[0].counted.value == 0
+    assert models[0].headlines[0].clean.value == 1
+    assert "made of 2 runs" in notices[0]
+    with pytest.raises(InputError, match="differ in weights 'w' and 'other'"):
+        read_models([first, run("c", [row(1, T)], weights="other")])
+    with pytest.raises(InputError, match="both hold image 0 under pgd"):
+        read_models([first, run("d", [row(0, F)])])
+    with pytest.raises(InputError, match="labels 1 and 2"):
+        read_models([first, run("e", [row(0, F, eps=0.1, label=2)])])
+    attacks = [{"name": "pgd", "eps": 0.5, "steps": steps} for steps in (10, 100)]
+    shards = [run(f"f{i}", [row(i, T)], attacks=[one]) for i, one in enumerate(attacks)]
+    with pytest.raises(InputError, match=r"attack pgd eps 0\.5"):
+        read_models(shards)
+    models, notices = read_models([first.partition("=")[2], square.partition("=")[2]])
+    assert [model.name for model in models] == ["a", "b"]
+    assert "a and b have the same weights (w)" in notices[0]
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    folders = [str(write_run(tmp_path / part / "run")) for part in ("a", "b")]
+    models, _ = read_models(folders)
+    assert [model.name for model in models] == folders
+    with pytest.raises(InputError, match="given twice"):
+        read_models([folders[0], folders[0]])
+
+
+def test_command_prints_each_form(tmp_path, capsys):
+    plain = str(write_run(tmp_path / "plain", name="p", failed=True))
+    ours = str(write_run(tmp_path / "denoised", name="d", certified=0.3))
+    assert main(["report", plain, ours]) == 0
+    assert capsys.readouterr().out.startswith("NOT TO BE TRUSTED: plain")
+    assert main(["report", plain, ours, "--compare"]) == 0
+    out = capsys.readouterr().out
+    assert "denoised against plain, l2 eps 0.25: +0.0 points" in out
+    assert main(["report", f"{ours}/certify.jsonl", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["models"][0]["certified"][0]["certified_accuracy"]
+    page = tmp_path / "a.html"
+    assert main(["report", ours, "--tsv", "--html", str(page)]) == 0
+    assert capsys.readouterr().out.startswith("model\tnorm\teps")
+    assert page.read_text().startswith("<!doctype html>")
+
+
+def test_comparison_shows_what_a_model_lacks():
+    first = Model("first", (row(0, T),))
+    second = Model("second", (row(0, T, norm="linf", eps=8 / 255),))
+    lines = format_comparison([first, second]).splitlines()
+    cells = {line[:24].strip(): line[24:].split() for line in lines}
+    assert cells["l2 eps 0.5"] == ["100.0", "-"]
+    assert cells["linf eps 8/255"] == ["-", "100.0"]
+
+
+def damage(folder, text):
+    path = write_run(folder) / "attack.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], text, *lines[1:]]) + "\n")
+    return str(folder)
+
+
+@pytest.mark.parametrize("text", ["{", '{"kind": "attack"}', "[]", '{"kind": "image"}'])
+def test_damaged_logs_end_in_one_line(tmp_path, capsys, text):
+    assert main(["report", damage(tmp_path / "run", text)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "attack.jsonl:2 is damaged" in error
+
+
+@pytest.mark.parametrize(
+    "change", [{"eps": "0.5"}, {"eps": math.inf}, {"clean": "yes"}, {"index": 0.5}, {"attack": 3}]
+)
+def test_values_of_another_type_end_in_one_line(tmp_path, capsys, change):
+    record = robust_records.to_json(row(99, T)) | change
+    folder = damage(tmp_path / "run", json.dumps(record))
+    assert main(["report", folder]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "is damaged" in error
+
+
+def test_refusals(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other.jsonl").write_text("hello\n")
+    (tmp_path / "none").mkdir()
+    with AttackLogWriter(tmp_path / "none" / "attack.jsonl", {}):
+        pass
+    ours = write_run(tmp_path / "ours")
+    picture = '{"kind": "image", "index": 7, "attack": "pgd", "gradient": "exact", "eps": 0.5, '
+    picture += '"stage": "attacked", "shape": [1, 9, 9], "pixels": "AAAA"}'
+    for run, reason in {
+        "missing": "does not exist",
+        "empty": "holds neither",
+        "other.jsonl": "is no log",
+        "none": "no rows yet",
+    }.items():
+        assert main(["report", str(tmp_path / run)]) == 2
+        error = capsys.readouterr().err
+        assert reason in error
+        assert error.count("\n") == 1
+    assert main(["report", f"={ours}"]) == 2
+    assert main(["report", damage(tmp_path / "picture", picture)]) == 2
+    assert "the picture of image 7 is damaged" in capsys.readouterr().err
+    assert main(["report", str(ours), "--html", str(tmp_path / "no" / "a.html")]) == 2
+    with pytest.raises(SystemExit):
+        main(["report", str(ours), "--json", "--tsv"])
+
+
+def test_a_clean_run_alone_says_so():
+    text = format_report([Model("ours", (clean_row(0),))])
+    assert "no attack" in text
+    assert Model("ours", (clean_row(0),)).columns == {}
