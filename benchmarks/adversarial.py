@@ -135,8 +135,8 @@ def attacks(steps: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def trainings(steps: int, stride: float) -> dict[str, Callable[[], object]]:
-    data, batch = TensorDataset(torch.rand(480, 3, 32, 32), torch.arange(480) % 10), 48
+def trainings(steps: int, stride: float, images: int) -> dict[str, Callable[[], object]]:
+    data, batch = TensorDataset(torch.rand(images, 3, 32, 32), torch.arange(images) % 10), 48
     return {
         "plain loop": lambda: plain_training(data, batch, steps, stride),
         "ours": lambda: our_training(data, batch, steps, stride, 0.0),
@@ -178,8 +178,8 @@ def main() -> None:
     )
     for steps in (10, 50):
         compare(f"PGD-{steps}, 32 images", attacks(steps), arguments.rounds)
-    compare("PGD-7 training, 10 steps of 48", trainings(7, 0.25), arguments.rounds)
-    compare("single-step training, 10 steps of 48", trainings(1, 1.0), arguments.rounds)
+    compare("PGD-7 training, 5 steps of 48", trainings(7, 0.25, 240), arguments.rounds)
+    compare("single-step training, 10 steps of 48", trainings(1, 1.0, 480), arguments.rounds)
 
 
 if __name__ == "__main__":
