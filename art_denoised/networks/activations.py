@@ -92,8 +92,9 @@ class SmoothReLU(nn.Module):
 
     def extra_repr(self) -> str:
         """Return what ``print`` shows of it."""
-        learnt = "learnt" if isinstance(self.root, nn.Parameter) else "fixed"
-        return f"alpha={float(self.root) ** 2:g} ({learnt})" if not self.root.is_meta else learnt
+        learnable = isinstance(self.root, nn.Parameter)
+        alpha = "on meta" if self.root.is_meta else f"{float(self.root.detach()) ** 2:g}"
+        return f"alpha={alpha}, learnable={learnable}"
 
 
 class SplitReLU(nn.Module):

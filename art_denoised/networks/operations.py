@@ -151,7 +151,7 @@ def local_mean(x: Features, kernel_size: int = 3) -> Features:
     if x.device.type != "cpu" or x.is_contiguous(memory_format=torch.channels_last):
         return F.avg_pool2d(x, kernel_size, 1, r, count_include_pad=False)
     ones = x.new_ones(c, 1, kernel_size, kernel_size)
-    return F.conv2d(x, ones, padding=r, groups=c) / _inside(x, kernel_size).sum(0)
+    return F.conv2d(x, ones, padding=r, groups=c).div_(_inside(x, kernel_size).sum(0))
 
 
 def local_median(x: Features, kernel_size: int = 3) -> Features:
@@ -286,7 +286,7 @@ def _shifts(kernel_size: int) -> list[tuple[int, int]]:
 
 
 def _repeat_border(planes: Tensor, width: int) -> Tensor:
-    return F.pad(planes[None], [width] * 4, mode="replicate")[0]
+    return F.pad(planes[:, None], [width] * 4, mode="replicate")[:, 0]
 
 
 def _image_chunks(*features: Tensor) -> list[tuple[Tensor, ...]]:

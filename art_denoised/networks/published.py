@@ -8,6 +8,7 @@ package. Needs torchvision.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -218,14 +219,21 @@ def _layer(theirs: str, conv: str, bn: str) -> Iterator[tuple[str, _Source]]:
         yield f"{bn}.{ours}", _Source(f"{theirs}/bn/{name}", _AS_IT_IS)
 
 
+# The ways in which np.load fails; a single array (.npy) fails as a context manager.
+_UNREADABLE = (
+    *(ValueError, OSError, EOFError, TypeError, AttributeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+
+
 def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     """Read named arrays, without the ":0" that TensorFlow ends names with."""
     if not path.is_file():
         raise InputError(f"weights {path} do not exist; give an .npz file")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name.removesuffix(":0"): file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile):
+    except _UNREADABLE:
         raise InputError(
             f"weights {path} are no intact .npz file of plain arrays; give the released file"
         ) from None

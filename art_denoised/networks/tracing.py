@@ -128,7 +128,7 @@ def is_torch_own(module: nn.Module) -> bool:
 def is_residual(module: nn.Module) -> bool:
     """Whether a module's own forward adds two things that both come from its input."""
     try:
-        graph = own_graphs(module)[0]
+        graph = _trace(module, training=False)
     except UntraceableError:
         return False
     from_input: set[fx.Node] = set()
@@ -152,13 +152,7 @@ def own_graphs(module: nn.Module) -> list[fx.Graph]:
     """
     if type(module).forward is nn.Sequential.forward:  # known, and the most of most models
         return [_chain(list(module._modules))]
-    was = module.training
-    try:
-        graphs = []
-        for module.training in (False, True):
-            graphs.append(_trace(module))
-    finally:
-        module.training = was
+    graphs = [_trace(module, training) for training in (False, True)]
     return graphs[:1] if _merge(*graphs) else graphs
 
 
@@ -178,20 +172,22 @@ def _chain(names: list[str]) -> fx.Graph:
     return graph
 
 
-def _trace(module: nn.Module) -> fx.Graph:
+def _trace(module: nn.Module, training: bool) -> fx.Graph:
+    signature = inspect.signature(module.forward)
+    given = {n: p.default for n, p in signature.parameters.items() if p.default is not p.empty}
+    if any(isinstance(default, tuple | list | dict) for default in given.values()):
+        raise UntraceableError("an argument has a container for a default")
+    was = module.training
     try:
-        signature = inspect.signature(module.forward)
-        given = {n: p.default for n, p in signature.parameters.items() if p.default is not p.empty}
-        if any(isinstance(default, tuple | list | dict) for default in given.values()):
-            raise UntraceableError("an argument has a container for a default")
+        module.training = training
         graph = _OwnForward().trace(module, given or None)
     except Exception as error:  # whatever the forward raises when it is given proxies
-        raise UntraceableError(
-            (str(error).splitlines() or [""])[0] or type(error).__name__
-        ) from error
-    for node in graph.nodes:
-        if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
-            raise UntraceableError("it makes a tensor that a trace would keep for ever")
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise UntraceableError(reason) from error
+    finally:
+        module.training = was
+    if any(str(node.target).startswith("_tensor_constant") for node in graph.nodes):
+        raise UntraceableError("it makes a tensor, which a trace would keep for ever")
     return graph
 
 

@@ -1,0 +1,252 @@
+"""Time the denoising operations beside the naive form of each and the best known ones.
+
+    python benchmarks/networks.py [--repeats 9]
+
+One thread, and the process's CPU time, so that other programs on the machine disturb little; forms
+of one operation take turns. Memory is how far the resident set rises above where it was, after what
+is free has been handed back to the system (Linux). Ratios are of medians, to the fastest other
+form; what is compared gives the same values, which is checked first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from art_denoised.networks import operations as ours
+
+Form = Callable[..., Tensor]
+SIZES = ((8, 256, 28, 28), (64, 64, 16, 16))
+# Devillard's network for the median of nine (after Paeth).
+COMPARATORS = (
+    *((1, 2), (4, 5), (7, 8), (0, 1), (3, 4), (6, 7), (1, 2), (4, 5), (7, 8), (0, 3)),
+    *((5, 8), (4, 7), (3, 6), (1, 4), (2, 5), (4, 7), (4, 2), (6, 4), (4, 2)),
+)
+
+
+def gaussian_einsum(x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+    """As a five-dimensional einsum, which is how the release writes it."""
+    n, d, h, w = theta.shape
+    f = torch.einsum("niab,nicd->nabcd", theta, phi).reshape(n, h * w, h * w) / d**0.5
+    return torch.einsum("nabcd,nicd->niab", f.softmax(-1).reshape(n, h, w, h, w), x)
+
+
+def gaussian_bmm(x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+    t, p, g = (a.flatten(2) for a in (theta, phi, x))
+    f = torch.softmax(t.transpose(1, 2) @ p / t.shape[1] ** 0.5, -1)
+    return (g @ f.transpose(1, 2)).reshape(x.shape)
+
+
+def gaussian_sdpa(x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+    q, k, v = (a.flatten(2).transpose(1, 2)[:, None] for a in (theta, phi, x))
+    return F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)
+
+
+def dot_pairs(x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+    t, p, g = (a.flatten(2) for a in (theta, phi, x))
+    return (g @ (t.transpose(1, 2) @ p / t.shape[2]).transpose(1, 2)).reshape(x.shape)
+
+
+def dot_channels(x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+    t, p, g = (a.flatten(2) for a in (theta, phi, x))
+    return (g @ p.transpose(1, 2) @ t / t.shape[2]).reshape(x.shape)
+
+
+def bilateral_unfold(x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+    n, _, h, w = x.shape
+    keys, values = (F.unfold(a, 3, padding=1).view(n, -1, 9, h * w) for a in (phi, x))
+    inside = F.unfold(x.new_ones(1, 1, h, w), 3, padding=1)
+    f = (theta.flatten(2)[:, :, None] * keys).sum(1) / theta.shape[1] ** 0.5
+    f = f.masked_fill(inside == 0, -torch.inf).softmax(1)
+    return (f[:, None] * values).sum(2).reshape(x.shape)
+
+
+def bilateral_views(x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+    h, w = x.shape[2:]
+    inside, keys, values = (F.pad(a, [1] * 4) for a in (x.new_ones(1, 1, h, w), phi, x))
+    places = [(..., slice(i, i + h), slice(j, j + w)) for i in range(3) for j in range(3)]
+    f = torch.stack([(theta * keys[place]).sum(1) for place in places], 1)
+    outside = torch.cat([inside[place] for place in places], 1) == 0
+    f = (f / theta.shape[1] ** 0.5).masked_fill(outside, -torch.inf).softmax(1)
+    y = f[:, :1] * values[places[0]]
+    for k, place in enumerate(places[1:], 1):
+        y = torch.addcmul(y, f[:, k : k + 1], values[place])
+    return y
+
+
+def mean_unfold(x: Tensor) -> Tensor:
+    inside = F.unfold(x.new_ones(1, 1, *x.shape[2:]), 3, padding=1).sum(1)
+    windows = F.unfold(x, 3, padding=1).view(*x.shape[:2], 9, -1)
+    return (windows.sum(2) / inside).reshape(x.shape)
+
+
+def mean_pool(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+
+
+def median_unfold(x: Tensor) -> Tensor:
+    windows = F.unfold(F.pad(x, [1] * 4, mode="replicate"), 3).view(*x.shape[:2], 9, -1)
+    return windows.median(2).values.reshape(x.shape)
+
+
+def median_comparators(x: Tensor) -> Tensor:
+    h, w = x.shape[2:]
+    padded = F.pad(x, [1] * 4, mode="replicate")
+    p = [padded[..., i : i + h, j : j + w] for i in range(3) for j in range(3)]
+    for a, b in COMPARATORS:
+        p[a], p[b] = torch.minimum(p[a], p[b]), torch.maximum(p[a], p[b])
+    return p[4]
+
+
+# The first is the naive form, the last is ours. True: embeddings of half the channels.
+FORMS: dict[str, tuple[bool | None, dict[str, Form]]] = {
+    "gaussian": (
+        True,
+        {
+            "einsum (naive)": gaussian_einsum,
+            "batched products": gaussian_bmm,
+            "fused attention": gaussian_sdpa,
+            "ours": ours.non_local_gaussian,
+        },
+    ),
+    "gaussian, no embeddings": (
+        False,
+        {
+            "einsum (naive)": gaussian_einsum,
+            "batched products": gaussian_bmm,
+            "fused attention": gaussian_sdpa,
+            "ours": ours.non_local_gaussian,
+        },
+    ),
+    "dot product": (
+        True,
+        {
+            "pairs of positions (naive)": dot_pairs,
+            "channels first": dot_channels,
+            "ours": ours.non_local_dot_product,
+        },
+    ),
+    "bilateral gaussian": (
+        True,
+        {
+            "unfold (naive)": bilateral_unfold,
+            "shifted views": bilateral_views,
+            "ours": ours.bilateral_gaussian,
+        },
+    ),
+    "mean": (
+        None,
+        {"unfold (naive)": mean_unfold, "pooling": mean_pool, "ours": ours.local_mean},
+    ),
+    "median": (
+        None,
+        {
+            "unfold and sort (naive)": median_unfold,
+            "19 comparators": median_comparators,
+            "ours": ours.local_median,
+        },
+    ),
+}
+
+
+def inputs(size: tuple[int, ...], embedding: bool | None) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    n, c, h, w = size
+    x = torch.randn(size, generator=generator).clamp_min(0)  # rectified, as in a network
+    if embedding is None:
+        return [x]
+    if not embedding:
+        return [x, x, x]
+    return [x, *(torch.randn(n, c // 2, h, w, generator=generator) / 4 for _ in range(2))]
+
+
+def forward(form: Form, tensors: list[Tensor]) -> None:
+    with torch.no_grad():
+        form(*tensors)
+
+
+def both(form: Form, tensors: list[Tensor]) -> None:
+    # Where theta and phi are x itself, gradients meet again in x.
+    leaves = {id(t): t.detach().requires_grad_() for t in tensors}
+    y = form(*(leaves[id(t)] for t in tensors))
+    torch.autograd.grad(y, list(leaves.values()), torch.ones_like(y))
+
+
+def memory(task: Callable[[], None]) -> float:
+    """MiB that the resident set rises by."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    status = Path("/proc/self/status")
+    before = _kib(status.read_text(), "VmRSS")
+    task()
+    return (_kib(status.read_text(), "VmHWM") - before) / 1024
+
+
+def _kib(status: str, name: str) -> int:
+    return int(status.split(f"{name}:")[1].split()[0])
+
+
+def measure(forms: dict[str, Form], tensors: list[Tensor], repeats: int) -> list[list[float]]:
+    """For each form: ms forward, ms forward and backward, MiB forward, MiB of both."""
+    tasks = [[lambda f=f, p=p: p(f, tensors) for p in (forward, both)] for f in forms.values()]
+    rows = []
+    for pair in tasks:
+        for task in pair:
+            task()  # warm up
+        rows.append([memory(task) for task in pair])
+    times: list[list[list[float]]] = [[[], []] for _ in tasks]
+    for _ in range(repeats):
+        for pair, taken in zip(tasks, times, strict=True):
+            for task, column in zip(pair, taken, strict=True):
+                start = time.process_time()
+                task()
+                column.append(1000 * (time.process_time() - start))
+    return [
+        [*(statistics.median(column) for column in taken), *row]
+        for taken, row in zip(times, rows, strict=True)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=9)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"one thread, {platform.machine()}, torch {torch.__version__}, float32, CPU time")
+    for size in SIZES:
+        print(f"\nN = {size[0]}, C = {size[1]}, {size[2]}x{size[3]}\n")
+        print(
+            f"{'':52}{'forward':>9}{'and back':>10}{'forward':>9}{'and back':>10}"
+            f"{'x other best':>18}\n{'':52}{'ms':>9}{'ms':>10}{'MiB':>9}{'MiB':>10}"
+            f"{'forward':>9}{'and back':>10}"
+        )
+        for operation, (embedding, forms) in FORMS.items():
+            tensors = inputs(size, embedding)
+            expected = forms["ours"](*tensors)
+            for form in forms.values():
+                torch.testing.assert_close(form(*tensors), expected, rtol=1e-3, atol=1e-4)
+            del expected
+            rows = measure(forms, tensors, arguments.repeats)
+            for number, (name, row) in enumerate(zip(forms, rows, strict=True)):
+                others = rows[:number] + rows[number + 1 :]
+                ratios = [row[k] / min(other[k] for other in others) for k in (0, 1)]
+                print(
+                    f"{operation:25}{name:27}{row[0]:9.1f}{row[1]:10.1f}{row[2]:9.0f}{row[3]:10.0f}"
+                    f"{ratios[0]:9.2f}{ratios[1]:10.2f}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
