@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from art_denoised.checks import InputError
 from art_denoised.networks import tracing
 from art_denoised.networks.coverage import activation_report
-from art_denoised.networks.tracing import Call, UntraceableError
+from art_denoised.networks.tracing import Call
 
 _NAMED = {"silu": nn.SiLU, "gelu": nn.GELU, "elu": nn.ELU, "celu": nn.CELU}
 
@@ -90,12 +90,11 @@ def _rectifiers(model: nn.Module) -> list[tuple[str, nn.Module, list[Call]]]:
         if tracing.is_torch_own(module) and getattr(module, "activation", None) is F.relu:
             raise _cannot(name, module, "is torch's own and has ReLU inside")
     found, opaque = [], []
-    for name, module in tracing.owners(model):
-        try:
-            calls = tracing.activation_calls(module)
-        except UntraceableError as error:
-            opaque.append((name, module, str(error)))
+    for name, module, graphs, reason in tracing.traced(model):
+        if graphs is None:
+            opaque.append((name, module, reason))
             continue
+        calls = tracing.activation_calls(module, graphs)
         calls = [call for call in calls if call.kind in tracing.RECTIFIERS]
         if calls:
             found.append((name, module, calls))

@@ -54,6 +54,7 @@ def activation_report(model: nn.Module) -> ActivationReport:
     that module is called.
 
     Example:
+        >>> import torch
         >>> from torchvision.models import resnet50
         >>> with torch.device("meta"):
         ...     print(activation_report(resnet50()))
@@ -63,12 +64,11 @@ def activation_report(model: nn.Module) -> ActivationReport:
     modules: dict[str, set[int]] = {}
     calls, functional = Counter[str](), Counter[str]()
     untraced = []
-    for name, module in tracing.owners(model):
-        try:
-            found = tracing.activation_calls(module)
-        except tracing.UntraceableError:
+    for name, module, graphs, _ in tracing.traced(model):
+        if graphs is None:
             untraced.append(name or type(module).__name__)
             continue
+        found = tracing.activation_calls(module, graphs)
         paths = Counter(id(call.graph) for call in found)
         for call in found:
             modules.setdefault(call.kind, set())

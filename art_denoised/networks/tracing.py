@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,16 +84,44 @@ def refuse_unreadable(model: nn.Module) -> None:
             raise InputError(f"{name or 'the model'} ({kind}) {what}")
 
 
-def activation_calls(module: nn.Module) -> list[Call]:
-    """Return the calls of activations in a module's own forward, in the order they are made.
+def traced(model: nn.Module) -> Iterator[tuple[str, nn.Module, list[fx.Graph] | None, str]]:
+    """Yield name, module, its `own_graphs` or None, and why there are none, of a model's modules.
 
-    Where training and evaluation take different paths: those of both, each in its graph.
-
-    Raises:
-        UntraceableError: The forward cannot be traced.
+    Modules of torch itself are left out. An argument with a default is what callers make of it: an
+    input if they give it, else its default for good.
     """
+    given: dict[int, list[set[str]]] = {}  # by module: the arguments of each call
+    for name, module in model.named_modules():
+        code = type(module).forward is not nn.Module.forward  # a ModuleList has none
+        own = not is_torch_own(module) or type(module) is nn.Sequential
+        if not (own and code) or activation_kind(module) is not None:
+            continue
+        try:
+            graphs = own_graphs(module, given.get(id(module), []))
+        except UntraceableError as error:
+            yield name, module, None, str(error)
+            continue
+        for node in (node for graph in graphs for node in graph.nodes if node.op == "call_module"):
+            child = module.get_submodule(str(node.target))
+            given.setdefault(id(child), []).append(_given(child, node))
+        yield name, module, graphs, ""
+
+
+def _given(module: nn.Module, call: fx.Node) -> set[str]:
+    """Return the arguments that have a default and are given something else by this call."""
+    signature = inspect.signature(module.forward)
+    try:
+        arguments = signature.bind(*call.args, **call.kwargs).arguments
+    except TypeError:
+        return set()
+    defaults = {n: p.default for n, p in signature.parameters.items() if p.default is not p.empty}
+    return {n for n in defaults if n in arguments and arguments[n] is not defaults[n]}
+
+
+def activation_calls(module: nn.Module, graphs: list[fx.Graph]) -> list[Call]:
+    """Return the calls of activations in a module's graphs, in the order they are made."""
     found = []
-    for graph in own_graphs(module):
+    for graph in graphs:
         for node in graph.nodes:
             if node.op == "call_module":
                 holder, _, attribute = str(node.target).rpartition(".")
@@ -111,15 +139,6 @@ def activation_kind(module: nn.Module) -> str | None:
     return next((known.__name__ for known in _MODULES if isinstance(module, known)), None)
 
 
-def owners(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules, by name, whose forward is code of the model rather than of torch."""
-    for name, module in model.named_modules():
-        code = type(module).forward is not nn.Module.forward  # a ModuleList has none
-        own = not is_torch_own(module) or type(module) is nn.Sequential
-        if own and code and activation_kind(module) is None:
-            yield name, module
-
-
 def is_torch_own(module: nn.Module) -> bool:
     """Whether the class of a module comes with torch."""
     return type(module).__module__.startswith(("torch.nn.", "torch.ao."))
@@ -128,7 +147,7 @@ def is_torch_own(module: nn.Module) -> bool:
 def is_residual(module: nn.Module) -> bool:
     """Whether a module's own forward adds two things that both come from its input."""
     try:
-        graph = _trace(module, training=False)
+        graph = _trace(module, False, set())
     except UntraceableError:
         return False
     from_input: set[fx.Node] = set()
@@ -141,19 +160,27 @@ def is_residual(module: nn.Module) -> bool:
     return False
 
 
-def own_graphs(module: nn.Module) -> list[fx.Graph]:
+def own_graphs(module: nn.Module, given: Sequence[set[str]] = ()) -> list[fx.Graph]:
     """Trace a module's own forward: one graph, or one each for evaluation and training.
 
     Calls that differ only in a flag that is True in training (functional dropout and batch norm)
     are one graph, which reads ``self.training`` when it runs.
+
+    Args:
+        module: Whose forward is traced; what it calls is not.
+        given: For each call of it, which arguments with defaults that gives.
 
     Raises:
         UntraceableError: It depends on values of tensors, or on what else a trace cannot follow.
     """
     if type(module).forward is nn.Sequential.forward:  # known, and the most of most models
         return [_chain(list(module._modules))]
-    graphs = [_trace(module, training) for training in (False, True)]
-    return graphs[:1] if _merge(*graphs) else graphs
+    inputs = set().union(*given)
+    for name in inputs:
+        if not all(name in call for call in given):
+            raise UntraceableError(f"it is called with {name} and without")
+    calm, busy = (_trace(module, training, inputs) for training in (False, True))
+    return [calm] if _merge(calm, busy) else [calm, busy]
 
 
 class _OwnForward(fx.Tracer):
@@ -172,9 +199,10 @@ def _chain(names: list[str]) -> fx.Graph:
     return graph
 
 
-def _trace(module: nn.Module, training: bool) -> fx.Graph:
-    signature = inspect.signature(module.forward)
-    given = {n: p.default for n, p in signature.parameters.items() if p.default is not p.empty}
+def _trace(module: nn.Module, training: bool, inputs: set[str]) -> fx.Graph:
+    parameters = inspect.signature(module.forward).parameters
+    given = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+    given = {name: default for name, default in given.items() if name not in inputs}
     if any(isinstance(default, tuple | list | dict) for default in given.values()):
         raise UntraceableError("an argument has a container for a default")
     was = module.training

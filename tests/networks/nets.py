@@ -98,3 +98,27 @@ class Deciding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.block(x)
         return self.act(x) if x.mean() > 0 else x
+
+
+class Optional(nn.Module):
+    """Takes a shortcut, or makes its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, scale: float = 0.5) -> Tensor:
+        return F.relu(self.conv(x) + scale * (x if shortcut is None else shortcut))
+
+
+class Tree(nn.Module):
+    """Gives a shortcut to some of its blocks and not to others."""
+
+    def __init__(self, shared: bool):
+        super().__init__()
+        self.a, self.b = Optional(), Optional()
+        self.c = self.b if shared else Optional()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x, None)
+        return self.c(self.b(x, shortcut=y))

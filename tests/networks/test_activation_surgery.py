@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from art_denoised import InputError, ParametricSoftplus, SmoothReLU, SplitReLU, smooth_activations
 from art_denoised.networks.coverage import activation_report
-from tests.networks.nets import Awkward, Basic, CifarResNet, Deciding, WithAuxiliary
+from tests.networks.nets import Awkward, Basic, CifarResNet, Deciding, Tree, WithAuxiliary
 
 
 def on_meta(name: str, **options) -> nn.Module:
@@ -130,6 +130,14 @@ def test_paths_that_depend_on_the_mode():
     model(x)
     with pytest.raises(InputError, match=r"the model \(WithAuxiliary\) takes different paths"):
         smooth_activations(model, "silu")
+
+
+def test_optional_arguments_are_what_callers_make_of_them():
+    torch.manual_seed(0)
+    model, x = Tree(shared=False), torch.randn(2, 3, 4, 4)
+    assert torch.equal(smooth_activations(model, nn.ReLU())(x), model(x))
+    with pytest.raises(InputError, match=r"b \(Optional\) cannot be traced \(it is called with"):
+        smooth_activations(Tree(shared=True), "silu")
 
 
 class Typed(Basic):
