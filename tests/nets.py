@@ -53,6 +53,25 @@ def colour() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 10)).eval()
 
 
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.relu(x + self.bn(self.conv(x)))
+
+
+def residual() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), _Residual(16), nn.Conv2d(16, 32, 3, 2, padding=1),
+            _Residual(32), nn.Flatten(), nn.Linear(32 * 4 * 4, 10),
+        )  # fmt: skip
+
+
 class _Nan(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.full((len(x), 10), float("nan"))

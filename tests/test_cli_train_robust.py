@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from art_denoised.cli import main
 from art_denoised.demo import digits_network
@@ -54,6 +55,21 @@ def test_a_classifier_is_trained_and_its_weights_load(tmp_path, capsys):
     assert path.read_bytes() == before
 
 
+def test_blocks_and_activations_are_put_in_and_noted(tmp_path, capsys):
+    words = arguments(
+        tmp_path, model="tests.nets:residual", epochs=1, feature_denoising="mean", where="1",
+        activation="softplus",
+    )  # fmt: skip
+    assert main(words) == 0
+    assert "denoising blocks: adds 0.00 M parameters" in capsys.readouterr().err
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        note = json.loads(file.metadata()["art_denoised"])
+        names = set(file.keys())
+    assert note["feature_denoising"] == "mean"
+    assert note["activation"] == "softplus"
+    assert {"1.block.conv.weight", "1.denoise.conv.weight"} <= names
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -62,6 +78,9 @@ def test_a_classifier_is_trained_and_its_weights_load(tmp_path, capsys):
         ({"recipe": "fgsm"}, "give one of clean, feature-denoising, pgd, sat, trades"),
         ({"recipe": "clean"}, "--recipe clean has no attack; leave --eps out"),
         ({"where": "all"}, "give --feature-denoising as well"),
+        ({"feature_denoising": "mean"}, "no residual blocks that could be found"),
+        ({"feature_denoising": "mode", "where": "1"}, "operation is 'mode'"),
+        ({"activation": "swish"}, "activation is 'swish'"),
         ({"norm": "l7"}, "norm is 'l7'"),
         ({"steps": 0}, "steps is 0"),
         ({"model": "tests.nets:colour"}, "failed on an image of shape (1, 8, 8)"),

@@ -159,7 +159,8 @@ def _train_robust(arguments: argparse.Namespace) -> None:
     path = arguments.out / "model.safetensors"
     weights = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
     note = {"model": arguments.model, **changes, "recipe": arguments.recipe}
-    write_whole(path, save(weights, {"format": "pt", "art_denoised": json.dumps(note)}))
+    # One entry alone: of several the format writes the order at random.
+    write_whole(path, save(weights, {"art_denoised": json.dumps(note)}))
     row = max(rows, key=lambda row: row["robust"]) if arguments.best else rows[-1]
     figures = {name: value for name, value in row.items() if name not in ("rate", "seconds")}
     print(", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in figures.items()))

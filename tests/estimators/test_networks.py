@@ -19,6 +19,7 @@ from art_denoised.demo import digits_network
 from art_denoised.evaluation.data import digits as load_digits
 from art_denoised.networks.feature_denoising import FeatureDenoising
 from art_denoised.training.recipes import RECIPES, Adversarial
+from tests.nets import residual
 
 PLAN = Plan(
     epochs=4, batch_size=64, optimizer="sgd", rate=0.1, schedule="one-cycle", average=0.9,
@@ -26,27 +27,8 @@ PLAN = Plan(
 )  # fmt: skip
 
 
-class Residual(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv, self.bn = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
-        self.relu = nn.ReLU()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.relu(x + self.bn(self.conv(x)))
-
-
-def backbone() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), Residual(16), nn.Conv2d(16, 32, 3, 2, padding=1),
-            Residual(32), nn.Flatten(), nn.Linear(32 * 4 * 4, 10),
-        )  # fmt: skip
-
-
 def classifier(**options: object) -> FeatureDenoisingClassifier:
-    net = backbone()
+    net = residual()
     defaults = {
         "input_shape": (1, 8, 8),
         "nb_classes": 10,
@@ -71,7 +53,7 @@ def batch(digits):
 
 
 def test_it_is_the_backbone_changed_as_asked():
-    net = backbone()
+    net = residual()
     made = classifier()
     blocks = [n for n, m in made.model.named_modules() if isinstance(m, FeatureDenoising)]
     assert blocks == ["1.denoise", "3.denoise"]
@@ -89,7 +71,7 @@ def test_it_is_the_backbone_changed_as_asked():
     assert [n for n, m in options.model.named_modules() if isinstance(m, FeatureDenoising)] == [
         "3.denoise"
     ]
-    assert not [m for m in backbone().modules() if isinstance(m, FeatureDenoising)]
+    assert not [m for m in residual().modules() if isinstance(m, FeatureDenoising)]
 
 
 def test_our_trainer_makes_it_robust(trained, digits):
@@ -155,7 +137,7 @@ def test_bad_input(batch):
         with pytest.raises(InputError, match=message):
             classifier(**options)
     with pytest.raises(InputError, match="is a Sequential; give an ART PyTorchClassifier"):
-        RobustTrainer(backbone())
+        RobustTrainer(residual())
     trainer = RobustTrainer(classifier(), recipe=RECIPES["sat"], plan=PLAN)
     with pytest.raises(InputError, match="20 images and 3 labels"):
         trainer.fit(x, y[:3])
