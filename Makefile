@@ -9,7 +9,7 @@ help:
 	@echo "make demo   install, then certify handwritten digits with and without a denoiser"
 	@echo "make test   install the test extras, then run every check that CI runs"
 	@echo "make lint   formatting, style, types and the import contract alone"
-	@echo "make bench  time certification and the diffusion classifier beside their peers (half an hour)"
+	@echo "make bench  time everything beside its peers (an hour)"
 
 demo: $(VENV)/installed
 	@out=demo-output; if [ -e $$out ]; then out=demo-output-$$(date +%Y%m%d-%H%M%S); fi; \
@@ -28,6 +28,7 @@ bench: $(VENV)/installed-test
 	$(BIN)/python benchmarks/certify.py
 	$(BIN)/python benchmarks/replay.py
 	$(BIN)/python benchmarks/rdc.py
+	$(BIN)/python benchmarks/networks.py
 	$(BIN)/python benchmarks/adversarial.py
 
 $(VENV)/bin/python:

@@ -12,7 +12,7 @@ from art_denoised.cli import attack, read, run, train, train_robust
 from art_denoised.cli.parser import Parser
 
 _DESCRIPTION = """\
-Certify pretrained image classifiers by denoised randomized smoothing.
+Defend image classifiers by denoising, certify them, and attack them honestly.
 
   art-denoised demo                 see the whole job on handwritten digits, in about a minute
   art-denoised certify ...          certify a data set: one label and l2 radius an image

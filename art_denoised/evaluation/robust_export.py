@@ -108,18 +108,18 @@ def robustbench(model: Model) -> list[dict[str, Any]]:
     entries = []
     data = next((s["data"] for _, s in model.settings if "data" in s), None)
     for headline in model.headlines:
-        auto = [
+        whole = [
             figure
             for figure in model.figures
-            if figure.ball == headline.ball and figure.attack.lower().startswith("autoattack")
+            if figure.ball == headline.ball and _is_standard(model, figure)
         ]
         entry: dict[str, Any] = {"name": model.name, "dataset": data}
         entry["threat_model"] = _THREATS.get(headline.ball.norm, headline.ball.norm)
         entry["eps"] = eps_name(headline.ball.eps)
         entry["clean_acc"] = _percent(headline.clean) if headline.clean else None
         entry["reported"] = _percent(headline.fresh)
-        if auto:
-            entry["autoattack_acc"] = _percent(min(figure.counted for figure in auto))
+        if whole:
+            entry["autoattack_acc"] = _percent(min(figure.counted for figure in whole))
         entry |= {"unreliable": model.trusted is False}
         entry["footnote"] = f"{headline.images} images; {trust_words(model)}"
         entries.append(entry)
@@ -164,6 +164,24 @@ def _model_json(model: Model) -> dict[str, Any]:
         "robustbench": robustbench(model),
         "logs": [{"path": path, "settings": dict(log)} for path, log in model.settings],
     }
+
+
+def _is_standard(model: Model, figure: Figure) -> bool:
+    """Whether a figure is that of AutoAttack as RobustBench runs it: whole and at full length."""
+    listed = [one for _, log in model.settings for one in log.get("attacks") or ()]
+    ours = [
+        one
+        for one in listed
+        if (one.get("name"), one.get("norm"), one.get("eps")) == (figure.attack, *figure.ball)
+    ]
+    return any(
+        one.get("type") == "AutoAttack"
+        and one.get("version") == "standard"
+        and not one.get("parts")
+        and one.get("steps", 0) >= 100
+        and one.get("queries", 0) >= 5000
+        for one in ours
+    )
 
 
 def _percent(share: Share) -> str:

@@ -1,6 +1,8 @@
 """What every defence must hold to, so that attacks and tools work on it unchanged.
 
-One check a test, each run on every row of `DEFENCES`.
+One check a test, each run on every row of `DEFENCES`. Two are elsewhere, as they concern no row or
+one alone: models of coins are judged fairly (tests/evaluation/test_robustness.py); noise has one
+scale in fit, predict and certify (tests/estimators/test_smoothing.py).
 """
 
 from __future__ import annotations
@@ -336,6 +338,24 @@ def test_arts_trainers_run_an_epoch(defence, x, y, trainer):
         attack = evasion.FastGradientMethod(estimator, eps=0.1)
         AdversarialTrainer(estimator, attack).fit(x, ONE_HOT[y], batch_size=3, nb_epochs=1)
     assert not all(map(torch.equal, before, estimator.model.parameters()))
+
+
+def test_certificates_are_those_of_cohen(x):
+    """The votes, through the functions that the code of Cohen et al. calls."""
+    from scipy.stats import norm
+    from statsmodels.stats.proportion import proportion_confint
+
+    smoothed = DEFENCES["denoised smoothing"].make()
+    certificates = smoothed.certificates(x, n=500)
+    for certificate in certificates:
+        selected = max(certificate.selection_counts, key=certificate.selection_counts.get)
+        votes = certificate.counts.get(selected, 0)
+        bound = proportion_confint(votes, 500, alpha=2 * 0.001, method="beta")[0]
+        radius = 0.25 * norm.ppf(bound) if bound > 0.5 else 0.0
+        assert certificate.label == (selected if bound > 0.5 else -1)
+        assert certificate.radius == pytest.approx(radius, abs=1e-6)
+        assert certificate.radius <= radius
+    assert sum(certificate.label >= 0 for certificate in certificates) >= 3
 
 
 @pytest.mark.filterwarnings("ignore")

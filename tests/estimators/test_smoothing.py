@@ -224,6 +224,25 @@ def test_fit_trains_the_denoiser_and_leaves_the_classifier(make, x, y):
     smoothed.fit(x, y, nb_epochs=1, objective="mse")
 
 
+def test_fit_adds_the_noise_of_certify(make):
+    class Identity(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.seen = nn.Parameter(torch.ones(1)), []
+
+        def forward(self, x_noisy: torch.Tensor, sigma: object) -> torch.Tensor:
+            self.seen.append(x_noisy.detach())
+            return x_noisy * self.scale
+
+    denoiser = Identity().eval()
+    grey = np.full((100, 1, 8, 8), 0.5, np.float32)
+    make(denoiser=denoiser).fit(grey, np.arange(100) % 10, nb_epochs=5, batch_size=100)
+    values = torch.cat([batch.flatten() for batch in denoiser.seen if len(batch) == 100])
+    assert len(values) == 32_000
+    assert float(values.std()) == pytest.approx(0.25, rel=0.02)  # five standard errors
+    assert float(values.mean()) == pytest.approx(0.5, abs=0.01)
+
+
 def test_fit_without_a_denoiser_is_refused(x, y):
     plain = DenoisedSmoothing(digits_classifier(), sigma=0.25, input_shape=(1, 8, 8), nb_classes=10)
     with pytest.raises(InputError, match="no denoiser to train"):

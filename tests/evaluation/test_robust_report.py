@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from art_denoised.attacks.suites import AutoAttack
 from art_denoised.checks import InputError
 from art_denoised.cli import main
 from art_denoised.evaluation import robust_records
+from art_denoised.evaluation.columns import attack_settings
 from art_denoised.evaluation.robust_compare import conflicts, differences
 from art_denoised.evaluation.robust_export import COLUMNS, robustbench, to_json, to_tsv
 from art_denoised.evaluation.robust_records import AttackLogWriter, CheckRow
@@ -253,9 +255,15 @@ def test_json_and_tsv_hold_the_figures(tmp_path):
     assert [float(line["fresh"]) for line in lines] == [f.fresh.value for f in models[0].figures]
 
 
-def test_autoattack_has_robustbench_s_key():
-    rows = (clean_row(0), row(0, F, attack="autoattack-standard"), row(0, T))
-    assert robustbench(Model("ours", rows))[0]["autoattack_acc"] == "0.00"
+@pytest.mark.parametrize(
+    ("change", "whole"),
+    [({}, T), ({"steps": 5}, F), ({"parts": ["square"]}, F), ({"version": "rand"}, F)],
+)
+def test_only_the_whole_autoattack_has_robustbench_s_key(change, whole):
+    rows = (clean_row(0), row(0, F, attack="autoattack"), row(0, T))
+    attack = attack_settings(AutoAttack(0.5, norm="l2")) | {"name": "autoattack"} | change
+    model = Model("ours", rows, settings=(("log", {"attacks": [attack]}),))
+    assert robustbench(model)[0].get("autoattack_acc") == ("0.00" if whole else None)
 
 
 def test_eps_as_people_write_it():
