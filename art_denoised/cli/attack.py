@@ -46,14 +46,14 @@ attacks, joined by commas; options follow a colon, as in pgd:steps=100:eot=20
 Default: autoattack; of a randomised model pgd:eot=20:loss=margin,autoattack-rand,square.
 
 examples:
-  the packaged digits classifier, in about a minute:
+  the packaged digits classifier, in seconds (autoattack, the default, takes minutes):
     art-denoised attack --model art_denoised.demo:digits_classifier --data digits \\
-        --eps 0.05,0.1,0.2 --max 100 --out runs/plain
+        --eps 0.05,0.1 --attacks pgd,apgd-ce,square:queries=200 --max 50 --out runs/plain
   a defence of your own, beside the classifier it protects:
     art-denoised attack --model mynets:defended --bare mynets:resnet --data torchvision:CIFAR10:data \\
         --eps 8/255 --attacks autoattack-rand,square,art:HopSkipJump --max 500 --out runs/defended
 
-cost: AutoAttack takes some 7,000 passes an image, and PGD with eot 20 takes 2,000. Try --max 20.
+cost: AutoAttack takes up to 7,000 passes an image, and PGD with eot 20 takes 1,000. Try --max 20.
 """  # noqa: E501
 
 
