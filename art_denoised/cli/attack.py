@@ -204,10 +204,10 @@ def _eps(text: str) -> list[float]:
 
 
 def _attack(arguments: argparse.Namespace) -> None:
+    from art_denoised.evaluation.attack_report.runs import read_models
+    from art_denoised.evaluation.attack_report.text import format_report
+    from art_denoised.evaluation.attacked.run import evaluate
     from art_denoised.evaluation.data import load_data, select
-    from art_denoised.evaluation.robust_runs import read_models
-    from art_denoised.evaluation.robust_text import format_report
-    from art_denoised.evaluation.robustness import evaluate
     from art_denoised.loading import find_device, load_module
 
     if arguments.attacks:  # found wanting before anything is loaded
@@ -247,7 +247,7 @@ def _identity(arguments: argparse.Namespace) -> Mapping[str, Any]:
 def _default_attacks(model: nn.Module, data: ImageData, noise: str | None, device: Any) -> str:
     import torch
 
-    from art_denoised.evaluation.target import Target
+    from art_denoised.evaluation.attacked.target import Target
 
     x = torch.as_tensor(data[0][0])[None].float().to(device)
     target = Target(model, x, noise=noise, repeats=1, seed=0)

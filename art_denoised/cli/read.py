@@ -182,24 +182,24 @@ def _plot(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from art_denoised.evaluation import robust_export, robust_text
-    from art_denoised.evaluation.robust_runs import read_models
+    from art_denoised.evaluation.attack_report import export, text
+    from art_denoised.evaluation.attack_report.runs import read_models
 
     models, notices = read_models(arguments.runs)
     if arguments.html:
-        from art_denoised.evaluation.robust_page import page
+        from art_denoised.evaluation.attack_report.page import page
         from art_denoised.storage import write_whole
 
         write_whole(arguments.html, page(models, notices).encode())
         print(f"page: {arguments.html}", file=sys.stderr)
     if arguments.json:
-        print(json.dumps(robust_export.to_json(models, notices), indent=2, allow_nan=False))
+        print(json.dumps(export.to_json(models, notices), indent=2, allow_nan=False))
     elif arguments.tsv:
-        print(robust_export.to_tsv(models), end="")
+        print(export.to_tsv(models), end="")
     elif arguments.compare:
-        print(robust_text.format_comparison(models, notices))
+        print(text.format_comparison(models, notices))
     else:
-        print(robust_text.format_report(models, notices))
+        print(text.format_report(models, notices))
 
 
 def _verify(arguments: argparse.Namespace) -> int:

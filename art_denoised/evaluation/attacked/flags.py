@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from art_denoised.evaluation.robust_records import CheckRow
+from art_denoised.evaluation.attacked.records import CheckRow
 
 # What AutoAttack says, whether it spoils the figure, and what it means.
 _FLAGS = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from art_denoised.evaluation.attack_report.model import Model
 from art_denoised.evaluation.report import draw_accuracy
-from art_denoised.evaluation.robust_report import Model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from art_denoised.evaluation.robust_report import ALL, Ball, Model, ball_name
-from art_denoised.evaluation.survival import kept, sign_test
+from art_denoised.evaluation.attack_report.model import ALL, Ball, Model, ball_name
+from art_denoised.evaluation.attack_report.survival import kept, sign_test
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def differences(models: Sequence[Model]) -> list[Difference]:
     name other data.
 
     Example:
-        >>> from art_denoised.evaluation.robust_records import AttackRow
+        >>> from art_denoised.evaluation.attacked.records import AttackRow
         >>> def model(name, right):
         ...     row = AttackRow(0, 1, "pgd", "exact", "l2", 0.5, True, right, (right,), 0, 0, 0)
         ...     return Model(name, (row,))
@@ -74,7 +74,7 @@ def conflicts(models: Sequence[Model]) -> list[str]:
     Models are held against the first: where all equal it, they equal each other.
 
     Example:
-        >>> from art_denoised.evaluation.robust_records import AttackRow
+        >>> from art_denoised.evaluation.attacked.records import AttackRow
         >>> rows = [
         ...     AttackRow(i, 1, "pgd", "exact", "l2", 0.5, True, True, (True,), 0, 0, 0)
         ...     for i in range(2)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from art_denoised.evaluation.robust_text import plain
+from art_denoised.evaluation.attack_report.text import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

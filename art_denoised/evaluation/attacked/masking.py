@@ -23,9 +23,9 @@ from art_denoised.attacks.contained import Generators, contained
 from art_denoised.attacks.pgd import PGD
 from art_denoised.attacks.suites import AutoAttack
 from art_denoised.checks import InputError
-from art_denoised.evaluation.probing import ALPHA, KEPT, LOST, Subject, exceeds, worst
-from art_denoised.evaluation.robust_records import CLEAN, CheckRow
-from art_denoised.evaluation.target import Target
+from art_denoised.evaluation.attacked.probing import ALPHA, KEPT, LOST, Subject, exceeds, worst
+from art_denoised.evaluation.attacked.records import CLEAN, CheckRow
+from art_denoised.evaluation.attacked.target import Target
 from art_denoised.smoothing.bounds import lower_confidence_bound
 from art_denoised.types import Images
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from art_denoised.evaluation.report import accuracy_table, default_radii
-from art_denoised.evaluation.report import to_json as certified_json
-from art_denoised.evaluation.robust_compare import conflicts, differences
-from art_denoised.evaluation.robust_report import Figure, Model, eps_name
-from art_denoised.evaluation.robust_text import (
+from art_denoised.evaluation.attack_report.compare import conflicts, differences
+from art_denoised.evaluation.attack_report.model import Figure, Model, eps_name
+from art_denoised.evaluation.attack_report.survival import Share
+from art_denoised.evaluation.attack_report.text import (
     SHARES,
     agreement_words,
     plain,
     shouts,
     trust_words,
 )
-from art_denoised.evaluation.survival import Share
+from art_denoised.evaluation.report import accuracy_table, default_radii
+from art_denoised.evaluation.report import to_json as certified_json
 
 _THREATS = {"linf": "Linf", "l2": "L2"}  # as RobustBench spells them
 COLUMNS = (

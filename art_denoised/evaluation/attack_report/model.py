@@ -1,6 +1,6 @@
 """What attacks left of each model, as figures with intervals: a pure function of rows.
 
-docs/report.md says what every figure means. `robust_text` and `robust_page` show them.
+docs/report.md says what every figure means. `text` and `page` show them.
 """
 
 from __future__ import annotations
@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from art_denoised.evaluation.records import CertifyRow
-from art_denoised.evaluation.report import accuracy_table
-from art_denoised.evaluation.robust_records import CLEAN, AttackRow, CheckRow, ImageRow
-from art_denoised.evaluation.survival import (
+from art_denoised.evaluation.attack_report.survival import (
     Share,
     Survival,
     kept,
@@ -23,6 +20,9 @@ from art_denoised.evaluation.survival import (
     sign_test,
     together,
 )
+from art_denoised.evaluation.attacked.records import CLEAN, AttackRow, CheckRow, ImageRow
+from art_denoised.evaluation.records import CertifyRow
+from art_denoised.evaluation.report import accuracy_table
 
 ALL = "all attacks"
 _LEVEL = 0.025  # of the one-sided test for an inversion, as one end of a 95% interval

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from art_denoised.evaluation.logs import LogWriter
-from art_denoised.evaluation.masking import CHECKS
-from art_denoised.evaluation.records import CertifyRow
-from art_denoised.evaluation.robust_records import (
+from art_denoised.evaluation.attacked.masking import CHECKS
+from art_denoised.evaluation.attacked.records import (
     CLEAN,
     AttackLogWriter,
     AttackRow,
     CheckRow,
     ImageRow,
 )
+from art_denoised.evaluation.logs import LogWriter
+from art_denoised.evaluation.records import CertifyRow
 
 
 def row(index: int, fresh: Any, counted: bool | None = None, **changes: Any) -> AttackRow:

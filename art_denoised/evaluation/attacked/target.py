@@ -14,7 +14,7 @@ from art_denoised import checks
 from art_denoised.attacks.contained import contained
 from art_denoised.attacks.suites import Outcome, Suite, as_module
 from art_denoised.checks import InputError
-from art_denoised.evaluation.columns import attack_name
+from art_denoised.evaluation.attacked.columns import attack_name
 from art_denoised.rdc.classifier import DiffusionClassifier
 from art_denoised.rdc.likelihood import LikelihoodMaximization
 from art_denoised.smoothing.modules import DenoisedClassifier, SmoothedClassifier

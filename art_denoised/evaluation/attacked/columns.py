@@ -16,7 +16,7 @@ import art_denoised
 from art_denoised import checks
 from art_denoised.attacks.suites import NORMS, Suite, distances
 from art_denoised.checks import InputError
-from art_denoised.evaluation.robust_records import CLEAN
+from art_denoised.evaluation.attacked.records import CLEAN
 from art_denoised.types import Images
 
 _PACKAGES = ("torch", "adversarial-robustness-toolbox", "torchattacks", "pyautoattack")

@@ -20,12 +20,17 @@ from tqdm import tqdm
 from art_denoised import checks
 from art_denoised.attacks.suites import NORMS, Suite, distances
 from art_denoised.checks import InputError
-from art_denoised.evaluation import masking
-from art_denoised.evaluation.columns import Column, attack_settings, columns, verified, versions
-from art_denoised.evaluation.data import ImageData
-from art_denoised.evaluation.flags import autoattack_flags
-from art_denoised.evaluation.probing import Probes, Subject
-from art_denoised.evaluation.robust_records import (
+from art_denoised.evaluation.attacked import masking
+from art_denoised.evaluation.attacked.columns import (
+    Column,
+    attack_settings,
+    columns,
+    verified,
+    versions,
+)
+from art_denoised.evaluation.attacked.flags import autoattack_flags
+from art_denoised.evaluation.attacked.probing import Probes, Subject
+from art_denoised.evaluation.attacked.records import (
     CLEAN,
     AttackLog,
     AttackLogWriter,
@@ -33,7 +38,8 @@ from art_denoised.evaluation.robust_records import (
     CheckRow,
     ImageRow,
 )
-from art_denoised.evaluation.target import Target
+from art_denoised.evaluation.attacked.target import Target
+from art_denoised.evaluation.data import ImageData
 from art_denoised.storage import make_folder, weights_fingerprint
 from art_denoised.types import Images, Labels
 

@@ -16,13 +16,13 @@ from art_denoised.attacks.pgd import PGD
 from art_denoised.attacks.suites import AutoAttack
 from art_denoised.demo import digits_classifier, digits_diffusion, digits_network
 from art_denoised.diffusion.weights import noise_levels
-from art_denoised.evaluation import masking
+from art_denoised.evaluation.attacked import masking
+from art_denoised.evaluation.attacked.flags import autoattack_flags
+from art_denoised.evaluation.attacked.probing import Probes, Subject, exceeds
+from art_denoised.evaluation.attacked.records import CLEAN, AttackRow
+from art_denoised.evaluation.attacked.target import Target
 from art_denoised.evaluation.data import digits as load_digits
-from art_denoised.evaluation.flags import autoattack_flags
-from art_denoised.evaluation.probing import Probes, Subject, exceeds
-from art_denoised.evaluation.robust_records import CLEAN, AttackRow
-from art_denoised.evaluation.target import Target
-from tests.evaluation import defects
+from tests.evaluation.attacked import defects
 
 EPS = 0.15
 PROBES = Probes(images=20, steps=10, queries=60, eot=2)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from art_denoised.attacks.contained import contained
 from art_denoised.attacks.losses import margin
 from art_denoised.attacks.pgd import PGD
-from art_denoised.evaluation.robust_records import CLEAN, AttackRow
-from art_denoised.evaluation.target import Target
+from art_denoised.evaluation.attacked.records import CLEAN, AttackRow
+from art_denoised.evaluation.attacked.target import Target
 from art_denoised.smoothing.bounds import lower_confidence_bound
 from art_denoised.types import Images, Labels
 

@@ -28,10 +28,10 @@ from art_denoised.cli import main
 from art_denoised.demo import digits_classifier, digits_diffusion
 from art_denoised.diffusion.weights import noise_levels
 from art_denoised.estimators.attacks import ARTAttack
-from art_denoised.evaluation.columns import columns
-from art_denoised.evaluation.robust_records import CLEAN, read_attack_log
-from art_denoised.evaluation.target import Target
-from tests.evaluation import defects
+from art_denoised.evaluation.attacked.columns import columns
+from art_denoised.evaluation.attacked.records import CLEAN, read_attack_log
+from art_denoised.evaluation.attacked.target import Target
+from tests.evaluation.attacked import defects
 from tests.nets import MODEL
 
 EPS = 0.1
@@ -323,7 +323,7 @@ def test_the_command_chooses_attacks_that_suit_the_model(tmp_path, capsys, monke
     monkeypatch.setattr(command, "_DETERMINISTIC", "pgd:steps=2")
     monkeypatch.setattr(command, "_RANDOMISED", "pgd:steps=2:eot=2")
     chosen = {}
-    for factory in (MODEL, "tests.evaluation.defects:Coin"):
+    for factory in (MODEL, "tests.evaluation.attacked.defects:Coin"):
         out = tmp_path / factory.rpartition(":")[2]
         options = ["--model", factory, "--eps", "25/255", "--no-checks", "--out", str(out)]
         assert main([*COMMAND, *options]) == 0

@@ -16,17 +16,21 @@ from scipy import stats
 from art_denoised.attacks.suites import AutoAttack
 from art_denoised.checks import InputError
 from art_denoised.cli import main
-from art_denoised.evaluation import robust_records
-from art_denoised.evaluation.columns import attack_settings
-from art_denoised.evaluation.robust_compare import conflicts, differences
-from art_denoised.evaluation.robust_export import COLUMNS, robustbench, to_json, to_tsv
-from art_denoised.evaluation.robust_records import AttackLogWriter, CheckRow
-from art_denoised.evaluation.robust_report import ALL, Model, eps_name
-from art_denoised.evaluation.robust_runs import read_models
-from art_denoised.evaluation.robust_text import agreement_words, format_comparison, format_report
-from art_denoised.evaluation.survival import share, sign_test, survival
+from art_denoised.evaluation.attack_report.compare import conflicts, differences
+from art_denoised.evaluation.attack_report.export import COLUMNS, robustbench, to_json, to_tsv
+from art_denoised.evaluation.attack_report.model import ALL, Model, eps_name
+from art_denoised.evaluation.attack_report.runs import read_models
+from art_denoised.evaluation.attack_report.survival import share, sign_test, survival
+from art_denoised.evaluation.attack_report.text import (
+    agreement_words,
+    format_comparison,
+    format_report,
+)
+from art_denoised.evaluation.attacked import records
+from art_denoised.evaluation.attacked.columns import attack_settings
+from art_denoised.evaluation.attacked.records import AttackLogWriter, CheckRow
 from art_denoised.smoothing.statistics import proportion_interval
-from tests.evaluation.robust_rows import certificate, clean_row, row, write_run
+from tests.evaluation.attack_report.rows import certificate, clean_row, row, write_run
 
 T, F = True, False
 
@@ -359,7 +363,7 @@ def test_damaged_logs_end_in_one_line(tmp_path, capsys, text):
     "change", [{"eps": "0.5"}, {"eps": math.inf}, {"clean": "yes"}, {"index": 0.5}, {"attack": 3}]
 )
 def test_values_of_another_type_end_in_one_line(tmp_path, capsys, change):
-    record = robust_records.to_json(row(99, T)) | change
+    record = records.to_json(row(99, T)) | change
     folder = damage(tmp_path / "run", json.dumps(record))
     assert main(["report", folder]) == 2
     error = capsys.readouterr().err

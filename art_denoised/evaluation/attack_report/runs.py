@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from art_denoised.checks import InputError
+from art_denoised.evaluation.attack_report.model import Model
+from art_denoised.evaluation.attacked.masking import CHECKS
+from art_denoised.evaluation.attacked.records import CLEAN, AttackLog, AttackRow, read_attack_log
 from art_denoised.evaluation.logs import read_log
-from art_denoised.evaluation.masking import CHECKS
 from art_denoised.evaluation.records import Log
-from art_denoised.evaluation.robust_records import CLEAN, AttackLog, AttackRow, read_attack_log
-from art_denoised.evaluation.robust_report import Model
 
 # Logs of one model agree in these. Seeds may differ: shards of a run may have their own.
 _SAME = ("model", "weights", "data", "classes", "randomised", "noise", "repeats")
@@ -34,7 +34,7 @@ def read_models(runs: Sequence[str]) -> tuple[list[Model], list[str]]:
 
     Example:
         >>> import tempfile
-        >>> from art_denoised.evaluation.robust_records import AttackLogWriter, AttackRow
+        >>> from art_denoised.evaluation.attacked.records import AttackLogWriter, AttackRow
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with AttackLogWriter(Path(folder, "attack.jsonl"), {"model": "net"}) as log:
         ...         log.append(

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from art_denoised.evaluation.html import Markup, picture, render, svg, tag
-from art_denoised.evaluation.robust_export import to_json
-from art_denoised.evaluation.robust_page import page
-from art_denoised.evaluation.robust_records import CheckRow
-from art_denoised.evaluation.robust_report import Model
-from art_denoised.evaluation.robust_runs import read_models
-from art_denoised.evaluation.robust_text import format_report, percent
-from tests.evaluation.robust_rows import certificate, clean_row, row, write_run
+from art_denoised.evaluation.attack_report.export import to_json
+from art_denoised.evaluation.attack_report.html import Markup, picture, render, svg, tag
+from art_denoised.evaluation.attack_report.model import Model
+from art_denoised.evaluation.attack_report.page import page
+from art_denoised.evaluation.attack_report.runs import read_models
+from art_denoised.evaluation.attack_report.text import format_report, percent
+from art_denoised.evaluation.attacked.records import CheckRow
+from tests.evaluation.attack_report.rows import certificate, clean_row, row, write_run
 
 HOSTILE = (
     "</style><script>alert(1)</script>\"' onload=x <img src=http://a.example/x> $\\frac{$ \x1b[31m"
@@ -137,7 +137,7 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("scheme", [0, 1])
 def test_contrast_of_text(scheme):
-    from art_denoised.evaluation.robust_style import STYLE
+    from art_denoised.evaluation.attack_report.style import STYLE
 
     colours = re.findall(r"--(\w+): (#\w+)", STYLE)
     half = len(colours) // 2

@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from art_denoised.evaluation.html import Markup, document, render, svg, table, tag
-from art_denoised.evaluation.report import default_radii
-from art_denoised.evaluation.robust_compare import conflicts, differences
-from art_denoised.evaluation.robust_curves import look, robust_figure
-from art_denoised.evaluation.robust_pictures import pictures
-from art_denoised.evaluation.robust_report import ALL, Figure, Model, ball_name
-from art_denoised.evaluation.robust_style import STYLE
-from art_denoised.evaluation.robust_text import (
+from art_denoised.evaluation.attack_report.compare import conflicts, differences
+from art_denoised.evaluation.attack_report.curves import look, robust_figure
+from art_denoised.evaluation.attack_report.html import Markup, document, render, svg, table, tag
+from art_denoised.evaluation.attack_report.model import ALL, Figure, Model, ball_name
+from art_denoised.evaluation.attack_report.pictures import pictures
+from art_denoised.evaluation.attack_report.style import STYLE
+from art_denoised.evaluation.attack_report.survival import Share
+from art_denoised.evaluation.attack_report.text import (
     SHARES,
     agreement_words,
     brief_words,
@@ -23,7 +23,7 @@ from art_denoised.evaluation.robust_text import (
     shouts,
     trust_words,
 )
-from art_denoised.evaluation.survival import Share
+from art_denoised.evaluation.report import default_radii
 
 _GLOSSARY = {
     "clean": "accuracy on the same images unattacked, on fresh noise",
@@ -46,7 +46,7 @@ def page(models: Sequence[Model], notices: Sequence[str] = ()) -> str:
         notices: What the user should know of the logs.
 
     Example:
-        >>> from art_denoised.evaluation.robust_records import AttackRow
+        >>> from art_denoised.evaluation.attacked.records import AttackRow
         >>> row = AttackRow(0, 1, "pgd", "exact", "l2", 0.5, True, True, (True,), 0, 0, 0.1)
         >>> "<h1>Robustness report</h1>" in page([Model("ours", (row,))])
         True
