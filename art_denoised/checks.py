@@ -213,9 +213,9 @@ def images(
 def _check_range(x: torch.Tensor, clip_values: tuple[Any, Any], slack: float) -> None:
     low = torch.as_tensor(clip_values[0], dtype=torch.float64)
     high = torch.as_tensor(clip_values[1], dtype=torch.float64)
-    margin = slack * (high - low) + _TOLERANCE
-    below = (x.detach().cpu() < low - margin).any()
-    above = (x.detach().cpu() > high + margin).any()
+    margin, x = slack * (high - low) + _TOLERANCE, x.detach().cpu()
+    below = (x < low - margin).any()
+    above = (x > high + margin).any()
     if bool(below | above):
         remedy = "divide by 255" if float(x.max()) > 2 and float(high.max()) <= 1 else "rescale"
         raise InputError(

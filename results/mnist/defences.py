@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from networks import diffusion
+import json
+
+from networks import HERE, diffusion
 from torch import nn
 
 from art_denoised import DiffusionClassifier, LikelihoodMaximization
 from art_denoised.diffusion.weights import noise_levels
 
 LEVELS, P_MEAN, P_STD, MAX_BATCH = 8, 0.7, 0.8, 80
-STEPS, ETA, RATE, TEMPERATURE = 5, 0.2, 0.05, 1.0
+STEPS, ETA, RATE = 5, 0.2, 0.1
+TEMPERATURES = HERE / "temperatures.json"  # by number of levels, fitted by tune.py
 
 
-def diffusion_classifier(
-    *, seed: int | None = 0, levels: int = LEVELS, temperature: float = TEMPERATURE
-) -> DiffusionClassifier:
+def diffusion_classifier(*, seed: int | None = 0, levels: int = LEVELS) -> DiffusionClassifier:
+    fitted = json.loads(TEMPERATURES.read_text()) if TEMPERATURES.exists() else {}
     classifier = DiffusionClassifier(
         diffusion(),
         levels=noise_levels(levels, p_mean=P_MEAN, p_std=P_STD),
-        temperature=temperature,
+        temperature=fitted.get(str(levels), 1.0),
         max_batch=MAX_BATCH,
         recompute=False,  # cross-entropy involves all classes
         seed=seed,
@@ -33,9 +35,8 @@ def rdc(
     steps: int = STEPS,
     eta: float = ETA,
     rate: float = RATE,
-    temperature: float = TEMPERATURE,
 ) -> nn.Module:
     lm = LikelihoodMaximization(
         diffusion(), steps=steps, eta=eta, rate=rate, gradient=gradient, seed=seed
     )
-    return nn.Sequential(lm, diffusion_classifier(seed=seed, temperature=temperature)).eval()
+    return nn.Sequential(lm, diffusion_classifier(seed=seed)).eval()

@@ -2,16 +2,17 @@
 
 python results/mnist/tune.py temperature    # and accuracy by levels
 python results/mnist/tune.py likelihood     # eta and rate: clean, and under a short attack
-python results/mnist/tune.py attack         # which loss is the stronger one
+python results/mnist/tune.py attack         # which loss and how many steps
 """
 
 from __future__ import annotations
 
+import json
 import sys
 
 import numpy as np
 import torch
-from defences import P_MEAN, diffusion_classifier, rdc
+from defences import TEMPERATURES, diffusion_classifier, rdc
 from networks import held_out
 from torch import nn
 
@@ -31,32 +32,32 @@ def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
 
 def temperature() -> None:
     x, y = validation(500)
-    print(f"p_mean {P_MEAN}, {len(y)} validation images")
+    print(f"{len(y)} validation images")
+    fitted = {}
     for levels in (8, 16):
         classifier = diffusion_classifier(levels=levels)
+        fitted[levels] = round(classifier.fit_temperature(x, y), 3)
         right = accuracy(classifier, x, y)
-        print(f"{levels} levels: {right:.1%}, temperature {classifier.fit_temperature(x, y):.3g}")
+        print(f"{levels} levels: {right:.1%}, temperature {fitted[levels]}", flush=True)
+    TEMPERATURES.write_text(json.dumps(fitted) + "\n")
 
 
 def likelihood(steps: int = 10, count: int = 20) -> None:
-    x, y = validation(200)
+    x, y = validation(100)
     print(f"clean: {len(y)} validation images; attacked: PGD-{steps}, l_inf 0.2, {count} of them")
-    for eta in (0.1, 0.2, 0.3):
-        for rate in (0.05, 0.1):
-            if eta < rate:
-                continue
-            model = rdc(eta=eta, rate=rate)
-            x_adv = PGD(0.2, steps=steps)(model, x[:count], y[:count])
-            left = accuracy(model, x_adv, y[:count])
-            print(f"eta {eta}, rate {rate}: {accuracy(model, x, y):.1%}, {left:.0%}", flush=True)
+    for eta, rate in ((0.1, 0.05), (0.2, 0.05), (0.2, 0.1), (0.3, 0.1)):
+        model = rdc(eta=eta, rate=rate)
+        x_adv = PGD(0.2, steps=steps)(model, x[:count], y[:count])
+        left = accuracy(model, x_adv, y[:count])
+        print(f"eta {eta}, rate {rate}: {accuracy(model, x, y):.1%}, {left:.0%}", flush=True)
 
 
 def attack(count: int = 20) -> None:
     x, y = validation(count)
-    for loss in ("ce", "margin"):
-        for steps in (20, 50):
-            x_adv = PGD(0.2, steps=steps, loss=loss)(rdc(), x, y)
-            print(f"{loss}, PGD-{steps}: {accuracy(rdc(), x_adv, y):.0%} left", flush=True)
+    for loss, steps in (("ce", 20), ("margin", 20), ("ce", 50)):
+        x_adv = PGD(0.2, steps=steps, loss=loss)(rdc(), x, y)
+        left = accuracy(rdc(), x_adv, y)
+        print(f"{loss}, PGD-{steps}: {left:.0%} of {count} validation images left", flush=True)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,9 @@ def test_cost_is_known_before_a_run():
     assert rdc(steps=5).evaluations == 8 * 10 + 5
     assert rdc(steps=0).evaluations == 80
     assert rdc(form="momentum", steps=2).evaluations == 80 + 2 * 32
+    cost = rdc(steps=5).cost(images=3)
+    assert cost.evaluations == 3 * rdc(steps=5).evaluations
+    assert "3 images: 255 passes" in str(cost)
 
 
 def test_bad_input():
@@ -69,5 +72,9 @@ def test_bad_input():
         rdc(steps=-1)
     with pytest.raises(InputError, match="divide by 255"):
         rdc().predict(np.full((1, 1, 8, 8), 255.0, np.float32))
+    x = np.random.default_rng(0).random((1, 1, 8, 8), np.float32)
+    for call in (rdc().predict, lambda x: rdc().loss_gradient(x, np.array([3]))):
+        with pytest.raises(InputError, match="rescale"):  # images in [-1, 1]
+            call(2 * x - 1)
     with pytest.raises(InputError, match="NaN"):
         rdc().predict(np.full((1, 1, 8, 8), np.nan, np.float32))
