@@ -247,6 +247,28 @@ def labels(y: Any, nb_classes: int | None = None) -> Labels:
     return y.long()
 
 
+def class_indices(y: Any, nb_classes: int) -> Labels:
+    """Return labels in any form that ART takes as class indices, shape (batch,).
+
+    Args:
+        y: Indices, of shape (batch,) or (batch, 1); or one-hot or probabilities, (batch, classes).
+        nb_classes: How many classes there are.
+
+    Raises:
+        InputError: Another shape, or as for `labels`.
+
+    Example:
+        >>> class_indices([[2], [0]], 3), class_indices(np.eye(3), 3)
+        (tensor([2, 0]), tensor([0, 1, 2]))
+    """
+    y = torch.as_tensor(y)
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    elif y.ndim == 2 and y.shape[1] == nb_classes:
+        y = y.argmax(1)
+    return labels(y, nb_classes)
+
+
 def eval_mode(model: object) -> None:
     """Check that no batch norm or dropout layer of ``model`` is in training mode.
 

@@ -101,8 +101,7 @@ class CertifyingMixin(ABC):
         plan = certification_plan(n0=self.sample_size, n=n, alpha=self.alpha, radii=radii)
         if not plan["radii"]:
             raise InputError("radii is empty; give at least one l2 radius, or use certify")
-        y = np.asarray(y)
-        labels = checks.labels(y.argmax(1) if y.ndim == 2 else y, self.nb_classes).tolist()
+        labels = checks.class_indices(y, self.nb_classes).tolist()
         if len(labels) != len(x):
             raise InputError(f"there are {len(x)} images and {len(labels)} labels; give one each")
 

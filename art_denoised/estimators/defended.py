@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,20 @@ from art_denoised.checks import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+def optimizer_like(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+    """Return a fresh optimizer of that type and those defaults for the parameters of ``model``.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> optimizer_like(torch.optim.AdamW(net.parameters(), lr=0.1), net).defaults["lr"]
+        0.1
+    """
+    kind: Any = type(optimizer)  # AdamW keeps more in its defaults than it takes as arguments
+    known = inspect.signature(kind).parameters
+    options = {name: value for name, value in optimizer.defaults.items() if name in known}
+    return kind(model.parameters(), **options)
 
 
 class _Whole(nn.Module):
@@ -95,9 +110,7 @@ class DefendedClassifier(PyTorchClassifier):
         clone = copy.deepcopy(self)
         clone.reset()
         if self._optimizer is not None:
-            clone._optimizer = type(self._optimizer)(
-                clone.model.parameters(), **self._optimizer.defaults
-            )
+            clone._optimizer = optimizer_like(self._optimizer, clone.model)
         return clone
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.estimators.defended import DefendedClassifier
+from art_denoised.estimators.defended import DefendedClassifier, optimizer_like
 from art_denoised.estimators.preprocessing import without_preprocessing
 from art_denoised.networks.activation_surgery import smooth_activations
 from art_denoised.networks.feature_denoising import Operation
@@ -76,15 +77,15 @@ class FeatureDenoisingClassifier(DefendedClassifier):
         if len(input_shape) != 3:
             raise InputError(f"input_shape is {tuple(input_shape)}; give (channels, height, width)")
         channels, height, width = (checks.count("input_shape", size) for size in input_shape)
-        shape, model = (channels, height, width), backbone
+        shape, model = (channels, height, width), copy.deepcopy(backbone)
         if activation is not None:
             model = smooth_activations(model, activation)
         if operation is not None:
             model = add_feature_denoising(
                 model, where, operation, input_shape=shape, **(block or {})
             )
-        if optimizer is not None and model is not backbone:
-            optimizer = type(optimizer)(model.parameters(), **optimizer.defaults)
+        if optimizer is not None:
+            optimizer = optimizer_like(optimizer, model)
         super().__init__(
             model=model.eval(),
             loss=nn.CrossEntropyLoss() if loss is None else loss,
@@ -180,8 +181,7 @@ class RobustTrainer(Trainer):
         )
 
     def _data(self, x: np.ndarray, y: np.ndarray) -> torch.utils.data.TensorDataset:
-        y = np.asarray(y)
-        labels = checks.labels(y.argmax(1) if y.ndim == 2 else y, self._classifier.nb_classes)
+        labels = checks.class_indices(y, self._classifier.nb_classes)
         images = checks.images(x, shape=self._classifier.input_shape).float()
         if len(images) != len(labels):
             raise InputError(

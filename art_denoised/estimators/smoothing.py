@@ -212,8 +212,7 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
         low, high = map(np.asarray, self.clip_values)
         if (low != 0).any() or (high != 1).any():
             raise InputError(f"clip_values are {self.clip_values}; denoisers are trained in [0, 1]")
-        y = np.asarray(y)
-        labels = checks.labels(y.argmax(1) if y.ndim == 2 else y, self.nb_classes)
+        labels = checks.class_indices(y, self.nb_classes)
         plan = Plan(
             epochs=nb_epochs,
             batch_size=batch_size,

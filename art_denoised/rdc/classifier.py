@@ -13,6 +13,7 @@ from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.weights import Levels, noise_levels
+from art_denoised.rdc.gradients import refuse_second_derivatives
 from art_denoised.rdc.noise import LevelNoise
 
 if TYPE_CHECKING:
@@ -208,6 +209,7 @@ class _Losses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
+        refuse_second_derivatives()
         (saved,), (gradient,) = ctx.saved_tensors, gradients
         if ctx.along:
             slopes = saved.reshape(*gradient.shape, *saved.shape[1:])

@@ -11,6 +11,7 @@ from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.weights import Levels, noise_levels
+from art_denoised.rdc.gradients import refuse_second_derivatives
 from art_denoised.rdc.noise import LevelNoise
 from art_denoised.straight_through import straight_through
 
@@ -205,6 +206,7 @@ class _Exact(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        refuse_second_derivatives()
         start, *saved = ctx.saved_tensors
         flow = _State(gradients[0], *(torch.zeros_like(start) for _ in range(2)))
         total = torch.zeros_like(start)

@@ -114,6 +114,37 @@ def test_trainers_of_any_classifier_and_what_fit_takes(tmp_path):
     assert trainer.get_classifier() is art
 
 
+def test_labels_of_every_form_are_understood_or_refused(batch):
+    """A column of labels is not a row of one class each."""
+    x, y = batch
+    classifier = FeatureDenoisingClassifier(
+        digits_network(), input_shape=(1, 8, 8), nb_classes=10, operation=None, device_type="cpu"
+    )
+    trainer = RobustTrainer(classifier, recipe="clean")
+    for labels in (y, y[:, None], np.eye(10)[y]):
+        assert trainer._data(x, labels).tensors[1].tolist() == y.tolist()
+    with pytest.raises(InputError, match="one integer class index"):
+        trainer._data(x, np.eye(12)[y])
+
+
+def test_the_backbone_stays_as_it_was():
+    backbone = digits_network().train()
+    optimizer = torch.optim.AdamW(backbone.parameters(), lr=0.02)  # whose defaults are not options
+    classifier = FeatureDenoisingClassifier(
+        backbone,
+        input_shape=(1, 8, 8),
+        nb_classes=10,
+        operation=None,
+        optimizer=optimizer,
+        device_type="cpu",
+    )
+    assert classifier.model is not backbone
+    assert backbone.training
+    assert classifier.optimizer.defaults["lr"] == 0.02
+    own = {id(parameter) for parameter in classifier.model.parameters()}
+    assert {id(p) for p in classifier.optimizer.param_groups[0]["params"]} == own
+
+
 def test_refitting_starts_at_the_identity_as_well():
     made = classifier()
     for block in (m for m in made.model.modules() if isinstance(m, FeatureDenoising)):

@@ -146,6 +146,14 @@ def test_in_training_mode_weights_get_gradients_too():
     assert float(gradient.view(-1)[3]) == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4)
 
 
+@pytest.mark.parametrize("recompute", [True, False])
+def test_second_derivatives_are_refused_not_wrong(recompute):
+    x = images().requires_grad_()
+    loss = classifier(recompute=recompute)(x).sum()
+    with pytest.raises(InputError, match="create_graph"):
+        torch.autograd.grad(loss, x, create_graph=True)
+
+
 def test_fixed_noise_is_a_function_and_fresh_noise_is_not():
     x = images(1).expand(2, -1, -1, -1)
     fixed, fresh = classifier(seed=3), classifier(seed=None)

@@ -48,6 +48,12 @@ def test_gradients_of_both_in_sequence_agree_with_finite_differences():
     assert float((gradient * step).sum()) == pytest.approx((up - down) / (2 * h), rel=1e-4)
 
 
+def test_second_derivatives_are_refused_not_wrong():
+    x = inner().requires_grad_()
+    with pytest.raises(InputError, match="create_graph"):
+        torch.autograd.grad(purify()(x).sum(), x, create_graph=True)
+
+
 def test_bpda_is_the_identity_and_not_the_gradient():
     x = inner().requires_grad_()
     weights = torch.randn(x.shape, dtype=x.dtype)
