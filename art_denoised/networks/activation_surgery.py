@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from types import FunctionType
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 from torch import fx, nn
-from torch.nn import functional as F
 
 from art_denoised.checks import InputError
-from art_denoised.networks import tracing
+from art_denoised.networks import code, memory, tracing
 from art_denoised.networks.coverage import activation_report
 from art_denoised.networks.tracing import Call
 
+_FUNCTIONS = frozenset(("relu", "relu_", "relu6"))
 _NAMED = {"silu": nn.SiLU, "gelu": nn.GELU, "elu": nn.ELU, "celu": nn.CELU}
 
 
@@ -60,7 +60,9 @@ def smooth_activations(model: nn.Module, activation: str | nn.Module) -> nn.Modu
     holders: dict[tuple[int, str], nn.Module] = {}  # slots, and the one whose call stays there
     for name, owner, calls in found:
         staying = list(_staying(owner, calls, holders))
-        if any(not stays or _later_users(call) for call, stays in zip(calls, staying, strict=True)):
+        if any(memory.is_seen_elsewhere(owner, call) for call in calls):
+            raise _cannot(name, owner, "changes in place what it goes on using by another name")
+        if not all(staying) or any(memory.later_users(call) for call in calls):
             _rewrite(name, owner, calls, staying, new)
         for call, stays in zip(calls, staying, strict=True):
             if stays and call.slot is not None:
@@ -87,7 +89,7 @@ def _activation(activation: str | nn.Module) -> nn.Module:
 def _rectifiers(model: nn.Module) -> list[tuple[str, nn.Module, list[Call]]]:
     """Return the modules that call rectifiers, with their names and these calls."""
     for name, module in model.named_modules():
-        if tracing.is_torch_own(module) and getattr(module, "activation", None) is F.relu:
+        if tracing.is_torch_own(module) and tracing.setting_kind(module) in tracing.RECTIFIERS:
             raise _cannot(name, module, "is torch's own and has ReLU inside")
     found, opaque = [], []
     for name, module, graphs, reason in tracing.traced(model):
@@ -101,16 +103,9 @@ def _rectifiers(model: nn.Module) -> list[tuple[str, nn.Module, list[Call]]]:
     seen = {id(getattr(*call.slot)) for _, _, calls in found for call in calls if call.slot}
     for name, module, reason in opaque:
         inside = (m for m in module.modules() if tracing.activation_kind(m) in tracing.RECTIFIERS)
-        if _mentions(type(module), "relu") or any(id(m) not in seen for m in inside):
+        if code.mentions(type(module), "relu") or any(id(m) not in seen for m in inside):
             raise _cannot(name, module, f"cannot be traced ({reason})")
     return found
-
-
-def _mentions(kind: type, word: str) -> bool:
-    """Whether the code of a class uses a name with this word in it."""
-    own = kind.__mro__[: kind.__mro__.index(nn.Module)]
-    code = [f.__code__ for c in own for f in vars(c).values() if isinstance(f, FunctionType)]
-    return any(word in name.lower() for c in code for name in c.co_names)
 
 
 def _staying(
@@ -127,30 +122,19 @@ def _staying(
         called.add((*slot, call.graph))
 
 
-def _later_users(call: Call) -> list[fx.Node]:
-    """Return who uses the input after a call in place: they see what the activation made of it."""
-    in_place = bool(call.node.kwargs.get("inplace")) or str(
-        getattr(call.node.target, "__name__", call.node.target)
-    ).endswith("_")
-    if call.slot is not None:
-        in_place = getattr(getattr(*call.slot), "inplace", False)
-    (x,) = call.node.all_input_nodes
-    order = {node: i for i, node in enumerate(call.graph.nodes)}
-    return [user for user in x.users if in_place and order[user] > order[call.node]]
-
-
 def _rewrite(
     name: str, owner: nn.Module, calls: list[Call], staying: list[bool], new: nn.Module
 ) -> None:
     """Give a module a forward in which each call has an activation of its own."""
     if any(call.graph is not calls[0].graph for call in calls):
         raise _cannot(name, owner, "takes different paths in training and in evaluation")
-    if "isinstance" in type(owner).forward.__code__.co_names:
-        raise _cannot(name, owner, "asks for the type of its input, which a trace does not have")
+    asks = code.asks_for_types(type(owner))
+    if asks is not None:
+        raise _cannot(name, owner, f"asks for types ({asks}), which a trace does not have")
     graph = calls[0].graph
     for call, stays in zip(calls, staying, strict=True):
         (x,) = call.node.all_input_nodes
-        node, later = call.node, _later_users(call)
+        node, later = call.node, memory.later_users(call)
         if not stays:
             base = "relu" if call.slot is None else call.slot[1]
             free = (f"{base}_{i}" if i else base for i in range(len(calls) + 1_000))
@@ -168,7 +152,21 @@ def _rewrite(
     kind = type(owner)
     title = kind.__name__ if kind.__name__.startswith("Smoothed") else f"Smoothed{kind.__name__}"
     forward = type(fx.GraphModule(owner, graph)).forward
-    owner.__class__ = type(title, (kind,), {"forward": forward, "__module__": kind.__module__})
+    own: dict[str, Any] = {method: _left(method) for method in code.calling(kind, _FUNCTIONS)}
+    own |= {"forward": forward, "__module__": kind.__module__}
+    owner.__class__ = type(title, (kind,), own)
+
+
+def _left(method: str) -> Callable[..., NoReturn]:
+    """Return what stands for a method that still has ReLU in its code."""
+
+    def refuse(self: nn.Module, *_: Any, **__: Any) -> NoReturn:
+        raise InputError(
+            f"{type(self).__name__}.{method} has ReLU in its own code, and smooth_activations "
+            "changed forward only; call the model, or make that method a module that it calls"
+        )
+
+    return refuse
 
 
 def _cannot(name: str, module: nn.Module, why: str) -> InputError:

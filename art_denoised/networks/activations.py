@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class ParametricSoftplus(nn.Module):
 
     def extra_repr(self) -> str:
         """Return what ``print`` shows of it."""
-        return f"alpha={self.alpha:g}"
+        return f"alpha={self.alpha}"
 
 
 class SmoothReLU(nn.Module):
@@ -76,7 +76,8 @@ class SmoothReLU(nn.Module):
 
     def __init__(self, alpha: float = 400.0, *, learnable: bool = True) -> None:
         super().__init__()
-        root = torch.tensor(math.sqrt(checks.positive("alpha", alpha)))
+        self.started = checks.positive("alpha", alpha)
+        root = torch.tensor(math.sqrt(self.started))
         if learnable:
             self.root = nn.Parameter(root)
         else:
@@ -91,10 +92,8 @@ class SmoothReLU(nn.Module):
         return (positive - log / alpha).to(x.dtype)
 
     def extra_repr(self) -> str:
-        """Return what ``print`` shows of it."""
-        learnable = isinstance(self.root, nn.Parameter)
-        alpha = "on meta" if self.root.is_meta else f"{float(self.root.detach()) ** 2:g}"
-        return f"alpha={alpha}, learnable={learnable}"
+        """Return how it was made, which training does not change."""
+        return f"alpha={self.started}, learnable={isinstance(self.root, nn.Parameter)}"
 
 
 class SplitReLU(nn.Module):
@@ -102,10 +101,11 @@ class SplitReLU(nn.Module):
 
     The study of section 3 of the paper: better gradients for the attacker, the optimiser or both,
     with the function of the network left as it is. A step is the attacker's inside
-    ``with attacking(model):`` and the optimiser's elsewhere.
+    ``with attacking(model):``, in either mode, and the optimiser's elsewhere in training mode.
 
-    Outside training this gradient is not that of the network. Attacks that are to judge it should
-    also see the plain ReLU: its weights load into the model before the surgery, key by key.
+    In eval mode outside of `attacking` it is ReLU, gradient and all, whatever ``smooth_in`` is: so
+    every attack that judges the network takes the gradient that is that of the network, and what
+    it finds can be compared between the three. Copies of it are not `attacking`.
 
     Args:
         smooth: Whose derivative is taken; `ParametricSoftplus` (10) by default, as in the paper.
@@ -140,7 +140,8 @@ class SplitReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ReLU(x), with the gradient that the step asks for."""
-        smooth = self.smooth_in in ("both", "attacker" if self.attacking else "optimiser")
+        step = "attacker" if self.attacking else "optimiser" if self.training else "judge"
+        smooth = self.smooth_in == step or (self.smooth_in == "both" and step != "judge")
         if not (smooth and torch.is_grad_enabled()):
             return F.relu(x)
         s = self.smooth(x)
@@ -151,12 +152,17 @@ class SplitReLU(nn.Module):
         """Return what ``print`` shows of it."""
         return f"smooth_in={self.smooth_in!r}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy takes: nothing would ever end the step of a copy made inside it."""
+        return {**self.__dict__, "attacking": False}
+
 
 @contextmanager
 def attacking(model: nn.Module) -> Iterator[None]:
     """Mark the steps taken inside as the attacker's, for every `SplitReLU` of the model.
 
-    It sets an attribute of these modules and puts it back: threads that share a model share it.
+    It sets an attribute of these modules and puts it back: threads that share a model share it,
+    and copies of the model, also those made inside, do not.
     What has left the model by then (`torch.export`) keeps the step it was exported in.
 
     Example:

@@ -102,6 +102,9 @@ class FeatureDenoising(nn.Module):
                 "or embedding=False"
             )
         self.operation, self.embedding, self.residual = operation, embedding, residual
+        self._options: dict[str, object] = {"embedding": embedding} if kind.pairwise else {}
+        self._options |= {"kernel_size": size} if kind.windowed else {}
+        self._options |= {"conv": conv, "residual": residual}
         self.denoise = partial(kind.function, kernel_size=size) if kind.windowed else kind.function
         names = ("theta", "phi") if kind.pairwise else ()
         self.embeddings = nn.ModuleDict({name: _embedding(channels, embedding) for name in names})
@@ -128,8 +131,9 @@ class FeatureDenoising(nn.Module):
         return x + y if self.residual else y
 
     def extra_repr(self) -> str:
-        """Say what differs between blocks, when a network is printed."""
-        return f"{self.channels}, {self.operation!r}"
+        """Return all that tells two blocks apart: the options that the operation takes."""
+        options = ", ".join(f"{name}={value}" for name, value in self._options.items())
+        return f"{self.channels}, {self.operation!r}, {options}"
 
 
 def _embedding(channels: int, wanted: bool) -> nn.Module:

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from art_denoised.checks import InputError
 from art_denoised.networks import tracing
 from art_denoised.networks.feature_denoising import FeatureDenoising, Operation
+from art_denoised.networks.sameness import same
 
 Shape = tuple[int, int, int]
 _SHOWN = 12  # names in an error message
@@ -49,13 +50,14 @@ def add_feature_denoising(
             whose ``*`` does not cross a dot (``layer[34].*``).
         operation: What `FeatureDenoising` computes.
         input_shape: Channels, height and width of an image that the model takes. One forward pass
-            on zeros, of a copy in evaluation mode, finds the shapes.
+            on noise, of a copy in evaluation mode, finds the shapes, and another of the result
+            checks that it runs, calls the blocks and computes the same.
         **options: The other options of `FeatureDenoising`.
 
     Raises:
         InputError: Names that are not there (those that are get listed), a model without residual
-            blocks or that cannot take such an image, or a place where features are not float
-            tensors of four dimensions.
+            blocks or that cannot take such an image, a place where features are not float
+            tensors of four dimensions, or one that other code of the model reads attributes of.
 
     Example:
         >>> from torchvision.models import resnet18
@@ -68,18 +70,58 @@ def add_feature_denoising(
         ['layer1.1.denoise', 'layer2.1.denoise', 'layer3.1.denoise', 'layer4.1.denoise']
     """
     tracing.refuse_unreadable(model)
-    outputs = _outputs(model, input_shape)
+    outputs, result = _outputs(model, input_shape)
     places = _places(model, where, outputs)
-    model = copy.deepcopy(model)
-    for place in sorted(places, key=lambda name: -name.count(".")):  # inner ones first
-        at, old = outputs[place], model.get_submodule(place)
-        denoise = FeatureDenoising(at.channels, operation, **options).to(at.device, at.dtype)
+    blocks = {
+        place: FeatureDenoising(at.channels, operation, **options).to(at.device, at.dtype)
+        for place, at in ((place, outputs[place]) for place in places)
+    }
+    changed = _with_blocks(model, blocks)
+    identity = options.get("conv", True) and options.get("residual", True)
+    problem = partial(_problem, input_shape=input_shape, expected=result if identity else None)
+    why = problem(changed)
+    if why:
+        single = ({place: block} for place, block in blocks.items())
+        names = [name for one in single if problem(_with_blocks(model, one)) for name in one]
+        raise InputError(
+            f"where: a block after {_listed(names or places)} does not work ({why}), since other "
+            "code of the model uses what is there for more than to call it; name other modules"
+        )
+    return changed
+
+
+def _with_blocks(model: nn.Module, blocks: dict[str, FeatureDenoising]) -> nn.Module:
+    """Return a copy of the model with these blocks after the modules of these names."""
+    model, blocks = copy.deepcopy((model, blocks))
+    for place in sorted(blocks, key=lambda name: -name.count(".")):  # inner ones first
+        old, denoise = model.get_submodule(place), blocks[place]
         names = [n for n, m in model.named_modules(remove_duplicate=False) if m is old]
         pair = nn.Sequential(OrderedDict(block=old, denoise=denoise.train(old.training)))
         pair.training = old.training
         for holder, _, attribute in (name.rpartition(".") for name in names):
             setattr(model.get_submodule(holder), attribute, pair)
     return model
+
+
+def _problem(changed: nn.Module, input_shape: Shape, expected: Any) -> str:
+    """Return what is wrong with a model that got blocks, from one forward pass; or nothing.
+
+    Args:
+        changed: The model.
+        input_shape: Of an image that the model took before.
+        expected: What it returned, if it is to return the same, or None.
+    """
+    try:
+        outputs, result = _outputs(changed, input_shape)
+    except InputError as error:
+        cause = error.__cause__
+        return f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}"
+    for name, module in changed.named_modules():
+        if isinstance(module, FeatureDenoising) and name not in outputs:
+            return "it is not called"
+    if expected is None or same(result, expected):
+        return ""
+    return "the model no longer computes the same"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,15 +186,18 @@ class _Output:
         return self.shape[1]
 
 
-def _outputs(model: nn.Module, input_shape: Shape) -> dict[str, _Output]:
-    """Return what each module called returns, by name, in the order they return first."""
+def _outputs(model: nn.Module, input_shape: Shape) -> tuple[dict[str, _Output], Any]:
+    """Return what each module called returns, by name, in the order they return first.
+
+    And what the model returns.
+    """
     model = copy.deepcopy(model)
     outputs: dict[str, _Output] = {}
     for name, module in model.named_modules():
         if name:
             module.register_forward_hook(partial(_record, outputs, name), with_kwargs=True)
-    _run(model, input_shape)
-    return outputs
+    result = _run(model, input_shape)
+    return outputs, result
 
 
 def _record(
@@ -173,14 +218,21 @@ def _record(
 
 
 @torch.no_grad()
-def _run(model: nn.Module, input_shape: Shape) -> None:
-    """Run a model, which is a copy, on an image of zeros."""
+def _run(model: nn.Module, input_shape: Shape) -> Any:
+    """Run a model, which is a copy, on an image of noise, and draw what it draws from seed 0."""
     some = next(
         (t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point()), None
     )
-    x = torch.zeros(1, *input_shape) if some is None else some.new_zeros(1, *input_shape)
+    x = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0))
+    x = x if some is None else x.to(some.device, some.dtype)
+    devices = [x.device] if x.is_cuda else []
     try:
-        model.eval()(x)
+        with torch.random.fork_rng(devices=devices):
+            torch.default_generator.manual_seed(0)
+            for device in devices:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(0)
+            return model.eval()(x)
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         raise InputError(

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from art_denoised.checks import InputError
 from art_denoised.networks.activations import ParametricSoftplus, SmoothReLU, SplitReLU
+from art_denoised.networks.strict import NoValues, UntraceableError, no_draws
 
 RECTIFIERS = ("ReLU", "ReLU6")
 _MODULES = (
@@ -51,10 +52,6 @@ _QUANTISED = ("torch.ao.nn.", "torch.nn.quantized", "torch.nn.intrinsic", "torch
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
-class UntraceableError(Exception):
-    """The forward of a module cannot be traced; says why."""
-
-
 @dataclass(frozen=True, slots=True)
 class Call:
     """One place in the code of a module's forward where an activation is called."""
@@ -80,6 +77,8 @@ def refuse_unreadable(model: nn.Module) -> None:
             what = "is compiled; change the model first, then compile it"
         elif home.startswith(_QUANTISED) and kind != "FloatFunctional":
             what = "is quantised or fused; change the float model first"
+        elif "forward" in vars(module):
+            what = "has a forward set on the instance; put it into the class, or take it off"
         if what is not None:
             raise InputError(f"{name or 'the model'} ({kind}) {what}")
 
@@ -139,6 +138,16 @@ def activation_kind(module: nn.Module) -> str | None:
     return next((known.__name__ for known in _MODULES if isinstance(module, known)), None)
 
 
+def setting_kind(module: nn.Module) -> str | None:
+    """Return the activation that a module of torch was told to use in its own code, or None."""
+    setting = getattr(module, "activation", None)
+    if isinstance(setting, nn.Module):
+        return activation_kind(setting)
+    if getattr(module, "nonlinearity", None) == "relu":  # an RNN
+        return "ReLU"
+    return _KINDS.get(setting)
+
+
 def is_torch_own(module: nn.Module) -> bool:
     """Whether the class of a module comes with torch."""
     return type(module).__module__.startswith(("torch.nn.", "torch.ao."))
@@ -185,6 +194,7 @@ def own_graphs(module: nn.Module, given: Sequence[set[str]] = ()) -> list[fx.Gra
 
 class _OwnForward(fx.Tracer):
     trace_asserts = True
+    proxy_buffer_attributes = True  # else what a buffer holds now would be kept for ever
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
@@ -208,7 +218,8 @@ def _trace(module: nn.Module, training: bool, inputs: set[str]) -> fx.Graph:
     was = module.training
     try:
         module.training = training
-        graph = _OwnForward().trace(module, given or None)
+        with no_draws(), NoValues():
+            graph = _OwnForward().trace(module, given or None)
     except Exception as error:  # whatever the forward raises when it is given proxies
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise UntraceableError(reason) from error

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from art_denoised import InputError, ParametricSoftplus, SmoothReLU, SplitReLU, smooth_activations
+from art_denoised import (
+    InputError,
+    ParametricSoftplus,
+    SmoothReLU,
+    SplitReLU,
+    add_feature_denoising,
+    smooth_activations,
+)
 from art_denoised.networks.coverage import activation_report
 from tests.networks.nets import Awkward, Basic, CifarResNet, Deciding, Tree, WithAuxiliary
 
@@ -145,9 +154,197 @@ class Typed(Basic):
         return F.relu(x if isinstance(x, torch.Tensor) else torch.cat(x, 1))
 
 
-class Noisy(nn.Module):
+class Making(nn.Module):
     def forward(self, x):
-        return F.relu(x + torch.randn(3, 1, 1))
+        return F.relu(x + torch.ones(3, 1, 1))
+
+
+class Plain(nn.Module):
+    """What the awkward ones below share; each calls ReLU as a function, so is rewritten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.generator = torch.Generator().manual_seed(0)
+        self.register_buffer("gate", torch.ones(1))
+
+    def forward(self, x):
+        return F.relu(self.conv(x))
+
+
+class Dropped(Plain):
+    def forward(self, x):
+        return x if self.training and torch.rand(1).item() < 0.5 else F.relu(x)
+
+
+class DroppedByPython(Plain):
+    def forward(self, x):
+        return x if random.random() < 0.5 else F.relu(x)
+
+
+class DroppedByNumpy(Plain):
+    def forward(self, x):
+        return x if np.random.rand() < 0.5 else F.relu(x)  # noqa: NPY002
+
+
+class DroppedByItsOwn(Plain):
+    def forward(self, x):
+        return x if torch.rand(1, generator=self.generator).item() < 0.5 else F.relu(x)
+
+
+class Gated(Plain):
+    def forward(self, x):
+        return F.relu(x) if self.gate > 0 else x
+
+
+def test_nothing_drawn_while_tracing_is_kept_and_no_global_state_moves():
+    for make in (Dropped, DroppedByPython, DroppedByNumpy):
+        for seed in range(4):  # with luck the two modes agree
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            model = make()
+            before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]  # noqa: NPY002
+            with pytest.raises(InputError, match="it draws at random") as refused:
+                smooth_activations(model, "silu")
+            assert activation_report(model).untraced == (make.__name__,)
+            assert torch.equal(before[0], torch.get_rng_state())
+            assert before[1] == random.getstate()
+            assert (before[2] == np.random.get_state()[1]).all()  # noqa: NPY002
+            assert "\n" not in str(refused.value)
+    with pytest.raises(InputError, match="reads the value of a tensor"):
+        smooth_activations(DroppedByItsOwn(), "silu")
+    with pytest.raises(InputError, match="symbolically traced"):  # a buffer may change
+        smooth_activations(Gated(), "silu")
+
+
+class Aliased(Plain):
+    """One view made before a call in place, and used after it."""
+
+    def __init__(self, pattern):
+        super().__init__()
+        self.pattern = pattern
+        self.same = nn.Sequential(nn.Identity(), nn.Flatten())
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.pattern(self, self.conv(x))
+
+
+def view_returned(self, x):
+    v = x.flatten(1)
+    F.relu_(x)
+    return v
+
+
+def base_returned(self, x):
+    F.relu(x[:, :2], inplace=True)
+    return x
+
+
+def base_of_a_module(self, x):
+    self.relu(self.same(x))
+    return x
+
+
+def old_name_of_a_sum(self, x):
+    y = x
+    x += 1
+    x.relu_()
+    return y.sum() + x
+
+
+def view_made_later(self, x):
+    n = x.shape[0]
+    F.relu_(x)
+    return x.reshape(n, -1)
+
+
+def view_used_before(self, x):
+    total = x.flatten(1).sum()
+    return F.relu_(x) + total
+
+
+def copy_used_later(self, x):
+    y = x * 1
+    return self.relu(x) + y
+
+
+def test_what_a_call_in_place_changes_by_another_name_is_refused():
+    for pattern in (view_returned, base_returned, base_of_a_module, old_name_of_a_sum):
+        with pytest.raises(InputError, match=r"\(Aliased\) changes in place what it goes on using"):
+            smooth_activations(Aliased(pattern), nn.ReLU())
+    x = torch.randn(2, 3, 4, 4)
+    for pattern in (view_made_later, view_used_before, copy_used_later):
+        model = Aliased(pattern)
+        assert torch.equal(smooth_activations(model, nn.ReLU())(x), model(x))
+
+
+class ByTensor(Plain):
+    def forward(self, x):
+        return self.run(x)
+
+    def run(self, x):
+        return F.relu(self.conv(x if torch.is_tensor(x) else x[0]))
+
+
+def first(x):
+    return x if type(x) is torch.Tensor else x[0]
+
+
+class ByFunction(Plain):
+    def forward(self, x):
+        return F.relu(self.conv(first(x)))
+
+
+class ByAttribute(Plain):
+    def forward(self, x):
+        return F.relu(self.conv(x.image if hasattr(x, "image") else x))
+
+
+def test_forwards_that_ask_what_their_input_is_are_refused_wherever_they_ask():
+    for make, asked in ((ByTensor, "is_tensor"), (ByFunction, "type"), (ByAttribute, "hasattr")):
+        with pytest.raises(InputError, match=rf"asks for types \({asked}\)"):
+            smooth_activations(make(), nn.ReLU())
+
+
+class WithFeatures(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # not asked by forward
+                nn.init.ones_(module.weight)
+
+    def forward(self, x):
+        return self.pooled(x)
+
+    def pooled(self, x):
+        return self.features(x).mean((2, 3))
+
+    def features(self, x):
+        return F.relu(self.conv(x))
+
+
+def test_methods_that_still_have_relu_say_so_instead():
+    model, x = WithFeatures(), torch.randn(2, 3, 4, 4)
+    changed = copy.deepcopy(smooth_activations(model, "silu"))
+    assert torch.equal(changed(x), F.silu(changed.conv(x)).mean((2, 3)))
+    for method in (changed.features, changed.pooled):
+        with pytest.raises(InputError, match="SmoothedWithFeatures.features has ReLU in its own"):
+            method(x)
+    assert (model.features(x) >= 0).all()
+
+
+def test_a_forward_set_on_the_instance_is_refused():
+    model = nn.Sequential(Plain())
+    old = model[0].forward
+    model[0].forward = lambda x: old(x) * 1.0
+    for change in (
+        lambda: smooth_activations(model, "silu"),
+        lambda: add_feature_denoising(model, "0.conv", "mean"),
+    ):
+        with pytest.raises(InputError, match=r"0 \(Plain\) has a forward set on the instance"):
+            change()
 
 
 class Fixed(nn.Module):
@@ -161,9 +358,12 @@ class Fixed(nn.Module):
 def test_what_cannot_be_read_is_refused_in_one_line():
     for model, reason in (
         (Deciding(), r"the model \(Deciding\) cannot be traced \(symbolically traced"),
-        (nn.Sequential(Typed(3, 3)), r"0 \(Typed\) asks for the type of its input"),
-        (Noisy(), r"Noisy\) cannot be traced \(it makes a tensor"),
+        (nn.Sequential(Typed(3, 3)), r"0 \(Typed\) asks for types \(isinstance\)"),
+        (Making(), r"Making\) cannot be traced \(it makes a tensor"),
         (nn.TransformerEncoderLayer(8, 1), "is torch's own and has ReLU inside"),
+        (nn.TransformerEncoderLayer(8, 1, activation=nn.ReLU()), "torch's own and has ReLU inside"),
+        (nn.TransformerDecoderLayer(8, 1, activation=torch.relu), "own and has ReLU inside"),
+        (nn.Sequential(nn.ReLU(), nn.RNN(8, 8, nonlinearity="relu")), "1 .RNN. is torch's own"),
         (torch.jit.freeze(torch.jit.trace(Basic(3, 3).eval(), torch.rand(1, 3, 4, 4))), "scripted"),
         (torch.ao.nn.intrinsic.ConvReLU2d(nn.Conv2d(3, 3, 1), nn.ReLU()), "quantised or fused"),
         (torch.compile(Basic(3, 3)), "compiled; change the model first"),

@@ -98,6 +98,33 @@ def test_split_is_relu_forward_and_smooth_backward_in_its_steps_only(smooth, smo
     assert torch.equal(slope(split, x), expected[smooth_in != "attacker"])
 
 
+@pytest.mark.parametrize("smooth_in", ["attacker", "optimiser", "both"])
+def test_a_judge_takes_the_gradient_of_relu_and_the_attack_of_training_its_own(smooth_in):
+    split, x = SplitReLU(smooth_in=smooth_in).eval(), points().float()
+    relu, smooth = slope(nn.ReLU(), x), slope(ParametricSoftplus(), x)
+    assert torch.equal(slope(split, x), relu)
+    with attacking(split):  # adversarial training attacks in eval mode
+        assert torch.equal(slope(split, x), relu if smooth_in == "optimiser" else smooth)
+
+
+def test_copies_made_while_attacking_are_not():
+    model = nn.Sequential(SplitReLU(smooth_in="attacker"))
+    with attacking(model):
+        copies = copy.deepcopy(model), nn.Sequential(copy.copy(model[0]))
+        assert model[0].attacking
+    assert not any(made[0].attacking for made in copies)
+
+
+def test_repr_tells_them_apart_and_stays_in_training():
+    made = (ParametricSoftplus(1.0), ParametricSoftplus(1.0000001), SmoothReLU(), SmoothReLU(2.0))
+    made += (SmoothReLU(learnable=False), SplitReLU(), SplitReLU(smooth_in="attacker"))
+    made += (SplitReLU(ParametricSoftplus(3.0)),)
+    assert len({repr(module) for module in made}) == len(made)
+    learnt = SmoothReLU()
+    nn.init.constant_(learnt.root, 3.0)
+    assert repr(learnt) == repr(SmoothReLU()) == "SmoothReLU(alpha=400.0, learnable=True)"
+
+
 def test_split_has_the_second_derivative_of_the_smooth_function():
     x = points().requires_grad_()
     second = [

@@ -189,3 +189,18 @@ def test_odd_channels_are_fine_without_embeddings():
     x = features(2, 7, 4, 4)
     for block in (FeatureDenoising(7, embedding=False), FeatureDenoising(7, "mean")):
         assert torch.equal(block(x), x)
+
+
+def test_repr_tells_blocks_apart():
+    made = [
+        FeatureDenoising(8),
+        FeatureDenoising(8, embedding=False),
+        FeatureDenoising(8, conv=False),
+        FeatureDenoising(8, residual=False),
+        FeatureDenoising(8, "mean"),
+        FeatureDenoising(8, "mean", kernel_size=5),
+        FeatureDenoising(8, "bilateral_gaussian"),
+        FeatureDenoising(8, "bilateral_gaussian", kernel_size=5),
+    ]
+    assert len({block.extra_repr() for block in made}) == len(made)
+    assert made[5].extra_repr() == "8, 'mean', kernel_size=5, conv=True, residual=True"

@@ -232,6 +232,44 @@ def test_bad_input():
         assert "\n" not in str(refused.value)
 
 
+class Reading(nn.Module):
+    """Uses its parts for more than to call them."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.b, self.how = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), how
+
+    def forward(self, x):
+        y = self.b(self.a(x))
+        if self.how == "attribute":
+            return y[:, : self.a.out_channels]
+        if self.how == "draws":
+            return y + torch.rand(1)
+        return y + isinstance(self.a, nn.Conv2d)
+
+
+def test_a_result_that_cannot_run_or_computes_something_else_is_refused():
+    for how, reason in (
+        ("attribute", "after a does not work .AttributeError: .* no attribute 'out_channels'"),
+        ("type", "after a does not work .the model no longer computes the same"),
+    ):
+        with pytest.raises(InputError, match=reason) as refused:
+            add_feature_denoising(Reading(how), ["b", "a"], "mean")
+        assert "\n" not in str(refused.value)
+        assert blocks(add_feature_denoising(Reading(how), "b", "mean")) == ["b"]
+    with pytest.raises(InputError, match="after a does not work"):  # no identity, but it must run
+        add_feature_denoising(Reading("attribute"), "a", "mean", conv=False)
+    assert blocks(add_feature_denoising(Reading("type"), "a", "mean", conv=False)) == ["a"]
+
+
+def test_models_that_draw_are_compared_by_the_same_draws():
+    model = Reading("draws")
+    state = torch.get_rng_state()
+    added_cost(model, model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert blocks(add_feature_denoising(model, "a", "mean")) == ["a"]
+
+
 def test_grouped_convolutions_are_no_obstacle():
     model = torchvision.models.resnext50_32x4d().eval()
     changed = add_feature_denoising(model, "layer1.0.conv2", "mean")

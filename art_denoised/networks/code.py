@@ -1,0 +1,78 @@
+"""Which names the Python code of a module's class uses, read and not run."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from collections.abc import Iterator
+from types import CodeType, FunctionType
+from typing import Any, cast
+
+from torch import nn
+
+_ASKS = frozenset(("isinstance", "issubclass", "type", "hasattr", "callable"))  # of a proxy: wrong
+_ASKS_BY_ATTRIBUTE = frozenset(("is_tensor", "is_floating_point", "is_complex", "__class__"))
+
+
+def mentions(kind: type[nn.Module], word: str) -> bool:
+    """Whether the code of a class uses a name with this word in it."""
+    return any(word in name.lower() for f in methods(kind).values() for name in _names(f.__code__))
+
+
+def methods(kind: type[nn.Module]) -> dict[str, FunctionType]:
+    """Return the functions of a class that nn.Module does not have, by name."""
+    own = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    found = {n: getattr(f, "__func__", f) for c in reversed(own) for n, f in vars(c).items()}
+    return {name: f for name, f in found.items() if isinstance(f, FunctionType)}
+
+
+def calling(kind: type[nn.Module], names: frozenset[str]) -> list[str]:
+    """Return the methods beside ``forward`` that use one of these names themselves."""
+    return [
+        name
+        for name, f in methods(kind).items()
+        if name != "forward" and not _is_dunder(name) and names & set(_names(f.__code__))
+    ]
+
+
+def asks_for_types(kind: type[nn.Module]) -> str | None:
+    """Return what ``forward`` and the functions it calls use that asks what kind a value is."""
+    for function in _reached(kind):
+        for code in _codes(function.__code__):
+            for step in dis.get_instructions(code):
+                by_name = step.opname.startswith(("LOAD_GLOBAL", "LOAD_NAME"))
+                if step.argval in (_ASKS if by_name else _ASKS_BY_ATTRIBUTE):
+                    return str(step.argval)
+    return None
+
+
+def _reached(kind: type[nn.Module]) -> list[FunctionType]:
+    """Return ``forward`` and what it calls: methods of its class, functions beside it."""
+    known: dict[str, Any] = {**methods(kind)}
+    reached = [cast(FunctionType, inspect.unwrap(kind.forward))]
+    for function in reached:  # grows
+        for name in _names(function.__code__):
+            called = known.get(name, function.__globals__.get(name))
+            if not isinstance(called, FunctionType) or called.__module__.startswith("torch."):
+                continue
+            called = cast(FunctionType, inspect.unwrap(called))
+            if called not in reached:
+                reached.append(called)
+    return reached
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    for part in _codes(code):
+        yield from part.co_names
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """Yield a code object and those of the functions inside it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _is_dunder(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
