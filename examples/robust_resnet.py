@@ -2,8 +2,8 @@
 
     python examples/robust_resnet.py [--epochs 6]
 
-A block or an activation alone defends nothing; the training does. An epoch takes about ten seconds on
-one CPU core.
+A block or an activation alone defends nothing; the training does. An epoch takes about ten seconds
+on one CPU core.
 """
 
 from __future__ import annotations
