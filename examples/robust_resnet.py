@@ -1,0 +1,62 @@
+"""Make a torchvision network robust: blocks, smooth activations, training; then attack it with ART.
+
+    python examples/robust_resnet.py [--epochs 6]
+
+A block or an activation alone defends nothing; the training does. An epoch takes about ten seconds
+on one CPU core.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import torch
+from art.attacks.evasion import ProjectedGradientDescent
+from torch import nn
+from torchvision.models import resnet18
+
+from art_denoised import FeatureDenoisingClassifier, Plan, RobustTrainer
+from art_denoised.evaluation.data import load_data
+from art_denoised.training.recipes import Adversarial
+
+EPS = 0.1
+
+
+def arrays(*, train: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 8x8 digits as images of 16x16 pixels and three channels."""
+    images, labels = zip(*load_data("digits", train=train), strict=True)
+    x = nn.functional.interpolate(torch.stack(images), scale_factor=2).expand(-1, 3, -1, -1)
+    return x.numpy(), np.array(labels)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--images", type=int, default=1297)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    classifier = FeatureDenoisingClassifier(
+        resnet18(num_classes=10),
+        input_shape=(3, 16, 16),
+        nb_classes=10,
+        operation="dot_product",
+        activation="silu",
+    )
+    plan = Plan(epochs=arguments.epochs, batch_size=64, augment="crop", average=0.9)
+    recipe = Adversarial(eps=0.15, steps=1, stride=1.0)
+    x, y = arrays(train=True)
+    RobustTrainer(classifier, recipe=recipe, plan=plan).fit(
+        x[: arguments.images], y[: arguments.images]
+    )
+
+    x, y = (part[:50] for part in arrays(train=False))
+    attack = ProjectedGradientDescent(
+        classifier, eps=EPS, eps_step=EPS / 4, max_iter=10, verbose=False
+    )
+    for name, shown in {"clean": x, f"PGD at {EPS}": attack.generate(x, y)}.items():
+        print(f"{name:10} {np.mean(classifier.predict(shown).argmax(1) == y):.0%}")
+
+
+if __name__ == "__main__":
+    main()
