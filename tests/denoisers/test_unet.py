@@ -95,5 +95,5 @@ def test_folder_that_is_torn_or_holds_a_pickle_is_refused(denoiser, tmp_path):
         UNetDenoiser.from_folder(tmp_path)
     (tmp_path / WEIGHTS).unlink()
     torch.save(denoiser.unet.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
-    with pytest.raises(InputError, match=f"no {WEIGHTS}"):
+    with pytest.raises(InputError, match="as a pickle"):
         UNetDenoiser.from_folder(tmp_path)

@@ -184,7 +184,7 @@ class DroppedByPython(Plain):
 
 class DroppedByNumpy(Plain):
     def forward(self, x):
-        return x if np.random.rand() < 0.5 else F.relu(x)  # noqa: NPY002
+        return x if np.random.rand() < 0.5 else F.relu(x)
 
 
 class DroppedByItsOwn(Plain):
@@ -202,15 +202,15 @@ def test_nothing_drawn_while_tracing_is_kept_and_no_global_state_moves():
         for seed in range(4):  # with luck the two modes agree
             torch.manual_seed(seed)
             random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
+            np.random.seed(seed)
             model = make()
-            before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]  # noqa: NPY002
+            before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]
             with pytest.raises(InputError, match="it draws at random") as refused:
                 smooth_activations(model, "silu")
             assert activation_report(model).untraced == (make.__name__,)
             assert torch.equal(before[0], torch.get_rng_state())
             assert before[1] == random.getstate()
-            assert (before[2] == np.random.get_state()[1]).all()  # noqa: NPY002
+            assert (before[2] == np.random.get_state()[1]).all()
             assert "\n" not in str(refused.value)
     with pytest.raises(InputError, match="reads the value of a tensor"):
         smooth_activations(DroppedByItsOwn(), "silu")
