@@ -132,6 +132,8 @@ def _rewrite(
     if asks is not None:
         raise _cannot(name, owner, f"asks for types ({asks}), which a trace does not have")
     graph = calls[0].graph
+    if not memory.replace_updates(owner, graph):
+        raise _cannot(name, owner, "changes in place what it goes on using by another name")
     for call, stays in zip(calls, staying, strict=True):
         (x,) = call.node.all_input_nodes
         node, later = call.node, memory.later_users(call)

@@ -6,7 +6,7 @@ import operator
 
 from torch import fx, nn
 
-from art_denoised.networks.tracing import Call
+from art_denoised.networks.tracing import UPDATES, Call
 
 # Methods of tensors, and functions of the same names, that may return the memory they were given.
 # fmt: off
@@ -30,7 +30,7 @@ def later_users(call: Call) -> list[fx.Node]:
     if not _in_place(call):
         return []
     (x,) = call.node.all_input_nodes
-    return [user for user in x.users if user in _after(call)]
+    return [user for user in x.users if user in _after(call.node)]
 
 
 def is_seen_elsewhere(owner: nn.Module, call: Call) -> bool:
@@ -38,15 +38,35 @@ def is_seen_elsewhere(owner: nn.Module, call: Call) -> bool:
     if not _in_place(call):
         return False
     (x,) = call.node.all_input_nodes
-    after = _after(call)
+    return any(
+        user in _after(call.node) for node in _others(owner, call.node) - {x} for user in node.users
+    )
+
+
+def replace_updates(owner: nn.Module, graph: fx.Graph) -> bool:
+    """Make ``x += y`` an addition, and so on; return whether none was seen by another name."""
+    for node in graph.nodes:
+        if node.op != "call_function" or node.target not in UPDATES:
+            continue
+        after = _after(node)
+        if any(user in after for other in _others(owner, node) for user in other.users):
+            return False
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target in UPDATES:
+            node.target = UPDATES[node.target]
+    return True
+
+
+def _others(owner: nn.Module, changed: fx.Node) -> set[fx.Node]:
+    """Return what has the memory of the first input of a node that changes it, and was before."""
+    x = changed.all_input_nodes[0]
     source: dict[fx.Node, fx.Node] = {}  # by node: the first that has its memory
-    for node in call.graph.nodes:
-        if node is call.node:
+    for node in changed.graph.nodes:
+        if node is changed:
             break
         inputs = node.all_input_nodes
         source[node] = source[inputs[0]] if inputs and _may_alias(owner, node) else node
-    others = [node for node in source if source[node] is source[x] and node is not x]
-    return any(user in after for node in others for user in node.users)
+    return {node for node in source if source[node] is source[x]}
 
 
 def _in_place(call: Call) -> bool:
@@ -55,9 +75,9 @@ def _in_place(call: Call) -> bool:
     return bool(call.node.kwargs.get("inplace")) or _name(call.node).endswith("_")
 
 
-def _after(call: Call) -> set[fx.Node]:
-    nodes = list(call.graph.nodes)
-    return set(nodes[nodes.index(call.node) + 1 :])
+def _after(node: fx.Node) -> set[fx.Node]:
+    nodes = list(node.graph.nodes)
+    return set(nodes[nodes.index(node) + 1 :])
 
 
 def _name(node: fx.Node) -> str:

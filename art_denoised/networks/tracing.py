@@ -49,6 +49,15 @@ _CALLED: dict[str, tuple[Any, ...]] = {  # functions, and methods of tensors by 
 }
 _KINDS = {called: kind for kind, functions in _CALLED.items() for called in functions}
 _QUANTISED = ("torch.ao.nn.", "torch.nn.quantized", "torch.nn.intrinsic", "torch.nn.qat")
+UPDATES = {  # in place, and what gives the same beside
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.ipow: operator.pow,
+    operator.imod: operator.mod,
+}
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
@@ -192,9 +201,27 @@ def own_graphs(module: nn.Module, given: Sequence[set[str]] = ()) -> list[fx.Gra
     return [calm] if _merge(calm, busy) else [calm, busy]
 
 
+class _Proxy(fx.Proxy):
+    """A proxy that tells ``x += y`` from ``x = x + y``, which fx does not."""
+
+
+def _recorded(update: Any) -> Any:
+    def record(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", update, (self, other), {})
+
+    return record
+
+
+for _update in UPDATES:
+    setattr(_Proxy, f"__{_update.__name__}__", _recorded(_update))
+
+
 class _OwnForward(fx.Tracer):
     trace_asserts = True
     proxy_buffer_attributes = True  # else what a buffer holds now would be kept for ever
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
