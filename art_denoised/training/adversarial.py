@@ -160,7 +160,7 @@ def overfits(rows: Rows) -> bool:
     robust, one_step = last["robust"], last["one_step"]
     highest = max((row["robust"] for row in earlier), default=0.0)
     fell = robust < highest / 2 and one_step > highest
-    # A network that is merely not robust falls to single steps too (digits at eps .3: to a quarter).
+    # A network merely not robust falls to single steps too (digits at eps .3: to a quarter).
     most = one_step > max(_MOST * last["accuracy"], 0.25)
     return fell or (most and robust < one_step / 4)
 
