@@ -87,6 +87,7 @@ def test_blocks_and_activations_are_put_in_and_noted(tmp_path, capsys):
         ({"model": "tests.nets:three_classes"}, "is out of range; labels go from 0 to 2"),
         ({"optimizer": "lion"}, "optimizer is 'lion'"),
         ({"data": "mnist"}, "mnist"),
+        ({"holdout": "digits", "holdout_max": 0}, "--holdout-max is 0"),
     ],
 )  # fmt: skip
 def test_bad_words_are_one_line(tmp_path, capsys, changes, words):
@@ -98,6 +99,21 @@ def test_bad_words_are_one_line(tmp_path, capsys, changes, words):
     message = capsys.readouterr().err
     assert_one_line(message)
     assert words in message
+
+
+def test_denoisers_are_judged_on_at_least_one_image(tmp_path, capsys):
+    words = ["--objective", "mse", "--data", "digits", "--test", "digits", "--test-max", "0"]
+    assert main(["train-denoiser", *words, "--sigma", "0.25", "--out", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert_one_line(message)
+    assert "--test-max is 0" in message
+
+
+def test_another_holdout_is_no_resuming(tmp_path, capsys):
+    words = arguments(tmp_path, epochs=1, holdout="digits", judge_steps=1)
+    assert main([*words, "--holdout-max", "20"]) == 0
+    assert main([*words, "--holdout-max", "30", "--resume"]) == 2
+    assert "other settings (holdout " in capsys.readouterr().err
 
 
 def test_overfitting_is_told_while_it_happens(tmp_path, capsys, monkeypatch):

@@ -7,10 +7,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.cli.parser import add_command
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from art_denoised.training.plan import Plan
@@ -211,6 +213,7 @@ def _train_denoiser(arguments: argparse.Namespace) -> None:
     from art_denoised.loading import find_device, load_module
     from art_denoised.training.denoiser import train_denoiser
 
+    checks.count("--test-max", arguments.test_max)
     plan, device = read_plan(arguments), find_device(arguments.device)
     target, classifiers = None, []
     if arguments.classifier:
@@ -223,7 +226,7 @@ def _train_denoiser(arguments: argparse.Namespace) -> None:
         test = load_data(arguments.test)
         step = max(1, len(test) // arguments.test_max)  # all classes, where they are sorted
         holdout = [test[i] for i in select(test, step, arguments.test_max)]
-    denoiser = _build(arguments.architecture, len(data[0][0]), arguments.seed).to(device)
+    denoiser = _build(arguments.architecture, len(data[0][0]), arguments.seed, device).to(device)
     rows = train_denoiser(
         denoiser,
         data,
@@ -251,19 +254,17 @@ def _train_denoiser(arguments: argparse.Namespace) -> None:
 
 
 def _train_diffusion(arguments: argparse.Namespace) -> None:
-    import torch
-
     from art_denoised.diffusion.loading import load_diffusion, save_diffusion
     from art_denoised.diffusion.unet import unet_diffusion
     from art_denoised.evaluation.data import load_data
     from art_denoised.loading import find_device
     from art_denoised.training.diffusion import train_diffusion
+    from art_denoised.training.seeds import seeded
 
     plan, device = read_plan(arguments), find_device(arguments.device)
     data = load_data(arguments.data, train=True)
     channels, size, _ = data[0][0].shape
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(arguments.seed)
+    with seeded(arguments.seed, device):
         if arguments.init:
             model = load_diffusion(arguments.init, classes=arguments.classes).float()
         else:
@@ -302,17 +303,15 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
         ) from None
 
 
-def _build(name: str, channels: int, seed: int) -> nn.Module:
+def _build(name: str, channels: int, seed: int, device: torch.device) -> nn.Module:
     """Return the denoiser named, freshly drawn from the seed or loaded."""
-    import torch
-
     from art_denoised.denoisers.dncnn import DnCNN
     from art_denoised.denoisers.memnet import MemNet
     from art_denoised.loading import load_denoiser_option
+    from art_denoised.training.seeds import seeded
 
     kind, *sizes = name.split(":")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed, device):
         if kind == "dncnn" and len(sizes) in (0, 2):
             try:
                 depth, width = map(int, sizes) if sizes else (17, 64)

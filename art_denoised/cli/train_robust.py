@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.cli.parser import add_command, fraction
 from art_denoised.cli.train import add_plan_options, read_plan
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from art_denoised.training.recipes import Adversarial, Trades
@@ -91,7 +93,8 @@ def add_train_robust(commands: Any) -> None:
         "--stride",
         type=fraction,
         metavar="S",
-        help="length of its steps as a share of eps (default: the recipe's)",
+        help="length of its steps as a share of eps (default: the recipe's; of feature-denoising "
+        "max(1/255, eps / steps))",
     )
     add(
         "--feature-denoising",
@@ -131,6 +134,7 @@ def _train_robust(arguments: argparse.Namespace) -> None:
     from art_denoised.storage import write_whole
     from art_denoised.training.adversarial import OverfittingWarning, train_robust
 
+    checks.count("--holdout-max", arguments.holdout_max)
     plan, device, recipe = read_plan(arguments), find_device(arguments.device), _recipe(arguments)
     data, holdout = load_data(arguments.data, train=True), None
     if arguments.holdout:
@@ -138,7 +142,7 @@ def _train_robust(arguments: argparse.Namespace) -> None:
         step = max(1, len(held_out) // arguments.holdout_max)  # all classes, where they are sorted
         holdout = [held_out[i] for i in select(held_out, step, arguments.holdout_max)]
     channels, height, width = data[0][0].shape
-    model = _build(arguments, (channels, height, width)).to(device)
+    model = _build(arguments, (channels, height, width), device).to(device)
     changes = {n: getattr(arguments, n) for n in ("feature_denoising", "where", "activation")}
     with _notices(OverfittingWarning):
         rows = train_robust(
@@ -183,19 +187,19 @@ def _recipe(arguments: argparse.Namespace) -> Adversarial | Trades:
     return replace(RECIPES[arguments.recipe], **changes)
 
 
-def _build(arguments: argparse.Namespace, shape: tuple[int, int, int]) -> nn.Module:
+def _build(
+    arguments: argparse.Namespace, shape: tuple[int, int, int], device: torch.device
+) -> nn.Module:
     """Return the network named, changed as asked, its random parts drawn from the seed."""
-    import torch
-
     from art_denoised.loading import load_module
     from art_denoised.networks.activation_surgery import smooth_activations
     from art_denoised.networks.activations import ParametricSoftplus, SmoothReLU
     from art_denoised.networks.surgery import add_feature_denoising, added_cost
+    from art_denoised.training.seeds import seeded
 
     if arguments.where and not arguments.feature_denoising:
         raise InputError("--where says where blocks go; give --feature-denoising as well")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(arguments.seed)
+    with seeded(arguments.seed, device):
         model = load_module("--model", arguments.model)
         if arguments.activation:
             others = {"softplus": ParametricSoftplus(), "smoothrelu": SmoothReLU()}

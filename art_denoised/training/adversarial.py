@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from art_denoised import checks
 from art_denoised.attacks.ascent import in_eval
@@ -29,6 +31,9 @@ PLAN = Plan(
     schedule="one-cycle",
     average=0.995,
 )
+
+
+_MOST = 0.75  # of the clean accuracy that a single step leaves, if it teaches nothing
 
 
 class OverfittingWarning(UserWarning):
@@ -121,7 +126,13 @@ def train_robust(
         stop=(lambda rows: bool(rows[-1]["overfitting"])) if stop_on_overfitting else None,
         best="robust" if best else None,
         classes=classes,
-        identity={**(identity or {}), **describe(recipe), "judge_steps": judge_steps},
+        identity={
+            **(identity or {}),
+            **describe(recipe),
+            "judge_steps": judge_steps,
+            "holdout": None if held_out is None else _fingerprint(*held_out),
+            "stop_on_overfitting": stop_on_overfitting,
+        },
         tensorboard=tensorboard,
         progress=progress,
     )
@@ -130,22 +141,28 @@ def train_robust(
 def overfits(rows: Rows) -> bool:
     """Whether the last epoch shows catastrophic overfitting (Wong et al., ICLR 2020).
 
-    A single step no longer fools the network and many do: robust accuracy is below half of an
-    earlier epoch's, while accuracy under a single step is above it.
+    A single step no longer fools the network and many do. Either robust accuracy is below half of
+    an earlier epoch's, while accuracy under a single step is above it. Or, which the first epoch
+    can show as well, a single step leaves most of the clean accuracy, at least a quarter of the
+    images, and many steps leave less than a quarter of that.
 
     Args:
-        rows: Of `train_robust`, with ``robust`` and ``one_step``.
+        rows: Of `train_robust`, with ``accuracy``, ``robust`` and ``one_step``.
 
     Example:
-        >>> before = {"robust": 0.4, "one_step": 0.45}
-        >>> overfits([before, {"robust": 0.02, "one_step": 0.9}])
+        >>> before = {"accuracy": 0.8, "robust": 0.4, "one_step": 0.45}
+        >>> overfits([before, {"accuracy": 0.9, "robust": 0.02, "one_step": 0.9}])
         True
-        >>> overfits([before, {"robust": 0.02, "one_step": 0.05}])  # collapsed, but honestly
+        >>> overfits([before, {"accuracy": 0.9, "robust": 0.02, "one_step": 0.05}])  # honestly
         False
     """
     *earlier, last = rows
+    robust, one_step = last["robust"], last["one_step"]
     highest = max((row["robust"] for row in earlier), default=0.0)
-    return last["robust"] < highest / 2 and last["one_step"] > highest
+    fell = robust < highest / 2 and one_step > highest
+    # A network merely not robust falls to single steps too (digits at eps .3: to a quarter).
+    most = one_step > max(_MOST * last["accuracy"], 0.25)
+    return fell or (most and robust < one_step / 4)
 
 
 def judge_classifier(model: nn.Module, x: Images, y: Labels, attack: PGD) -> dict[str, float]:
@@ -196,12 +213,20 @@ def _stack(data: Any, classes: int) -> tuple[Images, Labels]:
     return checks.images(x).float(), checks.labels(y, classes)
 
 
+def _fingerprint(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def _class_count(model: nn.Module, data: Any) -> int:
     """Classify one image of the data, to find a misfit before the work starts."""
-    images = getattr(data, "dataset", data)
+    images = data.dataset if isinstance(data, DataLoader) else data
     try:
         x = torch.as_tensor(images[0][0])[None]
-    except (TypeError, IndexError, KeyError, ValueError):
+    except (TypeError, IndexError, KeyError, ValueError, NotImplementedError):
         raise InputError(
             "the data must be pairs of an image and its class, and at least one"
         ) from None

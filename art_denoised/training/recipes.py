@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from art_denoised.attacks.losses import cross_entropy
 from art_denoised.attacks.pgd import PGD
 from art_denoised.checks import InputError
 from art_denoised.networks.activations import attacking
+from art_denoised.storage import weights_fingerprint
 from art_denoised.types import Images, Labels, Logits
 
 
@@ -47,7 +49,8 @@ class Adversarial:
         eps: Radius of the ball, in units of images in [0, 1]; 0: no attack, clean training.
         norm: "linf" or "l2".
         steps: Of the attack.
-        stride: Length of a step, as a share of ``eps``.
+        stride: Length of a step, as a share of ``eps``; None: a step is max(1/255, eps / steps), as
+            in Xie et al. (CVPR 2019), section 5.
         targeted: Towards a uniformly random wrong class.
         clean_starts: Share of batches in which the attack begins at the image and not at a random
             point of the ball.
@@ -66,21 +69,30 @@ class Adversarial:
     eps: float = 8 / 255
     norm: Norm = "linf"
     steps: int = 10
-    stride: float = 0.25
+    stride: float | None = 0.25
     targeted: bool = False
     clean_starts: float = 0.0
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_ball(self.eps, self.norm, self.steps, self.stride)
+        _check_ball(self.eps, self.norm, self.steps)
+        if self.stride is not None:
+            checks.positive("stride", self.stride)
         for name in ("clean_starts", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give a share in [0, 1]")
 
     def loss(self, model: nn.Module, x: Images, y: Labels) -> Tensor:
         """Return the cross-entropy of adversarial images."""
-        logits = model(self.attack(model, x, y) if self.eps else x).float()
+        logits = _answer(model, self.attack(model, x, y) if self.eps else x)
         return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
+
+    @property
+    def step_size(self) -> float:
+        """Length of a step, image units."""
+        if self.stride is None:
+            return max(1 / 255, self.eps / self.steps)
+        return self.stride * self.eps
 
     def attack(self, model: nn.Module, x: Images, y: Labels) -> Images:
         """Return adversarial images; draws from torch's global random state."""
@@ -99,7 +111,7 @@ class Adversarial:
                 x,
                 start,
                 eps=self.eps,
-                step_size=self.stride * self.eps,
+                step_size=self.step_size,
                 steps=self.steps,
                 norm=self.norm,
             )
@@ -136,13 +148,14 @@ class Trades:
     beta: float = 6.0
 
     def __post_init__(self) -> None:
-        _check_ball(self.eps, self.norm, self.steps, self.stride)
+        _check_ball(self.eps, self.norm, self.steps)
+        checks.positive("stride", self.stride)
         checks.positive("beta", self.beta)
 
     def loss(self, model: nn.Module, x: Images, y: Labels) -> Tensor:
         """Return the loss of TRADES."""
         x_adv = self.attack(model, x)
-        clean, attacked = model(x).float(), model(x_adv).float()
+        clean, attacked = _answer(model, x), _answer(model, x_adv)
         return F.cross_entropy(clean, y) + self.beta * _divergence(clean, attacked).mean()
 
     def attack(self, model: nn.Module, x: Images) -> Images:
@@ -175,19 +188,29 @@ def _divergence(clean: Tensor, attacked: Tensor) -> Tensor:
     return F.kl_div(q, p, reduction="none", log_target=True).sum(1)
 
 
-def _check_ball(eps: float, norm: Norm, steps: int, stride: float) -> None:
+def _check_ball(eps: float, norm: Norm, steps: int) -> None:
     PGD(eps, norm=norm, steps=steps)  # checks them
-    checks.positive("stride", stride)
+
+
+def _answer(model: nn.Module, x: Images) -> Logits:
+    """Return the logits of a model in training mode."""
+    logits = model(x)
+    if not isinstance(logits, Tensor):
+        raise InputError(
+            f"the model returns {type(logits).__name__} in training mode, not logits; build it "
+            "with aux_logits=False, or wrap it"
+        )
+    return logits.float()
 
 
 RECIPES: dict[str, Adversarial | Trades] = {
     "clean": Adversarial(eps=0.0),
     "pgd": Adversarial(),  # Madry et al., ICLR 2018: steps of 2/255
     "sat": Adversarial(eps=4 / 255, steps=1, stride=1.0),  # Xie et al. 2020
-    "feature-denoising": Adversarial(  # Xie et al., CVPR 2019: steps of 1/255
+    "feature-denoising": Adversarial(  # Xie et al., CVPR 2019
         eps=16 / 255,
         steps=30,
-        stride=1 / 16,
+        stride=None,
         targeted=True,
         clean_starts=0.2,
         label_smoothing=0.1,
@@ -214,12 +237,40 @@ def find_recipe(recipe: str | Recipe) -> Recipe:
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe as plain values, for the log.
+    """Return a recipe as plain values, for the log: the same for the same recipe in any process.
 
     Example:
         >>> describe(RECIPES["trades"])["recipe"], describe(RECIPES["trades"])["beta"]
         ('Trades', 6.0)
     """
+    kind = type(recipe)
     if isinstance(recipe, (Adversarial, Trades)):
-        return {"recipe": type(recipe).__name__, **asdict(recipe)}
-    return {"recipe": repr(recipe), "eps": recipe.eps, "norm": recipe.norm}
+        return {"recipe": kind.__name__, **asdict(recipe)}
+    return {
+        "recipe": f"{kind.__module__}.{kind.__qualname__}",
+        "eps": recipe.eps,
+        "norm": recipe.norm,
+        "options": {name: _plain(value) for name, value in _held(recipe).items()},
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON holds it, equal in another process; of what it cannot, the type."""
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, nn.Module):
+        return weights_fingerprint(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: _plain(item) for name, item in _held(value).items()}
+    named = value if hasattr(value, "__qualname__") else type(value)  # a class, a function
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _held(value: Any) -> dict[str, Any]:
+    if is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    return dict(getattr(value, "__dict__", {}))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from art_denoised import PGD, Plan, train_robust
 from art_denoised.attacks.losses import cross_entropy
@@ -194,13 +194,132 @@ ROWS = [
     ([(0.4, 0.45), (0.02, 0.1)], False),  # broken, in plain sight
     ([(0.4, 0.45), (0.35, 0.6)], False),  # robust overfitting, not catastrophic
     ([(0.1, 0.12), (0.2, 0.25), (0.4, 0.45)], False),
-    ([(0.02, 0.9)], False),  # nothing to compare with
+    ([(0.0, 0.95)], True),  # within the first epoch
+    ([(0.0, 0.95), (0.0, 0.99)], True),
+    ([(0.02, 0.4)], False),  # a clean training's network: steps fool it, one or many
+    ([(0.0, 0.2)], False),
 ]
 
 
 @pytest.mark.parametrize(("figures", "expected"), ROWS)
 def test_the_detector_on_rows_made_up(figures, expected):
-    assert overfits([{"robust": r, "one_step": o} for r, o in figures]) is expected
+    rows = [{"accuracy": 0.97, "robust": r, "one_step": o} for r, o in figures]
+    assert overfits(rows) is expected
+
+
+def test_the_detector_is_silent_while_little_is_learnt():
+    assert not overfits([{"accuracy": 0.2, "robust": 0.0, "one_step": 0.2}])
+
+
+def settled(tmp_path, model=None, resume=False, **options):
+    options = {"recipe": "clean", "holdout": small(20), **options}
+    return train_robust(
+        model or normed(), small(64), plan=replace(PLAN, epochs=1, batch_size=32), out=tmp_path,
+        resume=resume, progress=False, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"holdout": small(21)}, "holdout"),
+        ({"holdout": None}, "holdout"),
+        ({"stop_on_overfitting": True}, "stop_on_overfitting"),
+        ({"best": True}, "best"),
+    ],
+)
+def test_what_judges_the_epochs_is_compared_on_resuming(tmp_path, changes, name):
+    settled(tmp_path)
+    settled(tmp_path, resume=True)
+    with pytest.raises(InputError, match=f"other settings .*{name} "):
+        settled(tmp_path, resume=True, **changes)
+
+
+def test_a_part_without_weights_is_compared_on_resuming(tmp_path):
+    def model(slope: float) -> nn.Module:
+        net = normed()
+        net[2] = nn.LeakyReLU(slope)
+        return net
+
+    settled(tmp_path, model(0.1))
+    with pytest.raises(InputError, match=r"other settings .structure "):
+        settled(tmp_path, model(0.2), resume=True)
+
+
+class Own:
+    """A recipe that is no dataclass; its repr is its address."""
+
+    eps, norm = 0.0, "linf"
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight, self.parts, self.rule = weight, ("a", {"b": 1}), F.cross_entropy
+
+    def loss(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.weight * self.rule(model(x), y)
+
+
+@dataclass
+class OwnData:
+    eps: float = 0.0
+    norm: str = "linf"
+    weight: float = 1.0
+
+    loss = Own.loss
+    rule = staticmethod(F.cross_entropy)
+
+
+@pytest.mark.parametrize("kind", [Own, OwnData])
+def test_a_recipe_of_ones_own_is_resumed(tmp_path, kind):
+    settled(tmp_path, recipe=kind())
+    settled(tmp_path, recipe=kind(), resume=True)
+    with pytest.raises(InputError, match=r"'weight': 2\.0"):
+        settled(tmp_path, recipe=kind(weight=2.0), resume=True)
+
+
+def test_data_may_have_an_attribute_named_dataset():
+    class Scaled(Dataset):
+        """Its inner images are no images in [0, 1]."""
+
+        def __init__(self) -> None:
+            self.dataset = [(255 * torch.rand(1, 8, 8), i % 10) for i in range(32)]
+
+        def __len__(self) -> int:
+            return 32
+
+        def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+            return self.dataset[i][0] / 255, self.dataset[i][1]
+
+    plan = replace(PLAN, epochs=1, batch_size=32)
+    train_robust(normed(), Scaled(), recipe="clean", plan=plan, progress=False)
+    odd = Subset([("no image", 0), *Scaled()], range(1, 33))
+    train_robust(normed(), DataLoader(odd), recipe="clean", plan=plan, progress=False)
+
+
+@pytest.mark.parametrize("recipe", [Adversarial(eps=0.1, steps=1), Trades(eps=0.1, steps=1)])
+def test_outputs_beside_the_logits_are_refused_in_one_line(recipe):
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = normed()
+
+        def forward(self, x):
+            return (self.net(x), self.net(x)) if self.training else self.net(x)
+
+    with pytest.raises(InputError, match="build it with aux_logits=False"):
+        train_robust(Auxiliary(), small(32), recipe=recipe, plan=PLAN, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("eps", "steps", "step_size"), [(16, 30, 1.0), (16, 10, 1.6), (8, 30, 1.0), (8, 2, 4.0)]
+)
+def test_feature_denoising_takes_the_steps_of_its_paper(eps, steps, step_size):
+    """max(1/255, eps / steps), and the attack goes so far."""
+    recipe = replace(RECIPES["feature-denoising"], eps=eps / 255, steps=steps)
+    assert recipe.step_size == pytest.approx(step_size / 255)
+    model, (x, y) = network(), (torch.full((4, 1, 8, 8), 0.5), torch.arange(4))
+    one = replace(recipe, steps=1, stride=recipe.step_size / recipe.eps, clean_starts=1.0)
+    moved = (one.attack(model, x, y) - x).abs().max()
+    assert float(moved) == pytest.approx(step_size / 255, rel=1e-4)
 
 
 def test_bad_input(tmp_path):

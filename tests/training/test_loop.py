@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from art_denoised.checks import InputError
 from art_denoised.training.loop import train
@@ -273,3 +273,64 @@ def test_a_last_smaller_batch_sits_out():
 
     train(net, data(20), loss, Plan(epochs=2, batch_size=8), progress=False)
     assert sizes == [8, 8, 8, 8]
+
+
+class Drawing(Dataset):
+    """Labels are drawn at random in the worker processes."""
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        return torch.zeros(1, 8, 8), int(torch.randint(2**40, ()))
+
+
+def drawn(seed: int) -> list[int]:
+    seen: list[int] = []
+    net = network()
+
+    def loss(x, y, step):
+        seen.extend(y.tolist())
+        return loss_of(net)(x, y, step)
+
+    train(net, DataLoader(Drawing(), num_workers=1), loss, Plan(epochs=2, batch_size=8, seed=seed),
+          progress=False)  # fmt: skip
+    return seen
+
+
+def test_workers_draw_anew_each_epoch_and_seed():
+    first, again, other = drawn(0), drawn(0), drawn(1)
+    assert first == again
+    assert len({*first, *other}) == 64
+
+
+def test_a_buffer_of_booleans_is_copied_into_the_average():
+    net = network()
+    net.register_buffer("mask", torch.tensor([False, False]))
+
+    def loss(x, y, step):
+        net.mask[step % 2] = True
+        return loss_of(net)(x, y, step)
+
+    train(net, data(), loss, Plan(epochs=1, batch_size=8, average=0.9), progress=False)
+    assert net.mask.tolist() == [True, True]
+    assert int(net[1].num_batches_tracked) == 5
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_of_two_sizes_are_one_line(workers):
+    net, odd = network(), [(torch.rand(1, 8 + i % 2, 8), 0) for i in range(16)]
+    with pytest.raises(InputError, match="differ in size") as caught:
+        train(net, DataLoader(odd, num_workers=workers), loss_of(net), Plan(batch_size=8),
+              progress=False)  # fmt: skip
+    assert "\n" not in str(caught.value)
+
+
+def test_other_devices_keep_their_random_states(monkeypatch):
+    """`torch.manual_seed` would reseed every GPU; the training's alone is put back."""
+    reseeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseeded.append)
+    net = network()
+    reseeded.clear()
+    train(net, data(), loss_of(net), Plan(epochs=1, batch_size=8), progress=False)
+    assert not reseeded
