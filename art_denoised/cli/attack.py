@@ -89,8 +89,8 @@ def add_attack(commands: Any) -> None:
     add(
         "--noise",
         choices=("fixed", "fresh"),
-        help="of our modules: fixed, which the attacker knows, or fresh in every call (default: "
-        "as the model comes)",
+        help="of our modules: fixed, which the attacker knows, or fresh in every call; with fresh "
+        "any model is judged as randomised (default: as the model comes)",
     )
     add(
         "--gradients",

@@ -383,7 +383,7 @@ def stack_images(
         >>> from art_denoised.evaluation.data import load_data
         >>> x, y = stack_images(load_data("digits"), [0, 5])
         >>> x.shape, y
-        (torch.Size([2, 1, 8, 8]), tensor([2, 9]))
+        (torch.Size([2, 1, 8, 8]), tensor([2, 7]))
     """
     images, labels = [], []
     for index in indices:

@@ -16,6 +16,7 @@ from art_denoised.attacks.contained import contained
 from art_denoised.attacks.suites import Outcome, Suite, as_module
 from art_denoised.checks import InputError
 from art_denoised.evaluation.attacked.columns import attack_name
+from art_denoised.evaluation.attacked.settings import attributes
 from art_denoised.rdc.classifier import DiffusionClassifier
 from art_denoised.rdc.likelihood import LikelihoodMaximization
 from art_denoised.smoothing.modules import DenoisedClassifier, SmoothedClassifier
@@ -167,8 +168,9 @@ class Target:
         """
         with contained(self.module, seed):
             first, second = self.logits(x), self.logits(x)
-        if not _same(first, second):
-            index = indices[int((first - second).abs().amax(1).argmax())]
+        gaps = _gaps(first, second)
+        if bool((gaps > _SAME).any()):
+            index = indices[int(gaps.argmax())]
             raise InputError(
                 f"the model is randomised, though its first calls agreed: image {index} was "
                 "answered differently when asked again; give noise='fresh' (--noise fresh) and "
@@ -183,8 +185,8 @@ class Target:
             InputError: It failed.
         """
         if is_dataclass(attack) and any(option.name == "seed" for option in fields(attack)):
-            seed = (seed + getattr(attack, "seed") * _MIXING) % 2**31  # noqa: B009
-            attack = replace(attack, **{"seed": seed})
+            seed = (seed + attributes(attack)["seed"] * _MIXING) % 2**31
+            attack = replace(attack, seed=seed)  # type: ignore[type-var]
         try:
             with contained(self.module, seed), self.taking(gradient), self._watched():
                 if isinstance(attack, Suite):
@@ -246,18 +248,22 @@ class Target:
 
     @torch.no_grad()
     def _differs(self, x: Images, batch_size: int) -> bool:
-        calls = max(3, math.ceil(_ANSWERS / len(x)))
+        times = max(3, math.ceil(_ANSWERS / len(x)))
+        todo = [(x[:2], _CALLS), *((block, times) for block in torch.split(x, batch_size))]
         with contained(self.module, self._seed):
-            for block, times in ((x[:2], _CALLS), *((part, calls) for part in torch.split(x, batch_size))):
+            for block, calls in todo:
                 first = self.logits(block)
-                if any(not _same(first, self.logits(block)) for _ in range(times - 1)):
-                    return True
+                for _ in range(calls - 1):
+                    if bool((_gaps(first, self.logits(block)) > _SAME).any()):
+                        return True
         return False
 
 
-def _same(first: Logits, second: Logits) -> bool:
-    size = 1 + float(first.abs().max())
-    return not bool((first - second).abs().max() > _SAME * size)
+def _gaps(first: Logits, second: Logits) -> Tensor:
+    """Return by how much two answers to each image differ, relative to their size."""
+    gaps = (first - second).abs().masked_fill(first == second, 0)  # log-probabilities of -inf too
+    size = first.abs().masked_fill(first.isinf(), 0).max()
+    return gaps.amax(1) / (1 + size)
 
 
 def _words(error: BaseException) -> str:
