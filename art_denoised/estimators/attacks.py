@@ -14,17 +14,28 @@ from art.estimators.classification.pytorch import PyTorchClassifier
 from torch import nn
 
 from art_denoised import checks
-from art_denoised.attacks.suites import Outcome, Suite, as_module, fill_in, keep_inside
+from art_denoised.attacks.suites import (
+    Outcome,
+    Suite,
+    as_module,
+    fill_in,
+    keep_inside,
+    refuse_given,
+)
 from art_denoised.checks import InputError
 from art_denoised.types import Images, Labels
 
 _GRADIENT_FREE = (
     "BoundaryAttack",
+    "GRAPHITEBlackbox",
     "GeoDA",
     "HopSkipJump",
+    "PixelAttack",
     "SignOPTAttack",
     "SimBA",
+    "SpatialTransformation",
     "SquareAttack",
+    "ThresholdAttack",
     "ZooAttack",
 )
 
@@ -54,6 +65,10 @@ class ARTAttack(Suite):
     kind: str = "ProjectedGradientDescent"
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_given(self.options)
+
     @property
     def name(self) -> str:
         """Of the library and the class."""
@@ -63,6 +78,11 @@ class ARTAttack(Suite):
     def gradient_free(self) -> bool:  # type: ignore[override]
         """Whether it uses scores or labels alone."""
         return self.kind in _GRADIENT_FREE
+
+    @property
+    def mixed(self) -> bool:  # type: ignore[override]
+        """Whether it is AutoAttack, with Square in it."""
+        return self.kind == "AutoAttack"
 
     def run(self, model: Any, x: Images, y: Labels) -> Outcome:
         """Attack.
