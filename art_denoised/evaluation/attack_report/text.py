@@ -134,7 +134,7 @@ def trust_words(model: Model) -> str:
         reasons += ["certified accuracy is above it"] * bool(model.inversions)
         return f"NOT TO BE TRUSTED, {'; '.join(reasons)}"
     passed = sum(check.passed is True for check in model.checks)
-    missing = len(model.checks) - passed
+    missing = sum(check.passed is None and check.name in CHECKS for check in model.checks)
     more = f", {missing} could not be made" if missing else ""
     return f"{passed} checks for masking passed{more}"
 
