@@ -59,9 +59,12 @@ class Suite(ABC):
         eps: Radius of the ball, image units.
         norm: "linf" or "l2".
         seed: Of its random choices.
+        gradient_free: Whether it sees scores or labels alone.
+        mixed: Whether only some of its parts do: what it breaks, gradients need not have found.
     """
 
     gradient_free: ClassVar[bool] = False
+    mixed: ClassVar[bool] = False
 
     eps: float
     _: KW_ONLY
@@ -141,7 +144,14 @@ class AutoAttack(Suite):
     @property
     def gradient_free(self) -> bool:  # type: ignore[override]
         """Whether it is Square alone."""
-        return self.parts == GRADIENT_FREE
+        return set(self.parts) == set(GRADIENT_FREE)
+
+    @property
+    def mixed(self) -> bool:  # type: ignore[override]
+        """Whether it holds Square beside attacks that take gradients; the standard version does."""
+        if not self.parts:
+            return self.version == "standard"
+        return not self.gradient_free and not set(GRADIENT_FREE).isdisjoint(self.parts)
 
     def run(self, model: Any, x: Images, y: Labels) -> Outcome:
         """Attack; the flags are AutoAttack's warnings.
@@ -234,6 +244,11 @@ class TorchAttack(Suite):
     def gradient_free(self) -> bool:  # type: ignore[override]
         """Whether it uses scores alone."""
         return self.kind in ("Square", "OnePixel", "Pixle", "SPSA")
+
+    @property
+    def mixed(self) -> bool:  # type: ignore[override]
+        """Whether it is AutoAttack, with Square in it."""
+        return self.kind == "AutoAttack" and self.options.get("version") != "rand"
 
     def run(self, model: Any, x: Images, y: Labels) -> Outcome:
         """Attack.

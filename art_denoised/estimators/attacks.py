@@ -64,6 +64,11 @@ class ARTAttack(Suite):
         """Whether it uses scores or labels alone."""
         return self.kind in _GRADIENT_FREE
 
+    @property
+    def mixed(self) -> bool:  # type: ignore[override]
+        """Whether it is AutoAttack, with Square in it."""
+        return self.kind == "AutoAttack"
+
     def run(self, model: Any, x: Images, y: Labels) -> Outcome:
         """Attack.
 

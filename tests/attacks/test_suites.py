@@ -73,6 +73,17 @@ def test_which_are_gradient_free():
     assert free == {"square", "torchattacks:Square", "art:SquareAttack"}
 
 
+def test_which_are_mixed():
+    """Square in them may break what their gradients do not."""
+    assert [face.name for face in FACES if face.mixed] == ["autoattack"]
+    mixed = AutoAttack(EPS, parts=("apgd-ce", "square"))
+    assert mixed.mixed
+    assert not mixed.gradient_free
+    assert TorchAttack(EPS, kind="AutoAttack").mixed
+    assert not TorchAttack(EPS, kind="AutoAttack", options={"version": "rand"}).mixed
+    assert ARTAttack(EPS, kind="AutoAttack").mixed
+
+
 def test_autoattack_counts_and_flags(data):
     class Dynamic(Defect):
         """Takes a gradient in its forward pass."""

@@ -30,11 +30,14 @@ class Column:
         name: Of the attack.
         gradient: "exact", "bpda" or "none".
         attack: The attack, with ``eps`` and ``norm``.
+        mixed: Whether it takes gradients in some of its parts only: what it breaks is no proof that
+            gradients find it.
     """
 
     name: str
     gradient: str
     attack: Any
+    mixed: bool = False
 
     @property
     def key(self) -> tuple[str, str, float]:
@@ -67,9 +70,10 @@ def columns(
         checks.positive(f"eps of {name}", attack.eps)
         if name == CLEAN:
             raise InputError(f"an attack is named {name!r}, as the images without attack are")
-        free = isinstance(attack, Suite) and attack.gradient_free
+        free = bool(getattr(attack, "gradient_free", False))
+        mixed = bool(getattr(attack, "mixed", False))
         for gradient in ("none",) if free else gradients:
-            column = Column(name, gradient, attack)
+            column = Column(name, gradient, attack, mixed)
             if column.key in seen:
                 raise InputError(
                     f"attack {name!r} is given twice with eps {attack.eps:g}; give pairs "

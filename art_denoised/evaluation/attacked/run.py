@@ -187,7 +187,8 @@ class _Run:
         attacks: dict[tuple[str, float], dict[str, Any]] = {}
         for column in self._columns:
             entry = attacks.setdefault(
-                (column.name, column.attack.eps), {"name": column.name, "gradients": []}
+                (column.name, column.attack.eps),
+                {"name": column.name, "gradients": [], "mixed": column.mixed},
             )
             entry["gradients"].append(column.gradient)
             entry.update(attack_settings(column.attack))

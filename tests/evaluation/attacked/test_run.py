@@ -259,6 +259,24 @@ def test_an_estimator_of_ours_is_evaluated_like_its_module(digits):
     assert sum(row.counted for row in log.columns["pgd", "exact", EPS]) < 12
 
 
+def test_columns_say_how_much_their_attack_sees(digits):
+    """Also of callables that are no Suite."""
+
+    class Blind(Keeping):
+        gradient_free = True
+
+    attacks = [Blind(), AutoAttack(EPS), AutoAttack(EPS, parts=("square",))]
+    seen = {c.name: (c.gradient, c.mixed) for c in columns(attacks, ("exact",))}
+    assert seen == {
+        "blind": ("none", False),
+        "autoattack": ("exact", True),
+        "square": ("none", False),
+    }
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False).eval()
+    log = evaluate(model, TensorDataset(*digits), [Blind()], indices=range(2), **FAST)
+    assert not log.settings["attacks"][0]["mixed"]
+
+
 def test_bad_input(digits):
     data, model = TensorDataset(*digits), digits_classifier()
     for attacks, words in (
