@@ -294,17 +294,18 @@ def _own_columns(s: Subject, norm: str, eps: float) -> Count | None:
     """
     rows = s.blind(norm, eps)
     blind, seen = worst(rows), worst(s.seeing(norm, eps))
-    if not seen and set(s.indices) & blind.keys():
-        seen = dict(zip(s.indices, s.by_gradients(norm, eps).tolist(), strict=True))
-    both = blind.keys() & seen.keys()
+    both = blind.keys() & (seen.keys() or s.indices)
     if not both:
         return None
-    alone = sum(blind[i] <= LOST and seen[i] >= KEPT for i in both)
-    return _missed(", ".join(sorted({row.attack for row in rows})), alone, len(both), norm, eps)
+    if seen:
+        k = sum(blind[i] <= LOST and seen[i] >= KEPT for i in both)
+    else:
+        k = int(s.alone(norm, eps, torch.tensor([blind.get(i, 1.0) for i in s.indices])).sum())
+    return _missed(", ".join(sorted({row.attack for row in rows})), k, len(both), norm, eps)
 
 
 def _square(s: Subject, norm: str, eps: float) -> Count:
-    alone = int((s.by_square(norm, eps) <= LOST).sum())
+    alone = int(s.alone(norm, eps, s.by_square(norm, eps)).sum())
     return _missed(f"Square ({s.probes.queries} queries)", alone, len(s.x), norm, eps)
 
 

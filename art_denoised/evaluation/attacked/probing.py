@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -120,6 +120,22 @@ class Subject:
             x_adv[left] = found.x_adv
             shares[left] = self.right(x_adv)[left]
         return shares
+
+    def alone(self, norm: str, eps: float, shares: Tensor) -> Tensor:
+        """Return which images are broken in ``shares`` and by no gradient attack, one harder yet.
+
+        Square finds a few that a short PGD of one start misses, also of honest models.
+        """
+        alone = (shares <= LOST) & (self.by_gradients(norm, eps) >= KEPT)
+        attack = replace(probe(norm, eps, 5 * self.probes.steps, self.eot), restarts=4)
+        for how in self.target.gradients() if self.target.differentiable else ():
+            if alone.any():
+                x_adv = self.x.clone()
+                x_adv[alone] = self.target.attempt(
+                    attack, how, self.x[alone], self.y[alone], 0
+                ).x_adv
+                alone &= self.right(x_adv) >= KEPT
+        return alone
 
     def seeing(self, norm: str, eps: float) -> list[AttackRow]:
         """Return the rows of attacks in a ball that use gradients and nothing else."""
