@@ -20,7 +20,13 @@ from art_denoised.evaluation.attack_report.survival import (
     sign_test,
     together,
 )
-from art_denoised.evaluation.attacked.records import CLEAN, AttackRow, CheckRow, ImageRow
+from art_denoised.evaluation.attacked.records import (
+    CLEAN,
+    AttackRow,
+    CheckRow,
+    ImageRow,
+    verdict,
+)
 from art_denoised.evaluation.records import CertifyRow
 from art_denoised.evaluation.report import accuracy_table
 
@@ -107,7 +113,7 @@ class Model:
         pictures: Images before and after.
         settings: Title -> settings of the run, for each log.
         same_images: Whether attack and certify logs index the same data.
-        unmade: Names of masking checks that the run has not come to.
+        unmade: Names of masking checks that some run of it has not made.
     """
 
     name: str
@@ -130,10 +136,7 @@ class Model:
 
         Not where a check failed, nor where certificates contradict it.
         """
-        if self.failed or self.inversions:
-            return False
-        made = any(check.passed for check in self.checks) and not self.unmade
-        return True if made else None
+        return False if self.inversions else verdict(self.checks, self.unmade)
 
     @property
     def clean(self) -> Share | None:

@@ -198,7 +198,7 @@ def _checks(model: Model) -> Markup:
     words = {
         True: tag("span", "passed", class_="good"),
         False: tag("strong", "failed", class_="bad"),
-        None: "could not be made",
+        None: "no verdict",
     }
     rows = [[check.name, words[check.passed], check.finding] for check in model.checks]
     verdict = tag("p", trust_words(model), class_="bad" if model.trusted is False else None)

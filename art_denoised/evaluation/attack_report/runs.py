@@ -9,8 +9,14 @@ from typing import Any
 
 from art_denoised.checks import InputError
 from art_denoised.evaluation.attack_report.model import Model
-from art_denoised.evaluation.attacked.masking import CHECKS
-from art_denoised.evaluation.attacked.records import CLEAN, AttackLog, AttackRow, read_attack_log
+from art_denoised.evaluation.attacked.records import (
+    CHECKS,
+    CLEAN,
+    AttackLog,
+    AttackRow,
+    read_attack_log,
+    unmade,
+)
 from art_denoised.evaluation.logs import read_log
 from art_denoised.evaluation.records import Log
 
@@ -152,7 +158,7 @@ def _model(
     rows = _distinct(name, [row for _, log in attacks for row in log.rows])
     if not rows and not any(log.rows for _, log in certificates):
         raise InputError(f"{name} holds no rows yet; attack or certify some images first")
-    made = {check.name for _, log in attacks for check in log.checks}
+    missing = {check for _, log in attacks if log.rows for check in unmade(log.checks)}
     settings = [(str(path), log.settings or {}) for path, log in attacks]
     settings += [(str(path), log.settings or {}) for path, log in certificates]
     data = {str(of_log["data"]) for _, of_log in settings if "data" in of_log}
@@ -164,7 +170,7 @@ def _model(
         pictures=tuple(picture for _, log in attacks for picture in log.images),
         settings=tuple(settings),
         same_images=len(data) < 2,
-        unmade=tuple(name for name in CHECKS if attacks and name not in made),
+        unmade=tuple(check for check in CHECKS if check in missing),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from art_denoised.evaluation.attack_report.compare import conflicts, differences
 from art_denoised.evaluation.attack_report.model import ALL, Agreement, Model, ball_name
 from art_denoised.evaluation.attack_report.survival import Share
+from art_denoised.evaluation.attacked.records import CHECKS
 from art_denoised.evaluation.report import accuracy_table, default_radii, format_table
 
 SHARES = ("clean", "counted", "fresh", "worst")
@@ -126,7 +127,7 @@ def trust_words(model: Model) -> str:
         'not checked for masking'
     """
     if model.trusted is None:
-        some = f", {len(model.unmade)} checks are missing" if model.checks else ""
+        some = f", {len(model.unmade)} checks were not made by every run" if model.checks else ""
         return f"not checked for masking{some}"
     if not model.trusted:
         names = ", ".join(plain(check.name) for check in model.failed)
@@ -134,7 +135,7 @@ def trust_words(model: Model) -> str:
         reasons += ["certified accuracy is above it"] * bool(model.inversions)
         return f"NOT TO BE TRUSTED, {'; '.join(reasons)}"
     passed = sum(check.passed is True for check in model.checks)
-    missing = len(model.checks) - passed
+    missing = sum(check.passed is None and check.name in CHECKS for check in model.checks)
     more = f", {missing} could not be made" if missing else ""
     return f"{passed} checks for masking passed{more}"
 
@@ -150,7 +151,7 @@ def brief_words(model: Model) -> str:
         return "not checked"
     counts = [
         f"{sum(check.passed is passed for check in model.checks)} {word}"
-        for passed, word in ((True, "passed"), (False, "failed"), (None, "not possible"))
+        for passed, word in ((True, "passed"), (False, "failed"), (None, "no verdict"))
         if any(check.passed is passed for check in model.checks)
     ]
     return ", ".join(counts + ["certified above robust"] * bool(model.inversions))

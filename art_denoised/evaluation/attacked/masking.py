@@ -12,22 +12,34 @@ docs/attack.md says what to do about a failed check.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import torch
 
 from art_denoised.attacks.contained import Generators, contained
-from art_denoised.attacks.pgd import PGD
-from art_denoised.attacks.suites import AutoAttack
 from art_denoised.checks import InputError
-from art_denoised.evaluation.attacked.probing import ALPHA, KEPT, LOST, Subject, exceeds, worst
+from art_denoised.evaluation.attacked.probing import (
+    ALPHA,
+    KEPT,
+    LOST,
+    Count,
+    Subject,
+    exceeds,
+    gravest,
+    probe,
+    worst,
+)
+from art_denoised.evaluation.attacked.records import CHECKS as NAMES
 from art_denoised.evaluation.attacked.records import CLEAN, CheckRow
 from art_denoised.evaluation.attacked.target import Target
 from art_denoised.smoothing.bounds import lower_confidence_bound
 from art_denoised.types import Images
+
+Check: TypeAlias = Callable[[Subject], CheckRow]
 
 _MISSED = 0.02  # images that another attack may break and the gradient attacks miss
 _NOISE = 0.05  # images on which a stronger attack may fail by the luck of its start
@@ -38,37 +50,21 @@ _SATURATED, _TINY = 80.0, 1e-5  # margins: exp(-88) is 0 in float32, and 1e-6 of
 
 
 def gradient_free(s: Subject) -> CheckRow:
-    """An attack that sees scores alone, or labels, must not find what gradient attacks miss."""
+    """An attack that sees scores alone, or labels, must not find what gradient attacks miss.
+
+    Square is always tried, in every ball: the run's own gradient-free attacks may be weak.
+    """
     name = "gradient-free attacks"
     if not s.attackable:
         return _nothing(name)
-    pairs = _paired_columns(s)
-    most = max(pairs, key=lambda found: found[0] / found[1], default=None)
-    if most is None:
-        norm, eps = s.ball
-        left = s.by_gradients(norm, eps) >= KEPT
-        broken, who = torch.zeros_like(left), f"Square ({s.probes.queries} queries)"
-        if left.any():
-            attack = AutoAttack(eps, norm=norm, parts=("square",), queries=s.probes.queries)  # type: ignore[arg-type]
-            try:
-                found = s.target.attempt(attack, "none", s.x[left], s.y[left], 0)
-            except InputError as error:
-                return CheckRow(name, None, f"not made: {error}")
-            x_adv = s.x.clone()
-            x_adv[left] = found.x_adv
-            broken = s.right(x_adv) <= LOST
-        most = (int((broken & left).sum()), len(left), who, eps, norm)
-    k, n, who, eps, norm = most
-    failed = exceeds(k, n, _MISSED, among=max(len(pairs), 1))
-    return _counted(
-        name,
-        failed,
-        k,
-        n,
-        _MISSED,
-        f"{who} broke {k} of {n} images that no gradient attack broke ({norm}, eps {eps:g})"
-        + ("; gradients are masked, the figure is too high" if failed else ""),
-    )
+    own = [count for ball in s.balls if (count := _own_columns(s, *ball))]
+    among = len(own) + len(s.balls)
+    most, failed = gravest(own, _MISSED, among) if own else (None, False)
+    if not failed:
+        most, failed = gravest([*own, *(_square(s, *ball) for ball in s.balls)], _MISSED, among)
+    assert most is not None  # a run has balls
+    masked = "; gradients are masked, the figure is too high" if failed else ""
+    return _counted(name, failed, most.k, most.n, _MISSED, most.finding + masked)
 
 
 def stronger_attack(s: Subject) -> CheckRow:
@@ -76,20 +72,21 @@ def stronger_attack(s: Subject) -> CheckRow:
     name = "stronger attack"
     if not s.attackable:
         return _nothing(name)
-    most = (0, len(s.x), s.balls[0])
-    for ball in s.balls:
-        left = worst(row for row in s.rows if (row.norm, row.eps) == ball)
+    counts = []
+    for norm, eps in s.balls:
+        left = worst(row for row in s.rows if (row.norm, row.eps) == (norm, eps))
         stands = torch.tensor([left.get(index, 0.0) >= KEPT for index in s.indices])
+        k, n = 0, len(stands)
         if stands.any():
-            k = int(((s.pgd(*ball, s.probes.steps) <= LOST) & stands).sum())
-            most = max(most, (k, len(stands), ball), key=lambda found: found[0] / found[1])
-    k, n, (norm, eps) = most
-    failed = exceeds(k, n, _NOISE, among=len(s.balls))
-    finding = (
-        f"PGD of {s.probes.steps} steps on the margin broke {k} of {n} images that no "
-        f"attack of the run broke ({norm}, eps {eps:g})" + ("; attack harder" if failed else "")
-    )
-    return _counted(name, failed, k, n, _NOISE, finding)
+            k = int(((s.pgd(norm, eps, s.probes.steps) <= LOST) & stands).sum())
+        finding = (
+            f"PGD of {s.probes.steps} steps on the margin broke {k} of {n} images that no attack "
+            f"of the run broke ({norm}, eps {eps:g})"
+        )
+        counts.append(Count(k, n, finding))
+    most, failed = gravest(counts, _NOISE, len(counts))
+    harder = "; attack harder" if failed else ""
+    return _counted(name, failed, most.k, most.n, _NOISE, most.finding + harder)
 
 
 def zero_gradients(s: Subject) -> CheckRow:
@@ -126,23 +123,26 @@ def larger_eps(s: Subject) -> CheckRow:
     if not s.attackable:
         return _nothing("larger eps")
     norm, eps = s.ball
-    small, large = (s.pgd(norm, e, s.probes.steps) for e in (eps, 2 * eps))
-    helped = int(((small <= LOST) & (large >= KEPT)).sum())
-    pairs = [(helped, len(small), "PGD", eps, 2 * eps)]
+    beyond = 2 * eps if norm == "l2" else max(min(2 * eps, 1.0), eps)
+    small, large = (s.pgd(norm, e, s.probes.steps) for e in (eps, beyond))
+    shares = [("PGD", norm, eps, beyond, list(zip(small.tolist(), large.tolist(), strict=True)))]
     columns: dict[tuple[str, str, str], dict[float, dict[int, float]]] = {}
     for row in s.rows:
         if row.attack != CLEAN and row.clean:
             at = columns.setdefault((row.attack, row.gradient, row.norm), {})
             at.setdefault(row.eps, {})[row.index] = row.mean
-    for (attack, gradient, _), at in columns.items():
-        sizes = sorted(at)
-        for low, high in itertools.pairwise(sizes):
-            k = sum(share <= LOST and at[high][i] >= KEPT for i, share in at[low].items())
-            pairs.append((k, len(at[low]), f"{attack} ({gradient})", low, high))
-    k, n, who, low, high = max(pairs, key=lambda pair: pair[0] / pair[1])
-    failed = exceeds(k, n, _NOISE, among=len(pairs))
-    finding = f"{k} of {n} images survive {who} at eps {high:g} and not at {low:g}"
-    return _counted("larger eps", failed, k, n, _NOISE, finding)
+    for (attack, gradient, norm), at in columns.items():
+        for low, high in itertools.pairwise(sorted(at)):
+            both = [(share, at[high][i]) for i, share in at[low].items() if i in at[high]]
+            shares.append((f"{attack} ({gradient})", norm, low, high, both))
+    counts = []
+    for who, norm, low, high, both in shares:
+        k, n = sum(less <= LOST and more >= KEPT for less, more in both), len(both)
+        where = f"under {who} at {norm} eps {high:g} and not at {low:g}"
+        if both:
+            counts.append(Count(k, n, f"{k} of {n} images survive {where}"))
+    most, failed = gravest(counts, _NOISE, len(counts))
+    return _counted("larger eps", failed, most.k, most.n, _NOISE, most.finding)
 
 
 def large_enough_eps(s: Subject) -> CheckRow:
@@ -190,8 +190,7 @@ def transfer(s: Subject) -> CheckRow:
         return _nothing(name)
     norm, eps = s.ball
     bare = Target(s.bare, s.x[:2], noise=None, repeats=1, seed=0)
-    attack: Any = PGD(eps, norm=norm, steps=s.probes.steps, loss="margin")  # type: ignore[arg-type]
-    x_adv = bare.attempt(attack, bare.gradients()[0], s.x, s.y, 0).x_adv
+    x_adv = bare.attempt(probe(norm, eps, s.probes.steps), bare.gradients()[0], s.x, s.y, 0).x_adv
     alone = (s.right(x_adv) <= LOST) & (s.by_gradients(norm, eps) >= KEPT)
     k, n = int(alone.sum()), len(s.x)
     failed = exceeds(k, n, _MISSED)
@@ -260,32 +259,59 @@ def global_seed(s: Subject) -> CheckRow:
     return CheckRow("global seed", not reset, finding, {"sets": reset, "draws": sorted(drawn)})
 
 
-CHECKS: dict[str, Callable[[Subject], CheckRow]] = {
-    "gradient-free attacks": gradient_free,
-    "stronger attack": stronger_attack,
-    "zero gradients": zero_gradients,
-    "more steps": more_steps,
-    "larger eps": larger_eps,
-    "eps large enough": large_enough_eps,
-    "gradient against random": gradient_against_random,
-    "transfer": transfer,
-    "logits": logits,
-    "global seed": global_seed,
+def _made(name: str, check: Check, s: Subject) -> CheckRow:
+    """Make a check. What it cannot do to this model must not take the run's figures along."""
+    if not s.balls:
+        return CheckRow(name, None, "not made: the run has no attack")
+    try:
+        return check(s)
+    except InputError as error:
+        return CheckRow(name, None, f"not made: {error}", {"error": str(error)})
+
+
+_FUNCTIONS: tuple[Check, ...] = (
+    gradient_free,
+    stronger_attack,
+    zero_gradients,
+    more_steps,
+    larger_eps,
+    large_enough_eps,
+    gradient_against_random,
+    transfer,
+    logits,
+    global_seed,
+)
+CHECKS: dict[str, Check] = {
+    name: functools.partial(_made, name, check)
+    for name, check in zip(NAMES, _FUNCTIONS, strict=True)
 }
 
 
-def _paired_columns(s: Subject) -> list[tuple[int, int, str, float, str]]:
-    """Return what gradient-free attacks alone broke, for balls with both kinds of attack."""
-    pairs = []
-    for norm, eps in s.balls:
-        here = [row for row in s.rows if (row.norm, row.eps) == (norm, eps)]
-        seen = worst(row for row in here if row.gradient != "none")
-        blind = worst(row for row in here if row.gradient == "none")
-        if seen and blind:
-            alone = sum(blind[i] <= LOST and seen[i] >= KEPT for i in blind)
-            who = ", ".join(sorted({row.attack for row in here if row.gradient == "none"}))
-            pairs.append((alone, len(blind), who, eps, norm))
-    return pairs
+def _own_columns(s: Subject, norm: str, eps: float) -> Count | None:
+    """Count what the run's gradient-free attacks broke in a ball and its gradient attacks did not.
+
+    Of images that both tried; where no attack of the run uses gradients alone, against our PGD.
+    """
+    rows = s.blind(norm, eps)
+    blind, seen = worst(rows), worst(s.seeing(norm, eps))
+    both = blind.keys() & (seen.keys() or s.indices)
+    if not both:
+        return None
+    if seen:
+        k = sum(blind[i] <= LOST and seen[i] >= KEPT for i in both)
+    else:
+        k = int(s.alone(norm, eps, torch.tensor([blind.get(i, 1.0) for i in s.indices])).sum())
+    return _missed(", ".join(sorted({row.attack for row in rows})), k, len(both), norm, eps)
+
+
+def _square(s: Subject, norm: str, eps: float) -> Count:
+    alone = int(s.alone(norm, eps, s.by_square(norm, eps)).sum())
+    return _missed(f"Square ({s.probes.queries} queries)", alone, len(s.x), norm, eps)
+
+
+def _missed(who: str, k: int, n: int, norm: str, eps: float) -> Count:
+    where = f"broke {k} of {n} images that no gradient attack broke ({norm}, eps {eps:g})"
+    return Count(k, n, f"{who} {where}")
 
 
 def _direction(gradients: Images, norm: str) -> Images:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
@@ -17,6 +17,18 @@ TITLE = "attack log"
 CLEAN = "clean"  # the name of the attack that changes nothing
 GRADIENTS = ("exact", "bpda", "none")
 STAGES = ("clean", "attacked", "denoised", "attacked and denoised")
+CHECKS = (  # the masking checks, all of which a figure needs; `masking` makes them in this order
+    "gradient-free attacks",
+    "stronger attack",
+    "zero gradients",
+    "more steps",
+    "larger eps",
+    "eps large enough",
+    "gradient against random",
+    "transfer",
+    "logits",
+    "global seed",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +92,9 @@ class CheckRow:
 
     Attributes:
         name: Of the check; a later row of the same name replaces it.
-        passed: None where it could not be made.
+        passed: None where it does not apply, leaves the matter to another, or could not be made.
         finding: In words, with the numbers that decided.
-        numbers: The same for machines.
+        numbers: The same for machines; with "error" where an error kept it from being made.
     """
 
     KIND: ClassVar[str] = "check"
@@ -178,9 +190,32 @@ class AttackLog:
 
     @property
     def trusted(self) -> bool | None:
-        """Whether every masking check that could be made passed; None if none was made."""
-        passed = [check.passed for check in self.checks if check.passed is not None]
-        return all(passed) if passed else None
+        """Whether no check failed; None if not all of `CHECKS` were made."""
+        return verdict(self.checks, unmade(self.checks))
+
+
+def unmade(checks: Iterable[CheckRow]) -> tuple[str, ...]:
+    """Return the names of the masking checks that are missing, or that an error prevented.
+
+    Example:
+        >>> unmade([CheckRow(name, True, "fine") for name in CHECKS if name != "logits"])
+        ('logits',)
+    """
+    made = {check.name for check in checks if "error" not in check.numbers}
+    return tuple(name for name in CHECKS if name not in made)
+
+
+def verdict(checks: Iterable[CheckRow], missing: Collection[str]) -> bool | None:
+    """Return whether figures may be believed: no if a check failed, None if any is missing.
+
+    Example:
+        >>> verdict([CheckRow("logits", True, "fine")], missing=["global seed"]) is None
+        True
+    """
+    found = [(check.name in CHECKS, check.passed) for check in checks]
+    if any(passed is False for _, passed in found):
+        return False
+    return True if (True, True) in found and not missing else None
 
 
 def to_json(row: Row) -> dict[str, Any]:
@@ -206,7 +241,7 @@ def from_json(record: Mapping[str, Any]) -> Row:
     """
     values = {name: value for name, value in record.items() if name != "kind"}
     if record["kind"] == CheckRow.KIND:
-        return CheckRow(**values)
+        return CheckRow(**{**values, "numbers": dict(values.get("numbers", {}))})
     if record["kind"] == ImageRow.KIND:
         return ImageRow(**{**values, "shape": tuple(values["shape"])})
     if record["kind"] != AttackRow.KIND:
@@ -254,8 +289,8 @@ class AttackLogWriter(Closing):
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with AttackLogWriter(Path(folder, "attack.jsonl"), {"model": "net"}) as log:
         ...         log.append(CheckRow("constant logits", True, "logits differ"))
-        ...     read_attack_log(folder).trusted
-        True
+        ...     read_attack_log(folder).checks[0].finding
+        'logits differ'
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, resume: bool = False) -> None:

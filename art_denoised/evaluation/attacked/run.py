@@ -31,12 +31,14 @@ from art_denoised.evaluation.attacked.columns import (
 from art_denoised.evaluation.attacked.flags import autoattack_flags
 from art_denoised.evaluation.attacked.probing import Probes, Subject
 from art_denoised.evaluation.attacked.records import (
+    CHECKS,
     CLEAN,
     AttackLog,
     AttackLogWriter,
     AttackRow,
     CheckRow,
     ImageRow,
+    unmade,
 )
 from art_denoised.evaluation.attacked.settings import data_fingerprint, module_options
 from art_denoised.evaluation.attacked.target import LOOKED, Target
@@ -245,17 +247,18 @@ class _Run:
         progress: bool,
     ) -> None:
         """Make the masking checks that the log does not hold yet."""
-        held = {check.name for check in log.log.checks}
+        todo = unmade(log.log.checks)
         right = [row.index for row in log.log.rows if row.attack == CLEAN and row.clean]
         chosen = (right or list(self._indices))[: probes.images]
         x, y = self._images(chosen)
+        mixed = frozenset(column.key for column in self._columns if column.mixed)
         subject = Subject(
-            self.target, x, y, tuple(chosen), log.log.rows, self._balls(), bare, probes
+            self.target, x, y, tuple(chosen), log.log.rows, self._balls(), bare, probes, mixed
         )
-        with tqdm(total=len(masking.CHECKS), desc="checks", disable=not progress) as bar:
-            for name, check in masking.CHECKS.items():
-                if name not in held:
-                    log.append(check(subject))
+        held = len(CHECKS) - len(todo)
+        with tqdm(total=len(CHECKS), initial=held, desc="checks", disable=not progress) as bar:
+            for name in todo:
+                log.append(masking.CHECKS[name](subject))
                 bar.update()
 
     def _balls(self) -> tuple[tuple[str, float], ...]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from art_denoised.evaluation.attacked.masking import CHECKS
 from art_denoised.evaluation.attacked.records import (
+    CHECKS,
     CLEAN,
     AttackLogWriter,
     AttackRow,

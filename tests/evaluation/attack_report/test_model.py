@@ -208,13 +208,13 @@ def test_an_attack_on_some_images_only_is_named():
 
 def test_trust_follows_the_checks():
     rows = (row(0, T),)
-    good, bad, open_ = (CheckRow("c", passed, "words") for passed in (True, False, None))
+    good, bad, open_ = (CheckRow("logits", passed, "words") for passed in (True, False, None))
     assert Model("m", rows).trusted is None
     assert Model("m", rows, (open_,)).trusted is None
     assert Model("m", rows, (good, open_)).trusted is True
     assert Model("m", rows, (good, bad)).trusted is False
-    assert Model("m", rows, (good,), unmade=("logits",)).trusted is None
-    assert Model("m", rows, (bad,), unmade=("logits",)).trusted is False
+    assert Model("m", rows, (good,), unmade=("transfer",)).trusted is None
+    assert Model("m", rows, (bad,), unmade=("transfer",)).trusted is False
 
 
 def test_a_run_that_has_not_come_to_its_checks_is_not_checked(tmp_path):
@@ -224,6 +224,18 @@ def test_a_run_that_has_not_come_to_its_checks_is_not_checked(tmp_path):
     model = read_models([str(tmp_path)])[0][0]
     assert model.trusted is None
     assert "not checked for masking" in format_report([model])
+
+
+def test_checks_of_one_run_do_not_vouch_for_another(tmp_path):
+    checked = write_run(tmp_path / "checked")
+    settings = records.read_attack_log(checked).settings
+    (tmp_path / "unchecked").mkdir()
+    with AttackLogWriter(tmp_path / "unchecked" / "attack.jsonl", settings) as log:
+        log.append(row(0, T, eps=0.9))
+    model = read_models([f"ours={checked}", f"ours={tmp_path / 'unchecked'}"])[0][0]
+    assert model.unmade == records.CHECKS
+    assert model.trusted is None
+    assert "10 checks were not made by every run" in format_report([model])
 
 
 def test_a_failed_check_is_beside_every_figure(tmp_path):
