@@ -185,7 +185,8 @@ class Target:
             InputError: It failed.
         """
         if is_dataclass(attack) and any(option.name == "seed" for option in fields(attack)):
-            seed = (seed + attributes(attack)["seed"] * _MIXING) % 2**31
+            own = attributes(attack)["seed"]
+            seed = (seed + own * _MIXING) % 2**31 if isinstance(own, int) else seed
             attack = replace(attack, seed=seed)  # type: ignore[type-var]
         try:
             with contained(self.module, seed), self.taking(gradient), self._watched():
