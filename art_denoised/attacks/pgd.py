@@ -48,8 +48,8 @@ class PGD:
         batch_size: Images at once; None: all.
 
     Raises:
-        InputError: A value out of range. When called: no images in [0, 1], no logits, or too few
-            classes for the loss.
+        InputError: A value out of range. When called: no images in [0, 1], no logits, NaN among
+            those of a point visited, or too few classes for the loss.
 
     Example:
         >>> from art_denoised.demo import digits_classifier
@@ -125,6 +125,7 @@ class PGD:
                 worst.see(x_adv, fooled, loss)
                 x_adv = ascend(x_adv, gradient, x, eps=self.eps, step_size=size, norm=self.norm)
             worst.see(x_adv, *self._judge(model, x_adv, y, target))
+            worst.check()
         return worst.x_adv
 
     def _gradient(
@@ -140,7 +141,7 @@ class PGD:
             # In the images alone: weights take part in no gradient and accumulate none.
             gradient += torch.autograd.grad(losses.sum(), leaf)[0]
             loss += losses.detach()
-            fooled += logits.detach().argmax(1) != y
+            fooled += _fooled(logits.detach(), y)
         return gradient, fooled, loss
 
     @torch.no_grad()
@@ -153,7 +154,7 @@ class PGD:
         for _ in range(self.eot):
             logits = model(x_adv)
             loss += LOSSES[self.loss](logits, y, target)
-            fooled += logits.argmax(1) != y
+            fooled += _fooled(logits, y)
         return fooled, loss
 
     @torch.no_grad()
@@ -161,7 +162,8 @@ class PGD:
         """Return all classes but ``y``, the likeliest first, if they are asked for."""
         if self.targeted not in ("least_likely", "likeliest"):
             return None
-        score = torch.stack([model(x).log_softmax(1) for _ in range(self.eot)]).mean(0)
+        answers = [checks.logits(model(x), len(x)) for _ in range(self.eot)]
+        score = torch.stack(answers).log_softmax(2).mean(0)
         return score.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)[:, :-1]
 
     def _target(
@@ -197,12 +199,25 @@ class _Worst:
     def __init__(self, x: Images) -> None:
         self.x_adv = x
         self._fooled, self._loss = (x.new_full((len(x),), value) for value in (-1, -torch.inf))
+        self._unread = x.new_zeros((), dtype=torch.bool)
+
+    def check(self) -> None:
+        """Raise if logits were NaN at a point seen. Once a restart: it waits for the device."""
+        if bool(self._unread):
+            raise InputError("the model returned NaN logits under attack; mend it, and begin again")
 
     def see(self, x_adv: Images, fooled: Tensor, loss: Tensor) -> None:
+        self._unread |= fooled.isnan().any()
         worse = (fooled > self._fooled) | ((fooled == self._fooled) & (loss > self._loss))
         self.x_adv = torch.where(worse.reshape(-1, 1, 1, 1), x_adv, self.x_adv)
         self._fooled = torch.where(worse, fooled, self._fooled)
         self._loss = torch.where(worse, loss, self._loss)
+
+
+def _fooled(logits: Tensor, y: Labels) -> Tensor:
+    """Return 1 where the answer is wrong, 0 where it is right, and NaN where there is none."""
+    wrong = (logits.argmax(1) != y).to(logits.dtype)
+    return wrong.masked_fill(logits.isnan().any(1), torch.nan)
 
 
 def _generator(*key: int) -> torch.Generator:

@@ -72,10 +72,10 @@ class Suite(ABC):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.positive("eps", self.eps)
-        checks.count("seed", self.seed, 0)
         if self.norm not in NORMS:
             raise InputError(f"norm is {self.norm!r}; give one of {', '.join(NORMS)}")
+        checks.eps(checks.positive("eps", self.eps), self.norm)
+        checks.count("seed", self.seed, 0)
 
     @property
     @abstractmethod
@@ -235,6 +235,10 @@ class TorchAttack(Suite):
     kind: str = "PGD"
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_given(self.options)
+
     @property
     def name(self) -> str:
         """Of the library and the class."""
@@ -299,10 +303,26 @@ def _is_identity(step: Any) -> bool:
     return mean is not None and std is not None and not np.any(mean) and bool(np.all(std == 1))
 
 
+def refuse_given(options: Mapping[str, Any]) -> None:
+    """Check that options do not say again what an attack is told by its own arguments.
+
+    Raises:
+        InputError: They name eps, norm or seed: rows under one eps would be of another.
+
+    Example:
+        >>> refuse_given({"steps": 20})
+    """
+    for name in ("eps", "norm", "seed"):
+        if name in options:
+            raise InputError(
+                f"the options hold {name} = {options[name]!r}; give {name} to the attack itself"
+            )
+
+
 def fill_in(
     known: type, given: Mapping[str, Any], options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], bool]:
-    """Return the arguments for a class: ``options``, and of ``given`` what it takes.
+    """Return the arguments for a class: ``options``, and of ``given`` what it takes beside them.
 
     Returns:
         The arguments, and whether ``eps`` is among those it takes.
@@ -325,15 +345,24 @@ def fill_in(
 
 
 def keep_inside(x: Images, x_adv: Images, norm: str, eps: float) -> Images:
-    """Return ``x_adv`` where it lies in the ball, and ``x`` where it does not.
+    """Return ``x_adv`` where it lies `within` the ball, and ``x`` where it does not.
 
     Example:
         >>> x = torch.zeros(2, 1, 1, 1)
         >>> keep_inside(x, torch.tensor([0.1, 0.5]).reshape(2, 1, 1, 1), "linf", 0.2).flatten()
         tensor([0.1000, 0.0000])
     """
-    inside = distances(x, x_adv)[norm] <= eps
-    return torch.where(inside.reshape(-1, 1, 1, 1), x_adv, x)
+    return torch.where(within(x, x_adv, norm, eps).reshape(-1, 1, 1, 1), x_adv, x)
+
+
+def within(x: Images, x_adv: Images, norm: str, eps: float) -> Tensor:
+    """Return whether each image lies in its ball, up to rounding: eps (1 + 1e-4) + 1e-6.
+
+    Example:
+        >>> within(torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 0.200001), "linf", 0.2)
+        tensor([True])
+    """
+    return distances(x, x_adv)[norm] <= eps * (1 + 1e-4) + 1e-6
 
 
 def distances(x: Images, x_adv: Images) -> dict[str, Tensor]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import ast
-from collections.abc import Mapping
-from fractions import Fraction
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,8 +89,8 @@ def add_attack(commands: Any) -> None:
     add(
         "--noise",
         choices=("fixed", "fresh"),
-        help="of our modules: fixed, which the attacker knows, or fresh in every call (default: "
-        "as the model comes)",
+        help="of our modules: fixed, which the attacker knows, or fresh in every call; with fresh "
+        "any model is judged as randomised (default: as the model comes)",
     )
     add(
         "--gradients",
@@ -193,14 +193,19 @@ def _option(spec: str, text: str) -> tuple[str, Any]:
 
 def _eps(text: str) -> list[float]:
     try:
-        numbers = [float(Fraction(part.strip())) for part in text.split(",")]
+        numbers = [_ratio(part) for part in text.split(",")]
     except (ValueError, ZeroDivisionError):
         numbers = []
-    if not numbers or min(numbers) <= 0:
+    if not numbers or not all(0 < number < math.inf for number in numbers):
         raise argparse.ArgumentTypeError(
             f"{text!r} is no list of radii; give numbers > 0 joined by commas, as in 8/255 or 0.5,1"
         )
     return numbers
+
+
+def _ratio(text: str) -> float:
+    above, slash, below = text.partition("/")
+    return float(above) / float(below) if slash else float(above)
 
 
 def _attack(arguments: argparse.Namespace) -> None:
@@ -210,14 +215,14 @@ def _attack(arguments: argparse.Namespace) -> None:
     from art_denoised.evaluation.data import load_data, select
     from art_denoised.loading import find_device, load_module
 
-    if arguments.attacks:  # found wanting before anything is loaded
-        parse_attacks(arguments.attacks, arguments.eps, arguments.norm)
+    # Found wanting before anything is loaded, also an eps of the default attacks.
+    parse_attacks(arguments.attacks or _DETERMINISTIC, arguments.eps, arguments.norm)
     device = find_device(arguments.device)
     model = load_module("--model", arguments.model).to(device)
     bare = load_module("--bare", arguments.bare).to(device) if arguments.bare else None
     data = load_data(arguments.data)
     indices = select(data, arguments.skip, arguments.max)
-    text = arguments.attacks or _default_attacks(model, data, arguments.noise, device)
+    text = arguments.attacks or _default_attacks(model, data, indices, arguments)
     log = evaluate(
         model,
         data,
@@ -244,11 +249,19 @@ def _identity(arguments: argparse.Namespace) -> Mapping[str, Any]:
     return {name: getattr(arguments, name) for name in ("model", "bare", "data", "skip")}
 
 
-def _default_attacks(model: nn.Module, data: ImageData, noise: str | None, device: Any) -> str:
-    import torch
+def _default_attacks(
+    model: nn.Module, data: ImageData, indices: Sequence[int], arguments: argparse.Namespace
+) -> str:
+    from art_denoised.evaluation.attacked.run import stack_images
+    from art_denoised.evaluation.attacked.target import LOOKED, Target
 
-    from art_denoised.evaluation.attacked.target import Target
-
-    x = torch.as_tensor(data[0][0])[None].float().to(device)
-    target = Target(model, x, noise=noise, repeats=1, seed=0)
+    x, _ = stack_images(data, indices[:LOOKED])
+    target = Target(
+        model,
+        x,
+        noise=arguments.noise,
+        repeats=1,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+    )
     return _RANDOMISED if target.randomised else _DETERMINISTIC

@@ -14,17 +14,28 @@ from art.estimators.classification.pytorch import PyTorchClassifier
 from torch import nn
 
 from art_denoised import checks
-from art_denoised.attacks.suites import Outcome, Suite, as_module, fill_in, keep_inside
+from art_denoised.attacks.suites import (
+    Outcome,
+    Suite,
+    as_module,
+    fill_in,
+    keep_inside,
+    refuse_given,
+)
 from art_denoised.checks import InputError
 from art_denoised.types import Images, Labels
 
 _GRADIENT_FREE = (
     "BoundaryAttack",
+    "GRAPHITEBlackbox",
     "GeoDA",
     "HopSkipJump",
+    "PixelAttack",
     "SignOPTAttack",
     "SimBA",
+    "SpatialTransformation",
     "SquareAttack",
+    "ThresholdAttack",
     "ZooAttack",
 )
 
@@ -53,6 +64,10 @@ class ARTAttack(Suite):
 
     kind: str = "ProjectedGradientDescent"
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_given(self.options)
 
     @property
     def name(self) -> str:

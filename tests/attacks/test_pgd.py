@@ -310,3 +310,21 @@ def test_bad_input(batch):
     assert cross_entropy(torch.zeros(2, 2), torch.tensor([0, 1])).shape == (2,)
     assert margin(torch.zeros(2, 2), torch.tensor([0, 1])).tolist() == [0, 0]
     assert torch.isfinite(dlr(torch.zeros(2, 3), torch.tensor([0, 1]))).all()
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
+@pytest.mark.parametrize("column", [0, 5])
+def test_nan_logits_are_no_success(loss, column):
+    """Only where the attack goes, not at the images; arg max would take NaN for an answer."""
+
+    class Brittle(nn.Module):
+        def forward(self, x):
+            logits = x.flatten(1)[:, :10] * 1
+            far = (x - 0.5).abs().flatten(1).amax(1) > 0.05
+            logits[far, column] = torch.nan
+            return logits
+
+    x, y = torch.full((3, 1, 8, 8), 0.5), torch.zeros(3, dtype=torch.long)
+    PGD(0.04, steps=2, loss=loss)(Brittle(), x, y)
+    with pytest.raises(InputError, match="NaN logits under attack"):
+        PGD(0.2, steps=2, loss=loss)(Brittle(), x, y)

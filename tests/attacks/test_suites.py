@@ -17,7 +17,7 @@ from torch import nn
 from art_denoised import DenoisedSmoothing
 from art_denoised.attacks import suites
 from art_denoised.attacks.contained import Generators, contained
-from art_denoised.attacks.suites import AutoAttack, TorchAttack, distances
+from art_denoised.attacks.suites import AutoAttack, TorchAttack, distances, keep_inside
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier
 from art_denoised.estimators.attacks import ARTAttack
@@ -71,6 +71,15 @@ def test_it_attacks_within_its_ball_and_leaves_nothing_behind(face, data, capsys
 def test_which_are_gradient_free():
     free = {face.name for face in FACES if face.gradient_free}
     assert free == {"square", "torchattacks:Square", "art:SquareAttack"}
+
+
+def test_what_may_be_kept_is_what_may_be_returned():
+    """One tolerance: a nearest-adversarial attack is not undone by rounding."""
+    x = torch.zeros(3, 1, 1, 1)
+    x_adv = x + EPS * torch.tensor([1 + 5e-5, 1.01, torch.nan]).reshape(3, 1, 1, 1)
+    assert suites.within(x, x_adv, "linf", EPS).tolist() == [True, False, False]
+    assert torch.equal(keep_inside(x, x_adv, "linf", EPS)[0], x_adv[0])
+    assert not keep_inside(x, x_adv, "linf", EPS)[1:].any()
 
 
 def test_which_are_mixed():
@@ -252,6 +261,11 @@ def test_estimators_of_ours_are_attacked_as_they_are(data, monkeypatch):
         (lambda: ARTAttack(0.1, kind="Foo"), "ART has no evasion attack 'Foo'"),
         (lambda: ARTAttack(0.1, options={"max_iter": -1}), "cannot be made"),
         (lambda: ARTAttack(0.1, options={"foo": 1}), "has no option 'foo'"),
+        (lambda: TorchAttack(0.3, options={"eps": 0.001}), "eps = 0.001; give eps to the attack"),
+        (lambda: TorchAttack(0.3, options={"seed": 1}), "seed = 1; give seed to the attack"),
+        (lambda: ARTAttack(0.3, options={"eps": 0.001}), "eps = 0.001; give eps to the attack"),
+        (lambda: ARTAttack(0.3, options={"norm": 2}), "norm = 2; give norm to the attack"),
+        (lambda: AutoAttack(8), "eps is 8, more than the range.*8/255"),
     ],
 )
 def test_bad_input(make, words, data):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,9 +13,10 @@ from torch import Tensor
 
 import art_denoised
 from art_denoised import checks
-from art_denoised.attacks.suites import NORMS, Suite, distances
+from art_denoised.attacks.suites import NORMS, Suite, distances, within
 from art_denoised.checks import InputError
 from art_denoised.evaluation.attacked.records import CLEAN
+from art_denoised.evaluation.attacked.settings import describe
 from art_denoised.types import Images
 
 _PACKAGES = ("torch", "adversarial-robustness-toolbox", "torchattacks", "pyautoattack")
@@ -42,7 +42,7 @@ class Column:
     @property
     def key(self) -> tuple[str, str, float]:
         """As `AttackRow.column`."""
-        return (self.name, self.gradient, self.attack.eps)
+        return (self.name, self.gradient, float(self.attack.eps))
 
 
 def columns(
@@ -67,7 +67,8 @@ def columns(
                 f"attack {name!r} is a {type(attack).__name__}; give a callable "
                 "(model, x, y) -> x_adv with eps and norm ('linf' or 'l2')"
             )
-        checks.positive(f"eps of {name}", attack.eps)
+        eps = getattr(attack, "eps", None)
+        checks.eps(checks.positive(f"eps of {name}", eps), attack.norm)  # type: ignore[arg-type]
         if name == CLEAN:
             raise InputError(f"an attack is named {name!r}, as the images without attack are")
         free = bool(getattr(attack, "gradient_free", False))
@@ -76,7 +77,7 @@ def columns(
             column = Column(name, gradient, attack, mixed)
             if column.key in seen:
                 raise InputError(
-                    f"attack {name!r} is given twice with eps {attack.eps:g}; give pairs "
+                    f"attack {name!r} is given twice with eps {column.key[2]:g}; give pairs "
                     "of a name and an attack"
                 )
             seen.add(column.key)
@@ -97,17 +98,16 @@ def attack_name(attack: Any) -> str:
 
 
 def attack_settings(attack: Any) -> dict[str, Any]:
-    """Return what determines an attack but its seed, as plain JSON values.
+    """Return what determines an attack, its own seed among it, as plain JSON values.
 
     Example:
         >>> from art_denoised.attacks.suites import AutoAttack
         >>> attack_settings(AutoAttack(0.1, parts=("apgd-ce",)))["parts"]
         ['apgd-ce']
     """
-    values = {"type": type(attack).__name__, "eps": float(attack.eps), "norm": attack.norm}
-    if is_dataclass(attack) and not isinstance(attack, type):
-        values |= {name: value for name, value in asdict(attack).items() if name != "seed"}
-    return json.loads(json.dumps(values, default=repr))
+    own = describe(attack)
+    own = own if isinstance(own, dict) else {"held": own}  # a function
+    return {**own, "type": type(attack).__name__, "eps": float(attack.eps), "norm": attack.norm}
 
 
 def versions() -> dict[str, str]:
@@ -128,8 +128,8 @@ def verified(column: Column, indices: Sequence[int], x: Images, x_adv: Any) -> I
     """Return attacked images that are what the attack may return.
 
     Raises:
-        InputError: Another shape, NaN, pixels outside [0, 1] by more than 1e-6, or a change of more
-            than eps (1 + 1e-4) + 1e-6.
+        InputError: Another shape, NaN, pixels outside [0, 1] by more than 1e-6, or a change that is
+            not `within` the ball.
     """
     who, eps, norm = f"attack {column.name!r}", column.attack.eps, column.attack.norm
     if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
@@ -144,8 +144,8 @@ def verified(column: Column, indices: Sequence[int], x: Images, x_adv: Any) -> I
         raise InputError(
             f"{who} left [0, 1]: its pixels span [{float(x_adv.min()):g}, {float(x_adv.max()):g}]"
         )
-    far = distances(x, x_adv)[norm]
-    if float(far.max()) > eps * (1 + 1e-4) + 1e-6:
+    if not bool(within(x, x_adv, norm, eps).all()):
+        far = distances(x, x_adv)[norm]
         index = indices[int(far.argmax())]
         raise InputError(
             f"{who} left its ball: image {index} moved by {float(far.max()):.6g} in {norm}, "

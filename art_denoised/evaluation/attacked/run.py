@@ -40,7 +40,8 @@ from art_denoised.evaluation.attacked.records import (
     ImageRow,
     unmade,
 )
-from art_denoised.evaluation.attacked.target import Target
+from art_denoised.evaluation.attacked.settings import data_fingerprint, module_options
+from art_denoised.evaluation.attacked.target import LOOKED, Target
 from art_denoised.evaluation.data import ImageData
 from art_denoised.storage import make_folder, weights_fingerprint
 from art_denoised.types import Images, Labels
@@ -73,7 +74,7 @@ def evaluate(
     ``resume=True`` to the same rows; where the noise of a defence comes from the operating system
     (a seed of None), to rows of the same distribution.
 
-    A randomised model, one that answers two calls differently, is judged twice: as the attack
+    A randomised model, one of whose first calls differ (`Target`), is judged twice: as the attack
     itself counted, and in ``repeats`` later evaluations with fresh noise.
 
     Args:
@@ -81,11 +82,14 @@ def evaluate(
         data: Pairs of an image and its class; for tensors ``TensorDataset(x, y)``.
         attacks: Callables ``attack(model, x, y) -> x_adv`` with ``eps`` and ``norm``, such as `PGD`
             and the faces of `art_denoised.attacks.suites`; or (name, attack) pairs, or a mapping of
-            names to them. An attack may be given with several eps.
+            names to them. An attack may be given with several eps. Attributes that are read where
+            they are there: ``gradient_free`` and ``mixed`` as of `Suite`, and ``seed``, which is
+            mixed into the run's for a dataclass, and is the attack's own affair otherwise.
         out: Folder for ``attack.jsonl``; None: nothing is kept.
         repeats: Later evaluations of each image, for randomised models.
         noise: "fixed" or "fresh", of our modules; None: as the model comes. With fixed noise the
-            attacker knows it, and the model is deterministic.
+            attacker knows it, and the model is deterministic. With "fresh" any model is judged as
+            randomised.
         gradients: "exact", "bpda" or both, for models with likelihood maximization; both by
             default, as an attacker would.
         bare: The classifier without its defence, for the check of transfer.
@@ -97,7 +101,7 @@ def evaluate(
         indices: Which images; None: all.
         pictures: Of how many images pictures are kept for the report.
         identity: What else must agree before a run is continued, such as the names of model and
-            data. The weights are always compared.
+            data. Weights and options of the model, images, labels and attacks always are compared.
         resume: Continue the run in ``out`` if there is one.
         progress: Show a progress bar, with the time left, on standard error.
 
@@ -106,7 +110,8 @@ def evaluate(
 
     Raises:
         InputError: Something cannot be used; the model raised, returned NaN or another shape; an
-            attack failed or left its ball (by more than 1e-4 eps + 1e-6). Rows before are kept.
+            attack failed or left its ball (`within`); or a model taken for deterministic answered
+            an image differently when asked again. Rows before are kept.
         OSError: The log cannot be written.
 
     Example:
@@ -133,9 +138,10 @@ def evaluate(
         pictures=checks.count("pictures", pictures, 0),
     )
     probes = probes or Probes()
-    settings = {**(identity or {}), **run.settings, "probes": asdict(probes)}
+    settings = {**(identity or {}), **run.settings(progress), "probes": asdict(probes)}
     if bare is not None:
         settings["bare_weights"] = weights_fingerprint(bare)
+        settings["bare_options"] = module_options(bare)
     with contextlib.ExitStack() as stack:
         if out is None:
             out = stack.enter_context(tempfile.TemporaryDirectory())
@@ -171,8 +177,10 @@ class _Run:
             raise InputError("there are no images; give at least one")
         self._data, self._indices = data, indices
         self._seed, self._size, self._pictures = seed, batch_size, pictures
-        x, _ = self._images(indices[:2], None)
-        self.target = Target(model, x, noise=noise, repeats=repeats, seed=seed)
+        x, _ = stack_images(data, indices[:LOOKED])
+        self.target = Target(
+            model, x, noise=noise, repeats=repeats, seed=seed, batch_size=batch_size
+        )
         self._columns = list(columns(attacks, self.target.gradients(gradients)))
         seeing = [column.name for column in self._columns if column.gradient != "none"]
         if seeing and not self.target.differentiable:
@@ -181,28 +189,33 @@ class _Run:
                 "off from the image); give gradient-free attacks, or put BPDA into the model"
             )
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What determines the rows."""
+    def settings(self, progress: bool) -> dict[str, Any]:
+        """Return what determines the rows; every image is read once for it, and checked."""
         attacks: dict[tuple[str, float], dict[str, Any]] = {}
         for column in self._columns:
-            entry = attacks.setdefault(
-                (column.name, column.attack.eps),
-                {"name": column.name, "gradients": [], "mixed": column.mixed},
-            )
-            entry["gradients"].append(column.gradient)
-            entry.update(attack_settings(column.attack))
+            name, gradient, eps = column.key
+            named = {"name": name, "gradients": [], "mixed": column.mixed}
+            entry = attacks.setdefault((name, eps), {**attack_settings(column.attack), **named})
+            entry["gradients"].append(gradient)
         return {
             "weights": weights_fingerprint(self.target.module),
+            "options": module_options(self.target.module),
             "images": len(self._indices),
-            "first": self._indices[0],
-            "last": self._indices[-1],
+            "first": int(self._indices[0]),
+            "last": int(self._indices[-1]),
+            "pixels": self._pixels(progress),
             **self.target.settings,
             "seed": self._seed,
             "batch_size": self._size,
             "attacks": list(attacks.values()),
             "versions": versions(),
         }
+
+    def _pixels(self, progress: bool) -> str:
+        """Return a hash of which images there are, and of what they and their labels are."""
+        bar = tqdm(self._indices, desc="reading", unit="image", leave=False, disable=not progress)
+        pairs = ((i, stack_images(self._data, [i], self.target.classes)) for i in bar)
+        return data_fingerprint((i, x, int(y)) for i, (x, y) in pairs)
 
     def attack(self, log: AttackLogWriter, progress: bool) -> None:
         """Write the rows that the log does not hold yet, those without attack first."""
@@ -237,7 +250,7 @@ class _Run:
         todo = unmade(log.log.checks)
         right = [row.index for row in log.log.rows if row.attack == CLEAN and row.clean]
         chosen = (right or list(self._indices))[: probes.images]
-        x, y = self._images(chosen, self.target.classes)
+        x, y = self._images(chosen)
         mixed = frozenset(column.key for column in self._columns if column.mixed)
         subject = Subject(
             self.target, x, y, tuple(chosen), log.log.rows, self._balls(), bare, probes, mixed
@@ -260,12 +273,16 @@ class _Run:
         clean: Mapping[int, bool],
     ) -> list[AttackRow]:
         """Return the rows of one batch, attacking those of its images that are right without."""
-        x, y = self._images(block, self.target.classes)
+        x, y = self._images(block)
         begin = time.perf_counter()
         if column is None:
             norm = self._columns[0].attack.norm if self._columns else NORMS[0]
             key, x_adv = (CLEAN, "none", 0.0), x
-            right = self.target.right(x, y, self._key(key, block))
+            seed = self._key(key, block)
+            if self.target.randomised:
+                right = self.target.right(x, y, seed)
+            else:
+                right = self.target.steady(x, y, seed, block)
             counted = right[0]
             ever = right.any(0).tolist()
         else:
@@ -352,16 +369,33 @@ class _Run:
         sequence = np.random.SeedSequence([self._seed, name, int(block[0])])
         return int(sequence.generate_state(1)[0]) >> 1
 
-    def _images(self, block: Sequence[int], classes: int | None) -> tuple[Images, Labels]:
-        images, labels = [], []
-        for index in block:
-            x, label = self._data[index]
-            try:
-                images.append(checks.images(torch.as_tensor(x)[None]).float())
-                labels.append(checks.labels([int(label)], classes))
-            except InputError as error:
-                raise InputError(f"image {index}: {error}") from None
-        if len({image.shape for image in images}) > 1:
-            raise InputError("images differ in shape; crop or pad them first")
-        x, y = torch.cat(images), torch.cat(labels)
-        return (x, y) if classes is None else (x.to(self.target.device), y.to(self.target.device))
+    def _images(self, block: Sequence[int]) -> tuple[Images, Labels]:
+        x, y = stack_images(self._data, block, self.target.classes)
+        return x.to(self.target.device), y.to(self.target.device)
+
+
+def stack_images(
+    data: ImageData, indices: Sequence[int], classes: int | None = None
+) -> tuple[Images, Labels]:
+    """Return images and their classes as tensors, checked one by one.
+
+    Raises:
+        InputError: One cannot be used; it is named.
+
+    Example:
+        >>> from art_denoised.evaluation.data import load_data
+        >>> x, y = stack_images(load_data("digits"), [0, 5])
+        >>> x.shape, y
+        (torch.Size([2, 1, 8, 8]), tensor([2, 7]))
+    """
+    images, labels = [], []
+    for index in indices:
+        x, label = data[index]
+        try:
+            images.append(checks.images(torch.as_tensor(x)[None]).float())
+            labels.append(checks.labels([int(label)], classes))
+        except InputError as error:
+            raise InputError(f"image {index}: {error}") from None
+    if len({image.shape for image in images}) > 1:
+        raise InputError("images differ in shape; crop or pad them first")
+    return torch.cat(images), torch.cat(labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from art_denoised.attacks.contained import contained
 from art_denoised.attacks.suites import Outcome, Suite, as_module
 from art_denoised.checks import InputError
 from art_denoised.evaluation.attacked.columns import attack_name
+from art_denoised.evaluation.attacked.settings import attributes
 from art_denoised.rdc.classifier import DiffusionClassifier
 from art_denoised.rdc.likelihood import LikelihoodMaximization
 from art_denoised.smoothing.modules import DenoisedClassifier, SmoothedClassifier
@@ -23,22 +25,32 @@ from art_denoised.types import Images, Labels, Logits
 
 _SEEDED = (DiffusionClassifier, LikelihoodMaximization, SmoothedClassifier)
 _SAME = 1e-5  # two answers that differ by less, relative to their size, differ by rounding
+_MIXING = 0x9E3779B1  # odd, so that no two seeds of an attack are mixed to the same
+LOOKED, _ANSWERS, _CALLS = 32, 96, 16  # images, answers and calls before a model is deterministic
 
 
 class Target:
-    """A model to attack, asked twice at the start to see whether it is randomised.
+    """A model to attack, asked again and again at the start to see whether it is randomised.
+
+    It is, if two calls ever differ by more than rounding: of 16 calls with the first two images,
+    then of 3 with all (of more, where that makes fewer than 96 answers). The first difference ends
+    it; a deterministic model pays some 130 passes of one image. Where noise changes each answer
+    with probability p, it is missed with probability (1 - p)^96 or less: 1e-6 at p = 0.135. Where
+    it changes all answers of a call at once, with (1 - p)^16 or so: `steady` may yet find it.
 
     Args:
         model: A module in eval mode, or an ART estimator over one.
-        x: A few images.
-        noise: "fixed", "fresh" or None: as the model comes.
+        x: Images, of which the first 32 are looked at.
+        noise: "fixed"; "fresh", which makes a model randomised whatever its calls say; or None: as
+            the model comes.
         repeats: Evaluations of an attacked image, if it is randomised.
         seed: Fixes noise that is asked to be fixed and is not; of the global generators.
+        batch_size: Images in a call, at most.
 
     Attributes:
         given: The model as it was given, for attacks of ART.
         module: Its module.
-        randomised: Whether two calls differ.
+        randomised: Whether calls differ.
         repeats: Evaluations of an attacked image; 1 if not randomised.
         differentiable: Whether autograd reaches the images.
         classes: Their number.
@@ -55,26 +67,33 @@ class Target:
     """
 
     def __init__(
-        self, model: Any, x: Images, *, noise: str | None, repeats: int, seed: int
+        self,
+        model: Any,
+        x: Images,
+        *,
+        noise: str | None,
+        repeats: int,
+        seed: int,
+        batch_size: int = LOOKED,
     ) -> None:
         self.given, self.module = model, as_module(model)
         checks.eval_mode(self.module)
         self._seeded = [part for part in self.module.modules() if isinstance(part, _SEEDED)]
         if noise not in (None, "fixed", "fresh"):
             raise InputError(f"noise is {noise!r}; give fixed or fresh, or leave it as it comes")
-        if noise is not None and not self._seeded:
+        if noise == "fixed" and not self._seeded:
             raise InputError(
-                f"noise is {noise!r}, but the model has no part whose noise can be set; leave it "
-                "as it comes"
+                "noise is 'fixed', but the model has no part whose noise can be set; leave it as "
+                "it comes"
             )
         self._noise, self._seed = noise, seed
         self.device = model_device(self.module)
-        x = x.to(self.device)
+        x = x[:LOOKED].to(self.device)
         self.classes = checks.class_count(self.module, x[:1])
         with self.as_asked():
-            self.randomised = self._differs(x)
+            self.randomised = noise == "fresh" or self._differs(x, batch_size)
             with contained(self.module, seed), torch.enable_grad():
-                leaf = x.detach().clone().requires_grad_()
+                leaf = x[:2].detach().clone().requires_grad_()
                 self.differentiable = self.logits(leaf).requires_grad
             fixed = all(part.seed is not None for part in self._seeded)
         self.repeats = repeats if self.randomised else 1
@@ -140,13 +159,33 @@ class Target:
             answers = [self.logits(x).argmax(1) == y for _ in range(repeats or self.repeats)]
         return torch.stack(answers).cpu()
 
+    @torch.no_grad()
+    def steady(self, x: Images, y: Labels, seed: int, indices: Sequence[int]) -> Tensor:
+        """Return what `right` does, (1, batch), asking twice a model taken for deterministic.
+
+        Raises:
+            InputError: It answers differently.
+        """
+        with contained(self.module, seed):
+            first, second = self.logits(x), self.logits(x)
+        gaps = _gaps(first, second)
+        if bool((gaps > _SAME).any()):
+            index = indices[int(gaps.argmax())]
+            raise InputError(
+                f"the model is randomised, though its first calls agreed: image {index} was "
+                "answered differently when asked again; give noise='fresh' (--noise fresh) and "
+                "another folder"
+            )
+        return (first.argmax(1) == y)[None].cpu()
+
     def attempt(self, attack: Any, gradient: str, x: Images, y: Labels, seed: int) -> Outcome:
-        """Run an attack, seeded, with one way of taking gradients.
+        """Run an attack with one way of taking gradients, seeded by ``seed`` and its own seed.
 
         Raises:
             InputError: It failed.
         """
         if is_dataclass(attack) and any(option.name == "seed" for option in fields(attack)):
+            seed = (seed + attributes(attack)["seed"] * _MIXING) % 2**31
             attack = replace(attack, seed=seed)  # type: ignore[type-var]
         try:
             with contained(self.module, seed), self.taking(gradient), self._watched():
@@ -208,11 +247,23 @@ class Target:
             )
 
     @torch.no_grad()
-    def _differs(self, x: Images) -> bool:
+    def _differs(self, x: Images, batch_size: int) -> bool:
+        times = max(3, math.ceil(_ANSWERS / len(x)))
+        todo = [(x[:2], _CALLS), *((block, times) for block in torch.split(x, batch_size))]
         with contained(self.module, self._seed):
-            first, second = self.logits(x), self.logits(x)
-        size = 1 + float(first.abs().max())
-        return bool((first - second).abs().max() > _SAME * size)
+            for block, calls in todo:
+                first = self.logits(block)
+                for _ in range(calls - 1):
+                    if bool((_gaps(first, self.logits(block)) > _SAME).any()):
+                        return True
+        return False
+
+
+def _gaps(first: Logits, second: Logits) -> Tensor:
+    """Return by how much two answers to each image differ, relative to their size."""
+    gaps = (first - second).abs().masked_fill(first == second, 0)  # log-probabilities of -inf too
+    size = first.abs().masked_fill(first.isinf(), 0).max()
+    return gaps.amax(1) / (1 + size)
 
 
 def _words(error: BaseException) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,6 +32,7 @@ from art_denoised.diffusion.weights import noise_levels
 from art_denoised.estimators.attacks import ARTAttack
 from art_denoised.evaluation.attacked.columns import columns
 from art_denoised.evaluation.attacked.records import CLEAN, read_attack_log
+from art_denoised.evaluation.attacked.settings import describe
 from art_denoised.evaluation.attacked.target import Target
 from tests.evaluation.attacked import defects
 from tests.nets import MODEL
@@ -165,7 +168,7 @@ def test_a_killed_process_resumes_to_the_same_rows_and_checks(tmp_path):
         ("classes", r"the model returned shape \(\d, 9\) for \d images"),
     ],
 )
-@pytest.mark.parametrize("calls", [7, 22])
+@pytest.mark.parametrize("calls", [37, 50])  # among the clean images, and under attack
 def test_a_model_that_fails_on_the_way_keeps_what_was_done(tmp_path, digits, then, words, calls):
     model = defects.Failing(calls, then).eval()
     with pytest.raises(InputError, match=words) as caught:
@@ -173,7 +176,7 @@ def test_a_model_that_fails_on_the_way_keeps_what_was_done(tmp_path, digits, the
     assert "\n" not in str(caught.value)
     rows = read_attack_log(tmp_path).rows
     assert 8 <= len(rows) < 60
-    model.calls = 10**6
+    model._left = 10**6
     whole = evaluate(
         model, TensorDataset(*digits), [PGD(EPS, steps=3)], out=tmp_path, resume=True, **settings()
     )
@@ -259,6 +262,103 @@ def test_an_estimator_of_ours_is_evaluated_like_its_module(digits):
     assert sum(row.counted for row in log.columns["pgd", "exact", EPS]) < 12
 
 
+def test_noise_in_few_answers_is_found(digits):
+    """A coin that changes an answer in 13.5% of cases: missed with probability 1e-6 a seed."""
+    coin, x = defects.Coin().eval(), digits[0]
+    for images in (1, 4, 32):
+        for seed in range(5):
+            assert Target(coin, x[:images], noise=None, repeats=5, seed=seed).randomised
+    assert not Target(digits_classifier(), x, noise=None, repeats=5, seed=0).randomised
+    log_odds = nn.Sequential(digits_classifier(), nn.Hardshrink(30), defects.Log()).eval()
+    assert torch.isinf(log_odds(x)).any()
+    assert not Target(log_odds, x, noise=None, repeats=5, seed=0).randomised
+
+
+class Late(defects.Defect):
+    """Deterministic for many calls, and then random."""
+
+    _left = 80
+
+    def forward(self, x):
+        self._left -= 1
+        return self.net(x) + (0.1 * torch.rand(len(x), 1) if self._left < 0 else 0)
+
+
+def test_noise_that_shows_late_contradicts(tmp_path, digits):
+    data, options = TensorDataset(*digits), {**FAST, "indices": range(64), "batch_size": 2}
+    with pytest.raises(InputError, match=r"randomised, though.*image \d+ was.*noise='fresh'"):
+        evaluate(Late().eval(), data, [PGD(EPS, steps=2)], out=tmp_path, **options)
+    options |= {"noise": "fresh", "indices": range(4)}
+    log = evaluate(Late().eval(), data, [PGD(EPS, steps=2)], **options)
+    assert log.settings["randomised"]
+    assert all(len(row.fresh) == 6 for row in log.rows)
+
+
+class Stepping:
+    """An attack with options of its own, one of them an object."""
+
+    norm, eps = "linf", EPS
+
+    def __init__(self, steps, schedule=None):
+        self.steps, self.schedule = steps, schedule or SimpleNamespace(decay=0.5)
+
+    def __call__(self, model, x, y):
+        return x
+
+
+def test_only_the_same_run_is_resumed(tmp_path, digits):
+    """Same first, last and number of images and same weights are not enough."""
+    (x, y), indices = (part[:9].clone() for part in digits), [0, 3, 5, 8]
+    other_x, other_y = x.clone(), y.clone()
+    other_x[3, 0, 0, 0], other_y[5] = 0.5, (y[5] + 1) % 10
+
+    def run(x=x, y=y, attack=None, indices=indices, sigma=0.1):
+        model = SmoothedClassifier(digits_classifier(), sigma=sigma, samples=2, seed=0).eval()
+        data, options = TensorDataset(x, y), {**FAST, "indices": indices}
+        evaluate(model, data, [attack or Stepping(3)], out=tmp_path, resume=True, **options)
+
+    run()
+    run()
+    with pytest.raises(InputError, match="pixels"):
+        run(x=other_x)
+    with pytest.raises(InputError, match="pixels"):
+        run(y=other_y)
+    with pytest.raises(InputError, match="pixels"):
+        run(indices=[0, 3, 6, 8])
+    with pytest.raises(InputError, match="options"):
+        run(sigma=0.2)
+    with pytest.raises(InputError, match=r"attacks.*steps"):
+        run(attack=Stepping(4))
+    with pytest.raises(InputError, match=r"attacks.*decay.*0\.25"):
+        run(attack=Stepping(3, SimpleNamespace(decay=0.25)))
+
+
+def test_settings_hold_no_addresses():
+    def attack(model, x, y, *, loss=lambda logits: logits, at=None):
+        return x + bias
+
+    bias = torch.zeros(1)
+    for value in (attack, functools.partial(attack, at=object()), nn.ReLU(), torch.device("cpu")):
+        assert " at 0x" not in json.dumps(describe(value))
+    before = describe(attack)
+    bias = torch.ones(1)
+    assert describe(attack) != before
+
+
+def test_an_attack_s_own_seed_counts(digits):
+    """It is mixed into that of the run."""
+
+    def far(own, seed=0):
+        options = {**FAST, "indices": range(4), "seed": seed}
+        log = evaluate(
+            digits_classifier(), TensorDataset(*digits), [PGD(EPS, steps=1, seed=own)], **options
+        )
+        assert log.settings["attacks"][0]["seed"] == own
+        return [row.distance_l2 for row in log.columns["pgd", "exact", EPS]]
+
+    assert far(0) == far(0) != far(1) != far(0, seed=1)
+
+
 def test_columns_say_how_much_their_attack_sees(digits):
     """Also of callables that are no Suite."""
 
@@ -283,6 +383,9 @@ def test_bad_input(digits):
         ([lambda m, x, y: x], "give a callable .* with eps and norm"),
         ([PGD(0.1), PGD(0.1, steps=3)], "'pgd' is given twice with eps 0.1; give pairs"),
         ({CLEAN: PGD(0.1)}, "is named 'clean'"),
+        ([SimpleNamespace(norm="linf")], "give a callable"),
+        ([type("Bare", (Keeping,), {"eps": None})()], "eps of bare is None; give a number"),
+        ([type("Large", (Keeping,), {"eps": 8})()], "eps is 8, more than the range"),
     ):
         with pytest.raises(InputError, match=words):
             evaluate(model, data, attacks, **FAST)
@@ -315,6 +418,8 @@ COMMAND = ["attack", "--model", MODEL, "--data", "digits", "--max", "4", "--quie
         (["--eps", "0.1", "--attacks", "square:queries"], "option 'queries'; give name=value"),
         (["--eps", "0.1", "--attacks", "art:"], "names no class; give for example art:"),
         (["--eps", "0.1", "--attacks", ","], "--attacks is empty"),
+        (["--eps", "8"], "eps is 8, more than the range of the images"),
+        (["--eps", "0.3", "--attacks", "torchattacks:PGD:eps=0.001"], "give eps to the attack"),
         (["--eps", "0.1", "--attacks", "pgd", "--gradients", "bpda"], "this model has exact"),
     ],
 )
@@ -326,7 +431,7 @@ def test_a_bad_command_line_is_one_line(tmp_path, capsys, options, words):
     assert not (tmp_path / "attack.jsonl").exists()
 
 
-@pytest.mark.parametrize("eps", ["0", "-1", "8/0", "", "a"])
+@pytest.mark.parametrize("eps", ["0", "-1", "8/0", "", "a", "1e400", "1e999999999", "nan"])
 def test_a_bad_eps_is_one_line(tmp_path, capsys, eps):
     with pytest.raises(SystemExit) as caught:
         main([*COMMAND, "--eps", eps, "--out", str(tmp_path)])
