@@ -2,8 +2,9 @@
 
     python examples/rdc.py
 
-No classifier is trained. The attack is given the exact gradient and, as a second column, BPDA,
-which flatters the defence. Budgets are small: 20 images, 8 noise levels, 5 steps.
+No classifier is trained. The attack is given the exact gradient and, as a second column, BPDA.
+Budgets are small (20 images, 8 noise levels, 5 steps), too small to tell the two apart: the
+notebook attack_a_diffusion_classifier and docs/rdc.md do.
 """
 
 from __future__ import annotations
