@@ -6,11 +6,10 @@ import argparse
 import ast
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from art_denoised.checks import InputError
-from art_denoised.cli.parser import add_command
+from art_denoised.cli.parser import add_command, add_log_options
 
 if TYPE_CHECKING:
     from torch import nn
@@ -118,22 +117,7 @@ def add_attack(commands: Any) -> None:
         metavar="N",
         help="images attacked at once; determines the random starts (default: %(default)s)",
     )
-    add(
-        "--device",
-        default="auto",
-        help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one (default: %(default)s)",
-    )
-    add(
-        "--skip",
-        type=int,
-        default=1,
-        metavar="K",
-        help="take every K-th image of the data set (default: %(default)s)",
-    )
-    add("--max", type=int, metavar="M", help="take at most M images")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder for the log")
-    add("--resume", action="store_true", help="continue the run in DIR")
-    add("--quiet", action="store_true", help="no progress bar")
+    add_log_options(add)
 
 
 def parse_attacks(text: str, eps: list[float], norm: str) -> list[tuple[str, Any]]:

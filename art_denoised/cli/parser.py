@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -23,6 +25,26 @@ def add_command(commands: Any, name: str, run: Any, brief: str, **texts: str) ->
     )
     command.set_defaults(run=run)
     return command
+
+
+def add_log_options(add: Callable[..., object]) -> None:
+    """Add what runs over a data set have in common: device, choice of images, log."""
+    add(
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one (default: %(default)s)",
+    )
+    add(
+        "--skip",
+        type=int,
+        default=1,
+        metavar="K",
+        help="take every K-th image of the data set (default: %(default)s)",
+    )
+    add("--max", type=int, metavar="M", help="take at most M images")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for the log")
+    add("--resume", action="store_true", help="continue the run in DIR")
+    add("--quiet", action="store_true", help="no progress bar")
 
 
 def radii(text: str) -> list[float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from art_denoised.checks import InputError
-from art_denoised.cli.parser import add_command, batch_size, duration, radii
+from art_denoised.cli.parser import add_command, add_log_options, batch_size, duration, radii
 from art_denoised.cli.read import summary
 
 if TYPE_CHECKING:
@@ -160,23 +160,8 @@ def _add_run_options(command: argparse.ArgumentParser, n_help: str) -> None:
         help="type the network computes in: float32, bfloat16, or auto, the faster of the two "
         "here; a certificate is one of the network in this type (default: as the network comes)",
     )
-    add(
-        "--device",
-        default="auto",
-        help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one (default: %(default)s)",
-    )
-    add(
-        "--skip",
-        type=int,
-        default=1,
-        metavar="K",
-        help="take every K-th image of the data set (default: %(default)s)",
-    )
-    add("--max", type=int, metavar="M", help="take at most M images")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder for the log")
-    add("--resume", action="store_true", help="continue the run in DIR")
     add("--tsv", action="store_true", help="also write the field's six-column TSV log")
-    add("--quiet", action="store_true", help="no progress bar")
+    add_log_options(add)
 
 
 def add_demo(commands: Any) -> None:
