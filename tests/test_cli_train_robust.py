@@ -14,6 +14,8 @@ from art_denoised.cli import main
 from art_denoised.demo import digits_network
 from art_denoised.denoisers.checkpoints import load_weights
 from art_denoised.evaluation.data import digits
+from art_denoised.loading import load_trained
+from art_denoised.networks.activations import ParametricSoftplus
 from tests.test_cli import assert_one_line
 
 
@@ -68,6 +70,24 @@ def test_blocks_and_activations_are_put_in_and_noted(tmp_path, capsys):
     assert note["feature_denoising"] == "mean"
     assert note["activation"] == "softplus"
     assert {"1.block.conv.weight", "1.denoise.conv.weight"} <= names
+    # The trained network is attacked by naming the same factory and the file.
+    attack = ["attack", "--model", "tests.nets:residual", "--data", "digits", "--eps", "0.1"]
+    attack += ["--attacks", "pgd:steps=1", "--max", "2", "--no-checks", "--quiet"]
+    trained = [*attack, "--weights", str(tmp_path / "model.safetensors")]
+    assert main([*trained, "--out", str(tmp_path / "attacked")]) == 0
+    model = load_trained("--model", "tests.nets:residual", tmp_path / "model.safetensors")
+    assert not model.training
+    assert sum("denoise" in name for name, _ in model.named_modules()) > 0
+    assert any(isinstance(module, ParametricSoftplus) for module in model.modules())
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, file.get_tensor(name))
+    capsys.readouterr()
+    other = [*attack, "--weights", str(tmp_path / "train.jsonl"), "--out", str(tmp_path / "b")]
+    assert main(other) == 2
+    message = capsys.readouterr().err
+    assert_one_line(message)
+    assert "train.jsonl is damaged or of another format" in message
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import argparse
 import ast
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from art_denoised.checks import InputError
@@ -95,6 +96,13 @@ def add_attack(commands: Any) -> None:
         "--gradients",
         metavar="G,G",
         help="exact, bpda or both, for models with likelihood maximization (default: both)",
+    )
+    add(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="weights for that network, such as the model.safetensors of train-robust, whose "
+        "denoising blocks and activations are then put in as well",
     )
     add(
         "--bare",
@@ -197,12 +205,16 @@ def _attack(arguments: argparse.Namespace) -> None:
     from art_denoised.evaluation.attack_report.text import format_report
     from art_denoised.evaluation.attacked.run import evaluate
     from art_denoised.evaluation.data import load_data, select
-    from art_denoised.loading import find_device, load_module
+    from art_denoised.loading import find_device, load_module, load_trained
 
     # Found wanting before anything is loaded, also an eps of the default attacks.
     parse_attacks(arguments.attacks or _DETERMINISTIC, arguments.eps, arguments.norm)
     device = find_device(arguments.device)
-    model = load_module("--model", arguments.model).to(device)
+    model = (
+        load_trained("--model", arguments.model, arguments.weights)
+        if arguments.weights
+        else load_module("--model", arguments.model)
+    ).to(device)
     bare = load_module("--bare", arguments.bare).to(device) if arguments.bare else None
     data = load_data(arguments.data)
     indices = select(data, arguments.skip, arguments.max)
@@ -230,7 +242,9 @@ def _attack(arguments: argparse.Namespace) -> None:
 
 
 def _identity(arguments: argparse.Namespace) -> Mapping[str, Any]:
-    return {name: getattr(arguments, name) for name in ("model", "bare", "data", "skip")}
+    weights = str(arguments.weights) if arguments.weights else None
+    named = {name: getattr(arguments, name) for name in ("model", "bare", "data", "skip")}
+    return {**named, "weights": weights}
 
 
 def _default_attacks(

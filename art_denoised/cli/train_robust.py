@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,9 +141,9 @@ def _train_robust(arguments: argparse.Namespace) -> None:
         held_out = load_data(arguments.holdout)
         step = max(1, len(held_out) // arguments.holdout_max)  # all classes, where they are sorted
         holdout = [held_out[i] for i in select(held_out, step, arguments.holdout_max)]
-    channels, height, width = data[0][0].shape
-    model = _build(arguments, (channels, height, width), device).to(device)
     changes = {n: getattr(arguments, n) for n in ("feature_denoising", "where", "activation")}
+    shape = tuple(data[0][0].shape)
+    model = _build(arguments, {**changes, "input_shape": shape}, device).to(device)
     with _notices(OverfittingWarning):
         rows = train_robust(
             model,
@@ -162,7 +162,7 @@ def _train_robust(arguments: argparse.Namespace) -> None:
         )
     path = arguments.out / "model.safetensors"
     weights = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
-    note = {"model": arguments.model, **changes, "recipe": arguments.recipe}
+    note = {"model": arguments.model, **changes, "input_shape": shape, "recipe": arguments.recipe}
     # One entry alone: of several the format writes the order at random.
     write_whole(path, save(weights, {"art_denoised": json.dumps(note)}))
     row = max(rows, key=lambda row: row["robust"]) if arguments.best else rows[-1]
@@ -188,33 +188,22 @@ def _recipe(arguments: argparse.Namespace) -> Adversarial | Trades:
 
 
 def _build(
-    arguments: argparse.Namespace, shape: tuple[int, int, int], device: torch.device
+    arguments: argparse.Namespace, changes: Mapping[str, Any], device: torch.device
 ) -> nn.Module:
     """Return the network named, changed as asked, its random parts drawn from the seed."""
-    from art_denoised.loading import load_module
-    from art_denoised.networks.activation_surgery import smooth_activations
-    from art_denoised.networks.activations import ParametricSoftplus, SmoothReLU
-    from art_denoised.networks.surgery import add_feature_denoising, added_cost
+    from art_denoised.loading import change_network, load_module
+    from art_denoised.networks.surgery import added_cost
     from art_denoised.training.seeds import seeded
 
-    if arguments.where and not arguments.feature_denoising:
+    if changes["where"] and not changes["feature_denoising"]:
         raise InputError("--where says where blocks go; give --feature-denoising as well")
     with seeded(arguments.seed, device):
         model = load_module("--model", arguments.model)
-        if arguments.activation:
-            others = {"softplus": ParametricSoftplus(), "smoothrelu": SmoothReLU()}
-            activation = others.get(arguments.activation, arguments.activation)
-            model = smooth_activations(model, activation)
-        if not arguments.feature_denoising:
-            return model
-        where = arguments.where or "stages"
-        changed = add_feature_denoising(
-            model,
-            where.split(",") if "," in where else where,
-            arguments.feature_denoising,
-            input_shape=shape,
-        )
-    print(f"the denoising blocks: {added_cost(model, changed, shape)}", file=sys.stderr)
+        smooth = change_network(model, {**changes, "feature_denoising": None})
+        changed = change_network(smooth, {**changes, "activation": None})
+    if changes["feature_denoising"]:
+        cost = added_cost(smooth, changed, changes["input_shape"])
+        print(f"the denoising blocks: {cost}", file=sys.stderr)
     return changed
 
 

@@ -22,6 +22,7 @@ Form = Literal["adam", "momentum"]
 Gradient = Literal["exact", "bpda"]
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8  # Adam's
 _LOW, _HIGH = 0.4, 0.6  # noise levels of the Adam form, in the units of the network
+_STREAM = (1,)  # of a seed, so that a diffusion classifier with the same draws other noise
 
 
 class _State(NamedTuple):
@@ -99,7 +100,7 @@ class LikelihoodMaximization(nn.Module):
             InputError: Images in other units, or a gradient of the network that is not finite.
         """
         x = checks.images(x, slack=0.5)
-        noise = LevelNoise(self.seed)
+        noise = LevelNoise(self.seed, stream=_STREAM)
         if torch.is_inference_mode_enabled():  # its tensors can take no part in a gradient
             with torch.inference_mode(False):
                 return self._states(x.clone(), noise)[-1].x

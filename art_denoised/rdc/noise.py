@@ -22,6 +22,7 @@ class LevelNoise:
 
     Args:
         seed: Of the noise; None: fresh.
+        stream: Names a user of the seed; others, with the same seed, draw independent noise.
 
     Example:
         >>> x = torch.zeros(2, 1, 8, 8)
@@ -31,8 +32,8 @@ class LevelNoise:
         (True, False)
     """
 
-    def __init__(self, seed: int | None) -> None:
-        self._shared = seed is not None
+    def __init__(self, seed: int | None, *, stream: tuple[int, ...] = ()) -> None:
+        self._stream, self._shared = stream, seed is not None
         self._seed = secrets.randbits(63) if seed is None else seed
         self._drawn: dict[tuple[int, int], Tensor] = {}
 
@@ -50,6 +51,6 @@ class LevelNoise:
 
     def _draw(self, key: tuple[int, int], x: Images) -> Tensor:
         generator = torch.Generator(x.device)
-        sequence = np.random.SeedSequence(self._seed, spawn_key=key)
+        sequence = np.random.SeedSequence(self._seed, spawn_key=(*self._stream, *key))
         generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
         return torch.randn(x.shape[1:], generator=generator, device=x.device, dtype=x.dtype)

@@ -137,3 +137,23 @@ def test_bad_input():
     for x in (images(), images().requires_grad_()):
         with pytest.raises(InputError, match="NaN"):
             LikelihoodMaximization(DiffusionModel(Nan(), Native()), levels=LEVELS)(x)
+
+
+def test_the_noise_of_a_seed_is_not_that_of_a_classifier_with_the_same_seed():
+    seen: list[torch.Tensor] = []
+
+    class Perfect(nn.Module):
+        """Returns the image, so that nothing moves, and keeps the noise it saw."""
+
+        def forward(self, x, sigma, y):
+            seen.append((x / sigma.reshape(-1, 1, 1, 1))[0].detach())
+            return x * 0
+
+    image = torch.full((1, 1, 8, 8), 0.5)  # 0 in [-1, 1]
+    model = DiffusionModel(Perfect(), Native(), classes=2, null_class=2)
+    LikelihoodMaximization(model, steps=3, seed=0)(image)
+    steps = list(seen)
+    seen.clear()
+    DiffusionClassifier(model, levels=LEVELS, seed=0, max_batch=1)(image)
+    assert len(steps) == 3
+    assert min(float((a - b).abs().max()) for a in steps for b in seen) > 0.1
