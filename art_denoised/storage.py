@@ -6,12 +6,13 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from art_denoised.checks import InputError
 
@@ -69,8 +70,31 @@ def weights_fingerprint(model: nn.Module) -> str:
         >>> weights_fingerprint(layer) == before
         False
     """
+    state = sorted(model.state_dict().items())
+    return tensors_fingerprint(**dict(state))
+
+
+def structure_fingerprint(model: nn.Module) -> str:
+    """Return a short hash of what modules say of themselves and weights do not: a slope, ...
+
+    Example:
+        >>> a, b = torch.nn.LeakyReLU(0.1), torch.nn.LeakyReLU(0.2)
+        >>> structure_fingerprint(a) == structure_fingerprint(b)
+        False
+    """
+    words = re.sub(r" at 0x[0-9a-f]+", "", repr(model))
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
+
+
+def tensors_fingerprint(*tensors: Tensor, **named: Tensor) -> str:
+    """Return a short hash of the values, shapes, dtypes and names of tensors, in their order.
+
+    Example:
+        >>> tensors_fingerprint(torch.zeros(2)) == tensors_fingerprint(torch.zeros(1, 2))
+        False
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in [*(("", tensor) for tensor in tensors), *named.items()]:
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(raw.numpy().tobytes())

@@ -465,7 +465,7 @@ def train_args(out: Path, **changes: object) -> list[str]:
 
 
 def test_a_denoiser_is_trained_and_certified_with(tmp_path, capsys):
-    arguments = train_args(tmp_path, test="digits", epochs=6, rate=0.005, average=0.9)
+    arguments = train_args(tmp_path, holdout="digits", epochs=6, rate=0.005, average=0.9)
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert re.search(r"epoch 6, loss [\d.]+, mse [\d.]+, accuracy 0\.\d+", printed)

@@ -122,11 +122,11 @@ def test_bad_words_are_one_line(tmp_path, capsys, changes, words):
 
 
 def test_denoisers_are_judged_on_at_least_one_image(tmp_path, capsys):
-    words = ["--objective", "mse", "--data", "digits", "--test", "digits", "--test-max", "0"]
+    words = ["--objective", "mse", "--data", "digits", "--holdout", "digits", "--holdout-max", "0"]
     assert main(["train-denoiser", *words, "--sigma", "0.25", "--out", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
     assert_one_line(message)
-    assert "--test-max is 0" in message
+    assert "--holdout-max is 0" in message
 
 
 def test_another_holdout_is_no_resuming(tmp_path, capsys):

@@ -37,7 +37,7 @@ image and epoch; the progress bar estimates the time.
 _DENOISER_EPILOG = """\
 examples:
   a small DnCNN for the packaged digits classifier, in a minute:
-    art-denoised train-denoiser --objective stability --data digits --test digits \\
+    art-denoised train-denoiser --objective stability --data digits --holdout digits \\
         --classifier art_denoised.demo:digits_classifier --sigma 0.25 \\
         --architecture dncnn:6:24 --augment crop --epochs 30 --out runs/denoiser
 
@@ -90,10 +90,7 @@ def add_train_denoiser(commands: Any) -> None:
         help="classifier to train with in its place; repeat for several",
     )
     add("--data", required=True, metavar="DATA", help=f"training images: {SPECS}")
-    add(
-        "--test", metavar="DATA", help="held-out images, evaluated after each epoch; the same forms"
-    )
-    add("--test-max", type=int, default=500, metavar="M", help="of them (default: %(default)s)")
+    add_holdout_options(command, "evaluated")
     add(
         "--sigma",
         type=_sigmas,
@@ -199,6 +196,29 @@ def add_plan_options(command: argparse.ArgumentParser, plan: Plan | None = None)
     add("--quiet", action="store_true", help="no progress bar")
 
 
+def add_holdout_options(command: argparse.ArgumentParser, what: str) -> None:
+    """Add the options that `read_holdout` reads."""
+    add = command.add_argument
+    add(
+        "--holdout",
+        metavar="DATA",
+        help=f"images that are not trained on, {what} after each epoch; the same forms as --data",
+    )
+    add("--holdout-max", type=int, default=500, metavar="M", help="of them (default: %(default)s)")
+
+
+def read_holdout(arguments: argparse.Namespace) -> list[Any] | None:
+    """Return pairs of image and label, evenly from all of the data."""
+    from art_denoised.evaluation.data import load_data, select
+
+    most = checks.count("--holdout-max", arguments.holdout_max)
+    if not arguments.holdout:
+        return None
+    data = load_data(arguments.holdout)
+    step = max(1, len(data) // most)  # all classes, where they are sorted
+    return [data[i] for i in select(data, step, most)]
+
+
 def read_plan(arguments: argparse.Namespace) -> Plan:
     """Return the `Plan` of the options."""
     from art_denoised.training.plan import Plan
@@ -209,11 +229,10 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
 
 def _train_denoiser(arguments: argparse.Namespace) -> None:
     from art_denoised.denoisers.checkpoints import save_denoiser
-    from art_denoised.evaluation.data import load_data, select
+    from art_denoised.evaluation.data import load_data
     from art_denoised.loading import find_device, load_module
     from art_denoised.training.denoiser import train_denoiser
 
-    checks.count("--test-max", arguments.test_max)
     plan, device = read_plan(arguments), find_device(arguments.device)
     target, classifiers = None, []
     if arguments.classifier:
@@ -221,11 +240,7 @@ def _train_denoiser(arguments: argparse.Namespace) -> None:
         classifiers = [target]
     if arguments.surrogate:
         classifiers = [load_module("--surrogate", name).to(device) for name in arguments.surrogate]
-    data, holdout = load_data(arguments.data, train=True), None
-    if arguments.test:
-        test = load_data(arguments.test)
-        step = max(1, len(test) // arguments.test_max)  # all classes, where they are sorted
-        holdout = [test[i] for i in select(test, step, arguments.test_max)]
+    data = load_data(arguments.data, train=True)
     denoiser = _build(arguments.architecture, len(data[0][0]), arguments.seed, device).to(device)
     rows = train_denoiser(
         denoiser,
@@ -236,7 +251,7 @@ def _train_denoiser(arguments: argparse.Namespace) -> None:
         sigma=arguments.sigma,
         plan=plan,
         fine_epochs=arguments.fine_epochs,
-        holdout=holdout,
+        holdout=read_holdout(arguments),
         out=arguments.out,
         resume=arguments.resume,
         identity={

@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.cli.parser import add_command, fraction
-from art_denoised.cli.train import add_plan_options, read_plan
+from art_denoised.cli.train import add_holdout_options, add_plan_options, read_holdout, read_plan
 
 if TYPE_CHECKING:
     import torch
@@ -113,12 +112,7 @@ def add_train_robust(commands: Any) -> None:
         metavar="NAME",
         help="replace ReLU by silu, gelu, elu, celu, softplus (a = 10) or smoothrelu",
     )
-    add(
-        "--holdout",
-        metavar="DATA",
-        help="images that are not trained on, attacked after each epoch; the same forms as --data",
-    )
-    add("--holdout-max", type=int, default=500, metavar="M", help="of them (default: %(default)s)")
+    add_holdout_options(command, "attacked")
     add("--judge-steps", type=int, default=10, help="of that attack (default: %(default)s)")
     add("--best", action="store_true", help="keep the weights of the epoch most robust on them")
     add("--stop", action="store_true", help="end at catastrophic overfitting")
@@ -129,18 +123,13 @@ def add_train_robust(commands: Any) -> None:
 def _train_robust(arguments: argparse.Namespace) -> None:
     from safetensors.torch import save
 
-    from art_denoised.evaluation.data import load_data, select
+    from art_denoised.evaluation.data import load_data
     from art_denoised.loading import find_device
     from art_denoised.storage import write_whole
     from art_denoised.training.adversarial import OverfittingWarning, train_robust
 
-    checks.count("--holdout-max", arguments.holdout_max)
     plan, device, recipe = read_plan(arguments), find_device(arguments.device), _recipe(arguments)
-    data, holdout = load_data(arguments.data, train=True), None
-    if arguments.holdout:
-        held_out = load_data(arguments.holdout)
-        step = max(1, len(held_out) // arguments.holdout_max)  # all classes, where they are sorted
-        holdout = [held_out[i] for i in select(held_out, step, arguments.holdout_max)]
+    data = load_data(arguments.data, train=True)
     changes = {n: getattr(arguments, n) for n in ("feature_denoising", "where", "activation")}
     shape = tuple(data[0][0].shape)
     model = _build(arguments, {**changes, "input_shape": shape}, device).to(device)
@@ -150,7 +139,7 @@ def _train_robust(arguments: argparse.Namespace) -> None:
             data,
             recipe=recipe,
             plan=plan,
-            holdout=holdout,
+            holdout=read_holdout(arguments),
             judge_steps=arguments.judge_steps,
             best=arguments.best,
             stop_on_overfitting=arguments.stop,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from art_denoised import checks
 from art_denoised.attacks.ascent import in_eval
 from art_denoised.attacks.pgd import PGD
 from art_denoised.checks import InputError
+from art_denoised.storage import tensors_fingerprint
+from art_denoised.training.holdout import stack_holdout
 from art_denoised.training.loop import Rows, train
 from art_denoised.training.plan import Plan
 from art_denoised.training.recipes import Recipe, describe, find_recipe
@@ -99,7 +100,7 @@ def train_robust(
         raise InputError("there is no holdout to judge epochs on; give one")
     judge = PGD(recipe.eps, norm=recipe.norm, steps=judge_steps, batch_size=256)
     classes = _class_count(model, data)
-    held_out = None if holdout is None else _stack(holdout, classes)
+    held_out = None if holdout is None else stack_holdout(holdout, classes)
 
     def evaluate(network: nn.Module, rows: Rows) -> dict[str, float]:
         assert held_out is not None
@@ -130,7 +131,7 @@ def train_robust(
             **(identity or {}),
             **describe(recipe),
             "judge_steps": judge_steps,
-            "holdout": None if held_out is None else _fingerprint(*held_out),
+            "holdout": None if held_out is None else tensors_fingerprint(*held_out),
             "stop_on_overfitting": stop_on_overfitting,
         },
         tensorboard=tensorboard,
@@ -199,26 +200,6 @@ def judge_classifier(model: nn.Module, x: Images, y: Labels, attack: PGD) -> dic
             answers = torch.cat([model(part).argmax(1) for part in torch.split(images, size)])
         judged[name] = int((answers == y).sum()) / len(y)
     return judged
-
-
-def _stack(data: Any, classes: int) -> tuple[Images, Labels]:
-    try:
-        images, labels = zip(*(data[i] for i in range(len(data))), strict=True)
-        x = torch.stack([torch.as_tensor(image) for image in images])
-        y = torch.tensor([int(label) for label in labels])
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(
-            "the holdout must be pairs of an image and its class, all images of one size"
-        ) from None
-    return checks.images(x).float(), checks.labels(y, classes)
-
-
-def _fingerprint(*tensors: Tensor) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _class_count(model: nn.Module, data: Any) -> int:

@@ -15,10 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.storage import weights_fingerprint
+from art_denoised.storage import (
+    structure_fingerprint,
+    tensors_fingerprint,
+    weights_fingerprint,
+)
+from art_denoised.training.holdout import stack_holdout
 from art_denoised.training.loop import Rows, train
 from art_denoised.training.plan import Plan
 from art_denoised.types import Classifier, Images, Labels
@@ -139,6 +145,7 @@ def train_denoiser(
     low, high = _range(sigma)
     _check_classifiers(classifiers, target)
     judge = target if target is not None else next(iter(classifiers), None)
+    held_out = None if holdout is None else TensorDataset(*stack_holdout(holdout))
     parts = _parts(objective, plan, fine_epochs)
     rows: list[dict[str, float]] = []
     for name, goal, part in parts:
@@ -151,7 +158,7 @@ def train_denoiser(
             return goal(denoiser(x_noisy, level), x, y, classifier)
 
         def evaluate(network: nn.Module, rows: Rows) -> dict[str, float]:
-            return judge_denoiser(network, judge, holdout, high)
+            return judge_denoiser(network, judge, held_out, high)
 
         folder = out if out is None or len(parts) == 1 else Path(out, name)
         with _frozen(classifiers):
@@ -162,12 +169,14 @@ def train_denoiser(
                 part,
                 out=folder,
                 resume=resume,
-                evaluate=None if holdout is None else evaluate,
+                evaluate=None if held_out is None else evaluate,
                 identity={
                     **(identity or {}),
                     "objective": name,
                     "sigma": [low, high],
-                    "classifiers": [weights_fingerprint(c) for c in classifiers],
+                    "classifiers": [_identity(c) for c in classifiers],
+                    "judge": None if judge is None else _identity(judge),
+                    "holdout": None if held_out is None else tensors_fingerprint(*held_out.tensors),
                 },
                 tensorboard=tensorboard,
                 progress=progress,
@@ -249,6 +258,10 @@ def _range(sigma: float | tuple[float, float]) -> tuple[float, float]:
     if low > high:
         raise InputError(f"sigma goes from {low:g} to {high:g}; give the lower one first")
     return low, high
+
+
+def _identity(classifier: nn.Module) -> list[str]:
+    return [weights_fingerprint(classifier), structure_fingerprint(classifier)]
 
 
 def _check_classifiers(classifiers: Sequence[nn.Module], target: nn.Module | None) -> None:

@@ -7,8 +7,6 @@ the very steps of one that was never interrupted. The global random state is put
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -23,7 +21,7 @@ from tqdm import tqdm
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.storage import make_folder, weights_fingerprint
+from art_denoised.storage import make_folder, structure_fingerprint, weights_fingerprint
 from art_denoised.training.plan import Plan, augment
 from art_denoised.training.seeds import derived, seeded
 from art_denoised.training.state import State
@@ -96,7 +94,7 @@ def train(
     network.to(memory_format=torch.channels_last)
     state = State(network, trained, plan)
     settings = {**asdict(plan), **(identity or {}), "images": batches.images, "best": best}
-    settings |= {"start": weights_fingerprint(network), "structure": _structure(network)}
+    settings |= {"start": weights_fingerprint(network), "structure": structure_fingerprint(network)}
     steps = plan.epochs * len(batches)
     folder = None if out is None else make_folder(Path(out))
     if folder is not None:
@@ -189,12 +187,6 @@ def _one_size(batches: DataLoader[Any]) -> Iterator[Any]:
         raise InputError(
             "the images of the data differ in size; bring them to one size first"
         ) from None
-
-
-def _structure(network: nn.Module) -> str:
-    """Return a short hash of what modules say of themselves, which weights do not: a slope, ..."""
-    words = re.sub(r" at 0x[0-9a-f]+", "", repr(network))
-    return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
 def _computes_in_bf16(device: torch.device) -> bool:

@@ -72,6 +72,7 @@ def jobs() -> list[Job]:
         found += [Job(f"{name}-{n}-{e}", name, n, e, 500, 50) for n, e in THREATS]
     for defence in ("rdc-exact", "rdc-bpda", "dc"):
         found += [Job(f"{defence}-{n}-{e}", defence, n, e, 100, 20) for n, e in THREATS]
+    found += [Job("rdc-long-linf-0.2", "rdc-long", "linf", 0.2, 100, 50)]
     found += [Job(f"rdc-fresh-{n}-{e}", "rdc-fresh", n, e, 20, 20, eot=DRAWS) for n, e in THREATS]
     return found
 

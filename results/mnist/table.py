@@ -5,20 +5,38 @@ python results/mnist/table.py
 
 from __future__ import annotations
 
+from typing import Any
+
 from networks import HERE
 from robustness import THREATS, jobs
 
 from art_denoised.smoothing.statistics import proportion_interval
 from art_denoised.storage import read_journal
 
-NAMES = {
-    "plain": "plain CNN",
-    "adversarial": "adversarially trained CNN",
-    "dc": "diffusion classifier",
-    "rdc-exact": "RDC, exact gradients",
-    "rdc-bpda": "RDC, BPDA",
-    "rdc-fresh": "RDC, fresh noise, EOT",
+# What counts in a line is the worst that these attacks did to each image.
+LINES = {
+    "plain CNN": ["plain"],
+    "adversarially trained CNN": ["adversarial"],
+    "diffusion classifier": ["dc"],
+    "RDC, exact gradients": ["rdc-exact"],
+    "RDC, exact, 50 steps": ["rdc-long"],
+    "RDC, BPDA": ["rdc-bpda"],
+    "RDC, worst of the above": ["rdc-exact", "rdc-long", "rdc-bpda"],
+    "RDC, fresh noise, EOT": ["rdc-fresh"],
 }
+
+
+def attacked(defences: list[str], threat: str) -> list[dict[str, Any]]:
+    """Return the rows of the images that all of the attacks were run on, the worst of each."""
+    known = {job.name: job for job in jobs()}
+    tables = []
+    for job in (known.get(f"{defence}-{threat}") for defence in defences):
+        path = HERE / "rows" / f"{job.name}.jsonl" if job else None
+        if path and path.exists():
+            rows = read_journal(path).records[: job.images]
+            tables.append({row["image"]: row for row in rows})
+    common = set.intersection(*map(set, tables)) if tables else set()
+    return [min((t[i] for t in tables), key=lambda row: row["robust"]) for i in sorted(common)]
 
 
 def share(hits: int, images: int) -> str:
@@ -27,34 +45,31 @@ def share(hits: int, images: int) -> str:
 
 
 def main() -> None:
-    header = "".join(f"{f'{norm} {eps}':>19}" for norm, eps in THREATS)
-    print(f"{'':28}{'images':>10}{'clean':>19}{header}")
-    known = {job.name: job for job in jobs()}
-    for defence, title in NAMES.items():
-        mean, worst, clean, counts = [], [], "", []
-        for norm, eps in THREATS:
-            job = known[f"{defence}-{norm}-{eps}"]
-            path = HERE / "rows" / f"{job.name}.jsonl"
-            rows = read_journal(path).records[: job.images] if path.exists() else []
-            counts.append(len(rows))
-            if not rows:
-                mean.append("-")
-                worst.append("-")
-                continue
-            draws = rows[0]["draws"]
-            worst.append(share(sum(row["robust"] == draws for row in rows), len(rows)))
-            average = sum(row["robust"] for row in rows) / draws / len(rows)
-            mean.append(f"{100 * average:.1f}%" if draws > 1 else worst[-1])
-            clean = clean or share(sum(row["clean"] == draws for row in rows), len(rows))
-        if not any(counts):
+    threats = [f"{norm}-{eps}" for norm, eps in THREATS]
+    header = "".join(f"{threat.replace('-', ' '):>19}" for threat in threats)
+    print(f"{'':28}{'images':>12}{'clean':>19}{header}")
+    for title, defences in LINES.items():
+        tables = [attacked(defences, threat) for threat in threats]
+        if not any(tables):
             continue
-        counted = "/".join(str(n) for n in dict.fromkeys(counts))
-        cells = "".join(f"{cell:>19}" for cell in worst)
-        last = ", worst" if defence == "rdc-fresh" else ""
-        if last:
-            averages = "".join(f"{cell:>19}" for cell in mean)
-            print(f"{title + ', average':28}{counted:>10}{'':19}{averages}")
-        print(f"{title + last:28}{counted:>10}{clean:>19}{cells}")
+        images = "/".join(map(str, dict.fromkeys(map(len, tables))))
+        draws = next(rows[0]["draws"] for rows in tables if rows)
+
+        def cell(rows: list[dict[str, Any]], name: str, draws: int = draws) -> str:
+            return share(sum(r[name] == draws for r in rows), len(rows)) if rows else "-"
+
+        if draws > 1:
+            means = [
+                f"{100 * sum(r['robust'] for r in rows) / draws / len(rows):.1f}%" if rows else "-"
+                for rows in tables
+            ]
+            print(
+                f"{title + ', average':28}{images:>12}{'':19}{''.join(map('{:>19}'.format, means))}"
+            )
+            title += ", worst"
+        clean = cell(next(filter(None, tables)), "clean")
+        cells = "".join(f"{cell(rows, 'robust'):>19}" for rows in tables)
+        print(f"{title:28}{images:>12}{clean:>19}{cells}")
 
 
 if __name__ == "__main__":

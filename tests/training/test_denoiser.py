@@ -175,3 +175,19 @@ def test_bad_input():
         train("stability", classifiers=[nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))])
     with pytest.raises(InputError, match="lower one first"):
         train_denoiser(small(), [], sigma=(0.5, 0.1))
+
+
+@pytest.mark.parametrize("other", ["holdout", "slope", "target"])
+def test_what_judges_or_teaches_must_be_the_same_on_resuming(held_out, tmp_path, other):
+    def steep(slope: float) -> nn.Module:  # of equal weights
+        return nn.Sequential(nn.Flatten(), nn.LeakyReLU(slope), nn.BatchNorm1d(64)).eval()
+
+    plan = Plan(epochs=1, batch_size=400)
+    before = {"classifiers": [steep(0.1)], "target": recorders("t")[0][0]}
+    before |= {"holdout": held_out[:10]}
+    target = recorders("s", "t")[0][1]
+    changed = {"holdout": held_out[1:11], "slope": [steep(0.2)], "target": target}[other]
+    train("classification", plan, **before, out=tmp_path)
+    after = {**before, {"slope": "classifiers"}.get(other, other): changed}
+    with pytest.raises(InputError, match="holdout" if other == "holdout" else "classifiers|judge"):
+        train("classification", plan, **after, out=tmp_path, resume=True)
