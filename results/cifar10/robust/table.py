@@ -1,0 +1,105 @@
+"""The tables of README.md, from the logs of run.py.
+
+cd results/cifar10; python robust/table.py > robust/table.txt
+
+A difference is the mean over seeds of paired differences between two trainings of one seed,
+with a 95% bootstrap interval over images; beside it that of each seed, for the interval knows
+nothing of how trainings vary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from run import BLOCKS, Training, trainings
+
+from art_denoised.evaluation.attacked.records import read_attack_log
+from art_denoised.smoothing.statistics import proportion_interval
+
+RESAMPLES = 10_000
+COLUMNS = ("clean", "PGD-50", "APGD-CE+T")
+_BLOCKS = [f"relu-{block}" for block in BLOCKS if block != "1x1"]
+COMPARED = [
+    *((title, "relu", "APGD-CE+T") for title in ("softplus", "silu", "relu-1x1", *_BLOCKS)),
+    *((title, "relu-1x1", "APGD-CE+T") for title in _BLOCKS),
+    ("feature-denoising-relu-gaussian", "feature-denoising-relu", "APGD-CE+T"),
+    ("clean-relu-gaussian", "clean-relu", "clean"),
+]
+
+
+def survivors(folder: Path) -> dict[str, np.ndarray] | None:
+    """Return for each column whether each image, in order, is still right; None: not all are in."""
+    if not (folder / "attack.jsonl").exists():
+        return None
+    by_attack: dict[str, dict[int, bool]] = defaultdict(dict)
+    for row in read_attack_log(folder / "attack.jsonl").rows:
+        by_attack["clean"][row.index] = row.clean
+        by_attack[row.attack.partition(":")[0]][row.index] = row.counted
+    kept = {attack: np.array([r[i] for i in sorted(r)]) for attack, r in by_attack.items()}
+    if len(kept) < 4 or len({len(right) for right in kept.values()}) > 1:
+        return None
+    return {
+        "clean": kept["clean"],
+        "PGD-50": kept["pgd"],
+        "APGD-CE+T": kept["apgd-ce"] & kept["apgd-t"],
+    }
+
+
+def seconds(folder: Path) -> float:
+    """Return the shortest epoch: the others shared the machine with more."""
+    with (folder / "train.jsonl").open() as log:
+        return min(row["seconds"] for row in map(json.loads, log) if "seconds" in row)
+
+
+def name(training: Training) -> str:
+    """Return the name without its seed: what seeds are averaged over."""
+    return training.name.removesuffix(f"-{training.seed}")
+
+
+def bootstrap(values: np.ndarray) -> tuple[float, float]:
+    """Return a 95% interval of the mean of values, one an image."""
+    generator = np.random.default_rng(0)
+    chosen = generator.integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.percentile(values[chosen].mean(1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def main() -> None:
+    found: dict[str, dict[int, dict[str, np.ndarray]]] = defaultdict(dict)
+    epoch: dict[str, list[float]] = defaultdict(list)
+    for training in trainings():
+        if (kept := survivors(training.folder)) is not None:
+            found[name(training)][training.seed] = kept
+            epoch[name(training)].append(seconds(training.folder))
+
+    print(f"{'':32}{'seeds':>6}{''.join(map('{:>18}'.format, COLUMNS))}{'s/epoch':>9}")
+    for title, seeds in found.items():
+        cells = ""
+        for column in COLUMNS:
+            right = np.mean([kept[column] for kept in seeds.values()], 0)
+            # Seeds attack the same images: the interval is that of one network.
+            low, high = proportion_interval(round(right.sum()), len(right))
+            cells += f"{f'{right.mean():.1%} ({100 * low:.0f}-{100 * high:.0f})':>18}"
+        print(f"{title:32}{len(seeds):6}{cells}{min(epoch[title]):9.0f}")
+
+    print("\nDifferences in percentage points")
+    for title, other, column in COMPARED:
+        common = sorted(set(found.get(title, {})) & set(found.get(other, {})))
+        if not common:
+            continue
+        each = [
+            100.0 * found[title][seed][column] - 100.0 * found[other][seed][column]
+            for seed in common
+        ]
+        paired = np.mean(each, 0)
+        low, high = bootstrap(paired)
+        by_seed = ", ".join(f"{one.mean():+.1f}" for one in each)
+        line = f"{column}: {title} - {other}"
+        print(f"{line:64}{paired.mean():+6.1f} ({low:+.1f} to {high:+.1f})   seeds: {by_seed}")
+
+
+if __name__ == "__main__":
+    main()
