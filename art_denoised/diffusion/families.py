@@ -134,18 +134,18 @@ class DDPM(Family):
     @property
     def sigma_min(self) -> float:  # type: ignore[override]
         """Noise level of the first step."""
-        return float(self._grid()[0])
+        return float(self.sigmas[0])
 
     @property
     def sigma_max(self) -> float:  # type: ignore[override]
         """Noise level of the last step."""
-        return float(self._grid()[-1])
+        return float(self.sigmas[-1])
 
     def at(self, sigma: Tensor) -> Preconditioning:
         """Return the coefficients at noise levels ``sigma``."""
         c_in = (1 + sigma**2).rsqrt()
         c_skip, c_out = self._COEFFICIENTS[self.prediction](sigma, c_in)
-        grid = self._grid().log().to(sigma)
+        grid = self.sigmas.log().to(sigma)
         middles = (grid[1:] + grid[:-1]) / 2
         step = torch.searchsorted(middles, sigma.log().contiguous())
         return Preconditioning(c_skip, c_out, c_in, step)
@@ -157,11 +157,12 @@ class DDPM(Family):
             InputError: No step is as noisy.
         """
         super().at_least(sigma)
-        grid = self._grid()
+        grid = self.sigmas
         return float(grid[int((grid < sigma).sum())])
 
-    def _grid(self) -> Tensor:
-        """Noise level of each step, rising."""
+    @property
+    def sigmas(self) -> Tensor:
+        """Noise level of each step, rising; float64."""
         abar = torch.tensor(self.alphas_cumprod, dtype=torch.float64)
         return ((1 - abar) / abar).sqrt()
 

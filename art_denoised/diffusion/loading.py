@@ -16,7 +16,7 @@ from art_denoised.diffusion.families import DDPM, EDM, Family, Flow
 from art_denoised.diffusion.hub import fetch
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.unet import UNetNetwork
-from art_denoised.weights import load_weights, read_state_dict
+from art_denoised.weights import fitting_state, read_state_dict
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _SCHEDULER = "scheduler_config.json"
@@ -87,7 +87,7 @@ def load_diffusion(
             f"classes is {classes}, but the U-Net in {folder} embeds {embedded or 'none'}; give "
             "that number, or one less if the last is a null class"
         )
-    patch = read_patch(folder)
+    patch, image_range = read_extra(folder)
     channels = unet.config.in_channels, unet.config.out_channels  # type: ignore[union-attr]
     if channels[0] != channels[1]:
         raise InputError(
@@ -99,11 +99,11 @@ def load_diffusion(
         family,
         classes=classes,
         null_class=classes if embedded is not None and embedded != classes else None,
+        image_range=image_range,
     ).eval()
 
 
 def _from_file(path: Path, classes: int | None, into: DiffusionModel | None) -> DiffusionModel:
-    state = read_state_dict(path)
     if into is None:
         raise InputError(
             f"{path} is a file of weights and does not say which network they are of; give "
@@ -111,8 +111,9 @@ def _from_file(path: Path, classes: int | None, into: DiffusionModel | None) -> 
         )
     if classes not in (None, into.classes):
         raise InputError(f"classes is {classes}, but the model given has {into.classes}")
-    whole = all(name.startswith("network.") for name in state)
-    load_weights(into if whole else into.network, path)
+    state = read_state_dict(path)
+    owner = into if state.keys() <= into.state_dict().keys() else into.network
+    owner.load_state_dict(fitting_state(owner, state, path))
     return into.eval()
 
 
@@ -124,7 +125,7 @@ def save_diffusion(model: DiffusionModel, folder: Path | str) -> None:
         folder: Gets ``unet`` and ``scheduler``.
 
     Raises:
-        InputError: Another network or family.
+        InputError: Another network or family, or a null class that is not the number of classes.
 
     Example:
         >>> import tempfile
@@ -144,27 +145,34 @@ def save_diffusion(model: DiffusionModel, folder: Path | str) -> None:
             f"the model is a {type(model.network).__name__} of family {type(family).__name__}; "
             "only U-Nets of diffusers of family EDM are saved so; use safetensors for others"
         )
+    if model.null_class not in (None, model.classes):
+        raise InputError(
+            f"null_class is {model.null_class}, which the format has no place for; give it the "
+            f"index {model.classes}"
+        )
     scheduler = EDMEulerScheduler(
         sigma_data=family.sigma_data, sigma_min=family.sigma_min, sigma_max=family.sigma_max
     )
     model.network.unet.save_pretrained(Path(folder, "unet"))
     scheduler.save_pretrained(Path(folder, "scheduler"))
-    if model.network.patch > 1:
-        Path(folder, _EXTRA).write_text(json.dumps({"patch": model.network.patch}) + "\n")
+    extra = {"patch": model.network.patch, "image_range": list(model.image_range)}
+    Path(folder, _EXTRA).write_text(json.dumps(extra) + "\n")
 
 
-def read_patch(folder: Path) -> int:
-    """Return the patch that `save_diffusion` noted beside the U-Net; 1 for others.
+def read_extra(folder: Path) -> tuple[int, tuple[float, float]]:
+    """Return the patch and the image range that `save_diffusion` noted beside the U-Net.
 
     Raises:
         InputError: A note that cannot be read.
     """
     path = folder / _EXTRA
-    if not path.is_file():
-        return 1
+    extra: dict[str, Any] = {}
     try:
-        return checks.count("patch", json.loads(path.read_text())["patch"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        if path.is_file():
+            extra = json.loads(path.read_text())
+        low, high = map(float, extra.get("image_range", (-1, 1)))
+        return checks.count("patch", extra.get("patch", 1)), (low, high)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
 
 
@@ -189,6 +197,15 @@ def read_family(folder: Path) -> Family:
             f"{path} is of a consistency model, which jumps to one possible image and not to "
             "the mean of all; give a diffusion model"
         )
+    try:
+        return _family(path, name, config)
+    except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+
+
+def _family(path: Path, name: str, config: dict[str, Any]) -> Family:
     if "FlowMatch" in name:
         return Flow(time_scale=float(config.get("num_train_timesteps", 1000)))
     if name.startswith("EDM"):

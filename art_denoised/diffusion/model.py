@@ -56,11 +56,27 @@ class DiffusionModel(nn.Module):
         super().__init__()
         if classes is None and null_class is not None:
             raise InputError(f"null_class is {null_class} but there are no classes; give classes")
+        if null_class is not None and null_class < (classes or 0):
+            raise InputError(
+                f"null_class is {null_class}, which is one of the {classes} classes; give another"
+            )
         if not image_range[0] < image_range[1]:
             raise InputError(f"image_range is {image_range}; give the lower end first")
         self.network, self.family = network, family
         self.classes, self.null_class = classes, null_class
         self.image_range = image_range
+
+    def extra_repr(self) -> str:
+        """Return what it is, beside its network."""
+        return (
+            f"{self.family}, classes={self.classes}, null_class={self.null_class}, "
+            f"image_range={self.image_range}"
+        )
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of the noise in the images that it models, image units."""
+        return 0.0
 
     @property
     def scale(self) -> float:
@@ -116,10 +132,12 @@ class DiffusionModel(nn.Module):
                 raise InputError("the diffusion model knows no classes; give one that does")
             return None
         if y is not None:
-            known = max(self.classes - 1, self.null_class or 0)
             if y.shape != (len(x),):
                 raise InputError(f"labels have shape {tuple(y.shape)}; give one an image, {len(x)}")
-            if not 0 <= int(y.min()) <= int(y.max()) <= known:
+            known = (y >= 0) & (y < self.classes)
+            if self.null_class is not None:
+                known |= y == self.null_class
+            if not bool(known.all()):
                 raise InputError(
                     f"labels span {int(y.min())} to {int(y.max())}; the diffusion model knows the "
                     f"classes 0 to {self.classes - 1}"

@@ -18,6 +18,7 @@ from scipy import special
 
 from art_denoised import checks
 from art_denoised.checks import InputError
+from art_denoised.diffusion.families import DDPM
 
 Weighting = Literal["edm", "vp_uniform", "elbo", "rdc_legacy"]
 Spacing = Literal["lognormal", "linear"]
@@ -133,6 +134,34 @@ def noise_levels(
         "rdc_legacy": lambda: scale * _density(sigma, P_MEAN, 1 / P_STD) / P_STD**2,
     }[weighting]()
     return Levels(tuple(sigma.tolist()), tuple((weights * share).tolist()))
+
+
+def training_levels(family: DDPM, weighting: Literal["vp_uniform", "elbo"] = "elbo") -> Levels:
+    """Return every noise level that a discrete-time model was trained on, with its weight.
+
+    Args:
+        family: Of the model.
+        weighting: "vp_uniform": the mean over steps of the noise prediction error, 1 / sigma_t^2
+            (Ho et al. 2020, equation 14). "elbo": half of 1 / sigma_{t-1}^2 - 1 / sigma_t^2, the
+            evidence bound (Kingma et al. 2021, equation 13), without the first step, which has no
+            predecessor.
+
+    Raises:
+        InputError: Another weighting.
+
+    Example:
+        >>> family = DDPM(tuple(np.linspace(0.999, 0.01, 1000).tolist()))
+        >>> len(training_levels(family).sigmas), len(training_levels(family, "vp_uniform").sigmas)
+        (999, 1000)
+    """
+    sigmas = family.sigmas.numpy()
+    if weighting == "vp_uniform":
+        weights = sigmas**-2 / len(sigmas)
+    elif weighting == "elbo":
+        weights, sigmas = -np.diff(sigmas**-2) / 2, sigmas[1:]
+    else:
+        raise InputError(f"weighting is {weighting!r}; give 'vp_uniform' or 'elbo'")
+    return Levels(tuple(sigmas.tolist()), tuple(weights.tolist()))
 
 
 def _density(sigma: np.ndarray, mean: float, std: float) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -35,11 +36,11 @@ class RobustDiffusionClassifier(DefendedClassifier):
         form: As for `LikelihoodMaximization`.
         gradient: As for `LikelihoodMaximization`.
         rate: As for `LikelihoodMaximization`.
-        levels: As for `DiffusionClassifier`.
+        levels: As for `DiffusionClassifier`; also those of the momentum form.
         prior: As for `DiffusionClassifier`.
         temperature: As for `DiffusionClassifier`.
         max_batch: As for `DiffusionClassifier`.
-        bf16: As for `DiffusionClassifier`.
+        bf16: Autocast the network to bfloat16.
         recompute: As for `DiffusionClassifier`.
         seed: Fixes all noise: deterministic, and the attacker knows it. None: fresh in every call;
             attack with EOT.
@@ -107,7 +108,9 @@ class RobustDiffusionClassifier(DefendedClassifier):
                     form=form,
                     gradient=gradient,
                     rate=rate,
+                    levels=levels,
                     seed=seed,
+                    bf16=bf16,
                 ),
             )
         super().__init__(
@@ -130,6 +133,26 @@ class RobustDiffusionClassifier(DefendedClassifier):
     def seed(self, value: int | None) -> None:
         for stage in self.model:
             stage.seed = value if value is None else checks.count("seed", value, 0)
+
+    def fit_temperature(self, x: np.ndarray, y: np.ndarray) -> float:
+        """Fit the classifier's temperature on what likelihood maximization makes of images.
+
+        Args:
+            x: Held-out images, (batch, channels, height, width) in [0, 1].
+            y: Their classes, in any form that ART takes.
+
+        Returns:
+            The temperature, which is also set.
+
+        Raises:
+            InputError: As for `DiffusionClassifier.fit_temperature`.
+        """
+        device = next(self.model.parameters()).device
+        images = checks.images(x, shape=self.input_shape).float().to(device)
+        labels = checks.class_indices(y, self.nb_classes).to(device)
+        with torch.no_grad():
+            purified = self.model[:-1](images)
+        return float(self.model[-1].fit_temperature(purified, labels))
 
     def cost(self, images: int = 1) -> Cost:
         """Count what a prediction of so many images, and its gradient, will take; one pass is run.

@@ -105,7 +105,8 @@ def predict_anytime(
         seen = start + len(chunk)
         done[racing] = seen
         alive &= ~(_behind(losses[:, :, :seen] - prior[:, None], alive, count, z) & racing[:, None])
-    total = (losses - prior[:, None] * (done[:, None, None] > 0)).sum(2)
+    # The prior counts for as many levels as the losses do; alone, where there are none.
+    total = losses.sum(2) - prior * done.clamp_min(1)[:, None]
     labels = total.masked_fill(~alive, torch.inf).argmin(1)
     decided = (alive.sum(1) == 1) | (done == count)
     return AnytimePrediction(labels, decided, spent, full)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Logits
 
 
+_MOST_NOISE = 8.0  # standard deviations that noise in an image may reach
+
+
 class DiffusionClassifier(nn.Module):
     """Images to logits by the likelihood that a diffusion model gives them under each class.
 
@@ -81,7 +84,7 @@ class DiffusionClassifier(nn.Module):
         if model.classes is None:
             raise InputError("the diffusion model knows no classes; give a class-conditional one")
         levels = noise_levels(32) if levels is None else levels
-        _check_levels(model, levels)
+        check_levels(model, levels)
         self.model, self.levels = model, levels
         self.classes: int = model.classes
         self.seed = seed if seed is None else checks.count("seed", seed, 0)
@@ -96,9 +99,10 @@ class DiffusionClassifier(nn.Module):
 
         Raises:
             InputError: Images in other units, which may leave [0, 1] by no more than half its
-                length, as those of an attack under way; or an answer that is not finite.
+                length, as those of an attack under way, and the noise that the model expects in
+                them; or an answer that is not finite.
         """
-        x = checks.images(x, slack=0.5)
+        x = checks.images(x, slack=0.5 + _MOST_NOISE * self.model.noise)
         noise = LevelNoise(self.seed)
         along = not self.recompute and torch.is_grad_enabled() and x.requires_grad
         losses: Tensor = (
@@ -123,6 +127,8 @@ class DiffusionClassifier(nn.Module):
                 as training images do: where no image is wrong, any low temperature is the best.
         """
         x, y = checks.images(x), checks.labels(y, self.classes)
+        if len(x) != len(y):
+            raise InputError(f"there are {len(x)} images and {len(y)} labels; give one each")
         likelihood = (self(x) - self.log_prior) * self.temperature
         grid = torch.logspace(-3, 4, 141).tolist()
 
@@ -246,7 +252,12 @@ class _Offset:
         return self._noise(x, [image + self._first for image in images], levels)
 
 
-def _check_levels(model: DiffusionModel, levels: Levels) -> None:
+def check_levels(model: DiffusionModel, levels: Levels) -> None:
+    """Check that the model was trained on such noise.
+
+    Raises:
+        InputError: It was not.
+    """
     low, high = model.sigma_min * model.scale, model.sigma_max * model.scale
     if min(levels.sigmas) < low * (1 - 1e-6) or max(levels.sigmas) > high * (1 + 1e-6):
         raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -148,22 +149,54 @@ def preview_anytime(
     )
 
 
+def largest_batch(
+    classifier: DiffusionClassifier, shape: tuple[int, int, int], memory: float
+) -> int:
+    """Return the ``max_batch`` with which a gradient keeps to a budget of memory, estimated.
+
+    Args:
+        classifier: Whose ``max_batch`` is to be chosen.
+        shape: (channels, height, width) of an image.
+        memory: Bytes for weights and all.
+
+    Raises:
+        InputError: Not even one pass fits.
+
+    Example:
+        >>> from art_denoised.demo import digits_diffusion
+        >>> classifier = DiffusionClassifier(digits_diffusion())
+        >>> classifier.max_batch = largest_batch(classifier, (1, 8, 8), 100 * 2**20)
+        >>> 1000 < classifier.max_batch < 10000
+        True
+    """
+    x = torch.full((1, *shape), 0.5).to(next((p for p in classifier.parameters()), torch.ones(1)))
+    weights, one = _weights(classifier), _bytes_of_pass(classifier, x)
+    if weights + one > checks.positive("memory", memory):
+        raise InputError(
+            f"memory is {memory:,.0f} bytes, but a single pass takes {weights + one:,}; give more"
+        )
+    return int((memory - weights) // one)
+
+
+def _bytes_of_pass(classifier: DiffusionClassifier, x: Images) -> int:
+    return _saved(lambda: _pass(classifier, x.detach().requires_grad_()), classifier)
+
+
+def _pass(classifier: DiffusionClassifier, x: Images) -> Tensor:
+    zero = torch.zeros(1, dtype=torch.long, device=x.device)
+    return classifier._errors(x, torch.zeros_like(x), zero, zero)
+
+
 def _classifier(stage: DiffusionClassifier, x: Images, images: int) -> Cost:
     evaluations = stage.evaluations(images)
-    zero, eps = torch.zeros(1, dtype=torch.long, device=x.device), torch.zeros_like(x)
-
-    def one_pass(leaf: Tensor) -> Tensor:
-        return stage._errors(leaf, eps, zero, zero)
-
-    forward, both = _flop(one_pass, x)
-    saved = _saved(lambda: one_pass(x.detach().requires_grad_()), stage)
+    forward, both = _flop(partial(_pass, stage), x)
     return Cost(
         images=images,
         evaluations=evaluations,
         least=evaluations,
         flop=forward * evaluations,
         gradient_flop=(both + forward if stage.recompute else both) * evaluations,
-        memory=_weights(stage) + saved * min(stage.max_batch, evaluations),
+        memory=_weights(stage) + _bytes_of_pass(stage, x) * min(stage.max_batch, evaluations),
     )
 
 
@@ -185,7 +218,7 @@ def _likelihood(stage: LikelihoodMaximization, x: Images, images: int, batch: in
         start = _State(leaf, torch.zeros_like(x), torch.zeros_like(x))
         return one._step(leaf, start, 0, LevelNoise(0), exact)
 
-    saved = _saved(one_step, stage) * (levels if exact else 1)
+    saved = _saved(one_step, stage)
     states = 3 * x.numel() * x.element_size() * (stage.steps if exact else 1)
     passes = images * stage.steps * levels
     return Cost(

@@ -11,6 +11,7 @@ from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.weights import Levels, noise_levels
+from art_denoised.rdc.classifier import check_levels
 from art_denoised.rdc.gradients import refuse_second_derivatives
 from art_denoised.rdc.noise import LevelNoise
 from art_denoised.straight_through import straight_through
@@ -39,9 +40,10 @@ class LikelihoodMaximization(nn.Module):
     "momentum" (Chen et al. 2024, algorithm 1): steps of eta / N along the sign of a momentum of
     gradients over all noise levels. "adam" (its later version): Adam, one noise level from
     [0.4, 0.6] a step. Both end within eta of the image in every pixel, and in [0, 1].
+    It starts in eval mode.
 
     Gradients: "exact" differentiates through the steps, each of which is recomputed in the backward
-    pass, so memory does not grow with their number. "bpda" takes the identity for it, which is
+    pass: a step more takes the memory of three images. "bpda" takes the identity for it, which is
     **not** the gradient: attacks with it flatter the defence. Signs have no gradient, so that of
     the momentum form is the clamps' alone, exactly.
 
@@ -54,9 +56,11 @@ class LikelihoodMaximization(nn.Module):
         rate: Step size of Adam, image units; 0.05 is the reference's 0.1 in [-1, 1].
         levels: Of the momentum form; `noise_levels` (32) by default.
         seed: Fixes the noise; None: fresh in every call.
+        bf16: Autocast the network to bfloat16.
 
     Raises:
-        InputError: A model without unconditional answers, or a value out of range.
+        InputError: A model without unconditional answers or not trained on such noise, or a value
+            out of range.
 
     Example:
         >>> from art_denoised.demo import digits_diffusion
@@ -77,6 +81,7 @@ class LikelihoodMaximization(nn.Module):
         rate: float = 0.05,
         levels: Levels | None = None,
         seed: int | None = None,
+        bf16: bool = False,
     ) -> None:
         super().__init__()
         if model.classes is not None and model.null_class is None:
@@ -91,7 +96,11 @@ class LikelihoodMaximization(nn.Module):
         self.eta = checks.positive("eta", eta)
         self.rate = checks.positive("rate", rate)
         self.levels = noise_levels(32) if levels is None else levels
+        used = Levels((_LOW, _HIGH), (1.0, 1.0)) if form == "adam" else self.levels
+        check_levels(model, used)
         self.seed = seed if seed is None else checks.count("seed", seed, 0)
+        self.bf16 = bf16
+        self.eval()
 
     def forward(self, x: Images) -> Images:
         """Return likelier images, also under ``no_grad`` and ``inference_mode``.
@@ -124,8 +133,9 @@ class LikelihoodMaximization(nn.Module):
     def _step(
         self, start: Tensor, state: _State, number: int, noise: LevelNoise, exact: bool
     ) -> _State:
-        step = self._adam if self.form == "adam" else self._momentum
-        return step(start, state, number, noise, exact)
+        if self.form == "adam":
+            return self._adam(start, state, number, noise, exact)
+        return self._momentum(start, state, noise)
 
     def _adam(
         self,
@@ -149,18 +159,12 @@ class LikelihoodMaximization(nn.Module):
         x = x - self.rate * m_hat / ((v_hat + 1e-30).sqrt() + _EPS)
         return _State(self._project(start, x), m, v)
 
-    def _momentum(
-        self,
-        start: Tensor,
-        state: _State,
-        number: int,
-        noise: LevelNoise,
-        exact: bool,
-    ) -> _State:
+    def _momentum(self, start: Tensor, state: _State, noise: LevelNoise) -> _State:
         x, m, _ = state
         sigma = torch.tensor(self.levels.sigmas, device=x.device).expand(len(x), -1)
         weight = torch.tensor(self.levels.weights, device=x.device).expand(len(x), -1)
-        g = self._gradient(x, sigma, weight, 0, noise, exact)
+        # Through a sign nothing flows back, so the second derivatives need not be taken.
+        g = self._gradient(x, sigma, weight, 0, noise, False)
         norm = g.abs().flatten(1).sum(1).clamp_min(1e-30).reshape(-1, 1, 1, 1)
         m = m + g / norm
         x = x - self.eta / self.steps * m.sign()
@@ -182,8 +186,9 @@ class LikelihoodMaximization(nn.Module):
             for level in range(sigma.shape[1]):
                 at = (sigma[:, level] / self.model.scale).to(x.dtype)
                 eps = noise(x, range(len(x)), [first + level] * len(x))
-                x_hat = self.model(x + at.reshape(-1, 1, 1, 1) * eps, at)
-                error = ((x_hat - x) * self.model.scale).square().flatten(1).sum(1)
+                with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+                    x_hat = self.model(x + at.reshape(-1, 1, 1, 1) * eps, at)
+                error = ((x_hat.to(x.dtype) - x) * self.model.scale).square().flatten(1).sum(1)
                 loss = (weight[:, level].to(error) * error).sum()
                 (share,) = torch.autograd.grad(loss, x, create_graph=exact)
                 total = total + share

@@ -10,7 +10,7 @@ from torch import nn
 from art_denoised import DiffusionClassifier, LikelihoodMaximization
 from art_denoised.diffusion.weights import noise_levels
 
-LEVELS, P_MEAN, P_STD, MAX_BATCH = 8, 0.7, 0.8, 80
+LEVELS, P_MEAN, P_STD, MAX_BATCH = 8, 0.3, 0.8, 80
 STEPS, ETA, RATE = 5, 0.2, 0.1
 TEMPERATURES = HERE / "temperatures.json"  # by number of levels, fitted by tune.py
 

@@ -13,10 +13,14 @@ import sys
 import numpy as np
 import torch
 from defences import TEMPERATURES, diffusion_classifier, rdc
-from networks import held_out
+from networks import diffusion, held_out
 from torch import nn
+from torch.nn import functional as F
 
+from art_denoised import DiffusionClassifier
 from art_denoised.attacks.pgd import PGD
+from art_denoised.diffusion.weights import SIGMA_DATA, Levels
+from art_denoised.rdc.noise import LevelNoise
 
 
 def validation(count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,6 +32,36 @@ def validation(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 @torch.no_grad()
 def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
     return float((model(x).argmax(1) == y).double().mean())
+
+
+@torch.no_grad()
+def levels() -> None:
+    """Weigh one fine grid of levels anew for each choice: all see the same errors."""
+    x, y = validation(1000)
+    sigmas = np.geomspace(0.25, 12, 24)
+    grid = Levels(tuple(sigmas.tolist()), (1.0,) * len(sigmas))
+    single = DiffusionClassifier(diffusion(), levels=grid, seed=0, max_batch=240)
+    pairs = torch.cartesian_prod(torch.arange(len(sigmas)), torch.arange(10))
+    noise = LevelNoise(0)
+    errors = torch.stack(
+        [
+            single.errors(x, (torch.full((240,), i), pairs[:, 0], pairs[:, 1]), noise)
+            for i in range(len(x))
+        ]
+    )
+    errors = errors.reshape(len(x), len(sigmas), 10).double()
+    print(f"{len(y)} validation images, 24 levels; cross-entropy at the best temperature")
+    scale = (sigmas**2 + SIGMA_DATA**2) / (sigmas * SIGMA_DATA) ** 2
+    for p_mean in (0.1, 0.3, 0.5, 0.7, 0.9):
+        for p_std in (0.5, 0.8, 1.1):
+            # Levels a constant factor apart: their share is the density of ln(sigma).
+            weight = torch.from_numpy(
+                scale * np.exp(-(((np.log(sigmas) - p_mean) / p_std) ** 2) / 2)
+            )
+            losses = torch.einsum("nlk,l->nk", errors, weight / weight.sum())
+            right = float((losses.argmin(1) == y).double().mean())
+            fitted = min(float(F.cross_entropy(-losses / t, y)) for t in np.logspace(-2, 2, 60))
+            print(f"p_mean {p_mean}, p_std {p_std}: {right:.1%}, {fitted:.4f}", flush=True)
 
 
 def temperature() -> None:
@@ -62,4 +96,6 @@ def attack(count: int = 20) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"temperature": temperature, "likelihood": likelihood, "attack": attack}[sys.argv[1]]()
+    {"levels": levels, "temperature": temperature, "likelihood": likelihood, "attack": attack}[
+        sys.argv[1]
+    ]()

@@ -12,9 +12,10 @@ import torch
 from diffusers import DDPMScheduler
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import save_file
+from torch import nn
 
 from art_denoised.checks import InputError
-from art_denoised.diffusion.families import Native
+from art_denoised.diffusion.families import EDM, Native
 from art_denoised.diffusion.loading import load_diffusion, save_diffusion
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.unet import unet_diffusion
@@ -111,11 +112,45 @@ def test_folded_pixels_come_back(tmp_path):
     save_diffusion(original, tmp_path)
     loaded = load_diffusion(tmp_path, classes=10)
     assert torch.equal(loaded(X, 0.5, Y), original(X, 0.5, Y))
+    save_diffusion(model(), tmp_path)  # over it, without a fold
+    assert load_diffusion(tmp_path, classes=10).network.patch == 1
     (tmp_path / "art_denoised.json").write_text('{"patch": 0}')
     with pytest.raises(InputError, match="damaged"):
         load_diffusion(tmp_path, classes=10)
     with pytest.raises(InputError, match="folded by 3"):
         model(patch=3)
+
+
+def test_what_diffusers_has_no_place_for_comes_back_or_is_refused(tmp_path):
+    parts = model().network, EDM()
+    narrow = DiffusionModel(*parts, classes=10, null_class=10, image_range=(0, 1)).eval()
+    save_diffusion(narrow, tmp_path)
+    assert torch.equal(load_diffusion(tmp_path, classes=10)(X, 0.5, Y), narrow(X, 0.5, Y))
+    with pytest.raises(InputError, match="null_class is 12"):
+        save_diffusion(DiffusionModel(*parts, classes=10, null_class=12), tmp_path)
+    scheduler = tmp_path / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace("0.5", '"half"'))
+    with pytest.raises(InputError, match="damaged"):
+        load_diffusion(tmp_path, classes=10)
+
+
+class Nested(nn.Module):
+    """Its own names begin with "network.", as those of a whole model do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Conv2d(1, 1, 1)
+
+    def forward(self, x, c_noise, y):
+        return self.network(x)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_weights_of_a_network_whose_names_look_like_a_model_s(tmp_path, whole):
+    original = DiffusionModel(Nested(), EDM())
+    save_file((original if whole else original.network).state_dict(), tmp_path / "a.safetensors")
+    loaded = load_diffusion(tmp_path / "a.safetensors", into=DiffusionModel(Nested(), EDM()))
+    assert torch.equal(loaded(X, 0.5), original(X, 0.5))
 
 
 def config(path: Path, **content: str) -> None:

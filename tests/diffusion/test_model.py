@@ -57,11 +57,13 @@ def test_the_null_class_stands_for_none():
         DiffusionModel(network, EDM())(x, 0.5, torch.tensor([3, 4]))
     with pytest.raises(InputError, match="no classes"):
         DiffusionModel(network, EDM(), null_class=3)
+    with pytest.raises(InputError, match="one of the 10 classes"):
+        DiffusionModel(network, EDM(), classes=10, null_class=3)
 
 
 @pytest.mark.parametrize("labels", [[3, 11], [-1, 0], [1], [[1, 2]]])
 def test_labels_that_it_does_not_know(labels):
-    model = DiffusionModel(Recorder(), EDM(), classes=10, null_class=10)
+    model = DiffusionModel(Recorder(), EDM(), classes=10, null_class=12)
     with pytest.raises(InputError, match="labels"):
         model(torch.rand(2, 1, 4, 4), 0.5, torch.tensor(labels))
 

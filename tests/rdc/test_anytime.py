@@ -74,6 +74,19 @@ def test_the_prior_counts(x):
     assert torch.equal(predict_anytime(dc, x[:20], z=1e9).labels, dc(x[:20]).argmax(1))
 
 
+def test_the_prior_counts_for_as_many_levels_as_the_losses(x):
+    """Else it outweighs them where the budget ends early: to answer by it alone is to ignore x."""
+    prior = [0.5] + [0.5 / 9] * 9
+    dc, even = (classifier(prior=p, temperature=20.0) for p in (prior, None))
+    full = dc(x[:20]).argmax(1)
+    assert torch.equal(full, even(x[:20]).argmax(1))  # it decides nothing where all levels count
+    found = predict_anytime(dc, x[:20], budget=20 * 10 * 4)
+    assert not found.decided.all()
+    assert (found.labels == full).float().mean() >= 0.9
+    unlikely = classifier(prior=prior[::-1])
+    assert predict_anytime(unlikely, x[:3], budget=0).labels.tolist() == [9, 9, 9]
+
+
 @pytest.mark.parametrize("count", [1, 2, 7, 32])
 def test_every_beginning_is_spread(count):
     order = _spread(count)

@@ -139,6 +139,14 @@ def test_bad_input():
             LikelihoodMaximization(DiffusionModel(Nan(), Native()), levels=LEVELS)(x)
 
 
+def test_noise_that_the_model_was_not_trained_on_is_refused():
+    narrow = DiffusionModel(nn.Identity(), EDM(sigma_min=0.1, sigma_max=0.5))
+    with pytest.raises(InputError, match=r"0\.4 to 0\.6.*trained on 0\.1 to 0\.5"):
+        LikelihoodMaximization(narrow)
+    with pytest.raises(InputError, match="trained on"):
+        LikelihoodMaximization(narrow, form="momentum")
+
+
 def test_the_noise_of_a_seed_is_not_that_of_a_classifier_with_the_same_seed():
     seen: list[torch.Tensor] = []
 

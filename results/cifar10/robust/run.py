@@ -16,7 +16,7 @@ import os
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 EPS, EPOCHS = "8/255", 4
@@ -73,19 +73,18 @@ def trainings() -> list[Training]:
     """Return all, the most wanted first."""
     plain = [Training("relu"), Training("softplus"), Training("silu")]
     order = plain + [Training(block=block) for block in BLOCKS]
-    order += [Training(t.activation, seed=1) for t in plain]
-    order += [Training(block=block, seed=1) for block in BLOCKS]
-    order += [Training(recipe="clean"), Training(block="gaussian", recipe="clean")]
+    clean = Training(recipe="clean")
+    order += [replace(t, seed=1) for t in plain] + [clean, replace(clean, block="gaussian")]
+    order += [replace(t, seed=2) for t in plain]
+    order += [Training(block=block, seed=1) for block in ("1x1", "mean", "dot_product")]
     order += [Training(recipe="feature-denoising")]
-    order += [Training(block="gaussian", recipe="feature-denoising")]
-    order += [Training(t.activation, seed=2) for t in plain]
-    order += [Training(block=block, seed=2) for block in ("1x1", "mean", "dot_product")]
-    return order + [Training(a, "mean") for a in ("softplus", "silu")]
+    order += [Training(block="mean", recipe="feature-denoising")]
+    return order + [Training(block=block, seed=1) for block in ("gaussian", "median")]
 
 
 def _run(command: str) -> None:
     print(f"art-denoised {command}", flush=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     program = Path(sys.executable).with_name("art-denoised")
     subprocess.run([program, *shlex.split(command)], check=True, env=environment)
 

@@ -25,7 +25,7 @@ _BLOCKS = [f"relu-{block}" for block in BLOCKS if block != "1x1"]
 COMPARED = [
     *((title, "relu", "APGD-CE+T") for title in ("softplus", "silu", "relu-1x1", *_BLOCKS)),
     *((title, "relu-1x1", "APGD-CE+T") for title in _BLOCKS),
-    ("feature-denoising-relu-gaussian", "feature-denoising-relu", "APGD-CE+T"),
+    ("feature-denoising-relu-mean", "feature-denoising-relu", "APGD-CE+T"),
     ("clean-relu-gaussian", "clean-relu", "clean"),
 ]
 
