@@ -88,12 +88,11 @@ def certify_queries(
 
     Example:
         >>> import tempfile
-        >>> from art_denoised.evaluation.data import load_data
+        >>> data = [(torch.zeros(1, 8, 8), 0), (torch.ones(1, 8, 8), 1)]
         >>> box = BlackBox(lambda images: ["dark"] * len(images))
         >>> with tempfile.TemporaryDirectory() as out:
         ...     log = certify_queries(
-        ...         box, load_data("digits"), out, classes=["dark", "light"], sigma=0.25,
-        ...         indices=range(2), progress=False,
+        ...         box, data, out, classes=["dark", "light"], sigma=0.25, progress=False
         ...     )
         >>> [(row.predict, row.radius) for row in log.rows], box.spent
         ([(0, 0.375118), (0, 0.375118)], 240)
@@ -213,13 +212,12 @@ def recertify(
 
     Example:
         >>> import tempfile
-        >>> from art_denoised.evaluation.data import load_data
+        >>> data = [(torch.zeros(1, 8, 8), 0), (torch.ones(1, 8, 8), 1)]
         >>> box = BlackBox(lambda images: ["dark"] * len(images))
         >>> with tempfile.TemporaryDirectory() as out:
         ...     options = {"classes": ["dark", "light"], "n": 50}
         ...     _ = certify_queries(
-        ...         box, load_data("digits"), out, sigma=0.25, indices=[0], progress=False,
-        ...         **options,
+        ...         box, data, out, sigma=0.25, indices=[0], progress=False, **options
         ...     )
         ...     log = recertify(Path(out, "answers.jsonl"), alpha=0.05, **options)
         >>> log.rows[0].radius, box.spent
