@@ -324,15 +324,37 @@ def class_count(model: Callable[[Images], Any], x: Images) -> int:
         >>> class_count(nn.Flatten(), torch.zeros(1, 1, 8, 8))
         64
     """
+    return logits(_tried("model", model, x), len(x)).shape[1]
+
+
+@torch.no_grad()
+def denoises(denoiser: Callable[..., Any], x: Images, sigma: float) -> None:
+    """Check that a denoiser makes an image of an image, by denoising ``x`` before a run.
+
+    Raises:
+        InputError: It cannot take such an image, or returns something of another shape.
+
+    Example:
+        >>> denoises(lambda x_noisy, sigma: x_noisy, torch.zeros(1, 1, 8, 8), 0.25)
+    """
+    x_hat = _tried("denoiser", denoiser, x, torch.full((len(x),), sigma, device=x.device))
+    if getattr(x_hat, "shape", None) != x.shape:
+        what = tuple(x_hat.shape) if isinstance(x_hat, torch.Tensor) else type(x_hat).__name__
+        raise InputError(
+            f"the denoiser returned {what} for an image of shape {tuple(x.shape)}; it must return "
+            "an image of that shape"
+        )
+
+
+def _tried(name: str, model: Callable[..., Any], x: Images, *more: Any) -> Any:
     try:
-        output = model(x)
+        return model(x, *more)
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         raise InputError(
-            f"the model failed on an image of shape {tuple(x.shape[1:])} "
+            f"the {name} failed on an image of shape {tuple(x.shape[1:])} "
             f"({type(error).__name__}: {reason}); give images of the shape it was made for"
         ) from error
-    return logits(output, len(x)).shape[1]
 
 
 def _number(name: str, value: SupportsFloat) -> float:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,7 +71,19 @@ def weights_fingerprint(model: nn.Module) -> str:
         False
     """
     state = sorted(model.state_dict().items())
-    return tensors_fingerprint(**dict(state))
+    return tensors_fingerprint(**{part: value for item in state for part, value in _flat(*item)})
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of an entry of a state dict; extra state is what its module likes."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, (Mapping, list, tuple)):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, part in items:
+            yield from _flat(f"{name}.{key}", part)
+    else:
+        yield f"{name}={_words(value)}", torch.zeros(0)
 
 
 def structure_fingerprint(model: nn.Module) -> str:
@@ -82,8 +94,12 @@ def structure_fingerprint(model: nn.Module) -> str:
         >>> structure_fingerprint(a) == structure_fingerprint(b)
         False
     """
-    words = re.sub(r" at 0x[0-9a-f]+", "", repr(model))
-    return hashlib.sha256(words.encode()).hexdigest()[:16]
+    return hashlib.sha256(_words(model).encode()).hexdigest()[:16]
+
+
+def _words(value: object) -> str:
+    """Return the repr of an object without addresses."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def tensors_fingerprint(*tensors: Tensor, **named: Tensor) -> str:
@@ -164,13 +180,15 @@ class Journal(Closing):
         os.close(self._file)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write one record. A process killed meanwhile leaves at most a torn last line."""
+        """Write one record or nothing; if the process is killed meanwhile, perhaps a torn line."""
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        before = os.fstat(self._file).st_size
         try:
             written, reason = os.write(self._file, line), "no space for a whole row"
         except OSError as error:
             written, reason = 0, error.strerror or str(error)
         if written != len(line):
+            os.ftruncate(self._file, before)  # the next record must not be glued to a torn one
             raise OSError(
                 f"{self.path} cannot be written ({reason}); the rows before are kept, "
                 "make room and pass --resume"

@@ -47,6 +47,9 @@ def main() -> None:
             sigma=0.25,
             denoiser=digits_denoiser(),
             indices=range(arguments.images),
+            identity={
+                "classifier": "api_server"
+            },  # by default the URL, whose port is new each time
             resume=True,
         )
         service.shutdown()

@@ -8,6 +8,7 @@ import time
 import torch
 from torch import nn
 
+from art_denoised import DnCNN
 from art_denoised.demo import digits_classifier
 
 SMALL_UNET = {
@@ -43,6 +44,25 @@ def training() -> nn.Module:
 
 def surrogate() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+
+
+class _Plain(nn.Module):
+    """A denoiser of a type that no checkpoint is made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1)
+
+    def forward(self, x_noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return self.conv(x_noisy)
+
+
+def plain_denoiser() -> nn.Module:
+    return _Plain()
+
+
+def colour_denoiser() -> nn.Module:
+    return DnCNN(3, depth=3, width=4)
 
 
 def three_classes() -> nn.Module:

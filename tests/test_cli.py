@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_digits
 
+from art_denoised import load_denoiser, save_denoiser
 from art_denoised.cli import main
 from art_denoised.evaluation.logs import read_log
 
@@ -486,15 +488,23 @@ def test_a_denoiser_is_trained_and_certified_with(tmp_path, capsys):
 
 
 def test_hybrid_and_surrogates_from_the_command_line(tmp_path, capsys):
+    half = tmp_path / "half.safetensors"
     surrogates = ["--surrogate", "tests.nets:surrogate", "--surrogate", "tests.nets:three_classes"]
     arguments = train_args(tmp_path, objective="hybrid", epochs=1, fine_epochs=1, sigma="0.1,0.5")
     assert main([*arguments, *surrogates]) == 0
     assert (tmp_path / "mse" / "train.jsonl").exists()
     settings = json.loads((tmp_path / "stability" / "train.jsonl").read_text().splitlines()[0])
     assert len(settings["settings"]["classifiers"]) == 2
-    again = train_args(tmp_path / "2", architecture=tmp_path / "denoiser.safetensors", epochs=1)
-    assert main(again) == 0  # go on from a checkpoint
+    save_denoiser(load_denoiser(tmp_path / "denoiser.safetensors").half(), half)
+    again = train_args(tmp_path / "2", architecture=half, epochs=1, bf16="off")
+    assert main(again) == 0  # go on from a checkpoint, in float32
+    trained = tmp_path / "2" / "denoiser.safetensors"
+    assert next(load_denoiser(trained).parameters()).dtype == torch.float32
+    before = trained.read_bytes()
     capsys.readouterr()
+    assert main(train_args(tmp_path / "2", objective="hybrid", epochs=1)) == 2
+    assert "denoiser.safetensors already exists; pass --resume" in capsys.readouterr().err
+    assert trained.read_bytes() == before
     assert main([*train_args(tmp_path / "3"), "--surrogate", MODEL]) == 2
     message = capsys.readouterr().err
     assert_one_line(message)
@@ -511,6 +521,13 @@ def test_hybrid_and_surrogates_from_the_command_line(tmp_path, capsys):
         ({"sigma": "a"}, "no noise level"),
         ({"architecture": "dncnn:a:b"}, "--architecture"),
         ({"architecture": "unet.bin"}, "unet.bin"),
+        ({"architecture": "tests.nets:plain_denoiser"}, "_Plain is not DnCNN, MemNet"),
+        ({"architecture": "tests.nets:colour_denoiser"}, "denoiser failed on an image of shape"),
+        ({"classifier": "tests.nets:colour"}, "model failed on an image of shape (1, 8, 8)"),
+        ({"classifier": "tests.nets:three_classes", "objective": "classification"}, "0 to 2"),
+        ({"seed": 2**64}, "below 2^64"),
+        ({"fine_epochs": -3}, "leave it out"),
+        ({"bf16": "yes"}, "'yes' is no setting; give auto, on or off"),
         ({"epochs": 0}, "epochs is 0"),
         ({"schedule": "linear"}, "schedule is 'linear'"),
         ({"data": "mnist"}, "mnist"),
@@ -549,8 +566,6 @@ def test_a_diffusion_model_is_trained_and_loaded(tmp_path, capsys):
     model = load_diffusion(tmp_path / "a", classes=10)
     classifier = DiffusionClassifier(model, levels=noise_levels(4), seed=0)
     data = [digits(train=False)[i] for i in range(100)]
-    import torch
-
     x, y = torch.stack([x for x, _ in data]), torch.tensor([y for _, y in data])
     with torch.no_grad():
         assert (classifier(x).argmax(1) == y).double().mean() > 0.5
@@ -560,6 +575,10 @@ def test_a_diffusion_model_is_trained_and_loaded(tmp_path, capsys):
     assert torch.allclose(again(x, 0.5, y), model(x, 0.5, y), atol=1e-4)
     assert main([*words, str(tmp_path / "b"), "--epochs", "1"]) == 0  # unconditional: a denoiser
     assert main(certify_args(tmp_path / "c", denoiser=tmp_path / "b", max=1, n=20)) == 0
+    oblong = npz(tmp_path / "oblong.npz", np.zeros((8, 1, 8, 6)))
+    capsys.readouterr()
+    assert main([*words, str(tmp_path / "e"), "--data", oblong, "--epochs", "1"]) == 2
+    assert "the images are 8 x 6; the U-Net takes square ones" in capsys.readouterr().err
     for bad in (["--widths", "12"], ["--widths", "8,8,8,8,8"], ["--drop", "1"], ["--widths", "a"]):
         capsys.readouterr()
         try:

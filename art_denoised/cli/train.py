@@ -190,6 +190,13 @@ def add_plan_options(command: argparse.ArgumentParser, plan: Plan | None = None)
             default=default,
             help=f"{text} (default: %(default)s)",
         )
+    add(
+        "--bf16",
+        type=_switch,
+        default="auto",
+        metavar="auto|on|off",
+        help="autocast to bfloat16; auto: where the machine computes in it (default: %(default)s)",
+    )
     add("--device", default="auto", help="cpu, cuda, ...; auto takes a GPU if there is one")
     add("--resume", action="store_true", help="go on from the checkpoint in OUT")
     add("--tensorboard", action="store_true", help="also write scalars for TensorBoard")
@@ -228,12 +235,18 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
 
 
 def _train_denoiser(arguments: argparse.Namespace) -> None:
-    from art_denoised.denoisers.checkpoints import save_denoiser
+    from art_denoised.denoisers.checkpoints import check_saveable, save_denoiser
     from art_denoised.evaluation.data import load_data
     from art_denoised.loading import find_device, load_module
     from art_denoised.training.denoiser import train_denoiser
 
     plan, device = read_plan(arguments), find_device(arguments.device)
+    path = arguments.out / "denoiser.safetensors"
+    if path.exists() and not arguments.resume:
+        raise InputError(
+            f"{path} already exists; pass --resume to go on with its training or choose another "
+            "folder"
+        )
     target, classifiers = None, []
     if arguments.classifier:
         target = load_module("--classifier", arguments.classifier).to(device)
@@ -241,7 +254,9 @@ def _train_denoiser(arguments: argparse.Namespace) -> None:
     if arguments.surrogate:
         classifiers = [load_module("--surrogate", name).to(device) for name in arguments.surrogate]
     data = load_data(arguments.data, train=True)
-    denoiser = _build(arguments.architecture, len(data[0][0]), arguments.seed, device).to(device)
+    denoiser = _build(arguments.architecture, len(data[0][0]), arguments.seed, device)
+    check_saveable(denoiser)
+    denoiser = denoiser.float().to(device)  # a checkpoint may be in half precision
     rows = train_denoiser(
         denoiser,
         data,
@@ -261,7 +276,6 @@ def _train_denoiser(arguments: argparse.Namespace) -> None:
         tensorboard=arguments.tensorboard,
         progress=not arguments.quiet,
     )
-    path = arguments.out / "denoiser.safetensors"
     save_denoiser(denoiser.cpu(), path)
     last = {name: value for name, value in rows[-1].items() if name not in ("rate", "seconds")}
     print(", ".join(f"{name} {value:g}" for name, value in last.items()))
@@ -278,7 +292,9 @@ def _train_diffusion(arguments: argparse.Namespace) -> None:
 
     plan, device = read_plan(arguments), find_device(arguments.device)
     data = load_data(arguments.data, train=True)
-    channels, size, _ = data[0][0].shape
+    channels, size, width = data[0][0].shape
+    if size != width:
+        raise InputError(f"the images are {size} x {width}; the U-Net takes square ones")
     with seeded(arguments.seed, device):
         if arguments.init:
             model = load_diffusion(arguments.init, classes=arguments.classes).float()
@@ -307,6 +323,13 @@ def _train_diffusion(arguments: argparse.Namespace) -> None:
     save_diffusion(model.cpu(), arguments.out)
     print(f"epoch {len(rows)}, loss {rows[-1]['loss']:g}")
     print(f"diffusion model: {arguments.out}")
+
+
+def _switch(text: str) -> bool | None:
+    switches = {"auto": None, "on": True, "off": False}
+    if text not in switches:
+        raise argparse.ArgumentTypeError(f"{text!r} is no setting; give auto, on or off")
+    return switches[text]
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:

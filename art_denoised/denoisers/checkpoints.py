@@ -76,18 +76,30 @@ def save_denoiser(denoiser: nn.Module, path: Path | str) -> None:
         False
     """
     path = Path(path)
+    check_saveable(denoiser)
     if path.suffix != ".safetensors":
         raise InputError(f"{path} does not end in .safetensors; weights are saved in no other form")
     metadata = {"format": "pt"}
     if type(denoiser) is UNetDenoiser:
         metadata[_UNET_CONFIG] = json.dumps(_public(denoiser.unet.config))  # type: ignore[arg-type]
-    elif type(denoiser) not in (DnCNN, MemNet):  # a subclass would come back as its base
-        raise InputError(
-            f"{type(denoiser).__name__} is not DnCNN, MemNet or UNetDenoiser; save its state_dict "
-            "with safetensors.torch.save_file"
-        )
     state = {name: tensor.contiguous() for name, tensor in denoiser.state_dict().items()}
     write_whole(path, to_bytes(state, metadata))
+
+
+def check_saveable(denoiser: nn.Module) -> None:
+    """Check that `save_denoiser` knows the type of a denoiser, before one that is trained.
+
+    Raises:
+        InputError: Another type than DnCNN, MemNet or UNetDenoiser.
+
+    Example:
+        >>> check_saveable(DnCNN(1, depth=3, width=4))
+    """
+    if type(denoiser) not in (DnCNN, MemNet, UNetDenoiser):  # a subclass comes back as its base
+        raise InputError(
+            f"{type(denoiser).__name__} is not DnCNN, MemNet or UNetDenoiser; train it in Python "
+            "and save its state_dict with safetensors.torch.save_file"
+        )
 
 
 def _unet_from_metadata(path: Path) -> nn.Module | None:

@@ -12,7 +12,8 @@ from art_denoised.checks import InputError
 from art_denoised.smoothing.blackbox import Answer, Vocabulary
 from art_denoised.smoothing.procedures import Counts, Draw, Stage
 from art_denoised.smoothing.statistics import Certificate
-from art_denoised.storage import Closing, Journal
+from art_denoised.storage import Closing, Journal, tensors_fingerprint
+from art_denoised.types import Image
 
 TITLE = "journal of answers"
 Key = tuple[int, int, int]  # image, stage, sample
@@ -38,6 +39,7 @@ class Held:
         self._answers: dict[Key, int] = {}
         self._count: Counter[int] = Counter()
         self.labels: dict[int, int] = {}
+        self._images: dict[int, str] = {}
         self.spent = 0
         for number, record in enumerate(records, start=2):
             try:
@@ -53,14 +55,39 @@ class Held:
             self.spent += 1
         else:
             self.labels[record["idx"]] = record["label"]
+            self._images[record["idx"]] = record["image"]
 
     def _keep(self, key: Key, answer: Answer) -> None:
         self._answers[key] = self._words.index(answer)
         self._count[key[0]] += 1
 
+    def check(self, index: int, label: int, x: Image) -> None:
+        """Refuse another image or label than the one that the answers are about.
+
+        Raises:
+            InputError: It is another one.
+        """
+        if index not in self.labels:
+            return
+        changes = []
+        if label != self.labels[index]:
+            changes.append(f"label {self.labels[index]} -> {label}")
+        if tensors_fingerprint(x) != self._images[index]:
+            changes.append("pixels differ")
+        if changes:
+            raise InputError(
+                f"image {index} is not the one that the journal holds answers about "
+                f"({', '.join(changes)}); give the same data or choose another folder"
+            )
+
     def count(self, index: int) -> int:
         """How many answers about an image there are."""
         return self._count[index]
+
+    def finished(self, index: int, n0: int, n: int) -> bool:
+        """Whether there are so many answers about an image."""
+        draws = Draw(Stage.SELECTION, 0, n0), Draw(Stage.ESTIMATION, 0, n)
+        return not any(self.missing(index, draw) for draw in draws)
 
     def missing(self, index: int, draw: Draw) -> list[int]:
         """Which samples of a draw have no answer."""
@@ -124,11 +151,12 @@ class Answers(Held, Closing):
         """Close the journal."""
         self._journal.close()
 
-    def begin(self, index: int, label: int) -> None:
-        """Note the class of an image."""
+    def begin(self, index: int, label: int, x: Image) -> None:
+        """Note the class of an image, and which one it is."""
         if index not in self.labels:
-            self._journal.append({"idx": index, "label": label})
-            self.labels[index] = label
+            record = {"idx": index, "label": label, "image": tensors_fingerprint(x)}
+            self._journal.append(record)
+            self._read(record)
 
     def add(self, answers: Mapping[Key, Answer]) -> None:
         """Write answers that have come: first of all, since they are paid.

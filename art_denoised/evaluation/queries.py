@@ -21,7 +21,7 @@ from art_denoised.evaluation.run import certify_row
 from art_denoised.evaluation.runner import open_log
 from art_denoised.smoothing.blackbox import BlackBox, Vocabulary
 from art_denoised.smoothing.bounds import Looks
-from art_denoised.smoothing.certify import FIRST_LOOK, certification_plan
+from art_denoised.smoothing.certify import certification_plan
 from art_denoised.smoothing.procedures import Counts, Draw, Procedure, certifying, simulate
 from art_denoised.smoothing.sampling import Gaussian, Stream, StreamKey
 from art_denoised.smoothing.statistics import Certificate
@@ -72,7 +72,9 @@ def certify_queries(
         use_labels: With ``radii``: no more queries for images whose selected class is wrong.
         seed: Seed of the noise.
         indices: Which images; None: all.
-        identity: What else determines the answers, compared on resuming.
+        identity: What else determines the answers, compared on resuming, as the images are. Of the
+            classifier there is what `BlackBox.identity` says, of a function nothing: name it here,
+            as in ``{"classifier": "resnet50 of March"}``.
         resume: Go on from the run in ``out``.
         progress: Show progress.
 
@@ -86,12 +88,11 @@ def certify_queries(
 
     Example:
         >>> import tempfile
-        >>> from art_denoised.evaluation.data import load_data
+        >>> data = [(torch.zeros(1, 8, 8), 0), (torch.ones(1, 8, 8), 1)]
         >>> box = BlackBox(lambda images: ["dark"] * len(images))
         >>> with tempfile.TemporaryDirectory() as out:
         ...     log = certify_queries(
-        ...         box, load_data("digits"), out, classes=["dark", "light"], sigma=0.25,
-        ...         indices=range(2), progress=False,
+        ...         box, data, out, classes=["dark", "light"], sigma=0.25, progress=False
         ...     )
         >>> [(row.predict, row.radius) for row in log.rows], box.spent
         ([(0, 0.375118), (0, 0.375118)], 240)
@@ -101,7 +102,11 @@ def certify_queries(
     sigma, seed = checks.sigma(sigma), checks.count("seed", seed, 0)
     checks.eval_mode(denoiser)
     indices = range(len(data)) if indices is None else indices
+    for index in indices:
+        if not 0 <= index < len(data):
+            raise InputError(f"image {index} is not in the data; give indices 0 to {len(data) - 1}")
     asked: dict[str, Any] = {
+        "classifier": box.identity,
         **(identity or {}),
         "denoiser": weights_fingerprint(denoiser) if isinstance(denoiser, nn.Module) else None,
         "sigma": sigma,
@@ -121,6 +126,11 @@ def certify_queries(
     }
     folder = make_folder(Path(out))
     begun = (folder / "answers.jsonl").exists()
+    if not begun and (folder / "certify.jsonl").exists():
+        raise InputError(
+            f"{folder} already holds a run of another kind (certify.jsonl without answers.jsonl); "
+            "choose another folder"
+        )
     with Answers(folder / "answers.jsonl", asked, words, resume) as answers:
         box.spent = max(box.spent, answers.spent)
 
@@ -129,10 +139,13 @@ def certify_queries(
 
         def needed(index: int) -> int:
             """Return the fewest queries that an image will still take."""
+            x, label = _image(data, index, len(words.classes))
+            answers.check(index, label, x)
             try:
-                simulate(procedure(index, _label(data, index)), partial(answers.votes, index))
+                simulate(procedure(index, label), partial(answers.votes, index))
             except MissingError as missing:
-                least = n0 + (min(n, FIRST_LOOK) if radii else n)
+                # With radii and labels the selection may show that the image is wrong anyway.
+                least = n0 + (0 if radii and use_labels else plan["bound"].first)
                 return max(len(missing.samples), least - answers.count(index))
             return 0
 
@@ -144,8 +157,8 @@ def certify_queries(
             tqdm(desc="certify", unit="image", total=len(indices), disable=not progress) as bar,
         ):
             for index in indices:
-                x, label = _image(data, index)
-                answers.begin(index, label)
+                x, label = _image(data, index, len(words.classes))
+                answers.begin(index, label, x)
 
                 def votes(draw: Draw, index: int = index, x: Image = x) -> Counts:
                     key = StreamKey(seed, index, draw.stage)
@@ -179,6 +192,7 @@ def recertify(
     At another alpha, with other synonyms, or with fewer samples. For the certificates to hold,
     these must not be chosen by what they make of the answers. How many answers a run with radii
     asked for depends on them, so its journal is restated at the looks of that run and no others.
+    Images that an interrupted run did not finish are left out if their answers do not suffice.
 
     Args:
         journal: The ``answers.jsonl`` of `certify_queries`.
@@ -189,19 +203,21 @@ def recertify(
         n0: As there; None: that of the last run.
         n: As there; None: that of the last run.
 
+    Returns:
+        The log; its ``notices`` name the images that were left out.
+
     Raises:
         InputError: The journal does not hold these samples or this noise level, is damaged, or a
             value is out of range; or other samples are wanted of a run with radii.
 
     Example:
         >>> import tempfile
-        >>> from art_denoised.evaluation.data import load_data
+        >>> data = [(torch.zeros(1, 8, 8), 0), (torch.ones(1, 8, 8), 1)]
         >>> box = BlackBox(lambda images: ["dark"] * len(images))
         >>> with tempfile.TemporaryDirectory() as out:
         ...     options = {"classes": ["dark", "light"], "n": 50}
         ...     _ = certify_queries(
-        ...         box, load_data("digits"), out, sigma=0.25, indices=[0], progress=False,
-        ...         **options,
+        ...         box, data, out, sigma=0.25, indices=[0], progress=False, **options
         ...     )
         ...     log = recertify(Path(out, "answers.jsonl"), alpha=0.05, **options)
         >>> log.rows[0].radius, box.spent
@@ -231,14 +247,24 @@ def recertify(
     )
     plan["bound"] = bound if early else plan["bound"]
     record: dict[str, Any] = {"sigma": held, "seed": contents.settings["seed"]}
-    rows = []
+    rows, unfinished = [], []
     for index, label in sorted(answers.labels.items()):
+        _check_label(index, label, len(words.classes))
         try:
             certificate = answers.certificate(index, plan, record, stopped_early=early)
         except MissingError as missing:
-            raise InputError(f"{path} {missing}") from None
+            if answers.finished(index, settings["n0"], 0 if early else bound.last):
+                raise InputError(f"{path} {missing}") from None
+            unfinished.append(str(index))
+            continue
         rows.append(certify_row(index, label, certificate, 0.0))
-    return Log("certify", {**settings, **_certifying_settings(plan)}, tuple(rows))
+    notices = list(contents.notices)
+    if unfinished and not rows:
+        raise InputError(f"{path} holds no finished image; go on with certify_queries")
+    if unfinished:
+        notices.append(f"left out, as the run did not finish them: images {', '.join(unfinished)}")
+    settings = {**settings, **_certifying_settings(plan)}
+    return Log("certify", settings, tuple(rows), tuple(notices))
 
 
 def _noisy(
@@ -254,16 +280,20 @@ def _noisy(
         yield sample, sent[0].cpu().contiguous().numpy()
 
 
-def _image(data: ImageData, index: int) -> tuple[Image, int]:
+def _image(data: ImageData, index: int, classes: int) -> tuple[Image, int]:
     x, label = data[index]
     try:
-        return checks.images(x[None])[0].float(), int(checks.labels([label])[0])
+        x = checks.images(x[None])[0].float()
     except InputError as error:
         raise InputError(f"image {index}: {error}") from None
+    return x, _check_label(index, label, classes)
 
 
-def _label(data: ImageData, index: int) -> int:
-    return _image(data, index)[1]
+def _check_label(index: int, label: Any, classes: int) -> int:
+    try:
+        return int(checks.labels([label], classes)[0])
+    except InputError as error:
+        raise InputError(f"image {index}: {error}") from None
 
 
 def _certifying_settings(plan: Mapping[str, Any]) -> dict[str, Any]:

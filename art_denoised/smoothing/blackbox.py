@@ -173,6 +173,8 @@ class BlackBox:
 
     Attributes:
         spent: Queries so far, failed ones included. Set it to go on from an earlier run.
+        identity: What ``ask`` says of itself as ``ask.identity``, as `HttpClassifier` does; None if
+            it says nothing.
 
     Raises:
         InputError: A value out of range.
@@ -201,6 +203,7 @@ class BlackBox:
         self.retries = checks.count("retries", retries, 0)
         self.budget = Budget() if budget is None else budget
         self.spent = 0
+        self.identity: Any = getattr(ask, "identity", None)
         self._ask, self._backoff = ask, backoff
         self._transient: tuple[type[Exception], ...] = (TransientError, *transient)
         self._lock = threading.Lock()

@@ -7,7 +7,9 @@ import hashlib
 import http.client
 import io
 import json
+import re
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from typing import Any
@@ -24,17 +26,25 @@ class HttpClassifier:
     Posts ``{image_field: PNG in base64}``, the image clipped to [0, 1] and rounded to 8 bits: that
     is part of the function that is certified. A hash of the image goes along as Idempotency-Key,
     by which a service can tell a repeated question from a new one, and need not charge for it.
+    Redirects are not followed: they would take the headers to another host and lose the image.
 
     Args:
-        url: Of the service, http or https.
+        url: Of the service, http or https; credentials go into ``headers``.
         answer: Where the answer stands in the reply: keys and positions joined by dots, as in
-            "predictions.0.label". Where there is none, or null, the answer is empty.
+            "predictions.0.label". Where the way ends at null, an empty object or a list that is too
+            short, the answer is empty.
         headers: Sent along, such as an authorization.
         image_field: Name of the field with the image.
         timeout: Seconds to wait for a reply.
 
+    Attributes:
+        identity: What tells this service from others, for journals: not what stands after ? in the
+            URL, where keys stand.
+
     Raises:
-        InputError: ``url`` is none.
+        InputError: ``url`` is none. When called: more than one image, of whose answers those that
+            came would be lost if another failed; or the service refuses, redirects, or replies
+            without an answer.
 
     Example:
         >>> ask = HttpClassifier("http://localhost:8000/classify", answer="predictions.0.label")
@@ -51,14 +61,23 @@ class HttpClassifier:
         image_field: str = "image",
         timeout: float = 30.0,
     ) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise InputError(f"url is {url!r}; give one that begins http:// or https://")
-        self.url, self.answer, self.image_field = url, answer, image_field
+        self.url, self.answer, self.image_field = _checked(url), answer, image_field
         self.headers, self.timeout = dict(headers or {}), timeout
+        self._opener = urllib.request.build_opener(_NoRedirects)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What tells this service from others."""
+        url = re.split(r"[?#]", self.url)[0]
+        return {"url": url, "answer": self.answer, "image_field": self.image_field}
 
     def __call__(self, images: np.ndarray) -> list[Answer]:
-        """Return an answer an image, asking one after the other."""
-        return [self._ask(image) for image in images]
+        """Return the answer for the one image of a batch."""
+        if len(images) != 1:
+            raise InputError(
+                f"the service takes one image a call, not {len(images)}; give BlackBox batch_size=1"
+            )
+        return [self._ask(images[0])]
 
     def _ask(self, image: np.ndarray) -> Answer:
         png = encode_png(image)
@@ -72,20 +91,37 @@ class HttpClassifier:
             },
         )
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                return _find(json.load(reply), self.answer)
+            with self._opener.open(request, timeout=self.timeout) as stream:
+                reply = json.load(stream)
         except urllib.error.HTTPError as error:
             with error:
-                if error.code == 429 or error.code >= 500:
+                if error.code in (408, 429) or error.code >= 500:
                     raise TransientError(
                         f"HTTP {error.code} {error.reason}", _seconds(error.headers)
+                    ) from None
+                if 300 <= error.code < 400:
+                    raise InputError(
+                        f"the service redirects to {error.headers.get('Location')}; if you trust "
+                        "it with images and headers, give that url"
                     ) from None
                 raise InputError(
                     f"the service refused with HTTP {error.code} {error.reason}; check url, "
                     "credentials and image size"
                 ) from None
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        # A reply that is no JSON was cut off, or is of a gateway that is overloaded.
+        except (
+            OSError,
+            http.client.HTTPException,
+            json.JSONDecodeError,
+            UnicodeDecodeError,
+        ) as error:
             raise TransientError(f"{type(error).__name__}: {error}") from None
+        return _find(reply, self.answer)
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *arguments: Any) -> None:
+        """Leave the redirect to be raised as an HTTPError."""
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -108,12 +144,33 @@ def encode_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def _checked(url: str) -> str:
+    """Return a URL that requests can be made of."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        parts.port  # noqa: B018  raises where it is no number
+        good = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
+    except ValueError:
+        good = False
+    if not good or re.search(r"[^!-~]", url):
+        raise InputError(
+            f"url is {url!r}; give one that begins http:// or https:// and a host, without "
+            "credentials, and percent-encoded"
+        )
+    return url
+
+
 def _find(reply: Any, path: str) -> Answer:
     for step in path.split("."):
-        try:
-            reply = reply[int(step)] if isinstance(reply, list) else reply[step]
-        except (LookupError, TypeError, ValueError):
+        if reply is None or reply in ({}, []):
             return None
+        if isinstance(reply, list) and step.isdecimal():
+            reply = reply[int(step)] if int(step) < len(reply) else None
+        elif isinstance(reply, dict) and step in reply:
+            reply = reply[step]
+        else:
+            held = f"keys {', '.join(reply)}" if isinstance(reply, dict) else f"{str(reply)[:80]!r}"
+            raise InputError(f"the reply has no {step!r} of answer={path!r}, but {held}")
     if reply is None or isinstance(reply, (str, int)):
         return reply
     raise InputError(f"the service answered {str(reply)[:80]!r} at {path!r}; name a text or index")

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from art_denoised import checks
 from art_denoised.attacks.ascent import in_eval
@@ -18,7 +17,7 @@ from art_denoised.attacks.pgd import PGD
 from art_denoised.checks import InputError
 from art_denoised.storage import tensors_fingerprint
 from art_denoised.training.holdout import stack_holdout
-from art_denoised.training.loop import Rows, train
+from art_denoised.training.loop import Rows, first_image, train
 from art_denoised.training.plan import Plan
 from art_denoised.training.recipes import Recipe, describe, find_recipe
 from art_denoised.types import Images, Labels
@@ -99,8 +98,10 @@ def train_robust(
     if holdout is None and (best or stop_on_overfitting):
         raise InputError("there is no holdout to judge epochs on; give one")
     judge = PGD(recipe.eps, norm=recipe.norm, steps=judge_steps, batch_size=256)
-    classes = _class_count(model, data)
+    classes = _class_count(model, first_image(data))
     held_out = None if holdout is None else stack_holdout(holdout, classes)
+    if held_out is not None:
+        _class_count(model, held_out[0][:1])
 
     def evaluate(network: nn.Module, rows: Rows) -> dict[str, float]:
         assert held_out is not None
@@ -202,15 +203,8 @@ def judge_classifier(model: nn.Module, x: Images, y: Labels, attack: PGD) -> dic
     return judged
 
 
-def _class_count(model: nn.Module, data: Any) -> int:
-    """Classify one image of the data, to find a misfit before the work starts."""
-    images = data.dataset if isinstance(data, DataLoader) else data
-    try:
-        x = torch.as_tensor(images[0][0])[None]
-    except (TypeError, IndexError, KeyError, ValueError, NotImplementedError):
-        raise InputError(
-            "the data must be pairs of an image and its class, and at least one"
-        ) from None
+def _class_count(model: nn.Module, x: Images) -> int:
+    """Classify one image, to find a misfit before the work starts."""
     parameter = next(model.parameters(), torch.zeros(0))
     with in_eval(model):
-        return checks.class_count(model, checks.images(x).float().to(parameter.device))
+        return checks.class_count(model, x.to(parameter.device))

@@ -6,6 +6,7 @@ Source: Salman et al., "Denoised Smoothing: A Provable Defense for Pretrained Cl
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from art_denoised import checks
+from art_denoised.attacks.ascent import in_eval
 from art_denoised.checks import InputError
 from art_denoised.storage import (
     structure_fingerprint,
@@ -25,7 +27,7 @@ from art_denoised.storage import (
     weights_fingerprint,
 )
 from art_denoised.training.holdout import stack_holdout
-from art_denoised.training.loop import Rows, train
+from art_denoised.training.loop import Rows, first_image, train
 from art_denoised.training.plan import Plan
 from art_denoised.types import Classifier, Images, Labels
 
@@ -106,7 +108,8 @@ def train_denoiser(
         data: As for `train`: images in [0, 1] and labels.
         objective: "mse", "stability", "classification"; "hybrid", which is mse and then
             stability at a hundredth of the rate; or a function like `stability`.
-        classifiers: In eval mode, images in [0, 1] to logits; not needed for mse.
+        classifiers: In eval mode, images in [0, 1] to logits; of the objectives by name, mse alone
+            needs none.
         target: See above; by default ``classifiers[0]``.
         sigma: Noise level in image units, or the lowest and the highest: then it is drawn
             uniformly for each image.
@@ -126,7 +129,8 @@ def train_denoiser(
 
     Raises:
         InputError: A value out of range, no classifier where one is needed, one in training mode,
-            the target among the surrogates, or as for `train`.
+            the target among the surrogates, networks that cannot take the images, or as for
+            `train`.
 
     Example:
         >>> from art_denoised import DnCNN
@@ -143,14 +147,23 @@ def train_denoiser(
     """
     plan = Plan() if plan is None else plan
     low, high = _range(sigma)
+    parts = _parts(objective, plan, fine_epochs)
+    for name, goal, _ in parts:
+        if goal in (stability, classification) and not classifiers:
+            raise InputError(f"objective {name} needs a classifier; give one, or surrogates")
+    if out is not None:  # of hybrid's parts the folders are below it
+        other = Path(out, "." if len(parts) > 1 else "stability", "checkpoint.pt")
+        if other.exists():
+            raise InputError(f"{out} holds another training ({other}); choose another folder")
     _check_classifiers(classifiers, target)
     judge = target if target is not None else next(iter(classifiers), None)
+    asked = [*classifiers, *([] if target is None else [target])]
+    counts = _class_counts(denoiser, asked, first_image(data), high)[: len(classifiers)]
     held_out = None if holdout is None else TensorDataset(*stack_holdout(holdout))
-    parts = _parts(objective, plan, fine_epochs)
+    if held_out is not None:
+        _class_counts(denoiser, asked, held_out.tensors[0][:1], high)
     rows: list[dict[str, float]] = []
     for name, goal, part in parts:
-        if goal is not mse and not classifiers:
-            raise InputError(f"objective {name} needs a classifier; give one, or surrogates")
 
         def loss(x: Images, y: Labels, step: int, goal: Objective = goal) -> Tensor:
             x_noisy, level = add_noise(x, low, high)
@@ -170,6 +183,7 @@ def train_denoiser(
                 out=folder,
                 resume=resume,
                 evaluate=None if held_out is None else evaluate,
+                classes=min(counts) if goal is classification else None,
                 identity={
                     **(identity or {}),
                     "objective": name,
@@ -239,6 +253,8 @@ def judge_denoiser(
 def _parts(
     objective: str | Objective, plan: Plan, fine_epochs: int | None
 ) -> list[tuple[str, Objective, Plan]]:
+    if fine_epochs is not None and objective != "hybrid":
+        raise InputError("fine_epochs is of the second part of hybrid; leave it out")
     if callable(objective):
         return [(getattr(objective, "__name__", "objective"), objective, plan)]
     if objective in OBJECTIVES:
@@ -248,11 +264,14 @@ def _parts(
         raise InputError(f"objective is {objective!r}; give one of {known}")
     if fine_epochs is None:
         fine_epochs = max(1, round(FINE_EPOCHS * plan.epochs))
+    fine_epochs = checks.count("fine_epochs", fine_epochs)
     fine = replace(plan, epochs=fine_epochs, rate=FINE_RATE * plan.rate, schedule="constant")
     return [("mse", mse, plan), ("stability", stability, fine)]
 
 
 def _range(sigma: float | tuple[float, float]) -> tuple[float, float]:
+    if isinstance(sigma, tuple) and len(sigma) != 2:
+        raise InputError(f"sigma is {sigma}; give one noise level, or the lowest and the highest")
     low, high = sigma if isinstance(sigma, tuple) else (sigma, sigma)
     low, high = checks.sigma(low), checks.sigma(high)
     if low > high:
@@ -267,12 +286,28 @@ def _identity(classifier: nn.Module) -> list[str]:
 def _check_classifiers(classifiers: Sequence[nn.Module], target: nn.Module | None) -> None:
     for classifier in (*classifiers, *([] if target is None else [target])):
         checks.eval_mode(classifier)
-    if target is not None:
-        defended = weights_fingerprint(target)
-        if any(c is target or weights_fingerprint(c) == defended for c in classifiers):
-            raise InputError(
-                "the classifier to defend is among the surrogates; black box means that it is not"
-            )
+    if target is not None and any(_holds(c, target) or _holds(target, c) for c in classifiers):
+        raise InputError(
+            "the classifier to defend is among the surrogates; black box means that it is not"
+        )
+
+
+def _holds(a: nn.Module, b: nn.Module) -> bool:
+    """Whether classifier ``a`` is ``b`` or wraps it, whatever its weights are called there."""
+    if any(module is b for module in a.modules()):
+        return True
+    held, wanted = (Counter(tensors_fingerprint(p) for p in c.parameters()) for c in (a, b))
+    return bool(wanted) and wanted <= held
+
+
+def _class_counts(
+    denoiser: nn.Module, classifiers: Sequence[nn.Module], x: Images, sigma: float
+) -> list[int]:
+    """Denoise and classify one image, to find a misfit before the work starts."""
+    x = x.to(next(denoiser.parameters(), torch.zeros(0)).device)
+    with in_eval(denoiser):
+        checks.denoises(denoiser, x, sigma)
+    return [checks.class_count(classifier, x) for classifier in classifiers]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ def stack_holdout(data: Any, classes: int | None = None) -> tuple[Images, Labels
     """Read all pairs of a data set into two tensors.
 
     Args:
-        data: Pairs of image and label, with a length.
+        data: Pairs of image and label, at least one, with a length; no DataLoader.
         classes: Number of classes, if labels are to be checked for it.
 
     Raises:
@@ -30,8 +30,9 @@ def stack_holdout(data: Any, classes: int | None = None) -> tuple[Images, Labels
         images, labels = zip(*(data[i] for i in range(len(data))), strict=True)
         x = torch.stack([torch.as_tensor(image) for image in images])
         y = torch.tensor([int(label) for label in labels])
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, LookupError, NotImplementedError):
         raise InputError(
-            "the holdout must be pairs of an image and its class, all images of one size"
+            "the holdout must be pairs of an image and its class, at least one, all images of one "
+            "size; of a DataLoader give its dataset"
         ) from None
     return checks.images(x).float(), checks.labels(y, classes)

@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
 from tqdm import tqdm
 
 from art_denoised import checks
@@ -29,6 +37,7 @@ from art_denoised.types import Images, Labels
 
 Loss = Callable[[Images, Labels, int], Tensor]
 Rows = Sequence[Mapping[str, float]]
+_SCALARS_EVERY = 50  # steps
 
 
 def train(
@@ -53,7 +62,8 @@ def train(
     Args:
         network: What is trained, on its device. It is in training mode during the steps.
         data: A map-style data set of pairs (image in [0, 1], label), or a DataLoader over one,
-            whose workers and collation are used; the batches and their order are the plan's.
+            whose workers and collation are used; the batches and their order are the plan's, so
+            samplers of your own are refused.
         loss: ``loss(x, y, step) -> scalar`` on augmented images, calling ``network``.
         plan: How to train.
         out: Folder for ``checkpoint.pt`` and ``train.jsonl``; None keeps nothing.
@@ -66,7 +76,8 @@ def train(
         classes: Number of classes, if labels are to be checked for it.
         identity: What else determines the result, compared on resuming; plain JSON values.
         save_every: Seconds between checkpoints.
-        tensorboard: Also write scalars that TensorBoard reads, into ``out``.
+        tensorboard: Also write scalars that TensorBoard reads, into ``out``: the rows, and the loss
+            of every fiftieth step.
         progress: Show progress, loss and the time that is left.
 
     Returns:
@@ -86,6 +97,8 @@ def train(
         >>> len(rows), rows[-1]["loss"] < rows[0]["loss"], net.training
         (3, True, False)
     """
+    if out is None and (resume or tensorboard):
+        raise InputError(f"{'resume' if resume else 'tensorboard'} needs a folder; give out")
     batches = _Batches(data, plan, classes)
     trained = [p for p in network.parameters() if p.requires_grad]
     if not trained:
@@ -120,6 +133,8 @@ def train(
                     state.take(value)
                 bar.update()
                 bar.set_postfix_str(f"loss {state.last:.4f}", refresh=False)
+                if state.step % _SCALARS_EVERY == 0:
+                    scalar("loss of the step", state.last, state.step)
                 # The end of an epoch is saved below, with its row.
                 if folder and state.step % len(batches) and state.is_due(save_every):
                     state.save(folder)
@@ -135,6 +150,19 @@ def train(
                 state.save(folder)
     state.give_back()
     return state.rows
+
+
+def first_image(data: Any) -> Images:
+    """Return the first image of training data as a batch, to try networks on before the work.
+
+    Raises:
+        InputError: As for `train`, of the data.
+
+    Example:
+        >>> first_image([(torch.zeros(1, 8, 8), 3)]).shape
+        torch.Size([1, 1, 8, 8])
+    """
+    return _Batches(data, Plan(), None).first()
 
 
 class _Batches:
@@ -153,9 +181,23 @@ class _Batches:
         self._seed, self._classes = plan.seed, classes
         if not self.images:
             raise InputError("there are no images to train on; give at least one")
+        if self._loader is not None and not _draws_all(self._loader):
+            raise InputError(
+                "the DataLoader has a sampler of its own, which would not be heeded: batches and "
+                "their order are the plan's; give Subset(data, indices)"
+            )
 
     def __len__(self) -> int:
         return self.images // self._size
+
+    def first(self) -> Images:
+        """Return the first image as a batch."""
+        collate = default_collate if self._loader is None else self._loader.collate_fn
+        try:
+            batch = collate([self._data[0]])
+        except (TypeError, ValueError, LookupError, NotImplementedError) as error:
+            raise InputError(f"the data must be pairs of an image and its class: {error}") from None
+        return self._read(batch)[0]
 
     def of_epoch(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches (x, y) from number ``first`` on."""
@@ -168,14 +210,23 @@ class _Batches:
             names = ("num_workers", "collate_fn", "pin_memory", "worker_init_fn")
             options |= {name: getattr(self._loader, name) for name in names}
         for batch in _one_size(DataLoader(self._data, batch_sampler=batches, **options)):
-            try:
-                x, y = batch
-                x, y = checks.images(x).float(), checks.labels(y, self._classes)
-            except (TypeError, ValueError) as error:
-                raise InputError(
-                    f"the data must be pairs of an image and its class: {error}"
-                ) from None
-            yield x, y
+            yield self._read(batch)
+
+    def _read(self, batch: Any) -> tuple[Images, Labels]:
+        try:
+            x, y = batch
+            return checks.images(x).float(), checks.labels(y, self._classes)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"the data must be pairs of an image and its class: {error}") from None
+
+
+def _draws_all(loader: DataLoader[Any]) -> bool:
+    """Whether an epoch of a DataLoader is its data, each once, in batches."""
+    return (
+        type(loader.batch_sampler) is BatchSampler
+        and type(loader.sampler) in (SequentialSampler, RandomSampler)
+        and len(loader.sampler) == len(loader.dataset)  # type: ignore[arg-type]
+    )
 
 
 def _one_size(batches: DataLoader[Any]) -> Iterator[Any]:

@@ -68,7 +68,8 @@ class Plan:
     def __post_init__(self) -> None:
         checks.count("epochs", self.epochs)
         checks.count("batch_size", self.batch_size)
-        checks.count("seed", self.seed, 0)
+        if checks.count("seed", self.seed, 0) >= 2**64:
+            raise InputError(f"seed is {self.seed}; give a whole number below 2^64")
         checks.positive("rate", self.rate)
         for name in ("weight_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:

@@ -10,7 +10,9 @@ import torch
 
 
 def derived(key: Sequence[int]) -> int:
-    """Return a seed of 64 bits, which differs from that of any other key.
+    """Return a seed of 64 bits, for keys of equal length in all likelihood each another one.
+
+    Zeros at the end of a key do not count: the seed of [0, 1, 0] is that of [0, 1].
 
     Example:
         >>> derived([0, 1]) == derived([0, 1]), derived([0, 1]) == derived([0, 2])

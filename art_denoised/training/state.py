@@ -41,6 +41,12 @@ class State:
 
     def take(self, loss: Tensor) -> None:
         """Take one step of the optimizer."""
+        if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad):
+            shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
+            raise InputError(
+                f"the loss is a {type(loss).__name__}{shape}; return a scalar tensor that depends "
+                "on the network, such as the mean over the images"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.last = float(loss.detach())

@@ -98,7 +98,8 @@ def test_fifty_kills_lose_nothing_and_ask_nothing_twice(tmp_path):
     assert len(service.requests) - len(service.answers) <= KILLS * WORKERS
     keys = [(r["idx"], r["stage"], r["sample"]) for r in journal(tmp_path) if "answer" in r]
     assert len(keys) == len(set(keys)) == IMAGES * (N0 + N)
-    log = run(tmp_path, indices=range(IMAGES), resume=True)
+    gone = BlackBox(HttpClassifier(service.url, answer="predictions.0.label"))
+    log = run(tmp_path, gone, indices=range(IMAGES), resume=True)
 
     def rounded(images):  # what the service sees
         return local(np.clip(np.rint(images * 255), 0, 255).astype(np.float32) / 255)
@@ -187,8 +188,10 @@ def test_a_finished_run_takes_more_images_but_not_more_samples(tmp_path):
     assert log.rows == run(tmp_path / "whole").rows
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "certify.jsonl").write_text("the log of another kind of run")
-    with pytest.raises(InputError, match="already holds a run"):
-        run(tmp_path / "other", resume=True)
+    for resume in (False, True, True):
+        with pytest.raises(InputError, match="already holds a run of another kind"):
+            run(tmp_path / "other", resume=resume)
+    assert [file.name for file in (tmp_path / "other").iterdir()] == ["certify.jsonl"]
     tight = BlackBox(local, budget=Budget(queries=box.spent), workers=1)
     run(tmp_path, tight, indices=range(3), resume=True)  # needs nothing, so it suffices
     skipped = BlackBox(local, workers=1)
@@ -196,6 +199,81 @@ def test_a_finished_run_takes_more_images_but_not_more_samples(tmp_path):
     run(tmp_path / "labels", skipped, **options)
     again = BlackBox(local, budget=Budget(queries=skipped.spent), workers=1)
     assert len(run(tmp_path / "labels", again, **options, resume=True).rows) == 10
+
+
+class Changed:
+    """The digits, an image or a label of them another one."""
+
+    def __init__(self, image: int | None = None, label: int | None = None) -> None:
+        self._digits, self._image, self._label = load_data("digits"), image, label
+
+    def __len__(self) -> int:
+        return len(self._digits)
+
+    def __getitem__(self, index: int):
+        x, label = self._digits[index]
+        return 1 - x if index == self._image else x, 9 - label if index == self._label else label
+
+
+def test_answers_are_about_the_images_and_the_classifier_that_were_asked(tmp_path):
+    class Named:
+        def __init__(self, name: str) -> None:
+            self.identity = name
+
+        def __call__(self, images):
+            return local(images)
+
+    options = {"classes": NAMES, "sigma": 0.25, "indices": range(3), "progress": False}
+    options |= {"out": tmp_path, "n0": N0, "n": N}
+    certify_queries(BlackBox(Named("a")), Changed(), **options)
+    options["resume"] = True
+    for data, label in ((Changed(image=1), "pixels differ"), (Changed(label=1), "label 8 -> 1")):
+        box = BlackBox(Named("a"))
+        with pytest.raises(InputError, match=f"image 1 is not the one .*{label}"):
+            certify_queries(box, data, **{**options, "indices": range(4)})
+        assert answered(tmp_path) == 3 * (N0 + N)
+    with pytest.raises(InputError, match="classifier 'a' -> 'b'"):
+        certify_queries(BlackBox(Named("b")), Changed(), **options)
+    moved = {"identity": {"classifier": "a"}}
+    certify_queries(BlackBox(Named("b")), Changed(image=3), **options, **moved)
+
+
+def test_none_of_these_is_no_label(tmp_path):
+    """An answer that is no class would be right, and certified, for images labelled so."""
+    for bad in ({"classes": NAMES[:7]}, {"indices": [10**6]}, {"indices": [-1]}):
+        with pytest.raises(InputError, match=r"image .*out of range|image .* is not in the data"):
+            run(tmp_path / "bad", **{"indices": range(30), **bad})
+    assert answered(tmp_path / "bad") == 0
+    run(tmp_path / "good", indices=range(2))  # labels 2 and 8
+    with pytest.raises(InputError, match="image 1: label 8 is out of range"):
+        recertify(tmp_path / "good" / "answers.jsonl", classes=NAMES[:8], alpha=0.001)
+
+
+def test_a_budget_for_the_selections_suffices_where_all_images_are_wrong(tmp_path):
+    box = BlackBox(lambda images: ["six"] * len(images), budget=Budget(queries=2 * N0), workers=1)
+    run(tmp_path, box, indices=range(2), n=2000, radii=[0.1])
+    assert box.spent == 2 * N0
+    blind = {"use_labels": False, "indices": range(1), "n": 2000, "radii": [0.1]}
+    with pytest.raises(BudgetError, match="120 more"):
+        run(tmp_path / "blind", BlackBox(local, budget=Budget(queries=100)), **blind)
+
+
+def test_unfinished_images_are_left_out_and_told(tmp_path):
+    box = BlackBox(local, budget=Budget(queries=10**6), workers=1)
+    run(tmp_path, box, indices=range(3))
+    path = tmp_path / "answers.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[: -N // 2]))
+    log = recertify(path, classes=NAMES, alpha=0.001)
+    assert [row.idx for row in log.rows] == [0, 1]
+    assert log.notices == ("left out, as the run did not finish them: images 2",)
+    fewer = recertify(path, classes=NAMES, alpha=0.001, n=N // 2)
+    assert [row.idx for row in fewer.rows] == [0, 1, 2]
+    with pytest.raises(InputError, match="holds 100 of the 101 samples of image 0"):
+        recertify(path, classes=NAMES, alpha=0.001, n=N + 1)
+    path.write_text("".join(lines[:10]))
+    with pytest.raises(InputError, match="holds no finished image"):
+        recertify(path, classes=NAMES, alpha=0.001)
 
 
 def test_failed_attempts_count_across_runs(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
@@ -182,6 +183,97 @@ def test_an_http_service_with_every_failure(service):
     assert box.spent >= len(service.requests)
 
 
+class Canned(BaseHTTPRequestHandler):
+    """Answers with the server's ``status``, ``headers`` and ``content``, and counts."""
+
+    def do_POST(self) -> None:
+        self.server.asked += 1
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(self.server.status)
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(self.server.content)
+
+    do_GET = do_POST  # noqa: N815
+
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def canned():
+    with HTTPServer(("127.0.0.1", 0), Canned) as server:
+        server.status, server.headers, server.content, server.asked = 200, {}, b"{}", 0
+        server.url = f"http://127.0.0.1:{server.server_address[1]}/"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "message"),
+    [
+        (200, b'{"predictions": [{"label": "cat", "score": 1}]}', "no 'lable' of .* label, score"),
+        (200, b'{"error": "no credit"}', "no 'predictions' of .* keys error"),
+        (200, b'{"predictions": "cat"}', "no '0' of .*, but 'cat'"),
+        (200, b'{"predictions": [{"lable": ["cat"]}]}', r"answered \"\['cat'\]\" at"),
+        (302, b"", "redirects to http://127.0.0.1:9/elsewhere; .* give that url"),
+        (308, b"", "redirects to http://127.0.0.1:9/elsewhere"),
+    ],
+)
+def test_a_wrong_reply_is_paid_for_once(canned, status, content, message):
+    canned.status, canned.content = status, content
+    canned.headers = {"Location": "http://127.0.0.1:9/elsewhere"} if status >= 300 else {}
+    ask = HttpClassifier(canned.url, answer="predictions.0.lable")
+    with pytest.raises(InputError, match=message):
+        ask_many(BlackBox(ask, backoff=0, workers=1), 1)
+    assert canned.asked == 1
+
+
+def test_replies_without_a_label_are_empty_answers(canned):
+    ask = HttpClassifier(canned.url, answer="a.1.b")
+    for empty in ("{}", '{"a": []}', '{"a": [1]}', '{"a": null}', '{"a": [0, {}]}', "null"):
+        canned.content = empty.encode()
+        assert ask(IMAGE[None]) == [None]
+
+
+@pytest.mark.parametrize(
+    ("status", "content"), [(408, b""), (200, b"<html>"), (200, b"\xff\xfe\xff")]
+)
+def test_replies_that_may_pass_are_asked_for_again(canned, status, content):
+    canned.status, canned.content = status, content
+    with pytest.raises(InputError, match="failed 3 times in a row"):
+        ask_many(BlackBox(HttpClassifier(canned.url), retries=2, backoff=0, workers=1), 1)
+    assert canned.asked == 3
+
+
+def test_requests_that_cannot_be_made_are_not_tried_again(canned):
+    for url in (
+        "localhost", "http://", "http:///path", "http://host:port/", "http://[::1/", "http://a b/",
+        "http://me:secret@host/", "http://host/\u00e9", "ftp://host/",
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="http://"):
+            HttpClassifier(url)
+    reasons: list[str] = []
+    box = BlackBox(HttpClassifier(canned.url, headers={"X": "a\nb"}), backoff=0, workers=1)
+    with pytest.raises(InputError, match="Invalid header"):
+        box.ask_all([(0, IMAGE)], lambda answers: None, lambda why, n: reasons.append(why))
+    assert len(reasons) == 1
+    several = BlackBox(HttpClassifier(canned.url), batch_size=3, backoff=0, workers=1)
+    with pytest.raises(InputError, match="give BlackBox batch_size=1"):
+        ask_many(several, 3)
+    assert canned.asked == 0
+
+
+def test_a_service_is_known_by_its_url_without_keys():
+    box = BlackBox(HttpClassifier("http://host:80/classify?key=secret", answer="a"))
+    assert box.identity == {"url": "http://host:80/classify", "answer": "a", "image_field": "image"}
+    assert BlackBox(cats).identity is None
+
+
 def test_http_refusals_are_final(service):
     rude = HttpClassifier(service.url, headers={"Authorization": "wrong"})
     box = BlackBox(rude, retries=50, backoff=0)  # until no other failure comes first
@@ -190,8 +282,6 @@ def test_http_refusals_are_final(service):
     nobody = HttpClassifier("http://127.0.0.1:9/", timeout=0.5)
     with pytest.raises(TransientError):
         nobody(IMAGE[None])
-    with pytest.raises(InputError, match="http://"):
-        HttpClassifier("localhost")
 
 
 def test_images_are_clipped_and_rounded_into_a_png():

@@ -336,8 +336,11 @@ def test_bad_input(tmp_path):
         run(best=True)
     with pytest.raises(InputError, match=r"divide by 255"):
         run(holdout=[(255 * torch.rand(1, 8, 8), 0)])
-    with pytest.raises(InputError, match="holdout must be pairs"):
-        run(holdout=[torch.rand(1, 8, 8)])
+    for holdout in ([torch.rand(1, 8, 8)], [], DataLoader(small())):
+        with pytest.raises(InputError, match="holdout must be pairs"):
+            run(holdout=holdout)
+    with pytest.raises(InputError, match=r"failed on an image of shape \(3, 8, 8\)"):
+        run(holdout=[(torch.rand(3, 8, 8), 0)])
     with pytest.raises(InputError, match="label 11 is out of range; labels go from 0 to 9"):
         run(data=TensorDataset(torch.rand(40, 1, 8, 8), torch.full((40,), 11)))
     with pytest.raises(InputError, match="label 11 is out of range"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from art_denoised import DnCNN
 from art_denoised.checks import InputError
@@ -132,9 +133,19 @@ def test_surrogates_take_turns_and_the_target_is_never_asked(held_out):
 
 
 def test_the_target_must_not_be_a_surrogate():
-    same_weights = digits_classifier()
-    with pytest.raises(InputError, match="among the surrogates"):
-        train("stability", classifiers=[digits_classifier()], target=same_weights)
+    target, weightless = digits_classifier(), nn.Flatten()
+    for surrogate, defended in (
+        (digits_classifier(), target),
+        (nn.Sequential(digits_classifier()).eval(), target),
+        (digits_classifier(), nn.Sequential(nn.Identity(), target, nn.BatchNorm1d(10)).eval()),
+        (weightless, weightless),
+        (nn.Sequential(weightless), weightless),
+    ):
+        with pytest.raises(InputError, match="among the surrogates"):
+            train("stability", classifiers=[surrogate], target=defended)
+    train(
+        "stability", Plan(epochs=1, batch_size=400), classifiers=[nn.Flatten()], target=weightless
+    )
 
 
 def test_classifiers_stay_as_they_are():
@@ -175,6 +186,63 @@ def test_bad_input():
         train("stability", classifiers=[nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))])
     with pytest.raises(InputError, match="lower one first"):
         train_denoiser(small(), [], sigma=(0.5, 0.1))
+    with pytest.raises(InputError, match="give one noise level, or the lowest and the highest"):
+        train_denoiser(small(), [], sigma=(0.1, 0.2, 0.5))
+
+
+class Enlarging(DnCNN):
+    def forward(self, x_noisy, sigma=None):
+        return super().forward(x_noisy).repeat(1, 1, 2, 2)
+
+
+CLASSIFIER = {"objective": "stability", "classifiers": [digits_classifier()]}
+TWO_CLASSES = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+COLOUR = nn.Sequential(nn.Conv2d(3, 1, 3), nn.Flatten(), nn.Linear(36, 10))
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "changes", "message"),
+    [
+        (DnCNN(3, 3, 4), {}, r"the denoiser failed on an image of shape \(1, 8, 8\)"),
+        (DnCNN(1, 3, 4).half(), {}, "the denoiser failed on an image"),
+        (Enlarging(1, 3, 4), {}, r"returned \(1, 1, 16, 16\) for an image of shape \(1, 1, 8, 8\)"),
+        (small(), {"objective": "stability", "classifiers": [COLOUR]}, "model failed on an image"),
+        (small(), {**CLASSIFIER, "target": COLOUR}, "model failed on an image"),
+        (small(), {"objective": "classification", "classifiers": [TWO_CLASSES]}, "from 0 to 1"),
+        (small(), {"objective": "hybrid"}, "stability needs a classifier"),
+        (small(), {"fine_epochs": -3}, "fine_epochs is of the second part of hybrid"),
+        (small(), {**CLASSIFIER, "objective": "hybrid", "fine_epochs": -3}, "fine_epochs is -3"),
+        (small(), {"holdout": DataLoader(digits(train=False))}, "holdout must be pairs"),
+        (small(), {"holdout": []}, "holdout must be pairs"),
+        (small(), {"holdout": [(255 * torch.rand(1, 8, 8), 0)]}, "divide by 255"),
+        (small(), {**CLASSIFIER, "holdout": [(torch.rand(3, 8, 8), 0)]}, r"shape \(3, 8, 8\)"),
+    ],
+)
+def test_misfits_are_one_line_before_the_training(tmp_path, denoiser, changes, message):
+    options = {"objective": "mse", "plan": Plan(epochs=1, batch_size=400), **changes}
+    with pytest.raises(InputError, match=message) as caught:
+        train_denoiser(
+            denoiser, digits(train=True), sigma=SIGMA, out=tmp_path, progress=False, **options
+        )
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("train.jsonl"))
+
+
+def test_an_objective_of_ones_own_needs_no_classifier():
+    def absolute(x_hat, x, y, classifier):
+        assert classifier is None
+        return (x_hat - x).abs().mean()
+
+    _, rows = train(absolute, Plan(epochs=1, batch_size=400))
+    assert len(rows) == 1
+
+
+@pytest.mark.parametrize(("first", "second"), [("mse", "hybrid"), ("hybrid", "mse")])
+def test_hybrid_and_others_do_not_share_a_folder(tmp_path, first, second):
+    options = {"classifiers": [digits_classifier()], "out": tmp_path}
+    train(first, Plan(epochs=1, batch_size=400), **options)
+    with pytest.raises(InputError, match=r"holds another training .*checkpoint\.pt"):
+        train(second, Plan(epochs=1, batch_size=400), **options, resume=True)
 
 
 @pytest.mark.parametrize("other", ["holdout", "slope", "target"])

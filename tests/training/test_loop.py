@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 from art_denoised.checks import InputError
 from art_denoised.training.loop import train
@@ -198,7 +205,7 @@ def test_augmentation_moves_and_flips_each_image_whole():
 def test_scalars_for_tensorboard(tmp_path):
     net = network()
     train(
-        net, data(), loss_of(net), Plan(epochs=2, batch_size=8), out=tmp_path, tensorboard=True,
+        net, data(), loss_of(net), Plan(epochs=2, batch_size=1), out=tmp_path, tensorboard=True,
         progress=False, evaluate=lambda weights, rows: {"figure": 0.5},
     )  # fmt: skip
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -207,6 +214,7 @@ def test_scalars_for_tensorboard(tmp_path):
     events.Reload()
     assert [e.value for e in events.Scalars("figure")] == [0.5, 0.5]
     assert {"loss", "rate"} <= set(events.Tags()["scalars"])
+    assert [e.step for e in events.Scalars("loss of the step")] == [50]
 
 
 class Endless(IterableDataset):
@@ -226,6 +234,7 @@ class Endless(IterableDataset):
         ({"optimizer": "lamb"}, "optimizer is 'lamb'; give one of adam, sgd"),
         ({"momentum": 1}, "momentum is 1"),
         ({"clip": -1}, "clip is -1"),
+        ({"seed": 2**64}, r"seed is 18446744073709551616; give a whole number below 2\^64"),
     ],
 )
 def test_bad_plans(changes, message):
@@ -251,6 +260,27 @@ def test_bad_data_and_folders(tmp_path):
         run(TensorDataset(torch.rand(8, 1, 8, 8)))
     with pytest.raises(InputError, match="nan at step 0; train with a smaller rate"):
         run(data(), lambda x, y, step: net(x).mean() * float("nan"))
+    for loss, message in (
+        (
+            lambda x, y, step: net(x).flatten(1).mean(1),
+            r"a Tensor of shape \(8,\); return a scalar",
+        ),
+        (lambda x, y, step: 0.5, "a float; return a scalar tensor"),
+        (lambda x, y, step: net(x).mean().detach(), "that depends on the network"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(data(), loss)
+    for name in ("resume", "tensorboard"):
+        with pytest.raises(InputError, match=f"{name} needs a folder; give out"):
+            run(data(), **{name: True})
+    for chosen in (
+        {"sampler": SubsetRandomSampler(range(32))},
+        {"sampler": RandomSampler(data(), num_samples=32)},
+        {"batch_sampler": [[0, 1], [2, 3]]},
+        {"batch_size": None},
+    ):
+        with pytest.raises(InputError, match=r"sampler of its own.* give Subset\(data, indices\)"):
+            run(DataLoader(data(), **chosen))
     net = network()
     run(data(), out=tmp_path)
     net = network()

@@ -1,0 +1,46 @@
+"""Files that survive, and fingerprints of weights."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from art_denoised.storage import Journal, read_journal, weights_fingerprint
+
+
+def test_a_write_cut_short_leaves_no_torn_line(tmp_path, monkeypatch):
+    """The disk is full for one row and has room again for the next."""
+    path, write = tmp_path / "a.jsonl", os.write
+    with Journal(path, "answers", {}) as journal:
+        journal.append({"n": 1})
+        with monkeypatch.context() as full:
+            full.setattr(os, "write", lambda file, line: write(file, line[:5]))
+            with pytest.raises(OSError, match="no space"):
+                journal.append({"n": 2})
+        journal.append({"n": 3})
+    contents = read_journal(path)
+    assert (contents.records, contents.notices) == ([{"n": 1}, {"n": 3}], [])
+
+
+class Extra(nn.Linear):
+    def __init__(self, extra: object) -> None:
+        super().__init__(2, 2)
+        self.extra = extra
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def get_extra_state(self) -> object:
+        return self.extra
+
+    def set_extra_state(self, state: object) -> None:
+        self.extra = state
+
+
+def test_extra_state_counts_among_the_weights():
+    states = [{"a": 1}, {"a": 2}, {"a": torch.zeros(2)}, {"b": torch.zeros(2)}, "text", None, [1]]
+    prints = [weights_fingerprint(Extra(state)) for state in states]
+    assert len(set(prints)) == len(states)
+    assert prints == [weights_fingerprint(Extra(state)) for state in states]
