@@ -74,7 +74,7 @@ def trainings() -> list[Training]:
     plain = [Training("relu"), Training("softplus"), Training("silu")]
     order = plain + [Training(block=block) for block in BLOCKS]
     clean = Training(recipe="clean")
-    order += [replace(t, seed=1) for t in plain] + [clean, replace(clean, block="gaussian")]
+    order += [replace(t, seed=1) for t in plain] + [clean, replace(clean, block="mean")]
     order += [replace(t, seed=2) for t in plain]
     order += [Training(block=block, seed=1) for block in ("1x1", "mean", "dot_product")]
     order += [Training(recipe="feature-denoising")]

@@ -26,7 +26,7 @@ COMPARED = [
     *((title, "relu", "APGD-CE+T") for title in ("softplus", "silu", "relu-1x1", *_BLOCKS)),
     *((title, "relu-1x1", "APGD-CE+T") for title in _BLOCKS),
     ("feature-denoising-relu-mean", "feature-denoising-relu", "APGD-CE+T"),
-    ("clean-relu-gaussian", "clean-relu", "clean"),
+    ("clean-relu-mean", "clean-relu", "clean"),
 ]
 
 
