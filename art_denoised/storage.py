@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,6 +59,36 @@ def make_folder(folder: Path) -> Path:
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"{folder} is in the way of the output folder; give another") from None
     return folder
+
+
+@contextmanager
+def sole_writer(folder: Path | None) -> Iterator[None]:
+    """Hold a folder, if there is one, for this process alone.
+
+    Raises:
+        InputError: Another process holds it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as name, sole_writer(Path(name)):
+        ...     Path(name, "a").touch()
+    """
+    if folder is None:
+        yield
+        return
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(file, folder)
+        yield
+    finally:
+        os.close(file)
+
+
+def _lock(file: int, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{path} is being written by another process") from None
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -169,7 +200,7 @@ class Journal(Closing):
         self.notices: list[str] = []
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
-            self._lock()
+            _lock(self._file, path)
             self._open({"art_denoised": title, "version": 1, "settings": dict(settings)}, resume)
         except BaseException:
             os.close(self._file)
@@ -193,12 +224,6 @@ class Journal(Closing):
                 f"{self.path} cannot be written ({reason}); the rows before are kept, "
                 "make room and pass --resume"
             )
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{self.path} is being written by another process") from None
 
     def _open(self, header: dict[str, Any], resume: bool) -> None:
         if not self.path.is_file():

@@ -29,7 +29,12 @@ from tqdm import tqdm
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.storage import make_folder, structure_fingerprint, weights_fingerprint
+from art_denoised.storage import (
+    make_folder,
+    sole_writer,
+    structure_fingerprint,
+    weights_fingerprint,
+)
 from art_denoised.training.plan import Plan, augment
 from art_denoised.training.seeds import derived, seeded
 from art_denoised.training.state import State
@@ -84,7 +89,8 @@ def train(
         A row an epoch: epoch, loss (mean), rate, seconds, and the figures of ``evaluate``.
 
     Raises:
-        InputError: Data or folder that cannot be used, or a loss that became NaN.
+        InputError: Data or folder that cannot be used, another process that trains into it, or a
+            loss that became NaN.
 
     Example:
         >>> import tempfile
@@ -110,44 +116,45 @@ def train(
     settings |= {"start": weights_fingerprint(network), "structure": structure_fingerprint(network)}
     steps = plan.epochs * len(batches)
     folder = None if out is None else make_folder(Path(out))
-    if folder is not None:
-        state.open(folder, settings, resume)
     bf16 = plan.bf16 if plan.bf16 is not None else _computes_in_bf16(device)
-    with (
-        _scalars(folder if tensorboard else None) as scalar,
-        tqdm(
-            desc="train", unit="step", initial=state.step, total=steps, disable=not progress
-        ) as bar,
-    ):
-        while state.step < steps and not (stop is not None and state.rows and stop(state.rows)):
-            network.train()
-            for x, y in batches.of_epoch(*divmod(state.step, len(batches))):
-                rate = plan.rate_at(state.step, steps)
-                for group in state.optimizer.param_groups:
-                    group["lr"] = rate
-                with seeded([plan.seed, 1, state.step], device):
-                    x = augment(x.to(device), plan.augment)
-                    x = x.contiguous(memory_format=torch.channels_last)
-                    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                        value = loss(x, y.to(device), state.step)
-                    state.take(value)
-                bar.update()
-                bar.set_postfix_str(f"loss {state.last:.4f}", refresh=False)
-                if state.step % _SCALARS_EVERY == 0:
-                    scalar("loss of the step", state.last, state.step)
-                # The end of an epoch is saved below, with its row.
-                if folder and state.step % len(batches) and state.is_due(save_every):
+    with sole_writer(folder):
+        if folder is not None:
+            state.open(folder, settings, resume)
+        with (
+            _scalars(folder if tensorboard else None) as scalar,
+            tqdm(
+                desc="train", unit="step", initial=state.step, total=steps, disable=not progress
+            ) as bar,
+        ):
+            while state.step < steps and not (stop is not None and state.rows and stop(state.rows)):
+                network.train()
+                for x, y in batches.of_epoch(*divmod(state.step, len(batches))):
+                    rate = plan.rate_at(state.step, steps)
+                    for group in state.optimizer.param_groups:
+                        group["lr"] = rate
+                    with seeded([plan.seed, 1, state.step], device):
+                        x = augment(x.to(device), plan.augment)
+                        x = x.contiguous(memory_format=torch.channels_last)
+                        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                            value = loss(x, y.to(device), state.step)
+                        state.take(value)
+                    bar.update()
+                    bar.set_postfix_str(f"loss {state.last:.4f}", refresh=False)
+                    if state.step % _SCALARS_EVERY == 0:
+                        scalar("loss of the step", state.last, state.step)
+                    # The end of an epoch is saved below, with its row.
+                    if folder and state.step % len(batches) and state.is_due(save_every):
+                        state.save(folder)
+                row = state.finish_epoch(state.step // len(batches), rate)
+                if evaluate is not None:
+                    with state.averaged() as weights, torch.no_grad():
+                        row |= evaluate(weights.eval(), state.rows[:-1])
+                if best is not None:
+                    state.keep_best(best)
+                for name, figure in row.items():
+                    scalar(name, figure, state.step)
+                if folder is not None:
                     state.save(folder)
-            row = state.finish_epoch(state.step // len(batches), rate)
-            if evaluate is not None:
-                with state.averaged() as weights, torch.no_grad():
-                    row |= evaluate(weights.eval(), state.rows[:-1])
-            if best is not None:
-                state.keep_best(best)
-            for name, figure in row.items():
-                scalar(name, figure, state.step)
-            if folder is not None:
-                state.save(folder)
     state.give_back()
     return state.rows
 

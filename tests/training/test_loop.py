@@ -294,6 +294,19 @@ def test_bad_data_and_folders(tmp_path):
     assert os.listdir(tmp_path).count("train.jsonl") == 1
 
 
+def test_two_trainings_do_not_share_a_folder(tmp_path):
+    outer, plan = network(), Plan(epochs=1, batch_size=8)
+
+    def loss(x, y, step):
+        inner = network()
+        with pytest.raises(InputError, match="being written by another process"):
+            train(inner, data(), loss_of(inner), plan, out=tmp_path, resume=True, progress=False)
+        return loss_of(outer)(x, y, step)
+
+    train(outer, data(), loss, plan, out=tmp_path, progress=False)
+    train(outer, data(), loss_of(outer), plan, out=tmp_path / "other", progress=False)
+
+
 def test_a_last_smaller_batch_sits_out():
     net, sizes = network(), []
 
