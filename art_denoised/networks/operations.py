@@ -49,9 +49,9 @@ def non_local_gaussian(x: Features, theta: Embedded, phi: Embedded) -> Features:
         query, key, value = (features.transpose(1, 2)[:, None] for features in (t, p, g))
         y = F.scaled_dot_product_attention(query, key, value)[:, 0].transpose(1, 2)
     else:
-        scale = t.shape[1] ** -0.5
-        images = zip(t.unbind(), p.unbind(), g.unbind(), strict=True)
-        y = torch.stack([gi @ torch.softmax((ti * scale).T @ pi, -1).T for ti, pi, gi in images])
+        size = max(1, _IN_CACHE // t.shape[2] ** 2)  # images whose weights stay in the cache
+        parts = zip(*(f.split(size) for f in (t * t.shape[1] ** -0.5, p, g)), strict=True)
+        y = torch.cat([gi @ torch.softmax(ti.mT @ pi, -1).mT for ti, pi, gi in parts])
     return y.reshape(x.shape)
 
 

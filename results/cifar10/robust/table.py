@@ -9,7 +9,6 @@ nothing of how trainings vary.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
 
@@ -48,12 +47,6 @@ def survivors(folder: Path) -> dict[str, np.ndarray] | None:
     }
 
 
-def seconds(folder: Path) -> float:
-    """Return the shortest epoch: the others shared the machine with more."""
-    with (folder / "train.jsonl").open() as log:
-        return min(row["seconds"] for row in map(json.loads, log) if "seconds" in row)
-
-
 def name(training: Training) -> str:
     """Return the name without its seed: what seeds are averaged over."""
     return training.name.removesuffix(f"-{training.seed}")
@@ -69,13 +62,11 @@ def bootstrap(values: np.ndarray) -> tuple[float, float]:
 
 def main() -> None:
     found: dict[str, dict[int, dict[str, np.ndarray]]] = defaultdict(dict)
-    epoch: dict[str, list[float]] = defaultdict(list)
     for training in trainings():
         if (kept := survivors(training.folder)) is not None:
             found[name(training)][training.seed] = kept
-            epoch[name(training)].append(seconds(training.folder))
 
-    print(f"{'':32}{'seeds':>6}{''.join(map('{:>18}'.format, COLUMNS))}{'s/epoch':>9}")
+    print(f"{'':32}{'seeds':>6}{''.join(map('{:>18}'.format, COLUMNS))}")
     for title, seeds in found.items():
         cells = ""
         for column in COLUMNS:
@@ -83,7 +74,7 @@ def main() -> None:
             # Seeds attack the same images: the interval is that of one network.
             low, high = proportion_interval(round(right.sum()), len(right))
             cells += f"{f'{right.mean():.1%} ({100 * low:.0f}-{100 * high:.0f})':>18}"
-        print(f"{title:32}{len(seeds):6}{cells}{min(epoch[title]):9.0f}")
+        print(f"{title:32}{len(seeds):6}{cells}")
 
     print("\nDifferences in percentage points")
     for title, other, column in COMPARED:
