@@ -18,7 +18,7 @@ def main() -> None:
     torch.set_num_threads(1)
     x, y = held_out(10)
     print(f"{len(y)} test images, every tenth; p_mean {P_MEAN}, p_std {P_STD}, seed 0\n")
-    for levels in map(int, sys.argv[1:] or ("16", "8")):
+    for levels in map(int, sys.argv[1:] or ("32", "16", "8")):
         classifier = diffusion_classifier(levels=levels)
         with torch.no_grad():
             hits = int((classifier(x).argmax(1) == y).sum())
