@@ -2,7 +2,7 @@
 
     cd results/cifar10; python diffusion.py > diffusion/accuracy.txt
 
-The levels are chosen on 300 images of data/holdout.npz, by cross-entropy at the fitted temperature.
+The levels are chosen on 200 images of data/holdout.npz, by cross-entropy at the fitted temperature.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def classifier(p_mean: float) -> DiffusionClassifier:
 @torch.no_grad()
 def main() -> None:
     torch.set_num_threads(1)
-    x, y = images("holdout", 300)
+    x, y = images("holdout", 200)
     found = {}
     for p_mean in MEANS:
         candidate = classifier(p_mean)
@@ -45,7 +45,7 @@ def main() -> None:
             float(F.cross_entropy(logits / t, y)) for t in torch.logspace(-1, 4, 100)
         )
         print(
-            f"p_mean {p_mean}: {right:.1%} of 300 held-out images, {found[p_mean]:.3f}", flush=True
+            f"p_mean {p_mean}: {right:.1%} of 200 held-out images, {found[p_mean]:.3f}", flush=True
         )
     best = min(found, key=found.__getitem__)
     x, y = images("test", 1000)

@@ -22,6 +22,7 @@ RESAMPLES = 10_000
 COLUMNS = ("clean", "PGD-50", "APGD-CE+T")
 _BLOCKS = [f"relu-{block}" for block in BLOCKS if block != "1x1"]
 COMPARED = [
+    *((title, "relu", "PGD-50") for title in ("softplus", "silu")),
     *((title, "relu", "APGD-CE+T") for title in ("softplus", "silu", "relu-1x1", *_BLOCKS)),
     *((title, "relu-1x1", "APGD-CE+T") for title in _BLOCKS),
     ("feature-denoising-relu-mean", "feature-denoising-relu", "APGD-CE+T"),
