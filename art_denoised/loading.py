@@ -70,6 +70,16 @@ def load_trained(option: str, name: str, weights: Path) -> nn.Module:
 
     Raises:
         InputError: As for `load_module`; or weights that cannot be read or do not fit.
+
+    Example:
+        >>> import tempfile
+        >>> from safetensors.torch import save_file
+        >>> from art_denoised.demo import digits_network
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "model.safetensors")
+        ...     save_file(digits_network().state_dict(), path)
+        ...     load_trained("--model", "art_denoised.demo:digits_network", path).training
+        False
     """
     state = read_state_dict(weights)
     note: dict[str, Any] = {}

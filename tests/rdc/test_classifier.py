@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,9 @@ from art_denoised import DiffusionClassifier
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_diffusion
 from art_denoised.demo.diffusion import DigitsMLP
-from art_denoised.diffusion.families import EDM, Native
+from art_denoised.diffusion.families import DDPM, EDM, Native
 from art_denoised.diffusion.model import DiffusionModel
-from art_denoised.diffusion.weights import Levels, noise_levels
+from art_denoised.diffusion.weights import Levels, noise_levels, training_levels
 from art_denoised.evaluation.data import digits
 
 LEVELS = Levels((0.2, 0.5, 1.0), (3.0, 1.0, 0.5))
@@ -283,3 +285,18 @@ def test_legacy_weights_are_those_of_the_reference_code():
     expected = (sigma**2 + 0.25) / (0.5 * sigma) ** 2 * p * width
     np.testing.assert_allclose(levels.sigmas, sigma)
     np.testing.assert_allclose(levels.weights, expected, rtol=1e-9)
+
+
+def test_all_levels_of_a_ddpm_are_its_evidence_bound():
+    abar = np.linspace(0.99, 0.05, 6)
+    sigma = np.sqrt((1 - abar) / abar)
+    bound = training_levels(DDPM(tuple(abar.tolist())))
+    assert bound.sigmas == pytest.approx(sigma[1:])
+    # Signal-to-noise ratios abar / (1 - abar): the weights are halves of their steps.
+    ratio = abar / (1 - abar)
+    assert bound.weights == pytest.approx([(a - b) / 2 for a, b in itertools.pairwise(ratio)])
+    simple = training_levels(DDPM(tuple(abar.tolist())), "vp_uniform")
+    assert simple.sigmas == pytest.approx(sigma)
+    assert simple.weights == pytest.approx(ratio / 6)
+    with pytest.raises(InputError, match="weighting is 'edm'"):
+        training_levels(DDPM(tuple(abar.tolist())), "edm")

@@ -8,9 +8,10 @@ from torch import nn
 
 from art_denoised import DiffusionClassifier, LikelihoodMaximization
 from art_denoised.checks import InputError
+from art_denoised.demo import digits_diffusion
 from art_denoised.diffusion.weights import noise_levels
 from art_denoised.rdc.anytime import predict_anytime
-from art_denoised.rdc.cost import _Counter, preview_anytime, preview_cost
+from art_denoised.rdc.cost import _Counter, largest_batch, preview_anytime, preview_cost
 from tests.rdc.test_classifier import LEVELS, Counting, images, small_model
 
 SHAPE = (1, 8, 8)
@@ -81,3 +82,14 @@ def test_bad_input():
         preview_cost(dc, (3, 8, 8))
     with pytest.raises(InputError, match="images is 0"):
         preview_cost(dc, SHAPE, images=0)
+
+
+def test_the_largest_batch_is_the_largest_that_fits():
+    classifier, shape = DiffusionClassifier(digits_diffusion(), levels=noise_levels(8)), (1, 8, 8)
+    memory = 8 * 2**20
+    classifier.max_batch = largest_batch(classifier, shape, memory)
+    assert preview_cost(classifier, shape, images=1000).memory <= memory
+    classifier.max_batch += 1
+    assert preview_cost(classifier, shape, images=1000).memory > memory
+    with pytest.raises(InputError, match="a single pass takes"):
+        largest_batch(classifier, shape, 1000)

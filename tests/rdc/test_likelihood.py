@@ -165,3 +165,14 @@ def test_the_noise_of_a_seed_is_not_that_of_a_classifier_with_the_same_seed():
     DiffusionClassifier(model, levels=LEVELS, seed=0, max_batch=1)(image)
     assert len(steps) == 3
     assert min(float((a - b).abs().max()) for a in steps for b in seen) > 0.1
+
+
+def test_bfloat16_is_near_and_has_gradients():
+    model, x = small_model(torch.float32), inner().float().requires_grad_()
+    full, half = (
+        LikelihoodMaximization(model, steps=3, eta=0.2, rate=0.01, seed=0, bf16=bf16)
+        for bf16 in (False, True)
+    )
+    assert 0 < (half(x) - full(x)).abs().mean() < 0.002  # the first step of Adam is a sign
+    (gradient,) = torch.autograd.grad(half(x).sum(), x)
+    assert bool(torch.isfinite(gradient).all())
