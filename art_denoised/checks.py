@@ -349,6 +349,8 @@ def denoises(denoiser: Callable[..., Any], x: Images, sigma: float) -> None:
 def _tried(name: str, model: Callable[..., Any], x: Images, *more: Any) -> Any:
     try:
         return model(x, *more)
+    except InputError:
+        raise
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         raise InputError(

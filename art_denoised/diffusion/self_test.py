@@ -45,8 +45,8 @@ def self_test(model: DiffusionModel, x: Images, y: Labels | None = None) -> list
         A row for each of four noise levels that the model was trained on.
 
     Raises:
-        InputError: The model does not denoise, or its answers with and without class are in
-            different ranges: the family, the prediction type or the range of the images is wrong.
+        InputError: The model cannot take the images, or does not denoise them, with or without
+            class: the family, the prediction type or the range of the images is wrong.
 
     Example:
         >>> from art_denoised.demo import digits_diffusion
@@ -60,18 +60,23 @@ def self_test(model: DiffusionModel, x: Images, y: Labels | None = None) -> list
     x = checks.images(x)
     if y is not None and model.classes is not None:
         y = checks.labels(y, model.classes)
+    levels = [sigma for sigma in _LEVELS if model.sigma_min <= sigma <= model.sigma_max]
+    if not levels:
+        raise InputError(
+            f"the model was trained on sigma {model.sigma_min:g} to {model.sigma_max:g} (image "
+            "units), where images are only noise; check its range"
+        )
+    first = None if y is None else y[:1]
+    checks.denoises(lambda x, sigma: model(x, sigma, first), x[:1], levels[0])
     generator = torch.Generator().manual_seed(0)
     rows = []
-    for sigma in (s for s in _LEVELS if model.sigma_min <= s <= model.sigma_max):
-        noise = torch.randn(x.shape, generator=generator).to(x)
-        conditional = apart = float("nan")
-        told = None if y is None else model(x + sigma * noise, sigma, y)
-        free = told
-        if model.classes is None or model.null_class is not None:
-            free = model(x + sigma * noise, sigma)
-        if free is None:
-            raise InputError("the model has no null class; give the classes y of the images")
+    for sigma in levels:
+        x_noisy = x + sigma * torch.randn(x.shape, generator=generator).to(x)
+        told = None if y is None else model(x_noisy, sigma, y)
+        needs_class = model.classes is not None and model.null_class is None
+        free = told if told is not None and needs_class else model(x_noisy, sigma)
         left = float((free - x).square().mean()) / sigma**2
+        conditional = apart = float("nan")
         if told is not None:
             conditional = float((told - x).square().mean()) / sigma**2
             apart = float((told - free).square().mean()) / sigma**2
@@ -82,9 +87,4 @@ def self_test(model: DiffusionModel, x: Images, y: Labels | None = None) -> list
                     f"at sigma {sigma:g} the model leaves {share:.2g} times the noise; check the "
                     "family, the prediction type and the range of its images"
                 )
-    if not rows:
-        raise InputError(
-            f"the model was trained on sigma {model.sigma_min:g} to {model.sigma_max:g} (image "
-            "units), where images are only noise; check its range"
-        )
     return rows

@@ -67,3 +67,7 @@ def test_what_cannot_be_tested(data):
         self_test(DiffusionModel(digits_diffusion().network, EDM(), classes=10), data[0])
     with pytest.raises(InputError, match="only noise"):
         self_test(DiffusionModel(Nan(), Native(sigma_min=50, sigma_max=60)), data[0])
+    three_channels, doubles = data[0].expand(-1, 3, -1, -1), data[0].double()
+    for images in (three_channels, doubles):
+        with pytest.raises(InputError, match="give images of the shape"):
+            self_test(digits_diffusion(), images)

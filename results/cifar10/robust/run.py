@@ -79,7 +79,8 @@ def trainings() -> list[Training]:
     order += [Training(block=block, seed=1) for block in ("1x1", "mean", "dot_product")]
     order += [Training(recipe="feature-denoising")]
     order += [Training(block="mean", recipe="feature-denoising")]
-    return order + [Training(block=block, seed=1) for block in ("gaussian", "median")]
+    order += [Training(block=block, seed=1) for block in ("gaussian", "median")]
+    return order + [Training(block=block, seed=2) for block in BLOCKS]
 
 
 def _run(command: str) -> None:
