@@ -1,0 +1,54 @@
+"""The tables of README.md, from the certificate logs beside it.
+
+cd results/cifar10; python table.py > table.txt
+
+After the certified accuracy, all pairs of defences at one sigma, on the images that both logs hold:
+how many only the one certifies at a radius, and the exact p-value that this is chance (McNemar).
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+from art_denoised.evaluation.attack_report.survival import sign_test
+from art_denoised.evaluation.logs import read_log
+from art_denoised.evaluation.records import CertifyRow
+from art_denoised.evaluation.report import format_table
+
+RADII = {0.25: (0.0, 0.25, 0.5, 0.75), 0.5: (0.0, 0.25, 0.5, 0.75, 1.0)}
+
+
+def certified(row: CertifyRow, radius: float) -> bool:
+    """Whether an image is right, and proved to remain so within a radius."""
+    return row.correct and row.radius >= radius
+
+
+def main() -> None:
+    logs = {str(path.parent): read_log(path) for path in sorted(Path().rglob("certify.jsonl"))}
+    for sigma, radii in RADII.items():
+        named = {
+            name: {row.idx: row for row in log.rows if isinstance(row, CertifyRow)}
+            for name, log in logs.items()
+            if log.settings["sigma"] == sigma
+        }
+        if not named:
+            continue
+        print(f"sigma {sigma}\n")
+        print(format_table({name: list(rows.values()) for name, rows in named.items()}, radii))
+        print(f"\n{'only this, only that (p)':58}{''.join(f'r={r:<16g}' for r in radii[:3])}")
+        for (this, first), (that, second) in combinations(named.items(), 2):
+            cells = ""
+            for radius in radii[:3]:
+                pairs = [
+                    (certified(first[i], radius), certified(second[i], radius))
+                    for i in first.keys() & second.keys()
+                ]
+                lone = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+                cells += f"{f'{lone[0]}, {lone[1]} ({sign_test(*lone):.2g})':18}"
+            print(f"{f'{this} : {that}':58}{cells}")
+        print()
+
+
+if __name__ == "__main__":
+    main()
