@@ -67,7 +67,7 @@ def main() -> None:
         if (kept := survivors(training.folder)) is not None:
             found[name(training)][training.seed] = kept
 
-    print(f"{'':32}{'seeds':>6}{''.join(map('{:>18}'.format, COLUMNS))}")
+    print(f"{'':32}{'seeds':>6}{''.join(map('{:>18}'.format, COLUMNS))}   {COLUMNS[-1]} by seed")
     for title, seeds in found.items():
         cells = ""
         for column in COLUMNS:
@@ -75,7 +75,8 @@ def main() -> None:
             # Seeds attack the same images: the interval is that of one network.
             low, high = proportion_interval(round(right.sum()), len(right))
             cells += f"{f'{right.mean():.1%} ({100 * low:.0f}-{100 * high:.0f})':>18}"
-        print(f"{title:32}{len(seeds):6}{cells}")
+        by_seed = ", ".join(f"{kept[COLUMNS[-1]].mean():.1%}" for kept in seeds.values())
+        print(f"{title:32}{len(seeds):6}{cells}   {by_seed}")
 
     print("\nDifferences in percentage points")
     for title, other, column in COMPARED:
