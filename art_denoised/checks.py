@@ -354,8 +354,8 @@ def _tried(name: str, model: Callable[..., Any], x: Images, *more: Any) -> Any:
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         raise InputError(
-            f"the {name} failed on an image of shape {tuple(x.shape[1:])} "
-            f"({type(error).__name__}: {reason}); give images of the shape it was made for"
+            f"the {name} failed on an image of shape {tuple(x.shape[1:])}, {x.dtype} "
+            f"({type(error).__name__}: {reason}); give the shape and dtype that it was made for"
         ) from error
 
 

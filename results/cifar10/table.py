@@ -4,17 +4,22 @@ cd results/cifar10; python table.py > table.txt
 
 After the certified accuracy, all pairs of defences at one sigma, on the images that both logs hold:
 how many only the one certifies at a radius, and the exact p-value that this is chance (McNemar).
+Last the class that each selects for most images, right or wrong.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import combinations
 from pathlib import Path
+
+from networks import CLASSES
 
 from art_denoised.evaluation.attack_report.survival import sign_test
 from art_denoised.evaluation.logs import read_log
 from art_denoised.evaluation.records import CertifyRow
 from art_denoised.evaluation.report import format_table
+from art_denoised.smoothing.statistics import top_class
 
 RADII = {0.25: (0.0, 0.25, 0.5, 0.75), 0.5: (0.0, 0.25, 0.5, 0.75, 1.0)}
 
@@ -47,6 +52,12 @@ def main() -> None:
                 lone = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
                 cells += f"{f'{lone[0]}, {lone[1]} ({sign_test(*lone):.2g})':18}"
             print(f"{f'{this} : {that}':58}{cells}")
+        print("\nselected most often")
+        for name, rows in named.items():
+            certificates = [row.certificate for row in rows.values() if row.certificate]
+            chosen = Counter(top_class(found.selection_counts) for found in certificates)
+            (most, images), *_ = chosen.most_common(1)
+            print(f"{name:58}{CLASSES[most]}, {images / len(certificates):.0%} of images")
         print()
 
 

@@ -26,6 +26,7 @@ COMPARED = [
     *((title, "relu", "APGD-CE+T") for title in ("softplus", "silu", "relu-1x1", *_BLOCKS)),
     *((title, "relu-1x1", "APGD-CE+T") for title in _BLOCKS),
     ("feature-denoising-relu-mean", "feature-denoising-relu", "APGD-CE+T"),
+    *(("feature-denoising-relu", "relu", column) for column in ("clean", "APGD-CE+T")),
     ("clean-relu-mean", "clean-relu", "clean"),
 ]
 
