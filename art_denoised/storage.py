@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it holds the old content or the new, whenever the process dies.
+    """Write a file so that it holds the old content or the new, whenever process or machine dies.
 
     Raises:
         InputError: It cannot be written there.
@@ -36,7 +36,10 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(content)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # before its name: else a loss of power may leave an empty file
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; give another place") from None
@@ -164,8 +167,9 @@ class Closing:
 class Journal(Closing):
     """An append-only file of JSON objects, a header with settings first; a context manager.
 
-    Each record is appended in a single write, so a killed process leaves at most a torn last
-    line, which is dropped when the file is opened again. One process writes at a time.
+    Each record is appended in a single write and is on the disk when `append` returns. A killed
+    process or a loss of power leaves at most a torn last line, which is dropped when the file is
+    opened again. One process writes at a time.
 
     Args:
         path: The file.
@@ -216,6 +220,7 @@ class Journal(Closing):
         before = os.fstat(self._file).st_size
         try:
             written, reason = os.write(self._file, line), "no space for a whole row"
+            os.fsync(self._file)
         except OSError as error:
             written, reason = 0, error.strerror or str(error)
         if written != len(line):

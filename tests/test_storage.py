@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
 import torch
 from torch import nn
 
-from art_denoised.storage import Journal, read_journal, weights_fingerprint
+from art_denoised.checks import InputError
+from art_denoised.storage import Journal, read_journal, weights_fingerprint, write_whole
+
+
+def refuse(_file: int) -> None:
+    raise OSError(errno.EIO, "Input/output error")
 
 
 def test_a_write_cut_short_leaves_no_torn_line(tmp_path, monkeypatch):
@@ -23,6 +29,28 @@ def test_a_write_cut_short_leaves_no_torn_line(tmp_path, monkeypatch):
         journal.append({"n": 3})
     contents = read_journal(path)
     assert (contents.records, contents.notices) == ([{"n": 1}, {"n": 3}], [])
+
+
+def test_a_row_that_the_disk_does_not_confirm_is_not_kept(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    with Journal(path, "answers", {}) as journal:
+        journal.append({"n": 1})
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "fsync", refuse)
+            with pytest.raises(OSError, match="Input/output error"):
+                journal.append({"n": 2})
+    assert read_journal(path).records == [{"n": 1}]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
+    """Where the disk does not confirm the new content, the old is there."""
+    path = tmp_path / "a"
+    write_whole(path, b"old")
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", refuse)
+        with pytest.raises(InputError, match="Input/output error"):
+            write_whole(path, b"new")
+    assert (path.read_bytes(), os.listdir(tmp_path)) == (b"old", ["a"])
 
 
 class Extra(nn.Linear):
