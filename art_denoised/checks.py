@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Logits
 
 _TOLERANCE = 1e-6  # rounding of an image that was scaled into the range in float32
-_MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
 class InputError(ValueError):
@@ -234,17 +233,21 @@ def labels(y: Any, nb_classes: int | None = None) -> Labels:
         >>> labels([3, 0], nb_classes=4)
         tensor([3, 0])
     """
-    y = torch.as_tensor(y)
+    try:
+        y = torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"labels must be an array of class indices: {error}") from None
     if y.ndim != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise InputError(
             f"labels have shape {tuple(y.shape)} and dtype {str(y.dtype).removeprefix('torch.')}; "
             "give one integer class index an image"
         )
     high = "" if nb_classes is None else f" to {nb_classes - 1}"
+    y = y.long()  # not every unsigned type can be compared
     bad = y[(y < 0) | (y >= nb_classes)] if nb_classes is not None else y[y < 0]
     if bad.numel():
         raise InputError(f"label {int(bad[0])} is out of range; labels go from 0{high}")
-    return y.long()
+    return y
 
 
 def class_indices(y: Any, nb_classes: int) -> Labels:
@@ -270,10 +273,11 @@ def class_indices(y: Any, nb_classes: int) -> Labels:
 
 
 def eval_mode(model: object) -> None:
-    """Check that no batch norm or dropout layer of ``model`` is in training mode.
+    """Check that no layer of ``model`` is in a training mode that makes a difference.
 
-    A certificate holds for the very function that was sampled; a layer in training mode is not
-    a function of one image.
+    A certificate holds for the very function that was sampled; batch norm, dropout or stochastic
+    depth in training mode is not a function of one image. Those of PyTorch are known by their
+    class, others by theirs being named so.
 
     Raises:
         InputError: Some such layer is training.
@@ -284,11 +288,23 @@ def eval_mode(model: object) -> None:
     if not isinstance(model, nn.Module):
         return
     for name, module in model.named_modules():
-        if module.training and isinstance(module, _MODE_DEPENDENT):
+        if module.training and _depends_on_mode(module):
             raise InputError(
                 f"the model is in training mode ({type(module).__name__} at "
                 f"{name or 'the top'!r}); call model.eval() first"
             )
+
+
+def _depends_on_mode(module: nn.Module) -> bool:
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm):
+        return module.track_running_stats
+    dropout = getattr(module, "dropout", 0)  # of recurrent layers and attention
+    return (
+        isinstance(module, kinds)
+        or type(module).__name__.endswith(("DropPath", "StochasticDepth"))
+        or (isinstance(dropout, float) and dropout > 0)
+    )
 
 
 def logits(output: Any, batch: int) -> Logits:

@@ -42,8 +42,10 @@ def load_module(option: str, name: str) -> nn.Module:
         sys.path.insert(0, "")
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{option} {name} cannot be imported: {one_line(error)}") from error
+    except Exception as error:  # whatever the module runs while it is imported
+        kind = "" if isinstance(error, (ImportError, AttributeError)) else type(error).__name__
+        reason = f"{kind}: {one_line(error)}" if kind else one_line(error)
+        raise InputError(f"{option} {name} cannot be imported: {reason}") from error
     try:
         module = factory()
     except InputError:
@@ -157,7 +159,7 @@ def find_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).cpu()  # the meta device has no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"--device {name} cannot be used here: {one_line(error)}") from None
     return device

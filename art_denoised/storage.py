@@ -164,6 +164,9 @@ class Closing:
         """Give back what is held."""
 
 
+_START = '{"art_denoised"'  # how each header begins
+
+
 class Journal(Closing):
     """An append-only file of JSON objects, a header with settings first; a context manager.
 
@@ -239,7 +242,7 @@ class Journal(Closing):
                 f"{self.path.parent} already holds a run ({self.path.name}); "
                 "pass --resume to continue it or choose another folder"
             )
-        if text and "\n" not in text:
+        if text and "\n" not in text and (text.startswith(_START) or _START.startswith(text)):
             self.notices.append(f"{self.path}: header torn, starting again")
             text = ""
             os.ftruncate(self._file, 0)

@@ -58,7 +58,7 @@ def main() -> None:
         print(f"image {row.idx} ({NAMES[row.label]}): {said}")
     print(f"{box.spent} queries, {box.spent * box.budget.cost_per_query:.2f} paid")
 
-    offline = recertify(arguments.out / "answers.jsonl", classes=NAMES, alpha=0.05)
+    offline = recertify(arguments.out / "answers.jsonl", alpha=0.05)
     gain = sum(b.radius - a.radius for a, b in zip(log.rows, offline.rows, strict=True))
     print(f"at alpha = 0.05, without a query: radii {gain / len(log.rows):.3f} larger on average")
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from art_denoised import checks
 from art_denoised.checks import InputError
@@ -44,6 +45,14 @@ X = torch.full((2, 3, 4, 4), 0.5)
         (lambda: checks.labels([[0, 1]]), ["(1, 2)"]),
         (lambda: checks.eval_mode(nn.Sequential(nn.Dropout())), ["Dropout", "'0'", "eval()"]),
         (lambda: checks.eval_mode(nn.BatchNorm2d(3)), ["BatchNorm2d", "eval()"]),
+        (
+            lambda: checks.eval_mode(nn.InstanceNorm2d(3, track_running_stats=True)),
+            ["InstanceNorm"],
+        ),
+        (lambda: checks.eval_mode(nn.LSTM(2, 2, 2, dropout=0.1)), ["LSTM"]),
+        (lambda: checks.eval_mode(nn.MultiheadAttention(2, 2, dropout=0.1)), ["Multihead"]),
+        (lambda: checks.eval_mode(StochasticDepth(0.1, "row")), ["StochasticDepth"]),
+        (lambda: checks.labels(["cat"]), ["class indices"]),
         (lambda: checks.logits(X, 2), ["(2, 3, 4, 4)", "(2, classes)"]),
         (lambda: checks.logits(X[:, 0, 0] * float("nan"), 2), ["NaN"]),
         (lambda: checks.logits(None, 2), ["NoneType"]),
@@ -73,6 +82,11 @@ def test_what_is_fine_passes():
     checks.eval_mode(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
     checks.eval_mode(nn.Dropout().eval())
     checks.eval_mode(lambda x: x)
+    checks.eval_mode(
+        nn.Sequential(nn.InstanceNorm2d(3), nn.LSTM(2, 2), StochasticDepth(0.1, "row").eval())
+    )
+    for kind in ("u2", "u4", "i1"):
+        assert checks.labels(np.array([0, 2], kind), 3).tolist() == [0, 2]
 
 
 def test_input_error_is_a_value_error():

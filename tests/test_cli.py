@@ -297,6 +297,7 @@ DIGITS = (load_digits().images[:3, None] / 16).astype(np.float32)
         ({"model": "tests.nets:absent"}, ["absent"]),
         ({"model": "no_such_package:net"}, ["no_such_package"]),
         ({"model": "tests.nets:fails"}, ["no such weights"]),
+        ({"model": ".nets:net"}, [".nets:net"]),
         ({"model": "tests.nets:not_a_module"}, ["str", "nn.Module"]),
         ({"model": "tests.nets:training"}, ["training mode", "model.eval()"]),
         ({"model": "tests.nets:colour"}, ["(1, 8, 8)"]),
@@ -309,6 +310,7 @@ DIGITS = (load_digits().images[:3, None] / 16).astype(np.float32)
         ({"data": "torchvision:NoSuch:tests"}, ["NoSuch"]),
         ({"data": "torchvision:CIFAR10:tests"}, ["CIFAR10", "tests"]),
         ({"device": "abacus"}, ["abacus"]),
+        ({"device": "meta"}, ["meta"]),
         ({"noise": "laplace"}, ["laplace", "quantised"]),
         ({"dtype": "float8"}, ["float8", "bfloat16"]),
         ({"at_radius": -0.5}, ["-0.5"]),
@@ -331,6 +333,21 @@ def test_bad_options(tmp_path, capsys, changes, words):
         assert word in message
     log = tmp_path / "out" / "certify.jsonl"  # the next try must not find a run of this one
     assert not log.exists() or "label" in message
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [("def net(:", ["SyntaxError"]), ("1 / 0", ["ZeroDivisionError"]), ("open('gone')", ["gone"])],
+)
+def test_modules_that_fail_when_imported(tmp_path, monkeypatch, capsys, source, words):
+    name = f"broken_{words[0].lower()}"
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert exit_code(certify_args(tmp_path / "out", model=f"{name}:net")) == 2
+    message = capsys.readouterr().err
+    assert_one_line(message)
+    for word in [name, "cannot be imported", *words]:
+        assert word in message
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,18 @@ def test_a_file_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
     assert (path.read_bytes(), os.listdir(tmp_path)) == (b"old", ["a"])
 
 
+def test_only_a_torn_header_of_ours_is_begun_again(tmp_path):
+    path = tmp_path / "a.jsonl"
+    for torn in ('{"art', '{"art_denoised": "answers", "ver'):
+        path.write_text(torn)
+        with Journal(path, "answers", {}, resume=True) as journal:
+            assert "header torn" in journal.notices[0]
+    path.write_text('{"my": "only line"}')
+    with pytest.raises(InputError, match="is no log"):
+        Journal(path, "answers", {}, resume=True)
+    assert path.read_text() == '{"my": "only line"}'
+
+
 class Extra(nn.Linear):
     def __init__(self, extra: object) -> None:
         super().__init__(2, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,8 @@ objectives:
   hybrid          mse, then stability at a hundredth of the rate
 
 White box: --classifier is the one to defend, frozen. Black box: repeat --surrogate; the surrogates
-are taken in turn, and --classifier, if given, is only evaluated.
+are taken in turn, and --classifier, if given, is only evaluated: without it the accuracy that is
+printed is that of the first surrogate.
 
 OUT gets denoiser.safetensors (for certify --denoiser), train.jsonl and a checkpoint, from which
 --resume goes on exactly. What training costs: about three passes of denoiser and classifier an
@@ -253,6 +255,12 @@ def _train_denoiser(arguments: argparse.Namespace) -> None:
         classifiers = [target]
     if arguments.surrogate:
         classifiers = [load_module("--surrogate", name).to(device) for name in arguments.surrogate]
+        if arguments.holdout and target is None:
+            print(
+                "notice: without --classifier the accuracy is that of the first surrogate, which "
+                "is trained on",
+                file=sys.stderr,
+            )
     data = load_data(arguments.data, train=True)
     denoiser = _build(arguments.architecture, len(data[0][0]), arguments.seed, device)
     check_saveable(denoiser)

@@ -15,8 +15,8 @@ def ask_estimator(estimator: Any) -> Ask:
     """Return an ART classifier, such as a BlackBoxClassifier, as `BlackBox` asks it.
 
     Args:
-        estimator: Its ``predict`` gives a row of scores an image. A row that is all zero or not
-            finite, as ART writes an abstention, is an empty answer.
+        estimator: Its ``predict`` gives a row of scores an image. A row that is all zero, as ART
+            writes an abstention, holds NaN or has no finite maximum, is an empty answer.
 
     Raises:
         InputError: Not an ART classifier.
@@ -36,7 +36,7 @@ def ask_estimator(estimator: Any) -> Ask:
 
     def ask(images: np.ndarray) -> list[Answer]:
         scores = np.asarray(estimator.predict(images))
-        known = np.isfinite(scores).all(1) & (scores != 0).any(1)
+        known = np.isfinite(scores.max(1)) & (scores != 0).any(1)  # max passes NaN on
         return [int(row.argmax()) if ok else None for row, ok in zip(scores, known, strict=True)]
 
     return ask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,7 +37,8 @@ def load_data(spec: str, *, train: bool = False) -> ImageData:
             ``imagefolder:DIR`` with one folder of images a class, of one channel if the
             first is grey and of three otherwise; ``npz:FILE`` with arrays ``x``
             (images, channels, height, width) in [0, 1] and ``y`` (class indices);
-            ``torchvision:NAME:DIR``, the test part of a data set already in DIR.
+            ``torchvision:NAME:DIR``, the test part of a data set already in DIR, of ImageNet the
+            validation part.
         train: Take the training part where the data set has one: of ``digits`` the 1,297 images
             that are not held out, and of torchvision's. Folders and files are taken whole.
 
@@ -103,20 +105,28 @@ def _npz(path: Path) -> ImageData:
     if not path.is_file():
         raise InputError(f"data file {path} does not exist; give an .npz file")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise InputError(f"{path} holds a single array (.npy); give an .npz with x and y")
+        with loaded as arrays:
             if not {"x", "y"} <= set(arrays):
                 raise InputError(
                     f"{path} holds arrays {sorted(arrays)}; it must hold x (images) and y (labels)"
                 )
             x, y = arrays["x"], arrays["y"]
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} cannot be read as .npz without pickle: {error}") from None
-    images, labels = checks.images(x).float(), checks.labels(y)
+    images, labels = checks.images(_native(x)).float(), checks.labels(_native(y))
     if len(images) != len(labels):
         raise InputError(f"{path} holds {len(images)} images but {len(labels)} labels")
     return _Pairs(images, labels)
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """Return an array in the byte order of this machine, the only one that torch takes."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _imagefolder(folder: Path) -> ImageData:
@@ -156,7 +166,8 @@ def _torchvision(name: str, folder: Path, train: bool) -> ImageData:
     datasets, to_tensor = _import_torchvision()
     dataset: Any = getattr(datasets, name, None)
     parameters = inspect.signature(dataset).parameters if inspect.isclass(dataset) else {}
-    split = "train" if train else "test"
+    # ImageNet's test part has no labels.
+    split = "train" if train else "val" if name == "ImageNet" else "test"
     which: dict[str, Any] = {"train": train} if "train" in parameters else {"split": split}
     if "root" not in parameters or next(iter(which)) not in parameters:
         raise InputError(
@@ -164,7 +175,7 @@ def _torchvision(name: str, folder: Path, train: bool) -> ImageData:
         )
     try:
         return dataset(root=_existing(folder), transform=to_tensor, **which)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ValueError, TypeError) as error:
         raise InputError(f"{name} cannot be read from {folder}: {_first_line(error)}") from None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,21 @@ from art_denoised.smoothing.blackbox import BlackBox, Vocabulary
 from art_denoised.smoothing.bounds import Looks
 from art_denoised.smoothing.certify import certification_plan
 from art_denoised.smoothing.procedures import Counts, Draw, Procedure, certifying, simulate
-from art_denoised.smoothing.sampling import Gaussian, Stream, StreamKey
+from art_denoised.smoothing.sampling import (
+    Gaussian,
+    Stream,
+    StreamKey,
+    model_device,
+    model_dtype,
+)
 from art_denoised.smoothing.statistics import Certificate
-from art_denoised.storage import make_folder, read_journal, weights_fingerprint
-from art_denoised.types import Denoiser, Image
+from art_denoised.storage import (
+    make_folder,
+    read_journal,
+    structure_fingerprint,
+    weights_fingerprint,
+)
+from art_denoised.types import Denoiser, Image, Images
 
 
 def certify_queries(
@@ -73,8 +84,9 @@ def certify_queries(
         seed: Seed of the noise.
         indices: Which images; None: all.
         identity: What else determines the answers, compared on resuming, as the images are. Of the
-            classifier there is what `BlackBox.identity` says, of a function nothing: name it here,
-            as in ``{"classifier": "resnet50 of March"}``.
+            classifier there is what `BlackBox.identity` says, of a denoiser its weights and its
+            ``repr``, of a function no more than its name: say here what these leave out, as in
+            ``{"classifier": "resnet50 of March"}``.
         resume: Go on from the run in ``out``.
         progress: Show progress.
 
@@ -101,14 +113,15 @@ def certify_queries(
     words = Vocabulary(tuple(classes), dict(synonyms or {}))
     sigma, seed = checks.sigma(sigma), checks.count("seed", seed, 0)
     checks.eval_mode(denoiser)
+    send = _sender(denoiser, sigma)
     indices = range(len(data)) if indices is None else indices
     for index in indices:
         if not 0 <= index < len(data):
             raise InputError(f"image {index} is not in the data; give indices 0 to {len(data) - 1}")
     asked: dict[str, Any] = {
         "classifier": box.identity,
+        "denoiser": _named(denoiser),
         **(identity or {}),
-        "denoiser": weights_fingerprint(denoiser) if isinstance(denoiser, nn.Module) else None,
         "sigma": sigma,
         "seed": seed,
         # How many answers there are depends on these: a later run must not choose others.
@@ -116,14 +129,17 @@ def certify_queries(
         "looks": [plan["bound"].first, plan["bound"].last],
         "radii": list(plan["radii"]),
         "use_labels": use_labels,
+        "classes": list(words.classes),  # labels are kept as indices of them
     }
     record: dict[str, Any] = {"sigma": sigma, "seed": seed}
     settings = {
         **asked,
         **_certifying_settings(plan),
-        "classes": list(words.classes),
         "synonyms": dict(words.synonyms),
     }
+    if indices and denoiser is not None:
+        x, _ = _image(data, indices[0], len(words.classes))
+        checks.denoises(lambda x, _: torch.from_numpy(send(x))[None], x[None], sigma)
     folder = make_folder(Path(out))
     begun = (folder / "answers.jsonl").exists()
     if not begun and (folder / "certify.jsonl").exists():
@@ -162,9 +178,9 @@ def certify_queries(
 
                 def votes(draw: Draw, index: int = index, x: Image = x) -> Counts:
                     key = StreamKey(seed, index, draw.stage)
-                    queries = _noisy(x, sigma, denoiser, key, answers.missing(index, draw))
+                    queries = _noisy(x, sigma, key, answers.missing(index, draw))
                     box.ask_all(
-                        (((index, int(draw.stage), sample), image) for sample, image in queries),
+                        (((index, int(draw.stage), s), send(noisy)) for s, noisy in queries),
                         answers.add,
                         answers.fail,
                     )
@@ -180,7 +196,7 @@ def certify_queries(
 def recertify(
     journal: Path | str,
     *,
-    classes: Sequence[str],
+    classes: Sequence[str] | None = None,
     synonyms: Mapping[str, str] | None = None,
     alpha: float,
     sigma: float | None = None,
@@ -196,7 +212,7 @@ def recertify(
 
     Args:
         journal: The ``answers.jsonl`` of `certify_queries`.
-        classes: As there.
+        classes: Names that are expected, to be compared with those of the journal.
         synonyms: As there.
         alpha: As there.
         sigma: Noise level that is expected, to be compared with that of the journal.
@@ -207,8 +223,9 @@ def recertify(
         The log; its ``notices`` name the images that were left out.
 
     Raises:
-        InputError: The journal does not hold these samples or this noise level, is damaged, or a
-            value is out of range; or other samples are wanted of a run with radii.
+        InputError: The journal does not hold these samples or this noise level, is of other
+            classes, is damaged, or a value is out of range; or other samples are wanted of a run
+            with radii.
 
     Example:
         >>> import tempfile
@@ -223,13 +240,19 @@ def recertify(
         >>> log.rows[0].radius, box.spent
         (0.392612, 70)
     """
-    words, path = Vocabulary(tuple(classes), dict(synonyms or {})), Path(journal)
+    path = Path(journal)
     if not path.is_file():
         raise InputError(f"journal {path} does not exist; give an answers.jsonl")
     contents = read_journal(path)
     if contents.title != TITLE:
         raise InputError(f"{path} is a {contents.title}, not a {TITLE}")
-    held = contents.settings["sigma"]
+    names, held = contents.settings["classes"], contents.settings["sigma"]
+    if classes is not None and list(classes) != names:
+        raise InputError(
+            f"{path} holds answers about the classes {', '.join(names)}, in this order; leave "
+            "classes out"
+        )
+    words = Vocabulary(tuple(names), dict(synonyms or {}))
     if sigma is not None and sigma != held:
         raise InputError(
             f"{path} holds answers at sigma {held:g}, none at {sigma:g}; a certificate needs "
@@ -268,16 +291,36 @@ def recertify(
 
 
 def _noisy(
-    x: Image, sigma: float, denoiser: Denoiser | None, key: StreamKey, samples: Sequence[int]
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield samples as they are sent. One at a time: none depends on what else is missing."""
+    x: Image, sigma: float, key: StreamKey, samples: Sequence[int]
+) -> Iterator[tuple[int, Images]]:
+    """Yield noisy copies, each as a batch: none depends on what else is missing."""
     noise = Gaussian(sigma)
     for sample in samples:
         stream = Stream(noise, key, x.shape, x.device, sample)
-        with torch.no_grad():
-            noisy = noise.add(x, stream.take(1))
-            sent = noisy if denoiser is None else denoiser(noisy, sigma)
-        yield sample, sent[0].cpu().contiguous().numpy()
+        yield sample, noise.add(x, stream.take(1))
+
+
+def _sender(denoiser: Denoiser | None, sigma: float) -> Callable[[Images], np.ndarray]:
+    """Return the function from a noisy image, a batch of one, to the image that is sent."""
+
+    @torch.no_grad()
+    def send(noisy: Images) -> np.ndarray:
+        if denoiser is None:
+            return noisy[0].cpu().contiguous().numpy()
+        noisy = noisy.to(model_device(denoiser), model_dtype(denoiser))
+        return denoiser(noisy, sigma)[0].float().cpu().contiguous().numpy()
+
+    return send
+
+
+def _named(denoiser: Denoiser | None) -> list[str] | None:
+    """Return what tells a denoiser from another, as far as it can be known."""
+    if denoiser is None:
+        return None
+    if isinstance(denoiser, nn.Module):
+        return [weights_fingerprint(denoiser), structure_fingerprint(denoiser)]
+    kind = denoiser if hasattr(denoiser, "__qualname__") else type(denoiser)
+    return [f"{kind.__module__}.{kind.__qualname__}"]
 
 
 def _image(data: ImageData, index: int, classes: int) -> tuple[Image, int]:

@@ -22,7 +22,7 @@ from art_denoised.smoothing.certify import find_noise, sampling_record
 from art_denoised.smoothing.packing import Task, run_packed, takes_channels_last
 from art_denoised.smoothing.procedures import Procedure
 from art_denoised.smoothing.sampling import model_device, model_dtype
-from art_denoised.storage import make_folder, weights_fingerprint
+from art_denoised.storage import make_folder, structure_fingerprint, weights_fingerprint
 from art_denoised.types import Image
 
 
@@ -81,6 +81,7 @@ class Runner:
         settings: dict[str, Any] = {
             **(identity or {}),
             "weights": weights_fingerprint(self._base),
+            "structure": structure_fingerprint(self._base),
             "dtype": str(model_dtype(self._base)).removeprefix("torch."),
             "noise": model_device(self._base).type,
             "sigma": self._noise.sigma,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,8 @@ class Budget:
         cost_per_query: In the unit of ``cost``.
 
     Raises:
-        InputError: A negative number, or a cost limit without the cost of a query.
+        InputError: A number that is negative or infinite, or a cost limit without the cost of a
+            query.
 
     Example:
         >>> Budget(cost=1.0, cost_per_query=0.25).limit
@@ -72,8 +74,10 @@ class Budget:
             raise InputError(f"cost_per_query is {self.cost_per_query}; give a number >= 0")
         if self.cost is not None:
             checks.positive("cost_per_query, with a cost limit,", self.cost_per_query)
-            if not self.cost >= 0:
-                raise InputError(f"budget in cost is {self.cost}; give a number >= 0")
+            if not 0 <= self.cost < float("inf"):
+                raise InputError(
+                    f"budget in cost is {self.cost}; give a number >= 0, or None for no limit"
+                )
 
     @property
     def limit(self) -> float:
@@ -106,10 +110,10 @@ class Vocabulary:
 
     Attributes:
         classes: Their names, in the order of the labels.
-        synonyms: Other words for them: word -> name. Case does not matter.
+        synonyms: Other words for them: word -> name. Neither case nor space around them matters.
 
     Raises:
-        InputError: A class twice, or a synonym of no class.
+        InputError: A class or a synonym twice, one without letters, or a synonym of no class.
 
     Example:
         >>> words = Vocabulary(("cat", "dog"), {"tabby": "cat"})
@@ -121,11 +125,18 @@ class Vocabulary:
     synonyms: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if len({name.casefold() for name in self.classes}) != len(self.classes):
-            raise InputError(f"classes are {list(self.classes)}; give each name once")
+        for what, words in (("classes", self.classes), ("synonyms", tuple(self.synonyms))):
+            plain = {_plain(word) for word in words}
+            if len(plain) != len(words) or "" in plain:
+                raise InputError(f"{what} are {list(words)}; give each once, and none empty")
         for word, name in self.synonyms.items():
-            if name not in self.classes:
+            if _plain(name) not in map(_plain, self.classes):
                 raise InputError(f"synonym {word!r} is of {name!r}, which is none of the classes")
+
+    @cached_property
+    def _indices(self) -> dict[str, int]:
+        names = {_plain(name): index for index, name in enumerate(self.classes)}
+        return names | {_plain(word): names[_plain(name)] for word, name in self.synonyms.items()}
 
     @property
     def other(self) -> int:
@@ -140,14 +151,10 @@ class Vocabulary:
         Raises:
             InputError: A number that is no index of a class, or another type.
         """
-        if answer is None or (isinstance(answer, str) and not answer.strip()):
+        if answer is None or (isinstance(answer, str) and not _plain(answer)):
             return NO_ANSWER
         if isinstance(answer, str):
-            word = answer.strip().casefold()
-            merged = {other.casefold(): name for other, name in self.synonyms.items()}
-            word = merged.get(word, word).casefold()
-            names = [name.casefold() for name in self.classes]
-            return names.index(word) if word in names else self.other
+            return self._indices.get(_plain(answer), self.other)
         with suppress(AttributeError, TypeError):  # numbers of numpy and torch too
             if 0 <= (index := int(answer.__index__())) < len(self.classes):
                 return index
@@ -177,7 +184,7 @@ class BlackBox:
             it says nothing.
 
     Raises:
-        InputError: A value out of range.
+        InputError: A value out of range, or ``ask`` cannot be called.
 
     Example:
         >>> box = BlackBox(lambda images: ["cat" if x.mean() > 0.5 else "dog" for x in images])
@@ -198,6 +205,11 @@ class BlackBox:
         transient: tuple[type[Exception], ...] = (ConnectionError, TimeoutError),
         budget: Budget | None = None,
     ) -> None:
+        if not callable(ask):
+            raise InputError(
+                f"ask is a {type(ask).__name__}, which cannot be called; give a function of "
+                "images, of an ART estimator ask_estimator(estimator)"
+            )
         self.batch_size = checks.count("batch_size", batch_size)
         self.workers = checks.count("workers", workers)
         self.retries = checks.count("retries", retries, 0)
@@ -295,6 +307,10 @@ def _batches(
             batch = []
     if batch:
         yield batch
+
+
+def _plain(word: str) -> str:
+    return word.strip().casefold()
 
 
 def _final(error: Exception) -> InputError:

@@ -33,7 +33,7 @@ class HttpClassifier:
         answer: Where the answer stands in the reply: keys and positions joined by dots, as in
             "predictions.0.label". Where the way ends at null, an empty object or a list that is too
             short, the answer is empty.
-        headers: Sent along, such as an authorization.
+        headers: Sent along, such as an authorization; no message names their values.
         image_field: Name of the field with the image.
         timeout: Seconds to wait for a reply.
 
@@ -42,9 +42,9 @@ class HttpClassifier:
             URL, where keys stand.
 
     Raises:
-        InputError: ``url`` is none. When called: more than one image, of whose answers those that
-            came would be lost if another failed; or the service refuses, redirects, or replies
-            without an answer.
+        InputError: ``url`` is none, or a header cannot be sent. When called: more than one image,
+            of whose answers those that came would be lost if another failed; or the service
+            refuses, redirects, or replies without an answer.
 
     Example:
         >>> ask = HttpClassifier("http://localhost:8000/classify", answer="predictions.0.label")
@@ -62,7 +62,7 @@ class HttpClassifier:
         timeout: float = 30.0,
     ) -> None:
         self.url, self.answer, self.image_field = _checked(url), answer, image_field
-        self.headers, self.timeout = dict(headers or {}), timeout
+        self.headers, self.timeout = _sendable(headers or {}), timeout
         self._opener = urllib.request.build_opener(_NoRedirects)
 
     @property
@@ -160,9 +160,22 @@ def _checked(url: str) -> str:
     return url
 
 
+def _sendable(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return headers that HTTP takes; their values are secrets and stay out of messages."""
+    for name, value in headers.items():
+        if not (
+            re.fullmatch(r"[\w!#-'*+.^`|~-]+", name, re.ASCII) and re.fullmatch(r"[\t -~]*", value)
+        ):
+            raise InputError(
+                f"header {name!r} cannot be sent: its name or value holds a line break or another "
+                "character that HTTP does not take; a key that was read from a file, strip()"
+            )
+    return dict(headers)
+
+
 def _find(reply: Any, path: str) -> Answer:
     for step in path.split("."):
-        if reply is None or reply in ({}, []):
+        if _is_empty(reply):
             return None
         if isinstance(reply, list) and step.isdecimal():
             reply = reply[int(step)] if int(step) < len(reply) else None
@@ -171,9 +184,15 @@ def _find(reply: Any, path: str) -> Answer:
         else:
             held = f"keys {', '.join(reply)}" if isinstance(reply, dict) else f"{str(reply)[:80]!r}"
             raise InputError(f"the reply has no {step!r} of answer={path!r}, but {held}")
-    if reply is None or isinstance(reply, (str, int)):
+    if _is_empty(reply):
+        return None
+    if isinstance(reply, (str, int)):
         return reply
     raise InputError(f"the service answered {str(reply)[:80]!r} at {path!r}; name a text or index")
+
+
+def _is_empty(reply: Any) -> bool:
+    return reply is None or reply in ({}, [])
 
 
 def _seconds(headers: Any) -> float | None:

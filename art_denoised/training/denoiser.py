@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,8 @@ def train_denoiser(
             stability at a hundredth of the rate; or a function like `stability`.
         classifiers: In eval mode, images in [0, 1] to logits; of the objectives by name, mse alone
             needs none.
-        target: See above; by default ``classifiers[0]``.
+        target: See above. Without one the figures on ``holdout`` are those of ``classifiers[0]``;
+            if that is a surrogate, it was trained on.
         sigma: Noise level in image units, or the lowest and the highest: then it is drawn
             uniformly for each image.
         plan: How to train; of "hybrid", its first part.
@@ -174,7 +175,7 @@ def train_denoiser(
             return judge_denoiser(network, judge, held_out, high)
 
         folder = out if out is None or len(parts) == 1 else Path(out, name)
-        with _frozen(classifiers):
+        with _frozen(asked):
             rows += train(
                 denoiser,
                 data,
@@ -312,11 +313,15 @@ def _class_counts(
 
 @contextmanager
 def _frozen(classifiers: Sequence[nn.Module]) -> Iterator[None]:
+    """Put classifiers into eval mode, their weights without gradients, and back."""
     parameters = [p for c in classifiers for p in c.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
-        yield
+        with ExitStack() as modes:
+            for classifier in classifiers:
+                modes.enter_context(in_eval(classifier))
+            yield
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)

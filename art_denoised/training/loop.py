@@ -43,6 +43,10 @@ from art_denoised.types import Images, Labels
 Loss = Callable[[Images, Labels, int], Tensor]
 Rows = Sequence[Mapping[str, float]]
 _SCALARS_EVERY = 50  # steps
+_LOADING = (  # what is kept of a DataLoader
+    *("num_workers", "collate_fn", "pin_memory", "worker_init_fn"),
+    *("timeout", "multiprocessing_context", "prefetch_factor"),
+)
 
 
 def train(
@@ -67,8 +71,8 @@ def train(
     Args:
         network: What is trained, on its device. It is in training mode during the steps.
         data: A map-style data set of pairs (image in [0, 1], label), or a DataLoader over one,
-            whose workers and collation are used; the batches and their order are the plan's, so
-            samplers of your own are refused.
+            whose workers and collation are used; the size of the batches and their order are the
+            plan's, so samplers of your own are refused.
         loss: ``loss(x, y, step) -> scalar`` on augmented images, calling ``network``.
         plan: How to train.
         out: Folder for ``checkpoint.pt`` and ``train.jsonl``; None keeps nothing.
@@ -110,7 +114,9 @@ def train(
     if not trained:
         raise InputError(f"the {type(network).__name__} has no parameters to train")
     device = trained[0].device
-    network.to(memory_format=torch.channels_last)
+    for parameter in network.parameters():
+        if parameter.ndim == 4:  # of 2d convolutions; `Module.to` would fail on those of 3d ones
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     state = State(network, trained, plan)
     settings = {**asdict(plan), **(identity or {}), "images": batches.images, "best": best}
     settings |= {"start": weights_fingerprint(network), "structure": structure_fingerprint(network)}
@@ -214,9 +220,11 @@ class _Batches:
         generator = torch.Generator().manual_seed(derived([self._seed, 2, epoch]))
         options: dict[str, Any] = {"generator": generator}
         if self._loader is not None:
-            names = ("num_workers", "collate_fn", "pin_memory", "worker_init_fn")
-            options |= {name: getattr(self._loader, name) for name in names}
-        for batch in _one_size(DataLoader(self._data, batch_sampler=batches, **options)):
+            options |= {name: getattr(self._loader, name) for name in _LOADING}
+        loaded = _one_size(DataLoader(self._data, batch_sampler=batches, **options))
+        for step in range(epoch * len(self) + first, (epoch + 1) * len(self)):
+            with seeded([self._seed, 3, step], torch.device("cpu")):  # data may draw, as crops do
+                batch = next(loaded)
             yield self._read(batch)
 
     def _read(self, batch: Any) -> tuple[Images, Labels]:

@@ -106,6 +106,36 @@ def test_ddpm_folders_denoise_as_diffusers_does(tmp_path, pipeline, prediction):
     torch.testing.assert_close(x_hat, (expected + 1) / 2, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_edm_folders_denoise_as_diffusers_does(tmp_path):
+    network, scheduler = unet(), EDMEulerScheduler(sigma_data=0.4)
+    save(tmp_path, network, scheduler)
+    scheduler.set_timesteps(10)
+    at = 5
+    sigma, told = float(scheduler.sigmas[at]), scheduler.timesteps[at]
+    x = torch.rand(2, 1, 8, 8) + sigma / 2 * torch.randn(2, 1, 8, 8)
+    sample = 2 * x - 1
+    output = network(scheduler.scale_model_input(sample, told), told).sample
+    expected = scheduler.step(output, told, sample).pred_original_sample
+    x_hat = load_diffusion(tmp_path)(x, sigma / 2)
+    torch.testing.assert_close(x_hat, (expected + 1) / 2, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_flow_folders_denoise_as_diffusers_does(tmp_path):
+    """The last Euler step of diffusers, from t to 0, is its estimate of the clean image."""
+    network, scheduler = unet(), FlowMatchEulerDiscreteScheduler()
+    save(tmp_path, network, scheduler)
+    scheduler.set_timesteps(sigmas=[0.6])
+    t, told = float(scheduler.sigmas[0]), scheduler.timesteps[0]
+    sigma = t / (1 - t)
+    x = torch.rand(2, 1, 8, 8) + sigma / 2 * torch.randn(2, 1, 8, 8)
+    z = (1 - t) * (2 * x - 1)
+    expected = scheduler.step(network(z, told).sample, told, z).prev_sample
+    x_hat = load_diffusion(tmp_path)(x, sigma / 2)
+    torch.testing.assert_close(x_hat, (expected + 1) / 2, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("scheduler", "family"),
     [

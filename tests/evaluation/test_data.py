@@ -38,6 +38,30 @@ def test_npz_without_the_arrays_or_damaged(tmp_path):
     (tmp_path / "b.npz").write_bytes(b"not a zip")
     with pytest.raises(InputError, match=r"b\.npz"):
         load_data(f"npz:{tmp_path / 'b.npz'}")
+    (tmp_path / "empty.npz").touch()
+    np.save(tmp_path / "c.npy", np.zeros(3))
+    (tmp_path / "c.npy").rename(tmp_path / "single.npz")
+    np.savez(tmp_path / "words.npz", x=np.zeros((1, 1, 2, 2)), y=["cat"])
+    np.savez_compressed(
+        tmp_path / "torn.npz", x=np.random.default_rng(0).random((9, 1, 9, 9)), y=[0] * 9
+    )
+    whole = bytearray((tmp_path / "torn.npz").read_bytes())
+    whole[300:400] = bytes(100)
+    (tmp_path / "torn.npz").write_bytes(whole)
+    for name, message in (
+        ("empty", "cannot be read"),
+        ("single", "single array"),
+        ("words", "class indices"),
+        ("torn", "cannot be read"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_data(f"npz:{tmp_path / name}.npz")
+
+
+def test_npz_of_another_machine(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.full((1, 1, 2, 2), 0.25, ">f4"), y=np.array([5], ">u2"))
+    x, y = load_data(f"npz:{tmp_path / 'a.npz'}")[0]
+    assert (float(x[0, 0, 0]), y) == (0.25, 5)
 
 
 def test_image_folder(tmp_path):
@@ -74,6 +98,9 @@ def test_torchvision_reads_what_is_there(tmp_path):
     assert FakeData  # has no test part, so it is refused by name
     with pytest.raises(InputError, match="FakeData"):
         load_data(f"torchvision:FakeData:{tmp_path}")
+    for name in ("EMNIST", "Kinetics", "ImageNet"):
+        with pytest.raises(InputError, match=f"{name} cannot be read from"):
+            load_data(f"torchvision:{name}:{tmp_path}")
     # EMNIST-style files are large; MNIST's raw format is four small files.
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)

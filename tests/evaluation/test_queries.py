@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from art_denoised import DnCNN
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier, digits_denoiser
 from art_denoised.evaluation.data import load_data
@@ -74,7 +75,9 @@ def test_fifty_kills_lose_nothing_and_ask_nothing_twice(tmp_path):
     context.set_forkserver_preload(["tests.evaluation.test_queries"])
     random = np.random.default_rng(0)
     with Service(latency=0.005) as service:  # so that no process is done before it is killed
-        thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.01})
+        thread = threading.Thread(
+            target=service.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        )
         thread.start()
         kills = lost = 0
         while kills < KILLS:
@@ -245,8 +248,50 @@ def test_none_of_these_is_no_label(tmp_path):
             run(tmp_path / "bad", **{"indices": range(30), **bad})
     assert answered(tmp_path / "bad") == 0
     run(tmp_path / "good", indices=range(2))  # labels 2 and 8
-    with pytest.raises(InputError, match="image 1: label 8 is out of range"):
-        recertify(tmp_path / "good" / "answers.jsonl", classes=NAMES[:8], alpha=0.001)
+
+
+def test_answers_keep_the_classes_that_they_were_asked_for(tmp_path):
+    """Labels are indices of them: in another order each would be another class."""
+    log = run(tmp_path)
+    path = tmp_path / "answers.jsonl"
+    assert recertify(path, alpha=0.001).rows == log.rows
+    for other in (NAMES[::-1], NAMES[:8]):
+        with pytest.raises(InputError, match="holds answers about the classes zero, one"):
+            recertify(path, classes=other, alpha=0.001)
+        with pytest.raises(InputError, match=r"classes .* ->"):
+            run(tmp_path, classes=other, resume=True)
+
+
+class Blur(torch.nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.pool = torch.nn.AvgPool2d(size, 1, size // 2)
+
+    def forward(self, x_noisy, sigma):
+        return self.pool(x_noisy)
+
+
+def black(x_noisy, sigma):
+    return 0 * x_noisy
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(Blur(3), Blur(5)), (None, black), (black, Blur(3).forward)]
+)
+def test_another_denoiser_is_refused(tmp_path, first, second):
+    """Votes of two functions would be counted for one certificate."""
+    run(tmp_path, denoiser=first, indices=range(1))
+    with pytest.raises(InputError, match=r"denoiser .* ->"):
+        run(tmp_path, denoiser=second, indices=range(2), resume=True)
+
+
+def test_a_denoiser_is_tried_before_the_journal_is_begun(tmp_path):
+    half = DnCNN(1, 3, 4).half().eval()
+    assert len(run(tmp_path / "half", denoiser=half, indices=range(1)).rows) == 1
+    for misfit in (DnCNN(3, 3, 4).eval(), lambda x, sigma: x[..., 1:], lambda x, sigma: None):
+        with pytest.raises(InputError, match="the denoiser"):
+            run(tmp_path / "misfit", denoiser=misfit)
+    assert not (tmp_path / "misfit").exists()
 
 
 def test_a_budget_for_the_selections_suffices_where_all_images_are_wrong(tmp_path):

@@ -134,9 +134,16 @@ def test_budgets():
     assert Budget().limit == float("inf")
     with pytest.raises(BudgetError, match=r"60 more queries \(0\.60\) are needed, but only 50"):
         Budget(cost=1.0, cost_per_query=0.01).check(50, 60)
-    for bad in ({"queries": -1}, {"cost": 1.0}, {"cost": -1, "cost_per_query": 1}):
+    endless = {"cost": float("inf"), "cost_per_query": 0.1}
+    for bad in ({"queries": -1}, {"cost": 1.0}, {"cost": -1, "cost_per_query": 1}, endless):
         with pytest.raises(InputError):
             Budget(**bad)
+
+
+def test_what_cannot_be_called_is_refused():
+    estimator = BlackBoxClassifier(lambda x: x, (1, 8, 8), 10)
+    with pytest.raises(InputError, match=r"ask is a BlackBoxClassifier.*ask_estimator"):
+        BlackBox(estimator)
 
 
 def test_an_answer_an_image_is_expected():
@@ -152,8 +159,17 @@ def test_words_are_merged_and_emptiness_is_no_class():
     for bad in (2, -1, 1.5, ["cat"]):
         with pytest.raises(InputError, match="answered"):
             words.index(bad)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="once"):
-        Vocabulary(("cat", "Cat"))
+    for classes, synonyms in (
+        (("cat", "Cat"), {}),
+        (("cat", " cat"), {}),
+        (("cat", " "), {}),
+        (("cat", "dog"), {"Tabby": "cat", "tabby": "dog"}),
+        (("cat", "dog"), {"": "cat"}),
+    ):
+        with pytest.raises(InputError, match="once, and none empty"):
+            Vocabulary(classes, synonyms)
+    lines = Vocabulary(("cat\n", "dog\n"), {"hound\n": "dog"})  # as readlines() gives them
+    assert [lines.index(w) for w in ("cat", "dog", "hound", "tree")] == [0, 1, 1, 2]
     with pytest.raises(InputError, match="none of the classes"):
         Vocabulary(("cat",), {"hound": "dog"})
 
@@ -238,6 +254,9 @@ def test_replies_without_a_label_are_empty_answers(canned):
     for empty in ("{}", '{"a": []}', '{"a": [1]}', '{"a": null}', '{"a": [0, {}]}', "null"):
         canned.content = empty.encode()
         assert ask(IMAGE[None]) == [None]
+    for path, empty in (("a", '{"a": []}'), ("a", '{"a": {}}'), ("a.0", '{"a": [[]]}')):
+        canned.content = empty.encode()
+        assert HttpClassifier(canned.url, answer=path)(IMAGE[None]) == [None]
 
 
 @pytest.mark.parametrize(
@@ -257,11 +276,16 @@ def test_requests_that_cannot_be_made_are_not_tried_again(canned):
     ):  # fmt: skip
         with pytest.raises(InputError, match="http://"):
             HttpClassifier(url)
-    reasons: list[str] = []
-    box = BlackBox(HttpClassifier(canned.url, headers={"X": "a\nb"}), backoff=0, workers=1)
-    with pytest.raises(InputError, match="Invalid header"):
-        box.ask_all([(0, IMAGE)], lambda answers: None, lambda why, n: reasons.append(why))
-    assert len(reasons) == 1
+    for name, value in (
+        ("X", "secret\n"),
+        ("X", "sec\rret"),
+        ("X", "secret\u20ac"),
+        ("X:", "a"),
+        ("\u00e9", "a"),
+    ):
+        with pytest.raises(InputError, match=f"header '{name}' cannot be sent") as caught:
+            HttpClassifier(canned.url, headers={name: value})
+        assert "sec" not in str(caught.value)  # messages and journals are no place for keys
     several = BlackBox(HttpClassifier(canned.url), batch_size=3, backoff=0, workers=1)
     with pytest.raises(InputError, match="give BlackBox batch_size=1"):
         ask_many(several, 3)
@@ -306,5 +330,13 @@ def test_black_box_classifiers_of_art_can_be_asked():
     estimator = BlackBoxClassifier(predict, (1, 8, 8), 10, clip_values=(0, 1))
     images = np.stack([IMAGE, IMAGE, IMAGE + 1])
     assert ask_estimator(estimator)(images) == [None, 0, 1]
+
+    def log_probabilities(x):
+        rows = [[-np.inf, -0.7, -0.7], [np.nan, 0, 1], [-np.inf] * 3, [np.inf, 0, 1]]
+        return np.array(rows)[: len(x)]
+
+    impossible = BlackBoxClassifier(log_probabilities, (1, 8, 8), 3, clip_values=(0, 1))
+    answers = ask_estimator(impossible)(np.stack([IMAGE] * 4))
+    assert answers == [1, None, None, None]
     with pytest.raises(InputError, match="function"):
         ask_estimator(predict)

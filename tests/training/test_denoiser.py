@@ -19,6 +19,7 @@ from art_denoised.training.denoiser import (
     stability,
     train_denoiser,
 )
+from art_denoised.training.loop import train as train_network
 from art_denoised.training.plan import Plan
 
 SIGMA = 0.5
@@ -103,33 +104,69 @@ def test_objectives_are_what_they_are_named_after():
 
 
 class Recorder(nn.Module):
-    def __init__(self, name: str, calls: list[str]) -> None:
+    def __init__(self, name: str, calls: list[tuple[str, int]]) -> None:
         super().__init__()
         self.net, self.name, self.calls = digits_network(), name, calls
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled():
-            self.calls.append(self.name)
+        self.calls.append((self.name, len(x)))
         return self.net(x)
 
 
-def recorders(*names: str) -> tuple[list[Recorder], list[str]]:
-    calls: list[str] = []
+def recorders(*names: str) -> tuple[list[Recorder], list[tuple[str, int]]]:
+    calls: list[tuple[str, int]] = []
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return [Recorder(name, calls).eval() for name in names], calls
 
 
-def test_surrogates_take_turns_and_the_target_is_never_asked(held_out):
+@pytest.mark.parametrize("objective", ["stability", "classification"])
+def test_surrogates_take_turns_and_the_target_is_only_evaluated(held_out, objective):
     (a, b, c, target), calls = recorders("a", "b", "c", "target")
     train(
-        "stability",
+        objective,
         Plan(epochs=1, batch_size=200),
         classifiers=[a, b, c],
         target=target,
         holdout=held_out[:10],
     )
-    assert calls == ["a", "b", "c", "a", "b", "c"]
+    tries = [(name, 1) for name in ("a", "b", "c", "target")]  # of data and of the holdout
+    twice = 2 if objective == "stability" else 1  # the clean image and the denoised one
+    turns = [(name, 200) for name in ("a", "b", "c", "a", "b", "c") for _ in range(twice)]
+    assert calls == [*tries, *tries, *turns, ("target", 10)]
+
+
+def surrogate(*layers: nn.Module) -> nn.Module:
+    net = nn.Sequential(*layers)
+
+    def cross_entropy(x, y, step):
+        return nn.functional.cross_entropy(net(x), y)
+
+    plan = Plan(epochs=20, batch_size=64, rate=5e-3, average=0.9, augment="crop")
+    train_network(net, digits(train=True), cross_entropy, plan, progress=False)
+    return net
+
+
+def test_surrogates_serve_a_classifier_that_was_not_among_them(by_mse, held_out):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        surrogates = [
+            surrogate(
+                *(nn.Conv2d(1, 12, 3), nn.ReLU(), nn.Conv2d(12, 24, 3, 2), nn.ReLU()),
+                *(nn.Flatten(), nn.Linear(96, 10)),
+            ),
+            surrogate(
+                *(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)),
+                *(nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
+                *(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(32, 10)),
+            ),
+        ]
+    denoiser, rows = train(
+        "stability", classifiers=surrogates, target=digits_classifier(), holdout=held_out
+    )
+    judged = judge_denoiser(denoiser, digits_classifier(), held_out, SIGMA)
+    assert judged["accuracy"] > by_mse[2]["accuracy"] + 0.03
+    assert rows[-1]["accuracy"] == judged["accuracy"]  # of the target, not of a surrogate
 
 
 def test_the_target_must_not_be_a_surrogate():
@@ -157,6 +194,30 @@ def test_classifiers_stay_as_they_are():
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert wanted == [p.requires_grad for p in classifier.parameters()]
     assert all(p.grad is None for p in classifier.parameters())
+
+
+def test_classifiers_are_in_eval_mode_whatever_they_are_made_of():
+    """Modules that no check knows: what they do in training mode must not be done."""
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.trained = digits_network().eval(), 0
+
+        def forward(self, x):
+            self.trained += self.training
+            return self.net(x)
+
+    a, b = Counting(), Counting()
+    nn.init.ones_(b.net[-1].bias)  # another classifier than a
+    train(
+        "stability", Plan(epochs=1, batch_size=200), classifiers=[a], target=b,
+        holdout=[digits(train=False)[0]],
+    )  # fmt: skip
+    assert a.training
+    assert b.training
+    assert a.trained <= 2  # the tries before the training
+    assert b.trained <= 2
 
 
 def test_a_range_of_sigmas_reaches_the_denoiser():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -137,9 +138,80 @@ def test_a_data_loader_keeps_its_workers_and_gets_our_order():
     nets = network(), network()
     plan = Plan(epochs=1, batch_size=8)
     train(nets[0], data(), loss_of(nets[0]), plan, progress=False)
-    loader = DataLoader(data(), batch_size=3, shuffle=True, num_workers=1)
+    loader = DataLoader(
+        data(), batch_size=3, shuffle=True, num_workers=1, multiprocessing_context="spawn"
+    )
     train(nets[1], loader, loss_of(nets[1]), plan, progress=False)
     assert states_equal(*nets)
+
+
+class Weight(nn.Module):
+    """One number, as network; the loss is a multiple of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+
+@pytest.mark.parametrize(("slope", "clip", "length"), [(0.5, 1.0, 0.5), (9, 1.0, 1), (9, 0.0, 9)])
+def test_steps_are_the_rate_of_the_plan_times_the_clipped_gradient(slope, clip, length):
+    plan = Plan(epochs=2, batch_size=8, optimizer="sgd", rate=0.1, momentum=0, weight_decay=0,
+                clip=clip, average=0)  # fmt: skip
+    net, seen = Weight(), []
+
+    def loss(x, y, step):
+        seen.append(float(net.weight.detach()))
+        return slope * net.weight
+
+    train(net, data(), loss, plan, progress=False)
+    steps = [a - b for a, b in zip(seen, [*seen[1:], float(net.weight.detach())], strict=True)]
+    assert steps == pytest.approx([length * plan.rate_at(i, 10) for i in range(10)], rel=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "moved"), [("none", False), ("crop", True), ("crop+flip", True)])
+def test_the_loss_sees_augmented_images(kind, moved):
+    seen, net, images = [], Weight(), data().tensors[0]
+
+    def loss(x, y, step):
+        seen.extend(x)
+        return net.weight + 0
+
+    train(net, data(), loss, Plan(epochs=1, batch_size=8, augment=kind), progress=False)
+    known = sum(any(torch.equal(x, image) for image in images) for x in seen)
+    assert (known < 20) if moved else (known == 40)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_loss_is_autocast_if_the_plan_says_so(bf16):
+    seen, net = [], Weight()
+
+    def loss(x, y, step):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return net.weight + 0
+
+    train(net, data(), loss, Plan(epochs=1, batch_size=8, bf16=bf16), progress=False)
+    assert seen == [bf16] * 5
+
+
+def test_progress_shows_steps_loss_and_time(capsys):
+    net = network()
+    train(net, data(), loss_of(net), Plan(epochs=2, batch_size=8))
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert re.search(r"train: 100%.* 10/10 \[\d\d:\d\d<\d\d:\d\d, .*loss \d\.\d{4}\]", last)
+
+
+def test_convolutions_of_any_dimension_are_trained():
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv3d(1, 1, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(x[:, None])[:, 0]
+
+    net = Deep()
+    rows = train(net, data(), loss_of(net), Plan(epochs=2, batch_size=8, rate=0.1), progress=False)
+    assert rows[1]["loss"] < rows[0]["loss"]
 
 
 def test_the_average_is_that_of_the_weights():
@@ -328,7 +400,7 @@ class Drawing(Dataset):
         return torch.zeros(1, 8, 8), int(torch.randint(2**40, ()))
 
 
-def drawn(seed: int) -> list[int]:
+def drawn(seed: int, workers: int) -> list[int]:
     seen: list[int] = []
     net = network()
 
@@ -336,13 +408,15 @@ def drawn(seed: int) -> list[int]:
         seen.extend(y.tolist())
         return loss_of(net)(x, y, step)
 
-    train(net, DataLoader(Drawing(), num_workers=1), loss, Plan(epochs=2, batch_size=8, seed=seed),
-          progress=False)  # fmt: skip
+    loader = DataLoader(Drawing(), num_workers=workers)
+    torch.seed()  # what the data draw must not depend on it
+    train(net, loader, loss, Plan(epochs=2, batch_size=8, seed=seed), progress=False)
     return seen
 
 
-def test_workers_draw_anew_each_epoch_and_seed():
-    first, again, other = drawn(0), drawn(0), drawn(1)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_draw_anew_each_epoch_and_seed(workers):
+    first, again, other = (drawn(seed, workers) for seed in (0, 0, 1))
     assert first == again
     assert len({*first, *other}) == 64
 
