@@ -157,6 +157,26 @@ def radii(values: Sequence[SupportsFloat]) -> tuple[float, ...]:
     return tuple(numbers)
 
 
+def indices(values: Sequence[SupportsIndex], images: int) -> list[int]:
+    """Return indices of images as ints.
+
+    Raises:
+        InputError: One is not in the data, or there twice.
+
+    Example:
+        >>> indices(np.arange(2), images=500)
+        [0, 1]
+    """
+    numbers = [count("index", value, 0) for value in values]
+    for number in numbers:
+        if number >= images:
+            raise InputError(f"image {number} is not in the data; give indices 0 to {images - 1}")
+    if len(set(numbers)) != len(numbers):
+        twice = next(number for number in numbers if numbers.count(number) > 1)
+        raise InputError(f"image {twice} is named twice; give each index once")
+    return numbers
+
+
 def images(
     x: Any,
     *,
@@ -296,7 +316,7 @@ def eval_mode(model: object) -> None:
 
 
 def _depends_on_mode(module: nn.Module) -> bool:
-    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
     if isinstance(module, nn.modules.instancenorm._InstanceNorm):
         return module.track_running_stats
     dropout = getattr(module, "dropout", 0)  # of recurrent layers and attention

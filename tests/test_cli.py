@@ -150,6 +150,11 @@ def test_a_table_of_radii_costs_a_fraction_and_says_so(tmp_path, capsys):
     assert shares[0] == pytest.approx(shares[1], abs=0.051)
     assert main(["table", logs[1], "--radii", "0,0.5"]) == 0
     assert "lower bounds" in capsys.readouterr().err
+    assert main(["plot", logs[1], "-o", str(tmp_path / "plot.png")]) == 0
+    assert "lower bounds" in capsys.readouterr().err
+    for log, told in ((logs[0], False), (logs[1], True)):  # of the mean radius
+        assert main(["table", log]) == 0
+        assert ("A lower bound where" in capsys.readouterr().out) == told
     assert main([*certify_args(tmp_path / "one", **options), "--at-radius", "0.25"]) == 0
     one = read_log(tmp_path / "one" / "certify.jsonl")
     assert one.settings["radii"] == [0.25]
@@ -311,6 +316,8 @@ DIGITS = (load_digits().images[:3, None] / 16).astype(np.float32)
         ({"data": "torchvision:CIFAR10:tests"}, ["CIFAR10", "tests"]),
         ({"device": "abacus"}, ["abacus"]),
         ({"device": "meta"}, ["meta"]),
+        ({"model": "tests.nets:colour", "dtype": "auto"}, ["(1, 8, 8)"]),
+        ({"model": "tests.nets:training", "dtype": "auto"}, ["training mode"]),
         ({"noise": "laplace"}, ["laplace", "quantised"]),
         ({"dtype": "float8"}, ["float8", "bfloat16"]),
         ({"at_radius": -0.5}, ["-0.5"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +139,14 @@ def add_verify(commands: Any) -> None:
         type=float,
         metavar="A",
         help="also print the table at alpha = A / images, where all certificates of a log hold "
-        "together with probability 1 - A",
+        "together with probability 1 - A; not for a log with rows that do not follow",
+    )
+    command.add_argument(
+        "--family-images",
+        type=int,
+        metavar="M",
+        help="images that the run was planned for, if the log has fewer: their number must be "
+        "fixed before the votes are seen (default: those in the log)",
     )
 
 
@@ -157,12 +164,7 @@ def _table(arguments: argparse.Namespace) -> None:
     logs = _read_logs(arguments.logs)
     named = {name: log.rows for name, log in logs.items()}
     at = arguments.radii or _radii(list(logs.values()))
-    for name, log in logs.items():
-        asked = (log.settings or {}).get("radii")
-        if asked and not set(at) <= set(asked):
-            made_for = ", ".join(f"{radius:g}" for radius in asked)
-            notice = f"{name} was made for radii {made_for}; at others it gives lower bounds"
-            print(f"notice: {notice}", file=sys.stderr)
+    _tell_lower_bounds(logs, at)
     if not arguments.json:
         print(format_table(named, at))
         return
@@ -176,9 +178,21 @@ def _table(arguments: argparse.Namespace) -> None:
 def _plot(arguments: argparse.Namespace) -> None:
     from art_denoised.evaluation.report import plot_accuracy
 
-    named = {name: log.rows for name, log in _read_logs(arguments.logs).items()}
+    logs = _read_logs(arguments.logs)
+    _tell_lower_bounds(logs, None)
+    named = {name: log.rows for name, log in logs.items()}
     plot_accuracy(named, arguments.out, title=arguments.title)
     print(f"plot: {arguments.out}")
+
+
+def _tell_lower_bounds(logs: Mapping[str, Log], at: Sequence[float] | None) -> None:
+    """Say which logs are of runs that stopped at other radii than ``at``; None: all radii."""
+    for name, log in logs.items():
+        asked = (log.settings or {}).get("radii")
+        if asked and (at is None or not set(at) <= set(asked)):
+            made_for = ", ".join(f"{radius:g}" for radius in asked)
+            notice = f"{name} was made for radii {made_for}; at others it gives lower bounds"
+            print(f"notice: {notice}", file=sys.stderr)
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -215,8 +229,8 @@ def _verify(arguments: argparse.Namespace) -> int:
         bad = len({finding.idx for finding in findings})
         print(f"{path}: {len(log.rows) - bad} of {len(log.rows)} rows follow from their votes")
         wrong += bad
-        if arguments.family_alpha is not None:
-            together = family_wise(log, arguments.family_alpha)
+        if arguments.family_alpha is not None and not findings:
+            together = family_wise(log, arguments.family_alpha, images=arguments.family_images)
             named = {
                 "each": log.rows,
                 f"all together, {1 - arguments.family_alpha:g}": together.rows,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.cli.parser import add_command, add_log_options, batch_size, duration, radii
 from art_denoised.cli.read import summary
@@ -202,7 +204,7 @@ def _certify(arguments: argparse.Namespace) -> None:
 
         del options["radii"]
         log = certify_data_until(seconds=arguments.deadline, **options)
-        missing = len(options["indices"]) - len(log.rows)
+        missing = len({*options["indices"]} - {row.idx for row in log.rows})
         if missing:
             print(f"{missing} images were not reached; go on with --resume")
     else:
@@ -290,6 +292,7 @@ def _in_dtype(base: nn.Module, name: str | None, data: ImageData) -> nn.Module:
     import torch
 
     from art_denoised.evaluation.tuning import tune
+    from art_denoised.smoothing.sampling import model_device
 
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name is None:
@@ -298,9 +301,15 @@ def _in_dtype(base: nn.Module, name: str | None, data: ImageData) -> nn.Module:
         return base.to(dtypes[name])
     if name != "auto":
         raise InputError(f"--dtype is {name!r}; give float32, bfloat16 or auto")
-    x, _ = data[0]
+    x = checks.images(data[0][0][None])[0]
+    checks.eval_mode(base)
     networks = [copy.deepcopy(base).to(dtype) for dtype in dtypes.values()]
-    return max(networks, key=lambda network: tune(network, x).rate)
+    able = [networks[0]]
+    checks.class_count(networks[0], x[None].to(model_device(base), torch.float32))
+    with suppress(InputError):  # not every layer computes in bfloat16
+        checks.class_count(networks[1], x[None].to(model_device(base), torch.bfloat16))
+        able.append(networks[1])
+    return max(able, key=lambda network: tune(network, x).rate)
 
 
 def _demo(arguments: argparse.Namespace) -> None:

@@ -126,7 +126,7 @@ class CertifyingMixin(ABC):
         n = checks.count("n", n)
 
         def procedure(i: int, record: dict[str, Any]) -> Procedure[Vote]:
-            return voting(n, alpha=self.alpha, **{k: v for k, v in record.items() if k != "tv"})
+            return voting(n, alpha=self.alpha, **record)
 
         return np.array([answer.label for answer in self._answers(x, procedure, batch_size)])
 

@@ -40,10 +40,11 @@ class Preview:
 
     def __str__(self) -> str:
         """Return it in words, for the terminal."""
-        saving = f", {self.fixed / self.samples:.1f}x fewer than without early stopping"
+        ratio = self.fixed / self.samples
+        saving = f", {ratio:.1f}x fewer than without early stopping"
         words = (
             f"{self.images} images: about {self.samples:,.0f} samples "
-            f"({self.low:,.0f} to {self.high:,.0f}{saving if self.fixed else ''}), "
+            f"({self.low:,.0f} to {self.high:,.0f}{saving if ratio > 1 else ''}), "
             f"{_duration(self.seconds)}"
         )
         return words + (f", cost {self.cost:,.2f}" if self.cost else "")

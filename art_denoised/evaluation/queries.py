@@ -114,10 +114,7 @@ def certify_queries(
     sigma, seed = checks.sigma(sigma), checks.count("seed", seed, 0)
     checks.eval_mode(denoiser)
     send = _sender(denoiser, sigma)
-    indices = range(len(data)) if indices is None else indices
-    for index in indices:
-        if not 0 <= index < len(data):
-            raise InputError(f"image {index} is not in the data; give indices 0 to {len(data) - 1}")
+    indices = checks.indices(range(len(data)) if indices is None else indices, len(data))
     asked: dict[str, Any] = {
         "classifier": box.identity,
         "denoiser": _named(denoiser),

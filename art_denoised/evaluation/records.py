@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from art_denoised import checks
 from art_denoised.smoothing.bounds import Anytime, Bound, Looks
 from art_denoised.smoothing.statistics import Certificate, Vote
 
@@ -156,11 +157,12 @@ def from_json(kind: str, record: Mapping[str, Any]) -> Row:
         if total in record and record[total] != sum(record[votes].values()):
             raise ValueError(f"{total} is {record[total]}, but {votes} hold another number")
     if "counts" in record:
-        sampling = {name: record[name] for name in ("alpha", "sigma", "seed", "dtype")}
+        sampling = {"alpha": checks.alpha(record["alpha"]), "sigma": checks.sigma(record["sigma"])}
+        sampling |= {"seed": int(record["seed"]), "dtype": str(record["dtype"])}
         sampling["counts"] = _counts(record["counts"])
         sampling["noise"] = record.get("noise", "gaussian")
     if kind == "predict":
-        vote = Vote(predict, record["p_value"], **sampling) if sampling else None
+        vote = Vote(predict, float(record["p_value"]), **sampling) if sampling else None
         return PredictRow(**common, predict=predict, seconds=seconds, vote=vote)
     radius = parse_radius(record["radius"])
     certificate = None
@@ -170,12 +172,12 @@ def from_json(kind: str, record: Mapping[str, Any]) -> Row:
         certificate = Certificate(
             predict,
             radius,
-            record["p_lower"],
+            float(record["p_lower"]),
             selection,
             **sampling,
             bound=_bound(record, n),
-            tv=record.get("tv", 0.0),
-            drawn=record.get("drawn", n),
+            tv=float(record.get("tv", 0.0)),
+            drawn=int(record.get("drawn", n)),
         )
     return CertifyRow(
         **common, predict=predict, radius=radius, seconds=seconds, certificate=certificate
@@ -205,7 +207,10 @@ def supersedes(row: Row, earlier: Row) -> bool:
 
 
 def _counts(record: Mapping[str, int]) -> dict[int, int]:
-    return {int(c): int(votes) for c, votes in record.items()}
+    counts = {int(c): int(votes) for c, votes in record.items()}
+    if min(counts.values(), default=1) < 1:
+        raise ValueError(f"votes {record}")
+    return counts
 
 
 def parse_radius(value: Any) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 
 from art_denoised.checks import InputError
 from art_denoised.evaluation.records import CertifyRow
+from art_denoised.smoothing.bounds import Looks
 from art_denoised.smoothing.statistics import (
     ABSTAIN,
     TableRow,
@@ -105,7 +106,14 @@ def format_table(named: Mapping[str, Sequence[CertifyRow]], radii: Sequence[floa
         "Below each share its 95% interval over images (Clopper-Pearson). An abstention counts as "
         "wrong.\nACR: mean certified radius, 0 where wrong; image units."
     )
+    if any(_stopped_at_radii(row) for rows in named.values() for row in rows):
+        lines[-1] += " A lower bound where sampling stopped at radii."
     return "\n".join(lines)
+
+
+def _stopped_at_radii(row: CertifyRow) -> bool:
+    bound = None if row.certificate is None else row.certificate.bound
+    return isinstance(bound, Looks) and bound.first < bound.last
 
 
 def plot_accuracy(

@@ -173,7 +173,6 @@ def predict_data(
     options: dict[str, Any] = {"alpha": checks.alpha(alpha), "n": checks.count("n", n)}
 
     def procedure(index: int, label: int, record: dict[str, Any]) -> Procedure[Vote]:
-        del record["tv"]
         return voting(options["n"], alpha=options["alpha"], **record)
 
     run = Runner(base, data, sigma, noise, seed, batch_size, indices)

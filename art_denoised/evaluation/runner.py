@@ -65,7 +65,7 @@ class Runner:
         self._seed = checks.count("seed", seed, 0)
         if batch_size is not None:
             batch_size = checks.count("batch_size", batch_size)
-        self.indices = range(len(data)) if indices is None else indices
+        self.indices = checks.indices(range(len(data)) if indices is None else indices, len(data))
         self._classes: int | None = None
         if len(self.indices):
             # From one image: a misfit is found before the work starts.

@@ -11,12 +11,13 @@ import os
 import platform
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from art_denoised.checks import InputError
 from art_denoised.smoothing.packing import takes_channels_last
 from art_denoised.smoothing.sampling import model_device, model_dtype
 from art_denoised.types import Classifier, Image
@@ -51,6 +52,9 @@ def tune(base: Classifier, x: Image, *, cache: Path | None = None) -> Tuning:
             setting is remembered for one network, image shape, device, number of threads and
             version of torch. A cache that cannot be read or written is done without.
 
+    Raises:
+        InputError: Not even the smallest batch that is tried fits into memory.
+
     Example:
         >>> from art_denoised.demo import digits_classifier
         >>> import tempfile
@@ -67,17 +71,27 @@ def tune(base: Classifier, x: Image, *, cache: Path | None = None) -> Tuning:
     if key not in known:
         known[key] = asdict(_measure(base, x))
         _write(cache, known)
-    return Tuning(**known[key])
+    found = Tuning(**known[key])
+    # The key does not see how a network flattens.
+    return replace(found, channels_last=found.channels_last and takes_channels_last(base, x))
 
 
 def _measure(base: Classifier, x: Image) -> Tuning:
     orders = [True, False] if takes_channels_last(base, x) else [False]
     start, best = time.perf_counter(), Tuning(1, False, 0.0)
     for batch_size in _BATCH_SIZES:
-        at_this_size = [
-            Tuning(batch_size, channels_last, _rate(base, x, batch_size, channels_last))
-            for channels_last in orders
-        ]
+        try:
+            at_this_size = [
+                Tuning(batch_size, channels_last, _rate(base, x, batch_size, channels_last))
+                for channels_last in orders
+            ]
+        except torch.OutOfMemoryError:
+            if best.rate:
+                break
+            raise InputError(
+                f"a batch of {batch_size} images does not fit into memory; give a smaller "
+                "batch size"
+            ) from None
         fastest = max(at_this_size, key=lambda t: t.rate)
         if fastest.rate > 1.02 * best.rate:  # of equals the smaller batch
             best, orders = fastest, [fastest.channels_last]

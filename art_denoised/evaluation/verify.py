@@ -12,7 +12,7 @@ from art_denoised.checks import InputError
 from art_denoised.evaluation.records import CertifyRow, Log, Row
 from art_denoised.smoothing.bounds import Anytime, Looks
 from art_denoised.smoothing.certify import FIRST_LOOK
-from art_denoised.smoothing.statistics import Certificate, Vote
+from art_denoised.smoothing.statistics import Certificate, Vote, top_class
 
 _P_TOLERANCE = 1e-9  # other versions of scipy
 _RADIUS_TOLERANCE = 1.5e-6  # one step of the rounding down, at worst
@@ -56,18 +56,20 @@ def verify(log: Log) -> list[Finding]:
     return [Finding(row.idx, problem) for row in log.rows for problem in _problems(row, settings)]
 
 
-def family_wise(log: Log, alpha: float) -> Log:
+def family_wise(log: Log, alpha: float, *, images: int | None = None) -> Log:
     """Return the log as it stands if *all* its certificates shall hold with probability 1 - alpha.
 
-    Each of m rows is bounded again at alpha / m (Bonferroni), from the same votes. Early stopping
-    stays sound: the bounds at all looks hold together at any alpha.
+    Each of m certificates is bounded again at alpha / m (Bonferroni), from the same votes. Early
+    stopping stays sound: the bounds at all looks hold together at any alpha.
 
     Args:
         log: Of certify, with votes.
         alpha: Failure probability of all certificates together.
+        images: The m of the plan; by default the number of rows. It must not depend on the votes:
+            give it where the run was ended, or may be continued, by what they showed.
 
     Raises:
-        InputError: A value out of range, or a log without certificates.
+        InputError: A value out of range, fewer images than rows, or a log without certificates.
 
     Example:
         >>> c = Certificate.from_counts({3: 50}, {3: 1000}, alpha=0.001, sigma=0.25)
@@ -75,7 +77,10 @@ def family_wise(log: Log, alpha: float) -> Log:
         >>> family_wise(Log("certify", {}, (row, replace(row, idx=8))), 0.002).rows[0].radius
         0.615815
     """
-    each = checks.alpha(alpha) / max(len(log.rows), 1)
+    images = max(len(log.rows), 1) if images is None else checks.count("images", images)
+    if images < len(log.rows):
+        raise InputError(f"images is {images}, but the log has {len(log.rows)}; give all of them")
+    each = checks.alpha(alpha) / images
     rows = []
     for row in log.rows:
         if not isinstance(row, CertifyRow) or row.certificate is None:
@@ -96,10 +101,14 @@ def _problems(row: Row, settings: Mapping[str, Any]) -> Iterator[str]:
     quantised = settings.get("noise") == "quantised"
     if quantised != (answer.noise == "quantised"):
         yield f"noise is {answer.noise}, that of the run {settings.get('noise')}"
-    if isinstance(answer, Certificate):
-        yield from _certificate_problems(answer, settings)
-    else:
+    if isinstance(answer, Vote):
         yield from _vote_problems(answer, settings)
+    else:
+        yield from _certificate_problems(answer, settings)
+        if answer.n == 0 and top_class(answer.selection_counts) == row.label:
+            yield "it was left as wrong, but the selected class is its label"
+        if isinstance(row, CertifyRow) and row.radius != answer.radius:
+            yield f"radius is {row.radius:g}, that of its certificate {answer.radius:g}"
     if row.predict != answer.label:
         yield f"predict is {row.predict}, the certified label {answer.label}"
 

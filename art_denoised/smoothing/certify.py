@@ -117,7 +117,8 @@ def certify_anytime(
         n: Estimation samples in all, those of ``earlier`` included.
         alpha: Failure probability, over all sample counts together.
         seconds: When to stop at the latest; None: at ``n`` samples.
-        earlier: A certificate of this function for the same image and settings, to go on from.
+        earlier: A certificate of this function for the same image and settings, to go on from. It
+            does not say which image and index it is of: that these are the same is yours to see to.
         seed: As for `certify`.
         index: As for `certify`.
         batch_size: As for `certify`.
@@ -125,8 +126,8 @@ def certify_anytime(
         clip_values: As for `certify`.
 
     Raises:
-        InputError: As for `certify`; ``earlier`` is of other settings; or there was no time even
-            to select a class.
+        InputError: As for `certify`; ``earlier`` is of other settings; or there is none, and the
+            time did not suffice for the selection and a first batch.
 
     Example:
         >>> import torch
@@ -150,7 +151,7 @@ def certify_anytime(
             return earlier
     end = None if seconds is None else time.monotonic() + checks.positive("seconds", seconds)
     procedure = tightening(bound, earlier=earlier, **plan, **run.record)
-    return run.answer(procedure, until=end)
+    return run.answer(procedure, until=end, otherwise=earlier)
 
 
 def vote(
@@ -178,8 +179,7 @@ def vote(
     """
     n, alpha = checks.count("n", n), checks.alpha(alpha)
     run = _Run(base, x, sigma, seed, index, batch_size, noise, clip_values)
-    record = {name: value for name, value in run.record.items() if name != "tv"}
-    return run.answer(voting(n, alpha=alpha, **record))
+    return run.answer(voting(n, alpha=alpha, **run.record))
 
 
 def certification_plan(
@@ -285,7 +285,9 @@ class _Run:
             base, self._sampling["noise"], self._x.shape, self._sampling["seed"]
         )
 
-    def answer(self, procedure: Procedure[T], until: float | None = None) -> T:
+    def answer(
+        self, procedure: Procedure[T], until: float | None = None, otherwise: T | None = None
+    ) -> T:
         answers = run_packed(
             self._base,
             [Task(self._index, self._x, procedure)],
@@ -295,4 +297,9 @@ class _Run:
         )
         for _, answer in answers:
             return answer
-        raise InputError("there was no time to select a class; give more seconds or a smaller n0")
+        if otherwise is not None:
+            return otherwise
+        raise InputError(
+            "there was no time to select a class and sample once more; give more seconds or a "
+            "smaller n0"
+        )

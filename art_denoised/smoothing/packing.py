@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from art_denoised.types import Classifier, Image, Images, Labels
 
 T = TypeVar("T")
+_TF32_EPS = 2.0**-10  # of float32 convolutions on GPUs, by PyTorch's default
 
 
 @dataclass(frozen=True)
@@ -187,11 +188,14 @@ def _decide(base: Classifier, batch: Images, logits: torch.Tensor) -> Labels:
 
     Only samples whose leading logits are within sqrt(machine epsilon) of each other, relative to
     the largest logit, take that second pass: 0.03% of the scale in float32, far above what
-    the choice of kernels changes.
+    the choice of kernels changes. Epsilon is that of the arithmetic, not of the logits alone.
     """
+    eps = max(torch.finfo(dtype).eps for dtype in (logits.dtype, batch.dtype))
+    if batch.is_cuda and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32):
+        eps = max(eps, _TF32_EPS)
     (first, second), label = logits.topk(2, dim=1).values.unbind(1), logits.argmax(1)
     scale = logits.abs().amax(1)
-    clear = first - second > scale * torch.finfo(logits.dtype).eps ** 0.5
+    clear = first - second > scale * eps**0.5
     for i in (~clear).nonzero().flatten().tolist():
         label[i] = base(batch[i : i + 1].contiguous()).argmax(1)[0]
     return label

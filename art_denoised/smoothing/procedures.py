@@ -145,12 +145,13 @@ def tightening(
 
 
 def voting(n: int, **record: Any) -> Procedure[Vote]:
-    """Predict from the votes of ``n`` samples (Cohen et al., Predict).
+    """Predict from the votes of ``n`` samples (Cohen et al., Predict), without their ``tv``.
 
     Example:
         >>> simulate(voting(100, alpha=0.001, sigma=0.25), lambda draw: {3: 90, 5: 10})[0].label
         3
     """
+    record.pop("tv", None)
     return Vote.from_counts((yield Draw(Stage.VOTE, 0, n)), **record)
 
 

@@ -83,7 +83,7 @@ class QuantisedGaussian:
 
 
 class _Cells(NamedTuple):
-    """P(value < lowest + i) = thresholds[i] / 2^64, ascending; lookup has the first 16 bits."""
+    """P(value <= lowest + i) = thresholds[i] / 2^64, ascending; lookup has the first 16 bits."""
 
     lowest: int
     thresholds: np.ndarray

@@ -1,8 +1,8 @@
 """Noise, reproducible to the last bit: one stream for each (seed, image index, stage).
 
 A stream is made of parts of `PART` samples, each from a generator of its own. So the noise of a
-sample depends neither on the batch it travels in, nor on the number of workers, nor on what was
-sampled before, and a stream can be entered anywhere. The global random state is never touched.
+sample depends neither on the batch it travels in nor on what was sampled before, and a stream can
+be entered anywhere. The global random state is never touched.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special, stats
 
-from art_denoised.smoothing.bounds import Bound, Looks, lower_confidence_bound
+from art_denoised.smoothing.bounds import Bound, Looks
 
 ABSTAIN = -1
 _DECIMALS = 6
@@ -223,13 +223,20 @@ class Vote:
     ) -> Vote:
         """Predict from votes, abstaining where the two leading classes are too close.
 
+        Votes for -1, samples without an answer, count as a class that cannot be returned.
+
         Example:
             >>> Vote.from_counts({1: 60, 2: 40}, alpha=0.001, sigma=0.25).label
             -1
         """
-        first, second = [*sorted(counts.values(), reverse=True), 0][:2]
-        p_value = float(stats.binomtest(first, first + second, 0.5).pvalue)
-        label = top_class(counts) if p_value <= alpha else ABSTAIN
+        label = top_class(counts)
+        first = counts.get(label, 0)
+        second = max((votes for c, votes in counts.items() if c != label), default=0)
+        if second > first or not first:  # no answer is the most frequent answer
+            label, p_value = ABSTAIN, 1.0
+        else:
+            p_value = float(stats.binomtest(first, first + second, 0.5).pvalue)
+        label = label if p_value <= alpha else ABSTAIN
         return cls(label, p_value, dict(counts), alpha, sigma, seed, dtype, noise)
 
 
@@ -259,16 +266,6 @@ def certified_radius(p_lower: float, sigma: float) -> float:
         return 0.0
     radius = sigma * float(special.ndtri(p_lower))
     return float(Decimal(radius).quantize(Decimal(1).scaleb(-_DECIMALS), ROUND_FLOOR))
-
-
-def largest_radius(n: int, alpha: float, sigma: float) -> float:
-    """Radius certified when all n samples agree: no run with these settings can show more.
-
-    Example:
-        >>> largest_radius(100_000, 0.001, 1.0)
-        3.811456
-    """
-    return certified_radius(lower_confidence_bound(n, n, alpha), sigma)
 
 
 def proportion_interval(k: int, n: int, confidence: float = 0.95) -> Interval:

@@ -40,7 +40,10 @@ def test_terminal_table_shows_the_figures():
     text = format_table({"with": ROWS, "a longer name": ROWS[:2]}, [0.0, 0.5])
     line = next(line for line in text.splitlines() if line.startswith("with"))
     assert line.split() == ["with", "4", "50.0", "25.0", "25.0%", "0.188"]
-    assert len({len(line) for line in text.splitlines() if "%" in line and "Clopper" not in line})
+    rows = [line for line in text.splitlines() if line.startswith(("with", "a longer name"))]
+    assert len({len(line) for line in rows}) == 1
+    assert text.splitlines()[1].endswith("ACR")
+    assert len(text.splitlines()[1]) == len(rows[0])
 
 
 def test_default_radii_reach_the_largest_but_do_not_pass_it():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 from torch import nn
 
+from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier
 from art_denoised.evaluation import tuning
 from art_denoised.evaluation.tuning import tune
@@ -35,7 +37,13 @@ def test_other_networks_types_and_threads_are_measured_on_their_own(tmp_path):
     for base in (digits_classifier(), digits_classifier().bfloat16(), nn.Flatten()):
         tune(base, X, cache=cache)
     tune(nn.Flatten(), torch.zeros(1, 4, 4), cache=cache)
-    assert len(json.loads(cache.read_text())) == 4
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        tune(nn.Flatten(), X, cache=cache)
+    finally:
+        torch.set_num_threads(threads)
+    assert len(json.loads(cache.read_text())) == 5
 
 
 def test_a_broken_or_forbidden_cache_is_done_without(tmp_path):
@@ -49,4 +57,27 @@ def test_a_broken_or_forbidden_cache_is_done_without(tmp_path):
 
 def test_networks_that_flatten_with_view_keep_the_default_order(tmp_path):
     x = torch.zeros(3, 8, 8)
-    assert tune(Flattening(), x, cache=tmp_path / "tuning.json").channels_last is False
+    cache = tmp_path / "tuning.json"
+    assert tune(Flattening(), x, cache=cache).channels_last is False
+    known = json.loads(cache.read_text())  # of a network of that name that could take them
+    cache.write_text(json.dumps({key: {**v, "channels_last": True} for key, v in known.items()}))
+    assert tune(Flattening(), x, cache=cache).channels_last is False
+
+
+class Large(nn.Module):
+    """Fits into memory with so many images and no more."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("out of memory")
+        return x.flatten(1)
+
+
+def test_batches_that_do_not_fit_are_not_taken(tmp_path):
+    assert tune(Large(40), X, cache=tmp_path / "a.json").batch_size <= 32
+    with pytest.raises(InputError, match="a batch of 16 images does not fit"):
+        tune(Large(4), X, cache=tmp_path / "b.json")

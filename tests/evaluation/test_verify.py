@@ -86,8 +86,48 @@ def test_tampering_is_found(logs, tmp_path, capsys, name, change, word):
     findings = verify(read_log(forged))
     assert {finding.idx for finding in findings} == {0}
     assert any(word in finding.problem for finding in findings), findings
-    assert main(["verify", str(forged)]) == 1
-    assert "5 of 6 rows follow" in capsys.readouterr().out
+    for more in ([], ["--family-alpha", "0.05"]):
+        assert main(["verify", str(forged), *more]) == 1
+        printed = capsys.readouterr().out
+        assert "5 of 6 rows follow" in printed
+        assert "all together" not in printed  # nothing is stated from rows that do not follow
+
+
+def as_skipped(record):
+    """An image that was certified wrongly, left out as if its class had been known to be wrong."""
+    record.update(counts={}, n=0, drawn=0, p_lower=0.0, predict=-1, radius=0.0)
+
+
+def test_only_images_whose_selected_class_is_wrong_may_be_left_out(logs, tmp_path):
+    findings = verify(read_log(tampered(logs["looks"], tmp_path, as_skipped)))
+    assert any("selected class is its label" in finding.problem for finding in findings)
+
+
+def test_the_radius_of_a_row_is_that_of_its_certificate(logs):
+    log = read_log(logs["fixed"])
+    rows = (replace(log.rows[0], radius=9.9), *log.rows[1:])
+    assert [f.problem for f in verify(replace(log, rows=rows))] == [
+        f"radius is 9.9, that of its certificate {log.rows[0].radius:g}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("anytime", {"alpha": 0}),
+        ("fixed", {"alpha": "x"}),
+        ("fixed", {"p_lower": "x"}),
+        ("fixed", {"sigma": None}),
+        ("fixed", {"sigma": -1}),
+        ("fixed", {"tv": "much"}),
+        ("fixed", {"counts": {"1": 1001, "2": -1}, "n": 1000}),
+        ("predict", {"p_value": []}),
+    ],
+)
+def test_values_that_none_can_be_are_damage(logs, tmp_path, capsys, name, changes):
+    forged = tampered(logs[name], tmp_path, lambda r: r.update(changes))
+    assert main(["verify", str(forged)]) == 2
+    assert "forged.jsonl:" in capsys.readouterr().err
 
 
 def test_totals_that_are_not_those_of_the_votes_are_damage(logs, tmp_path, capsys):
@@ -108,6 +148,11 @@ def test_family_wise_certificates_are_those_of_a_smaller_alpha(logs, name, capsy
     assert any(s.radius < e.radius for s, e in zip(stricter.rows, log.rows, strict=True))
     assert main(["verify", str(logs[name]), "--family-alpha", "0.05"]) == 0
     assert "all together, 0.95" in capsys.readouterr().out
+    planned = family_wise(log, 0.05, images=500)
+    assert all(row.certificate.alpha == 0.0001 for row in planned.rows)
+    with pytest.raises(InputError, match="images is 5, but the log has 6"):
+        family_wise(log, 0.05, images=5)
+    assert main(["verify", str(logs[name]), "--family-alpha", "0.5", "--family-images", "5"]) == 2
 
 
 def test_what_cannot_be_verified_is_refused(logs, tmp_path):

@@ -147,5 +147,6 @@ def test_anytime_certificates_are_tightened_and_stop_in_time(digits):
         certify_anytime(base, x, sigma=SIGMA, earlier=fixed)
     quick = certify_anytime(base, x, sigma=SIGMA, n=10**9, seconds=0.3)
     assert 0 < quick.n < 10**9
+    assert certify_anytime(base, x, sigma=SIGMA, n0=50, seconds=1e-9, earlier=first) == first
     with pytest.raises(InputError, match="no time to select"):
         certify_anytime(base, x, sigma=SIGMA, n0=10**9, seconds=0.05)

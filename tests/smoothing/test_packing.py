@@ -71,15 +71,24 @@ def test_counts_of_a_network_do_not_depend_on_the_batch_size(dtype):
 class Rounding(nn.Module):
     """A classifier whose near ties are broken by the batch it is in, as by another kernel."""
 
+    def __init__(self, dtype: torch.dtype, error: float) -> None:
+        super().__init__()
+        self.weight, self.error = nn.Parameter(torch.ones((), dtype=dtype)), error
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        coarse = x.mean((1, 2, 3)).round() / 100
-        error = 1e-6 * (len(x) % 2)
-        return torch.stack([coarse, coarse + error - 5e-7, coarse - 1], dim=1)
+        coarse = x.float().mean((1, 2, 3)).round() / 100
+        error = self.error * (len(x) % 2 - 0.5)
+        return torch.stack([coarse, coarse + error, coarse - 1], dim=1)
 
 
-def test_near_ties_are_decided_by_a_pass_of_their_own(monkeypatch):
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)], ids=str
+)
+def test_near_ties_are_decided_by_a_pass_of_their_own(monkeypatch, dtype, error):
+    """The arithmetic says what is near: a bfloat16 network may end in float32 logits."""
+
     def counts(batch_size: int) -> dict[int, int]:
-        return class_counts(Rounding(), IMAGE, 300, batch_size=batch_size)
+        return class_counts(Rounding(dtype, error), IMAGE, 300, batch_size=batch_size)
 
     assert counts(1) == counts(7) == counts(64)
     monkeypatch.setattr(packing, "_decide", lambda base, noisy, logits: logits.argmax(1))

@@ -18,7 +18,6 @@ from art_denoised.smoothing.statistics import (
     average_certified_radius,
     certified_accuracy,
     certified_radius,
-    largest_radius,
     proportion_interval,
 )
 
@@ -33,6 +32,10 @@ def test_radius_is_rounded_down(p_lower, sigma):
     assert radius <= exact + 1e-14
     assert radius > exact - 1.001e-6
     assert float(f"{radius:.6f}") == radius
+
+
+def largest_radius(n: int, alpha: float, sigma: float) -> float:
+    return certified_radius(lower_confidence_bound(n, n, alpha), sigma)
 
 
 @pytest.mark.parametrize(("n", "ratio"), [(100, 1.50), (1000, 2.46), (10_000, 3.20), (10**5, 3.81)])
@@ -61,6 +64,31 @@ def test_vote_is_the_binomial_test(counts):
     assert (vote.label == -1) == (p_value > 0.01)
     if vote.label != -1:
         assert counts[vote.label] == first
+
+
+@pytest.mark.parametrize(
+    ("counts", "label"),
+    [
+        ({}, -1),
+        ({-1: 900}, -1),
+        ({-1: 900, 3: 60, 5: 55}, -1),  # mostly unanswered: nothing is the most frequent answer
+        ({-1: 60, 3: 900, 5: 55}, 3),
+        ({-1: 500, 3: 501}, -1),
+    ],
+)
+def test_votes_without_an_answer_elect_nothing(counts, label):
+    assert Vote.from_counts(counts, alpha=0.001, sigma=0.25).label == label
+
+
+def test_the_distance_of_the_noise_is_subtracted_from_the_bound():
+    options = {"alpha": 0.001, "sigma": 1.0}
+    exact = Certificate.from_counts({1: 10}, {1: 1000}, **options)
+    near = Certificate.from_counts({1: 10}, {1: 1000}, **options, noise="quantised", tv=0.1)
+    assert near.p_lower == exact.p_lower - 0.1
+    assert near.radius == certified_radius(exact.p_lower - 0.1, 1.0)
+    assert near.at(0.001).radius == near.radius
+    far = Certificate.from_counts({1: 10}, {1: 1000}, **options, noise="quantised", tv=0.6)
+    assert (far.label, far.radius) == (-1, 0.0)
 
 
 def test_accuracy_over_images_by_hand():
