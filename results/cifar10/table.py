@@ -2,9 +2,9 @@
 
 cd results/cifar10; python table.py > table.txt
 
-After the certified accuracy, all pairs of defences at one sigma, on the images that both logs hold:
-how many only the one certifies at a radius, and the exact p-value that this is chance (McNemar).
-Last the class that each selects for most images, right or wrong.
+After the certified accuracy, all pairs of defences at one sigma and n, on the images that both logs
+hold: how many only the one certifies at a radius, and the exact p-value that this is chance
+(McNemar). Last the class that each selects for most images, right or wrong.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from art_denoised.evaluation.records import CertifyRow
 from art_denoised.evaluation.report import format_table
 from art_denoised.smoothing.statistics import top_class
 
-RADII = {0.25: (0.0, 0.25, 0.5, 0.75), 0.5: (0.0, 0.25, 0.5, 0.75, 1.0)}
-
 
 def certified(row: CertifyRow, radius: float) -> bool:
     """Whether an image is right, and proved to remain so within a radius."""
@@ -31,27 +29,24 @@ def certified(row: CertifyRow, radius: float) -> bool:
 
 def main() -> None:
     logs = {str(path.parent): read_log(path) for path in sorted(Path().rglob("certify.jsonl"))}
-    for sigma, radii in RADII.items():
+    plans = {tuple(log.settings[key] for key in ("sigma", "n")) for log in logs.values()}
+    for sigma, n in sorted(plans):
+        alike = {
+            name: log
+            for name, log in logs.items()
+            if (log.settings["sigma"], log.settings["n"]) == (sigma, n)
+        }
+        radii = next(iter(alike.values())).settings["radii"]
+        if any(log.settings["radii"] != radii for log in alike.values()):
+            raise SystemExit(f"the logs at sigma {sigma}, n = {n} stopped at several sets of radii")
         named = {
             name: {row.idx: row for row in log.rows if isinstance(row, CertifyRow)}
-            for name, log in logs.items()
-            if log.settings["sigma"] == sigma
+            for name, log in alike.items()
         }
-        if not named:
-            continue
-        print(f"sigma {sigma}\n")
+        print(f"sigma {sigma}, n = {n:,}\n")
         print(format_table({name: list(rows.values()) for name, rows in named.items()}, radii))
-        print(f"\n{'only this, only that (p)':58}{''.join(f'r={r:<16g}' for r in radii[:3])}")
-        for (this, first), (that, second) in combinations(named.items(), 2):
-            cells = ""
-            for radius in radii[:3]:
-                pairs = [
-                    (certified(first[i], radius), certified(second[i], radius))
-                    for i in first.keys() & second.keys()
-                ]
-                lone = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
-                cells += f"{f'{lone[0]}, {lone[1]} ({sign_test(*lone):.2g})':18}"
-            print(f"{f'{this} : {that}':58}{cells}")
+        if len(named) > 1:
+            _print_pairs(named, radii[:3])
         print("\nselected most often")
         for name, rows in named.items():
             certificates = [row.certificate for row in rows.values() if row.certificate]
@@ -59,6 +54,20 @@ def main() -> None:
             (most, images), *_ = chosen.most_common(1)
             print(f"{name:58}{CLASSES[most]}, {images / len(certificates):.0%} of images")
         print()
+
+
+def _print_pairs(named: dict[str, dict[int, CertifyRow]], radii: list[float]) -> None:
+    print(f"\n{'only this, only that (p)':58}{''.join(f'r={r:<16g}' for r in radii)}")
+    for (this, first), (that, second) in combinations(named.items(), 2):
+        cells = ""
+        for radius in radii:
+            pairs = [
+                (certified(first[i], radius), certified(second[i], radius))
+                for i in first.keys() & second.keys()
+            ]
+            lone = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+            cells += f"{f'{lone[0]}, {lone[1]} ({sign_test(*lone):.2g})':18}"
+        print(f"{f'{this} : {that}':58}{cells}")
 
 
 if __name__ == "__main__":
