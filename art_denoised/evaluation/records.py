@@ -157,7 +157,10 @@ def from_json(kind: str, record: Mapping[str, Any]) -> Row:
         if total in record and record[total] != sum(record[votes].values()):
             raise ValueError(f"{total} is {record[total]}, but {votes} hold another number")
     if "counts" in record:
-        sampling = {"alpha": checks.alpha(record["alpha"]), "sigma": checks.sigma(record["sigma"])}
+        sampling = {
+            "alpha": checks.alpha(record["alpha"]),
+            "sigma": checks.positive("sigma", record["sigma"]),
+        }
         sampling |= {"seed": int(record["seed"]), "dtype": str(record["dtype"])}
         sampling["counts"] = _counts(record["counts"])
         sampling["noise"] = record.get("noise", "gaussian")
