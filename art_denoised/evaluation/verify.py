@@ -47,7 +47,8 @@ def verify(log: Log) -> list[Finding]:
         >>> row = CertifyRow(7, label=3, predict=3, radius=c.radius, seconds=1, certificate=c)
         >>> verify(Log("certify", settings, (row,)))
         []
-        >>> verify(Log("certify", settings, (replace(row, certificate=replace(c, radius=0.9)),)))
+        >>> forged = replace(row, radius=0.9, certificate=replace(c, radius=0.9))
+        >>> verify(Log("certify", settings, (forged,)))
         [Finding(idx=7, problem='radius is 0.9, the votes give 0.615815')]
     """
     settings = log.settings
