@@ -38,6 +38,23 @@ def slow() -> nn.Module:
     return _Slow().eval()
 
 
+class _SinglePrecision(nn.Module):
+    """A classifier with a layer that bfloat16 has no kernel for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = digits_classifier()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype != torch.float32:
+            raise RuntimeError("not implemented for 'BFloat16'")
+        return self.net(x)
+
+
+def single_precision() -> nn.Module:
+    return _SinglePrecision().eval()
+
+
 def training() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))
 

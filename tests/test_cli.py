@@ -185,7 +185,9 @@ def test_a_deadline_survives_sigkill_and_is_tightened(tmp_path, capsys):
     run.communicate()
     before = {row.idx: row for row in read_log(log).rows}
     assert main([*arguments, "--deadline", "1s", "--resume"]) == 0
-    capsys.readouterr()
+    fewer = certify_args(tmp_path, model="tests.nets:slow", max=2, n=20000, batch_size=50)
+    assert main([*fewer, "--deadline", "1s", "--resume"]) == 0
+    assert "not reached" not in capsys.readouterr().out  # the log holds more images than asked for
     after = read_log(log).rows
     assert [row.idx for row in after] == list(range(5))
     for row in after:
@@ -216,6 +218,9 @@ def test_quantised_noise_and_other_types_are_recorded(tmp_path, capsys):
     for dtype in ("bfloat16", "auto"):
         assert main(certify_args(tmp_path / dtype, dtype=dtype)) == 0
     assert read_log(tmp_path / "bfloat16" / "certify.jsonl").settings["dtype"] == "bfloat16"
+    single = certify_args(tmp_path / "single", model="tests.nets:single_precision", dtype="auto")
+    assert main(single) == 0
+    assert read_log(tmp_path / "single" / "certify.jsonl").settings["dtype"] == "float32"
     capsys.readouterr()
     assert main(certify_args(tmp_path / "no", noise="quantised")) == 2  # sixteen grey levels
     message = capsys.readouterr().err
@@ -409,6 +414,7 @@ def test_bad_image_in_the_middle_keeps_the_rows_before_it(tmp_path, capsys):
         (["plot", "README.md", "-o", "a.png"], ["README.md"]),
         (["verify", "README.md"], ["README.md"]),
         (["verify", "missing.jsonl"], ["missing.jsonl"]),
+        (["verify", "README.md", "--family-images", "9"], ["--family-alpha", "both"]),
         (["frobnicate"], ["frobnicate"]),
         (["certify"], ["--model"]),
         (["demo", "--images", "0"], ["images"]),
@@ -529,6 +535,9 @@ def test_hybrid_and_surrogates_from_the_command_line(tmp_path, capsys):
     assert main(train_args(tmp_path / "2", objective="hybrid", epochs=1)) == 2
     assert "denoiser.safetensors already exists; pass --resume" in capsys.readouterr().err
     assert trained.read_bytes() == before
+    blind = train_args(tmp_path / "blind", classifier=None, epochs=1, bf16="off")
+    assert main([*blind, *surrogates[:2], "--holdout", "digits", "--holdout-max", "9"]) == 0
+    assert "accuracy is that of the first surrogate" in capsys.readouterr().err
     assert main([*train_args(tmp_path / "3"), "--surrogate", MODEL]) == 2
     message = capsys.readouterr().err
     assert_one_line(message)

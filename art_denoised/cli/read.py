@@ -220,6 +220,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     from art_denoised.evaluation.report import format_table
     from art_denoised.evaluation.verify import family_wise, verify
 
+    if arguments.family_images is not None and arguments.family_alpha is None:
+        raise InputError("--family-images is of the table that --family-alpha prints; give both")
     wrong = 0
     for path in arguments.logs:
         log = _read(path)

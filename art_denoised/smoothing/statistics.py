@@ -232,9 +232,8 @@ class Vote:
         label = top_class(counts)
         first = counts.get(label, 0)
         second = max((votes for c, votes in counts.items() if c != label), default=0)
-        if second > first or not first:  # no answer is the most frequent answer
-            label, p_value = ABSTAIN, 1.0
-        else:
+        p_value = 1.0
+        if first > second:  # not so where most samples have no answer
             p_value = float(stats.binomtest(first, first + second, 0.5).pvalue)
         label = label if p_value <= alpha else ABSTAIN
         return cls(label, p_value, dict(counts), alpha, sigma, seed, dtype, noise)

@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from art_denoised.checks import InputError
+from art_denoised.demo import digits_classifier
+from art_denoised.evaluation.data import load_data
 from art_denoised.evaluation.logs import LogWriter, read_log
 from art_denoised.evaluation.records import CertifyRow, PredictRow, from_json, to_json
 from art_denoised.evaluation.report import accuracy_table
+from art_denoised.evaluation.run import certify_data
 from art_denoised.evaluation.tsv import HEADERS, TsvWriter
 from art_denoised.smoothing.statistics import Certificate, Vote
 
@@ -206,3 +210,17 @@ def test_tsv_begins_with_the_rows_of_a_resumed_run(tmp_path):
     assert [(r.idx, r.predict, r.radius) for r in log.rows] == [
         (r.idx, r.predict, r.radius) for r in (row(0), row(1))
     ]
+
+
+def test_a_model_of_the_same_weights_is_not_the_same_model(tmp_path):
+    """What tells them apart is no weight: rows of both would stand in one log."""
+
+    def sloping(slope: float) -> nn.Module:
+        return nn.Sequential(nn.LeakyReLU(slope), digits_classifier()).eval()
+
+    options = {"sigma": 0.25, "n": 100, "progress": False}
+    certify_data(sloping(0.1), load_data("digits"), tmp_path, indices=[0], **options)
+    with pytest.raises(InputError, match="structure"):
+        certify_data(
+            sloping(0.2), load_data("digits"), tmp_path, indices=[0, 1], resume=True, **options
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from art_denoised.checks import InputError
@@ -19,7 +20,7 @@ from art_denoised.evaluation.verify import family_wise, verify
 from art_denoised.smoothing.bounds import Looks
 from art_denoised.smoothing.statistics import Certificate
 
-COMMON = {"sigma": 0.25, "indices": range(6), "progress": False, "batch_size": 64}
+COMMON = {"sigma": 0.25, "indices": np.arange(6), "progress": False, "batch_size": 64}
 
 
 @pytest.fixture(scope="module")

@@ -134,13 +134,22 @@ def test_the_seed_is_all_that_matters():
     assert not torch.equal(weights(0, 1), weights(1, 1))
 
 
-def test_a_data_loader_keeps_its_workers_and_gets_our_order():
+FORKED = False
+
+
+def must_be_spawned(_worker: int) -> None:
+    assert not FORKED, "a forked process has the variables of its parent"
+
+
+def test_a_data_loader_keeps_its_workers_and_gets_our_order(monkeypatch):
     nets = network(), network()
     plan = Plan(epochs=1, batch_size=8)
     train(nets[0], data(), loss_of(nets[0]), plan, progress=False)
     loader = DataLoader(
-        data(), batch_size=3, shuffle=True, num_workers=1, multiprocessing_context="spawn"
-    )
+        data(), batch_size=3, shuffle=True, num_workers=1, multiprocessing_context="spawn",
+        worker_init_fn=must_be_spawned,
+    )  # fmt: skip
+    monkeypatch.setattr(sys.modules[__name__], "FORKED", True)
     train(nets[1], loader, loss_of(nets[1]), plan, progress=False)
     assert states_equal(*nets)
 
