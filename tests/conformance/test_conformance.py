@@ -10,11 +10,10 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
-import subprocess
-import sys
 from contextlib import contextmanager
 
 import art.attacks.evasion as evasion
+import art.config
 import numpy as np
 import pytest
 import torch
@@ -184,7 +183,7 @@ def test_no_image_has_a_zero_gradient(defence, x, y):
 @pytest.mark.parametrize("name", [name for name, row in DEFENCES.items() if row.bpda])
 def test_the_approximate_gradient_is_no_weaker_than_none(name, digits):
     """Square takes no gradients; what BPDA cannot do better than that is no attack."""
-    row, x, y = DEFENCES[name], digits[0][:20].numpy(), digits[1][:20].numpy()
+    row, x, y = DEFENCES[name], digits[0][:10].numpy(), digits[1][:10].numpy()
     judged, approximate = row.make(), row.make(**row.bpda)
     pgd = evasion.ProjectedGradientDescent(
         approximate, eps=row.eps, eps_step=row.eps / 8, max_iter=20, verbose=False
@@ -222,22 +221,15 @@ def test_clones_start_from_other_weights(defence, x):
     assert clone.optimizer.defaults["lr"] == 0.01
 
 
-def test_copies_leave_no_files_behind(tmp_path, monkeypatch):
-    """All defences in one process with an empty home: ART makes its own settings, we make none."""
-    script = """
-import copy, pickle
-from art_denoised.estimators.defended import DefendedClassifier
-from tests.conformance.defences import DEFENCES
-for row in DEFENCES.values():
-    estimator = row.make()
+def test_copies_leave_no_files_behind(defence, tmp_path, monkeypatch):
+    """ART's own pickles keep their weights in a file of its data folder, one more each time."""
+    monkeypatch.setattr(art.config, "ART_DATA_PATH", str(tmp_path / "data"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    estimator = defence.make()
     copy.deepcopy(estimator), pickle.loads(pickle.dumps(estimator))
     estimator.clone_for_refitting()
-"""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
-    subprocess.run([sys.executable, "-c", script], check=True)
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {path.name for path in files if "matplotlib" not in str(path)} <= {"config.json"}
+    assert not list(tmp_path.iterdir())
 
 
 def test_noise_is_active_in_eval_mode(noisy, x):
