@@ -96,6 +96,8 @@ def _rectifiers(model: nn.Module) -> list[tuple[str, nn.Module, list[Call]]]:
         if graphs is None:
             opaque.append((name, module, reason))
             continue
+        if hidden := tracing.hidden(graphs, "relu"):
+            raise _cannot(name, module, f"calls {hidden}, which has ReLU inside or is one unknown")
         calls = tracing.activation_calls(module, graphs)
         calls = [call for call in calls if call.kind in tracing.RECTIFIERS]
         if calls:

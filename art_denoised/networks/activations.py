@@ -83,6 +83,10 @@ class SmoothReLU(nn.Module):
         else:
             self.register_buffer("root", root)
 
+    def reset_parameters(self) -> None:
+        """Start again."""
+        nn.init.constant_(self.root, math.sqrt(self.started))
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the activations, of the shape and dtype of ``x``."""
         wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

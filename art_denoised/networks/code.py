@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dis
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from types import CodeType, FunctionType
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 _ASKS = frozenset(("isinstance", "issubclass", "type", "hasattr", "callable"))  # of a proxy: wrong
@@ -15,8 +16,22 @@ _ASKS_BY_ATTRIBUTE = frozenset(("is_tensor", "is_floating_point", "is_complex", 
 
 
 def mentions(kind: type[nn.Module], word: str) -> bool:
-    """Whether the code of a class uses a name with this word in it."""
-    return any(word in name.lower() for f in methods(kind).values() for name in _names(f.__code__))
+    """Whether the code of a class, or of functions that it calls, uses a name with this word."""
+    known = methods(kind)
+    return any(_mentions(f, word) for f in [*known.values(), *_reached([*known.values()], known)])
+
+
+def function_mentions(function: Any, word: str) -> bool:
+    """Whether a function has this word in its name or, if it is no one of torch's, in its code."""
+    if word in str(getattr(function, "__name__", function)).lower():
+        return True
+    return any(_mentions(f, word) for f in _reached([function], {}))
+
+
+def _mentions(function: Any, word: str) -> bool:
+    if isinstance(function, torch.jit.ScriptFunction):
+        return word in str(function.graph)
+    return any(word in name.lower() for name in _names(function.__code__))
 
 
 def methods(kind: type[nn.Module]) -> dict[str, FunctionType]:
@@ -37,7 +52,10 @@ def calling(kind: type[nn.Module], names: frozenset[str]) -> list[str]:
 
 def asks_for_types(kind: type[nn.Module]) -> str | None:
     """Return what ``forward`` and the functions it calls use that asks what kind a value is."""
-    for function in _reached(kind):
+    start = cast(FunctionType, inspect.unwrap(kind.forward))
+    for function in _reached([start], methods(kind)):
+        if not isinstance(function, FunctionType):
+            continue
         for code in _codes(function.__code__):
             for step in dis.get_instructions(code):
                 by_name = step.opname.startswith(("LOAD_GLOBAL", "LOAD_NAME"))
@@ -46,18 +64,26 @@ def asks_for_types(kind: type[nn.Module]) -> str | None:
     return None
 
 
-def _reached(kind: type[nn.Module]) -> list[FunctionType]:
-    """Return ``forward`` and what it calls: methods of its class, functions beside it."""
-    known: dict[str, Any] = {**methods(kind)}
-    reached = [cast(FunctionType, inspect.unwrap(kind.forward))]
-    for function in reached:  # grows
-        for name in _names(function.__code__):
-            called = known.get(name, function.__globals__.get(name))
-            if not isinstance(called, FunctionType) or called.__module__.startswith("torch."):
-                continue
-            called = cast(FunctionType, inspect.unwrap(called))
-            if called not in reached:
-                reached.append(called)
+def _reached(start: Sequence[Any], known: Mapping[str, FunctionType]) -> list[Any]:
+    """Return those of ``start``, and what they call, that are Python's or scripted, not torch's.
+
+    Args:
+        start: Functions.
+        known: What names mean before they are looked up beside the function that uses them.
+    """
+    reached: list[Any] = []
+    waiting = [*start]
+    for called in waiting:  # grows
+        function = inspect.unwrap(called) if callable(called) else called
+        scripted = isinstance(function, torch.jit.ScriptFunction)
+        if function in reached or not (scripted or isinstance(function, FunctionType)):
+            continue
+        if not scripted and (function.__module__ or "").startswith("torch."):
+            continue
+        reached.append(function)
+        if not scripted:
+            names = _names(function.__code__)
+            waiting += [known.get(name, function.__globals__.get(name)) for name in names]
     return reached
 
 

@@ -18,6 +18,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from art_denoised.checks import InputError
+from art_denoised.networks import code
 from art_denoised.networks.activations import ParametricSoftplus, SmoothReLU, SplitReLU
 from art_denoised.networks.strict import NoValues, UntraceableError, no_draws
 
@@ -100,9 +101,9 @@ def traced(model: nn.Module) -> Iterator[tuple[str, nn.Module, list[fx.Graph] | 
     """
     given: dict[int, list[set[str]]] = {}  # by module: the arguments of each call
     for name, module in model.named_modules():
-        code = type(module).forward is not nn.Module.forward  # a ModuleList has none
+        runs = type(module).forward is not nn.Module.forward  # a ModuleList has none
         own = not is_torch_own(module) or type(module) is nn.Sequential
-        if not (own and code) or activation_kind(module) is not None:
+        if not (own and runs) or activation_kind(module) is not None:
             continue
         try:
             graphs = own_graphs(module, given.get(id(module), []))
@@ -142,9 +143,21 @@ def activation_calls(module: nn.Module, graphs: list[fx.Graph]) -> list[Call]:
     return found
 
 
+def hidden(graphs: Sequence[fx.Graph], word: str) -> str | None:
+    """Return the name of a function that is no known activation and has this word inside."""
+    for node in (node for graph in graphs for node in graph.nodes):
+        called = node.op in ("call_function", "call_method") and node.target not in _KINDS
+        if called and code.function_mentions(node.target, word):
+            return str(getattr(node.target, "__name__", node.target))
+    return None
+
+
 def activation_kind(module: nn.Module) -> str | None:
-    """Return the name of an activation's class, or None for another module."""
-    return next((known.__name__ for known in _MODULES if isinstance(module, known)), None)
+    """Return the name of an activation's class, or None: also for one with a forward of its own."""
+    for known in _MODULES:
+        if isinstance(module, known) and type(module).forward is known.forward:
+            return known.__name__
+    return None
 
 
 def setting_kind(module: nn.Module) -> str | None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from art_denoised import (
@@ -386,6 +386,71 @@ def test_what_cannot_be_read_is_refused_in_one_line():
         assert "\n" not in str(refused.value)
     model = nn.Sequential(Fixed(), nn.ReLU())
     assert activation_report(smooth_activations(model, "silu")).untraced == ("0",)
+
+
+def rectify(x):
+    return F.relu(x)
+
+
+@fx.wrap
+def wrapped(x):
+    return rectify(x)
+
+
+def by_branch(self, x):
+    return x if x.sum() > 1e9 else rectify(x)
+
+
+def by_wrapped(self, x):
+    return wrapped(x)
+
+
+def by_operator(self, x):
+    return torch.ops.aten.relu(x)
+
+
+def by_overload(self, x):
+    return torch.ops.aten.relu.default(x)
+
+
+def by_tensor_method(self, x):
+    return torch.Tensor.relu(x)
+
+
+def by_vmap(self, x):
+    return torch.vmap(F.relu)(x)
+
+
+@pytest.mark.parametrize(
+    "forward", [by_branch, by_wrapped, by_operator, by_overload, by_tensor_method, by_vmap]
+)
+def test_relu_inside_what_a_forward_calls_is_refused_not_left(forward):
+    inner = type("Inner", (nn.Module,), {"forward": forward})()
+    with pytest.raises(InputError, match=r"0 \(Inner\)"):
+        smooth_activations(nn.Sequential(inner, nn.ReLU()), "silu")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_relu_inside_a_scripted_function_is_refused(monkeypatch):
+    monkeypatch.setitem(globals(), "compiled", torch.jit.script(rectify))
+    with pytest.raises(InputError, match="cannot be traced"):
+        smooth_activations(nn.Sequential(Scripted(), nn.ReLU()), "silu")
+
+
+class Scripted(nn.Module):
+    def forward(self, x):
+        return compiled(x)  # noqa: F821
+
+
+class Shifted(nn.ReLU):
+    def forward(self, x):
+        return super().forward(x) - 0.5
+
+
+def test_a_subclass_of_relu_keeps_its_own_forward():
+    x = torch.randn(4, 3)
+    smooth = smooth_activations(nn.Sequential(Shifted()), "silu")
+    torch.testing.assert_close(smooth(x), F.silu(x) - 0.5)
 
 
 def test_bad_activations():

@@ -49,6 +49,9 @@ def test_the_root_has_the_gradient_it_should():
         learnt.root.detach().requires_grad_(),
     )
     assert not list(SmoothReLU(learnable=False).parameters())
+    nn.init.ones_(learnt.root)
+    learnt.reset_parameters()  # what ART's clones call
+    assert learnt.root.item() == 3
 
 
 @pytest.mark.parametrize("activation", SMOOTH, ids=str)
