@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from art_denoised.attacks.suites import NORMS
 from art_denoised.checks import InputError
 from art_denoised.evaluation.attack_report.model import Model
 from art_denoised.evaluation.attacked.records import (
@@ -21,7 +23,7 @@ from art_denoised.evaluation.logs import read_log
 from art_denoised.evaluation.records import Log
 
 # Logs of one model agree in these. Seeds may differ: shards of a run may have their own.
-_SAME = ("model", "weights", "data", "classes", "randomised", "noise", "repeats")
+_SAME = ("model", "weights", "options", "data", "classes", "randomised", "noise", "repeats")
 
 
 def read_models(runs: Sequence[str]) -> tuple[list[Model], list[str]]:
@@ -111,6 +113,9 @@ def _read(path: Path) -> list[tuple[Path, AttackLog | Log]]:
 
 def _attack_log(path: Path) -> AttackLog:
     log = read_attack_log(path)
+    listed = log.settings.get("attacks") or []
+    if not (isinstance(listed, list) and all(isinstance(one, Mapping) for one in listed)):
+        raise InputError(f"{path}: the attacks in its settings are damaged")
     for row in log.rows:
         if not _well_formed(row):
             raise InputError(f"{path}: the row of image {row.index!r} is damaged")
@@ -132,7 +137,7 @@ def _well_formed(row: AttackRow) -> bool:
     numbers = (row.eps, row.seconds)
     return (
         type(row.index) is type(row.label) is int
-        and all(isinstance(text, str) for text in (row.attack, row.gradient, row.norm))
+        and row.norm in NORMS
         and all(isinstance(number, int | float) for number in numbers)
         and all(0 <= number < math.inf for number in numbers)
         and isinstance(row.clean, bool)
@@ -153,8 +158,8 @@ def _model(
     if len(certificates) > 1:
         paths = " and ".join(str(path) for path, _ in certificates)
         raise InputError(f"{name} has two logs of certify, {paths}; give each model one")
-    for path, log in attacks[1:]:
-        _compare(name, attacks[0], (path, log))
+    for one, other in itertools.combinations(attacks, 2):
+        _compare(name, one, other)
     rows = _distinct(name, [row for _, log in attacks for row in log.rows])
     if not rows and not any(log.rows for _, log in certificates):
         raise InputError(f"{name} holds no rows yet; attack or certify some images first")

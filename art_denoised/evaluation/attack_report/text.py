@@ -127,7 +127,13 @@ def trust_words(model: Model) -> str:
         'not checked for masking'
     """
     if model.trusted is None:
-        some = f", {len(model.unmade)} checks were not made by every run" if model.checks else ""
+        known = {c.name: plain(c.finding) for c in model.checks if "error" in c.numbers}
+        lacking = [
+            f"{name} ({known[name].removeprefix('not made: ')})" if name in known else name
+            for name in model.unmade
+        ]
+        more = f" and {len(lacking) - 2} more" if len(lacking) > 2 else ""
+        some = f"; not made of every run: {', '.join(lacking[:2])}{more}" if model.checks else ""
         return f"not checked for masking{some}"
     if not model.trusted:
         names = ", ".join(plain(check.name) for check in model.failed)

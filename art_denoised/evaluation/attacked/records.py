@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -241,11 +242,17 @@ def from_json(record: Mapping[str, Any]) -> Row:
     """
     values = {name: value for name, value in record.items() if name != "kind"}
     if record["kind"] == CheckRow.KIND:
-        return CheckRow(**{**values, "numbers": dict(values.get("numbers", {}))})
+        numbers = dict(values.get("numbers", {}))
+        json.dumps(numbers, allow_nan=False)
+        return CheckRow(**{**values, "numbers": numbers})
+    if record["kind"] not in (ImageRow.KIND, AttackRow.KIND):
+        raise ValueError(f"kind {record['kind']!r}")
+    kinds = {"index": int, "attack": str, "gradient": str, "eps": int | float, "stage": str}
+    for name, kind in kinds.items():
+        if name in record and not isinstance(record[name], kind):
+            raise ValueError(f"{name} {record[name]!r}")
     if record["kind"] == ImageRow.KIND:
         return ImageRow(**{**values, "shape": tuple(values["shape"])})
-    if record["kind"] != AttackRow.KIND:
-        raise ValueError(f"kind {record['kind']!r}")
     row = AttackRow(**{**values, "fresh": tuple(bool(right) for right in values["fresh"])})
     if not row.fresh or row.gradient not in GRADIENTS:
         raise ValueError(f"fresh {row.fresh}, gradient {row.gradient!r}")

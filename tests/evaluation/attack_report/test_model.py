@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from art_denoised.evaluation.attack_report.text import (
     agreement_words,
     format_comparison,
     format_report,
+    trust_words,
 )
 from art_denoised.evaluation.attacked import records
 from art_denoised.evaluation.attacked.columns import attack_settings
@@ -214,6 +216,11 @@ def test_trust_follows_the_checks():
     assert Model("m", rows, (good, open_)).trusted is True
     assert Model("m", rows, (good, bad)).trusted is False
     assert Model("m", rows, (good,), unmade=("transfer",)).trusted is None
+    prevented = CheckRow("logits", None, "not made: no such package", {"error": "no such package"})
+    words = trust_words(
+        Model("m", rows, (prevented,), unmade=("logits", "transfer", "global seed"))
+    )
+    assert "; not made of every run: logits (no such package), transfer and 1 more" in words
     assert Model("m", rows, (bad,), unmade=("transfer",)).trusted is False
 
 
@@ -235,7 +242,9 @@ def test_checks_of_one_run_do_not_vouch_for_another(tmp_path):
     model = read_models([f"ours={checked}", f"ours={tmp_path / 'unchecked'}"])[0][0]
     assert model.unmade == records.CHECKS
     assert model.trusted is None
-    assert "10 checks were not made by every run" in format_report([model])
+    words = "; not made of every run: gradient-free attacks, stronger attack and 8 more"
+    assert words in trust_words(model)
+    assert words[:30] in format_report([model])
 
 
 def test_a_failed_check_is_beside_every_figure(tmp_path):
@@ -310,14 +319,17 @@ def test_runs_of_one_name_are_one_model_or_refused(tmp_path):
     assert "made of 2 runs" in notices[0]
     with pytest.raises(InputError, match="differ in weights 'w' and 'other'"):
         read_models([first, run("c", [row(1, T)], weights="other")])
+    with pytest.raises(InputError, match="differ in options"):
+        read_models([first, run("g", [row(1, T)], options="sigma 0.5")])
     with pytest.raises(InputError, match="both hold image 0 under pgd"):
         read_models([first, run("d", [row(0, F)])])
     with pytest.raises(InputError, match="labels 1 and 2"):
         read_models([first, run("e", [row(0, F, eps=0.1, label=2)])])
     attacks = [{"name": "pgd", "eps": 0.5, "steps": steps} for steps in (10, 100)]
     shards = [run(f"f{i}", [row(i, T)], attacks=[one]) for i, one in enumerate(attacks)]
-    with pytest.raises(InputError, match=r"attack pgd eps 0\.5"):
-        read_models(shards)
+    for others in (shards, [first, *shards]):  # each with each, not with the first alone
+        with pytest.raises(InputError, match=r"attack pgd eps 0\.5"):
+            read_models(others)
     models, notices = read_models([first.partition("=")[2], square.partition("=")[2]])
     assert [model.name for model in models] == ["a", "b"]
     assert "a and b have the same weights (w)" in notices[0]
@@ -372,7 +384,17 @@ def test_damaged_logs_end_in_one_line(tmp_path, capsys, text):
 
 
 @pytest.mark.parametrize(
-    "change", [{"eps": "0.5"}, {"eps": math.inf}, {"clean": "yes"}, {"index": 0.5}, {"attack": 3}]
+    "change",
+    [
+        {"eps": "0.5"},
+        {"eps": math.inf},
+        {"eps": [0.5]},
+        {"clean": "yes"},
+        {"index": 0.5},
+        {"index": [1]},
+        {"attack": 3},
+        {"norm": "$x^^$"},
+    ],
 )
 def test_values_of_another_type_end_in_one_line(tmp_path, capsys, change):
     record = records.to_json(row(99, T)) | change
@@ -405,6 +427,20 @@ def test_refusals(tmp_path, capsys):
     assert main(["report", f"={ours}"]) == 2
     assert main(["report", damage(tmp_path / "picture", picture)]) == 2
     assert "the picture of image 7 is damaged" in capsys.readouterr().err
+    assert main(["report", damage(tmp_path / "list", picture.replace('"pgd"', "[1]"))]) == 2
+    assert "damaged" in capsys.readouterr().err
+    check = '{"kind": "check", "name": "logits", "passed": true, "finding": "", "numbers": {"a": '
+    assert main(["report", damage(tmp_path / "inf", check + "Infinity}}"), "--json"]) == 2
+    assert "damaged" in capsys.readouterr().err
+    for name, attacks in (("numbers", "[1]"), ("text", '"x"')):
+        folder = Path(damage(tmp_path / name, check + "1}}"))
+        text = (folder / "attack.jsonl").read_text()
+        header = json.loads(text.splitlines()[0])
+        header["settings"]["attacks"] = json.loads(attacks)
+        rest = text.partition("\n")[2]
+        (folder / "attack.jsonl").write_text(json.dumps(header) + "\n" + rest)
+        assert main(["report", str(folder), "--json"]) == 2
+        assert "attacks in its settings are damaged" in capsys.readouterr().err
     assert main(["report", str(ours), "--html", str(tmp_path / "no" / "a.html")]) == 2
     with pytest.raises(SystemExit):
         main(["report", str(ours), "--json", "--tsv"])
