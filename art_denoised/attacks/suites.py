@@ -34,7 +34,7 @@ Norm = Literal["linf", "l2"]
 NORMS = ("linf", "l2")
 GRADIENT_FREE = ("square",)
 _SINGLE = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
-_INSTALL = "install it with: pip install 'art-denoised[attacks]'"
+_INSTALL = "install it with: pip install '.[attacks]' in its clone"
 
 
 class Outcome(NamedTuple):
@@ -128,6 +128,8 @@ class AutoAttack(Suite):
         super().__post_init__()
         checks.count("steps", self.steps)
         checks.count("queries", self.queries)
+        if self.eot is not None:
+            checks.count("eot", self.eot)
         if self.version not in ("standard", "rand"):
             raise InputError(f"version is {self.version!r}; give standard or rand")
         for part in self.parts:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import ast
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from art_denoised.checks import InputError
-from art_denoised.cli.parser import add_command, add_log_options
+from art_denoised.cli.parser import add_command, add_log_options, fraction
 
 if TYPE_CHECKING:
     from torch import nn
@@ -185,22 +184,18 @@ def _option(spec: str, text: str) -> tuple[str, Any]:
 
 def _eps(text: str) -> list[float]:
     try:
-        numbers = [_ratio(part) for part in text.split(",")]
-    except (ValueError, ZeroDivisionError):
+        numbers = [fraction(part) for part in text.split(",")]
+    except argparse.ArgumentTypeError:
         numbers = []
-    if not numbers or not all(0 < number < math.inf for number in numbers):
+    if not numbers or not all(number > 0 for number in numbers):
         raise argparse.ArgumentTypeError(
             f"{text!r} is no list of radii; give numbers > 0 joined by commas, as in 8/255 or 0.5,1"
         )
     return numbers
 
 
-def _ratio(text: str) -> float:
-    above, slash, below = text.partition("/")
-    return float(above) / float(below) if slash else float(above)
-
-
 def _attack(arguments: argparse.Namespace) -> None:
+    from art_denoised import checks
     from art_denoised.evaluation.attack_report.runs import read_models
     from art_denoised.evaluation.attack_report.text import format_report
     from art_denoised.evaluation.attacked.run import evaluate
@@ -208,6 +203,8 @@ def _attack(arguments: argparse.Namespace) -> None:
     from art_denoised.loading import find_device, load_module, load_trained
 
     # Found wanting before anything is loaded, also an eps of the default attacks.
+    checks.count("seed", arguments.seed, 0)
+    checks.count("batch_size", arguments.batch_size)
     parse_attacks(arguments.attacks or _DETERMINISTIC, arguments.eps, arguments.norm)
     device = find_device(arguments.device)
     model = (

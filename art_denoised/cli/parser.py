@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -105,9 +105,13 @@ def fraction(text: str) -> float:
         >>> fraction("0.5"), fraction("51/255")
         (0.5, 0.2)
     """
+    above, slash, below = text.partition("/")
     try:
-        return float(Fraction(text.replace(" ", "")))
+        number = float(above) / float(below) if slash else float(above)
     except (ValueError, ZeroDivisionError):
+        number = math.nan
+    if not math.isfinite(number):
         raise argparse.ArgumentTypeError(
             f"{text!r} is no number; give one, or a fraction such as 8/255"
-        ) from None
+        )
+    return number

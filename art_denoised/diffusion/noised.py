@@ -53,14 +53,18 @@ class NoisedDiffusion(DiffusionModel):
             null_class=model.null_class,
             image_range=model.image_range,
         )
-        self._noise = checks.sigma(noise)
-        model.at_least(self._noise)
+        self.tau = checks.sigma(noise)
+        model.at_least(self.tau)
         self.train(model.training)
 
     @property
     def noise(self) -> float:
         """Of the images themselves, image units."""
-        return self._noise
+        return self.tau
+
+    def extra_repr(self) -> str:
+        """Return what it is, beside its network."""
+        return f"{super().extra_repr()}, noise={self.tau}"
 
     @property
     def sigma_min(self) -> float:

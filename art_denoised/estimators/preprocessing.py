@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import numpy as np
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification.pytorch import PyTorchClassifier
 from torch import nn
@@ -59,8 +61,19 @@ class _Preprocessed(nn.Module):
     def __init__(self, steps: list[Any], model: nn.Module) -> None:
         super().__init__()
         self.steps, self.model = steps, model
+        # What tells it from another, to whom a run or a log belongs: ART's objects do not say it.
+        self.parameters_of_steps = [
+            {name: getattr(step, name, None) for name in step.params} for step in steps
+        ]
 
     def forward(self, x: Images) -> Logits:
         for step in self.steps:
             x, _ = step.forward(x)
         return self.model(x)
+
+    def extra_repr(self) -> str:
+        with np.printoptions(threshold=sys.maxsize, floatmode="unique"):
+            return ", ".join(
+                f"{type(step).__name__}({parameters})"
+                for step, parameters in zip(self.steps, self.parameters_of_steps, strict=True)
+            )

@@ -185,7 +185,7 @@ def _import_torchvision() -> tuple[Any, Any]:
         from torchvision.transforms import ToTensor
     except ImportError:
         raise InputError(
-            "this data needs torchvision; install it with: pip install 'art-denoised[vision]'"
+            "this data needs torchvision; install it with: pip install '.[vision]' in its clone"
         ) from None
     return datasets, ToTensor()
 

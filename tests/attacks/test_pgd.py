@@ -259,8 +259,9 @@ def test_a_model_without_gradient_gets_its_random_start(batch):
 
     x, y = batch
     for norm in ("linf", "l2"):
-        x_adv = PGD(0.1, steps=2, norm=norm)(Constant(), x, y)
+        x_adv = PGD(0.1, steps=2, norm=norm)(Constant(), x, torch.zeros_like(y))
         assert torch.isfinite(x_adv).all()
+        assert (x_adv != x).flatten(1).any(1).all()
 
 
 def test_no_attack_at_eps_zero(batch):

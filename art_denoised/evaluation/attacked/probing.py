@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from art_denoised import checks
 from art_denoised.attacks.contained import contained
 from art_denoised.attacks.losses import margin
 from art_denoised.attacks.pgd import PGD
@@ -31,12 +32,19 @@ class Probes:
         steps: Of the PGD with the margin loss that probes them.
         queries: Of the Square attack on what gradient attacks left.
         eot: Draws averaged, for randomised models.
+
+    Raises:
+        InputError: One is not a whole number above 0.
     """
 
     images: int = 32
     steps: int = 20
     queries: int = 200
     eot: int = 8
+
+    def __post_init__(self) -> None:
+        for size in fields(self):
+            checks.count(size.name, getattr(self, size.name))
 
 
 @dataclass

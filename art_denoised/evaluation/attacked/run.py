@@ -134,7 +134,7 @@ def evaluate(
         gradients=gradients,
         seed=checks.count("seed", seed, 0),
         batch_size=checks.count("batch_size", batch_size),
-        indices=range(len(data)) if indices is None else indices,
+        indices=checks.indices(range(len(data)) if indices is None else indices, len(data)),
         pictures=checks.count("pictures", pictures, 0),
     )
     probes = probes or Probes()
@@ -333,7 +333,7 @@ class _Run:
         later = self.target.right(attacked, y[mine], key + 1)
         counts = later[0] if found.counted is None else found.counted.cpu()
         if found.counted is None and self.target.randomised:
-            counts = self.target.right(attacked, y[mine], key + 2)[0]  # a draw of its own
+            counts = self.target.right(attacked, y[mine], key + 2, repeats=1)[0]  # its own draw
         x_adv[mine], counted[ever], right[:, ever] = attacked, counts, later
         if isinstance(column.attack, Suite):
             self._flag(log, column, found.flags)
@@ -396,6 +396,11 @@ def stack_images(
             labels.append(checks.labels([int(label)], classes))
         except InputError as error:
             raise InputError(f"image {index}: {error}") from None
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(
+                f"image {index} has the label {label!r}, or an image that is no array of numbers; "
+                "give a class index, not one-hot"
+            ) from None
     if len({image.shape for image in images}) > 1:
         raise InputError("images differ in shape; crop or pad them first")
     return torch.cat(images), torch.cat(labels)

@@ -132,6 +132,8 @@ class Target:
         """
         both = any(isinstance(part, LikelihoodMaximization) for part in self.module.modules())
         has = ("exact", "bpda") if both else ("exact",)
+        if asked is not None and not asked:
+            raise InputError(f"gradients is empty; this model has {' and '.join(has)}")
         for one in asked or ():
             if one not in has:
                 raise InputError(f"gradients has {one!r}; this model has {' and '.join(has)}")

@@ -275,6 +275,31 @@ def test_trust_needs_every_check(tmp_path):
     assert trusted(CheckRow("logits", False, "bad")) is False
 
 
+@pytest.mark.parametrize("defect", ["Quantising", "Constant", "Shattered"])
+def test_one_image_is_no_evidence(defect, digits):
+    """Even if it speaks against the figure: a check that cannot fail must not count as passed."""
+    x, y = digits[0][digits[1] == 2][:1], torch.tensor([2])
+    log, checks = findings(getattr(defects, defect)().eval(), (x, y), images=1)
+    assert log.trusted is not True
+    assert "too few" in checks["zero gradients"].finding
+
+
+def test_a_model_that_is_always_wrong_is_not_checked(digits):
+    log, checks = findings(digits_classifier(), (digits[0], (digits[1] + 1) % 10), images=8)
+    assert log.trusted is None
+    assert "no image is right" in checks["more steps"].finding
+
+
+def test_classes_that_are_ruled_out_are_no_sign(digits):
+    class Masked(defects.Defect):
+        def forward(self, x):
+            return self.net(x) + torch.tensor([0.0] * 9 + [-torch.inf])
+
+    x, y = (part[digits[1] != 9] for part in digits)
+    _, checks = findings(Masked().eval(), (x, y))
+    assert checks["logits"].passed is True
+
+
 def test_flags_are_explained():
     column = ("autoattack", "exact", 0.1)
     names = ("randomized defense", "probability distribution", "zero gradient", "dynamic defense")

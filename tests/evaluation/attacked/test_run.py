@@ -11,8 +11,10 @@ import sys
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from art.estimators.classification import PyTorchClassifier
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -28,12 +30,16 @@ from art_denoised.attacks.suites import AutoAttack, TorchAttack
 from art_denoised.checks import InputError
 from art_denoised.cli import main
 from art_denoised.demo import digits_classifier, digits_diffusion
+from art_denoised.diffusion.noised import NoisedDiffusion
 from art_denoised.diffusion.weights import noise_levels
 from art_denoised.estimators.attacks import ARTAttack
+from art_denoised.estimators.preprocessing import without_preprocessing
 from art_denoised.evaluation.attacked.columns import columns
+from art_denoised.evaluation.attacked.probing import Probes
 from art_denoised.evaluation.attacked.records import CLEAN, read_attack_log
-from art_denoised.evaluation.attacked.settings import describe
+from art_denoised.evaluation.attacked.settings import describe, module_options
 from art_denoised.evaluation.attacked.target import Target
+from art_denoised.storage import structure_fingerprint, weights_fingerprint
 from tests.evaluation.attacked import defects
 from tests.nets import MODEL
 
@@ -103,6 +109,26 @@ def test_a_randomised_model_is_judged_on_fresh_noise(digits):
         assert sum(row.worst for row in rows) <= 2
     counted = [sum(row.counted for row in rows) / len(rows) for rows in log.columns.values()]
     assert counted[1] < 0.7, "autoattack-rand counts every unlucky draw"
+
+
+def test_no_evaluation_sees_noise_that_the_attack_or_another_saw(digits):
+    draws = []
+
+    class Noisy(defects.Defect):
+        def forward(self, x):
+            draws.append(torch.randn(x.shape))
+            return self.net(x + 0.05 * draws[-1])
+
+    class Asking(Keeping):
+        def __call__(self, model, x, y):
+            draws.clear()
+            model(x)
+            return x
+
+    attacks = {"asking": Asking()}
+    evaluate(Noisy().eval(), TensorDataset(*digits), attacks, indices=range(5), **FAST)
+    assert len(draws) == 1 + 1 + FAST["repeats"]  # the attack's, as it counted, and the later ones
+    assert len({draw.numpy().tobytes() for draw in draws}) == len(draws)
 
 
 def settings(**options):
@@ -333,6 +359,28 @@ def test_only_the_same_run_is_resumed(tmp_path, digits):
         run(attack=Stepping(3, SimpleNamespace(decay=0.25)))
 
 
+def test_what_a_module_hides_tells_it_from_another():
+    """Neither has other weights: the noise within images, ART's preprocessing."""
+    diffusion, net = digits_diffusion(), digits_classifier()
+
+    def preprocessed(mean):
+        return without_preprocessing(
+            PyTorchClassifier(
+                net, nn.CrossEntropyLoss(), (1, 8, 8), 10, preprocessing=(mean, 1.0),
+                clip_values=(0, 1), device_type="cpu",
+            )
+        )  # fmt: skip
+
+    for one, other in (
+        (NoisedDiffusion(diffusion, 0.25), NoisedDiffusion(diffusion, 0.5)),
+        (preprocessed(0.1), preprocessed(0.5)),
+        (preprocessed(np.zeros((1, 8, 8))), preprocessed(np.eye(8)[None])),
+    ):
+        assert weights_fingerprint(one) == weights_fingerprint(other)
+        assert module_options(one) != module_options(other)
+        assert structure_fingerprint(one) != structure_fingerprint(other)
+
+
 def test_settings_hold_no_addresses():
     def attack(model, x, y, *, loss=lambda logits: logits, at=None):
         return x + bias
@@ -392,6 +440,10 @@ def test_bad_input(digits):
     assert len(list(columns([("a", PGD(0.1)), ("b", PGD(0.1)), PGD(0.2)], ("exact",)))) == 3
     for options, words in (
         ({"indices": []}, "no images"),
+        ({"indices": [0, 0, 1]}, "named twice"),
+        ({"indices": [0, 10**6]}, "not in the data"),
+        ({"indices": [-1]}, "index is -1"),
+        ({"gradients": []}, "gradients is empty"),
         ({"repeats": 0}, "repeats is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
     ):
@@ -403,6 +455,11 @@ def test_bad_input(digits):
         evaluate(defects.Detached().eval(), data, [PGD(0.1)], **FAST)
     with pytest.raises(InputError, match="image 1: label 12 is out of range"):
         evaluate(model, TensorDataset(digits[0][:2], torch.tensor([2, 12])), [PGD(0.1)], **FAST)
+    one_hot = nn.functional.one_hot(digits[1][:2], 10)
+    with pytest.raises(InputError, match=r"image 0 has the label .* not one-hot"):
+        evaluate(model, TensorDataset(digits[0][:2], one_hot), [PGD(0.1)], **FAST)
+    with pytest.raises(InputError, match="images is 0"):
+        Probes(images=0)
     with pytest.raises(InputError, match="training mode"):
         Target(nn.Sequential(nn.Dropout(), model), digits[0], noise=None, repeats=1, seed=0)
 
@@ -418,6 +475,9 @@ COMMAND = ["attack", "--model", MODEL, "--data", "digits", "--max", "4", "--quie
         (["--eps", "0.1", "--attacks", "square:queries"], "option 'queries'; give name=value"),
         (["--eps", "0.1", "--attacks", "art:"], "names no class; give for example art:"),
         (["--eps", "0.1", "--attacks", ","], "--attacks is empty"),
+        (["--eps", "0.1", "--attacks", "apgd-ce:eot=0"], "eot is 0"),
+        (["--eps", "0.1", "--seed", "-1"], "seed is -1"),
+        (["--eps", "0.1", "--batch-size", "0"], "batch_size is 0"),
         (["--eps", "8"], "eps is 8, more than the range of the images"),
         (["--eps", "0.3", "--attacks", "torchattacks:PGD:eps=0.001"], "give eps to the attack"),
         (["--eps", "0.1", "--attacks", "pgd", "--gradients", "bpda"], "this model has exact"),
