@@ -147,13 +147,17 @@ def training_levels(family: DDPM, weighting: Literal["vp_uniform", "elbo"] = "el
             predecessor.
 
     Raises:
-        InputError: Another weighting.
+        InputError: Another weighting, or a family without steps.
 
     Example:
         >>> family = DDPM(tuple(np.linspace(0.999, 0.01, 1000).tolist()))
         >>> len(training_levels(family).sigmas), len(training_levels(family, "vp_uniform").sigmas)
         (999, 1000)
     """
+    if not isinstance(family, DDPM):
+        raise InputError(
+            f"the family is {type(family).__name__}, which has no steps; give noise_levels(...)"
+        )
     sigmas = family.sigmas.numpy()
     if weighting == "vp_uniform":
         weights = sigmas**-2 / len(sigmas)

@@ -76,7 +76,7 @@ def predict_anytime(
         >>> found.evaluations < found.full / 3
         True
     """
-    x, z = checks.images(x), checks.positive("z", z)
+    x, z = classifier.checked(x), checks.positive("z", z)
     first = max(checks.count("first", first), 2)
     count, classes = len(classifier.levels.sigmas), classifier.classes
     full = classifier.evaluations(len(x))

@@ -102,13 +102,25 @@ class DiffusionClassifier(nn.Module):
                 length, as those of an attack under way, and the noise that the model expects in
                 them; or an answer that is not finite.
         """
-        x = checks.images(x, slack=0.5 + _MOST_NOISE * self.model.noise)
+        x = self.checked(x, slack=0.5)
         noise = LevelNoise(self.seed)
         along = not self.recompute and torch.is_grad_enabled() and x.requires_grad
         losses: Tensor = (
             self._train_losses(x, noise) if self.training else _Losses.apply(x, self, noise, along)
         )
         return self.log_prior.to(losses) - losses / self.temperature
+
+    def checked(self, x: Images, *, slack: float = 0.0) -> Images:
+        """Return images, which may hold the noise that the model expects in them, checked.
+
+        Args:
+            x: Images.
+            slack: As for `checks.images`, on top of that noise.
+
+        Raises:
+            InputError: As for `checks.images`.
+        """
+        return checks.images(x, slack=slack + _MOST_NOISE * self.model.noise)
 
     def evaluations(self, images: int) -> int:
         """Return how many passes of the network a prediction of so many images takes."""
@@ -126,7 +138,7 @@ class DiffusionClassifier(nn.Module):
             InputError: Images or labels that cannot be used, or that leave the temperature open,
                 as training images do: where no image is wrong, any low temperature is the best.
         """
-        x, y = checks.images(x), checks.labels(y, self.classes)
+        x, y = self.checked(x), checks.labels(y, self.classes)
         if len(x) != len(y):
             raise InputError(f"there are {len(x)} images and {len(y)} labels; give one each")
         likelihood = (self(x) - self.log_prior) * self.temperature

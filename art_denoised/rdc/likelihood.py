@@ -88,6 +88,11 @@ class LikelihoodMaximization(nn.Module):
             raise InputError(
                 "the diffusion model has no null class; give one that has, or an unconditional one"
             )
+        if model.noise:
+            raise InputError(
+                f"the model is one of images with noise {model.noise:g}, which steps within [0, 1] "
+                "would clip; give that of clean images"
+            )
         for name, value, known in (("form", form, Form), ("gradient", gradient, Gradient)):
             if value not in get_args(known):
                 raise InputError(f"{name} is {value!r}; give one of {', '.join(get_args(known))}")

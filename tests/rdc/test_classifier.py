@@ -300,3 +300,5 @@ def test_all_levels_of_a_ddpm_are_its_evidence_bound():
     assert simple.weights == pytest.approx(ratio / 6)
     with pytest.raises(InputError, match="weighting is 'edm'"):
         training_levels(DDPM(tuple(abar.tolist())), "edm")
+    with pytest.raises(InputError, match="the family is EDM, which has no steps"):
+        training_levels(EDM())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -106,6 +108,21 @@ def test_it_works_without_gradients_and_leaves_the_caller_s_mode():
 
 def test_memory_does_not_grow_with_steps():
     """Each step is taken again in the backward pass, and nothing else: no graph is kept."""
+
+    def kept(steps):
+        alive = weakref.WeakSet()
+
+        class Held:
+            def __init__(self, tensor):
+                self.tensor = tensor
+                alive.add(self)
+
+        with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+            x_hat = purify(steps=steps)(inner(2).requires_grad_())
+        assert x_hat.requires_grad
+        return sum(held.tensor.numel() for held in alive)
+
+    assert 0 < kept(4) - kept(1) <= 3 * 3 * inner(2).numel()  # a step takes that of three batches
     lm = purify(steps=4)
     lm.model.network = counting = Counting(lm.model.network)
     x = inner(2).requires_grad_()

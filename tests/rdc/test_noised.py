@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from art_denoised import DiffusionClassifier, OneShotDenoiser, certify
+from art_denoised import DiffusionClassifier, LikelihoodMaximization, OneShotDenoiser, certify
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_diffusion
 from art_denoised.diffusion.families import EDM, Native
@@ -16,6 +16,7 @@ from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.noised import NoisedDiffusion
 from art_denoised.diffusion.weights import Levels, noise_levels
 from art_denoised.evaluation.data import digits
+from art_denoised.rdc.anytime import predict_anytime
 from art_denoised.rdc.noise import LevelNoise
 from art_denoised.smoothing.modules import DenoisedClassifier
 from tests.rdc.test_classifier import images, small_model
@@ -86,6 +87,18 @@ def test_epndc_is_certified():
     data = [digits(train=False)[i] for i in range(8)]
     found = [certify(base, x, sigma=sigma, n0=20, n=200, index=i) for i, (x, _) in enumerate(data)]
     assert sum(c.label == y and c.radius > 0.2 for c, (_, y) in zip(found, data, strict=True)) >= 7
+
+
+def test_elimination_and_temperature_take_noised_images():
+    data = [digits(train=False)[i] for i in range(40)]
+    x, y = torch.stack([x for x, _ in data]), torch.tensor([y for _, y in data])
+    x_tau = x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    noised = NoisedDiffusion(digits_diffusion(), 0.5)
+    dc = DiffusionClassifier(noised, levels=noise_levels(8), seed=0)
+    assert torch.equal(predict_anytime(dc, x_tau, z=1e9).labels, dc(x_tau).argmax(1))
+    assert dc.fit_temperature(x_tau, y) == dc.temperature
+    with pytest.raises(InputError, match=r"noise 0\.5, which steps within \[0, 1\] would clip"):
+        LikelihoodMaximization(noised)
 
 
 def test_levels_above():
