@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.denoisers.checkpoints import load_denoiser
 from art_denoised.networks.activation_surgery import smooth_activations
@@ -89,13 +90,26 @@ def load_trained(option: str, name: str, weights: Path) -> nn.Module:
         with safe_open(weights, "pt") as file:
             text = (file.metadata() or {}).get("art_denoised", "{}")
         try:
-            note = dict(json.loads(text))
-        except (TypeError, ValueError):
+            note = _checked_note(json.loads(text))
+        except (TypeError, ValueError, AttributeError):
             raise InputError(f"{weights} has a damaged note {text[:40]!r}") from None
     with torch.random.fork_rng(devices=[]):  # building draws weights, soon replaced
         model = change_network(load_module(option, name), note)
     model.load_state_dict(fitting_state(model, state, weights))
     return model.eval()
+
+
+def _checked_note(note: Any) -> dict[str, Any]:
+    """Return what train-robust noted, if it can have noted that; raises what such values raise."""
+    names = ("activation", "feature_denoising", "where")
+    if not all(isinstance(note.get(name), str | None) for name in names):
+        raise TypeError
+    if note.get("feature_denoising") and not note.get("input_shape"):
+        raise ValueError
+    if note.get("input_shape"):
+        channels, height, width = (checks.count("input_shape", n) for n in note["input_shape"])
+        note = {**note, "input_shape": (channels, height, width)}
+    return dict(note)
 
 
 def change_network(model: nn.Module, changes: Mapping[str, Any]) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,10 @@ from art_denoised.checks import InputError
 _PICKLES = (b"PK", b"\x80")
 # A Sequential(normalise, network) numbers its network 1; DataParallel adds "module.".
 _PREFIXES = ("module.", "1.")
+_DAMAGED = (  # how torch.load fails on a file that is cut off or of another format
+    *(RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError),
+    struct.error,
+)
 
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
@@ -77,8 +82,8 @@ def _read_torch(path: Path) -> object:
             ) from None
     except PermissionError:
         raise InputError(f"checkpoint {path} cannot be read; check its permissions") from None
-    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError):
-        pass  # the ways in which a file that is cut off or of another format fails
+    except _DAMAGED:
+        pass
     raise InputError(f"checkpoint {path} is damaged or of another format; give an intact copy")
 
 

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
+from art_denoised.checks import InputError
 from art_denoised.cli import main
 from art_denoised.demo import digits_network
 from art_denoised.denoisers.checkpoints import load_weights
 from art_denoised.evaluation.data import digits
 from art_denoised.loading import load_trained
 from art_denoised.networks.activations import ParametricSoftplus
+from tests.nets import residual
 from tests.test_cli import assert_one_line
 
 
@@ -91,10 +94,29 @@ def test_blocks_and_activations_are_put_in_and_noted(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    "note",
+    [
+        {"feature_denoising": "mean"},
+        {"feature_denoising": "mean", "where": 3, "input_shape": [1, 8, 8]},
+        {"feature_denoising": "mean", "input_shape": "abc"},
+        {"activation": ["silu"]},
+        [1],
+    ],
+)
+def test_a_damaged_note_is_one_line(tmp_path, note):
+    path = tmp_path / "model.safetensors"
+    save_file(residual().state_dict(), path, metadata={"art_denoised": json.dumps(note)})
+    with pytest.raises(InputError, match="has a damaged note"):
+        load_trained("--model", "tests.nets:residual", path)
+
+
+@pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"eps": 8}, "give it in image units, 8/255 = 0.0314"),
         ({"eps": "a/b"}, "'a/b' is no number; give one, or a fraction such as 8/255"),
+        ({"eps": "1e400"}, "'1e400' is no number"),
+        ({"eps": "8/0"}, "'8/0' is no number"),
         ({"recipe": "fgsm"}, "give one of clean, feature-denoising, pgd, sat, trades"),
         ({"recipe": "clean"}, "--recipe clean has no attack; leave --eps out"),
         ({"where": "all"}, "give --feature-denoising as well"),

@@ -273,7 +273,7 @@ def _scalars(folder: Path | None) -> Iterator[Callable[[str, float, int], None]]
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise InputError(
-            "TensorBoard is not installed; pip install 'art-denoised[tensorboard]'"
+            "TensorBoard is not installed; pip install '.[tensorboard]' in its clone"
         ) from None
     with SummaryWriter(folder) as writer:
         yield writer.add_scalar

@@ -103,6 +103,11 @@ class State:
         self._settings = json.loads(json.dumps(settings))
         path = folder / "checkpoint.pt"
         if not path.exists():
+            if (folder / "train.jsonl").exists():
+                raise InputError(
+                    f"{folder} holds the log of a training and no checkpoint to go on from; choose "
+                    "another folder"
+                )
             return
         if not resume:
             raise InputError(

@@ -96,6 +96,14 @@ class Malicious:
         return os.mkdir, (self.target,)
 
 
+@pytest.mark.parametrize("junk", [b"", b"junk", b"PK\x03\x04junk", b"\x80\x02junk"])
+def test_junk_is_refused_in_one_line(tmp_path, junk):
+    path = tmp_path / "junk.pth"
+    path.write_bytes(junk)
+    with pytest.raises(InputError, match=r"unsafe unpickling|of another format"):
+        read_state_dict(path)
+
+
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_pickle_of_any_protocol_is_refused_and_not_executed(tmp_path, protocol):
     evidence, path = tmp_path / "executed", tmp_path / "a.pth"

@@ -165,12 +165,15 @@ def test_trades_against_its_formula():
     value = recipe.loss(model, x, y)
     torch.manual_seed(1)
     x_adv = recipe.attack(model, x)
-    value, model = value.detach(), model.requires_grad_(False)
     p, q = model(x).softmax(1), model(x_adv).softmax(1)
     divergence = (p * (p / q).log()).sum(1)
-    assert float(value) == pytest.approx(
-        float(F.cross_entropy(model(x), y) + 2.5 * divergence.mean()), rel=1e-4
-    )
+    formula = F.cross_entropy(model(x), y) + 2.5 * divergence.mean()
+    assert value.item() == pytest.approx(formula.item(), rel=1e-4)
+    weights = list(model.parameters())
+    slopes = zip(*(torch.autograd.grad(one, weights) for one in (value, formula)), strict=True)
+    for found, expected in slopes:
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+    p, divergence = p.detach(), divergence.detach()
     torch.manual_seed(2)
     near = (x + 0.001 * torch.randn_like(x)).clamp(0, 1)
     start = (p * (p / model(near).softmax(1)).log()).sum(1)

@@ -372,6 +372,12 @@ def test_bad_data_and_folders(tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"PK rubbish")
     with pytest.raises(InputError, match="no checkpoint of ours"):
         run(data(), out=tmp_path, resume=True)
+    (tmp_path / "checkpoint.pt").unlink()  # as in a clone: the log of a training is kept
+    before = (tmp_path / "train.jsonl").read_bytes()
+    for resume in (False, True):
+        with pytest.raises(InputError, match="no checkpoint to go on from"):
+            run(data(), out=tmp_path, resume=resume)
+    assert (tmp_path / "train.jsonl").read_bytes() == before
     assert os.listdir(tmp_path).count("train.jsonl") == 1
 
 
