@@ -162,7 +162,7 @@ def _add_run_options(command: argparse.ArgumentParser, n_help: str) -> None:
         help="type the network computes in: float32, bfloat16, or auto, the faster of the two "
         "here; a certificate is one of the network in this type (default: as the network comes)",
     )
-    add("--tsv", action="store_true", help="also write the field's six-column TSV log")
+    add("--tsv", action="store_true", help="also write a TSV log in the field's columns")
     add_log_options(add)
 
 

@@ -3,7 +3,7 @@
     cd results/cifar10
     python robust/run.py --list           # the names, in order
     python robust/run.py                  # all
-    python robust/run.py relu-none-0 ...  # some
+    python robust/run.py relu-0 softplus-0  # some
 
 Every network is trained by `art-denoised train-robust` and attacked by `art-denoised attack`; the
 commands are printed. Each runs on one thread, so that a seed gives the same weights.
@@ -96,12 +96,14 @@ def main() -> None:
     parser.add_argument("--list", action="store_true")
     arguments = parser.parse_args()
     known = {training.name: training for training in trainings()}
+    if unknown := [name for name in arguments.names if name not in known]:
+        parser.error(f"there is no network {unknown[0]!r}; --list names them")
     for training in [known[name] for name in arguments.names] or known.values():
         if arguments.list:
             print(training.name)
             continue
         if not (training.folder / "model.safetensors").exists():
-            started = (training.folder / "train.jsonl").exists()
+            started = (training.folder / "checkpoint.pt").exists()
             _run(training.train() + " --resume" * started)
         started = (training.folder / "attack.jsonl").exists()
         _run(training.attack() + " --resume" * started)
