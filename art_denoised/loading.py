@@ -100,7 +100,11 @@ def load_trained(option: str, name: str, weights: Path) -> nn.Module:
 
 
 def _checked_note(note: Any) -> dict[str, Any]:
-    """Return what train-robust noted, if it can have noted that; raises what such values raise."""
+    """Return a note of train-robust.
+
+    Raises:
+        TypeError, ValueError, AttributeError: It holds what train-robust does not write.
+    """
     names = ("activation", "feature_denoising", "where")
     if not all(isinstance(note.get(name), str | None) for name in names):
         raise TypeError

@@ -76,7 +76,7 @@ def _reached(start: Sequence[Any], known: Mapping[str, FunctionType]) -> list[An
     for called in waiting:  # grows
         function = inspect.unwrap(called) if callable(called) else called
         scripted = isinstance(function, torch.jit.ScriptFunction)
-        if function in reached or not (scripted or isinstance(function, FunctionType)):
+        if not (scripted or isinstance(function, FunctionType)) or function in reached:
             continue
         if not scripted and (function.__module__ or "").startswith("torch."):
             continue

@@ -59,8 +59,8 @@ class LikelihoodMaximization(nn.Module):
         bf16: Autocast the network to bfloat16.
 
     Raises:
-        InputError: A model without unconditional answers or not trained on such noise, or a value
-            out of range.
+        InputError: A model without unconditional answers, of noised images, or not trained on such
+            noise, or a value out of range.
 
     Example:
         >>> from art_denoised.demo import digits_diffusion

@@ -397,8 +397,11 @@ def wrapped(x):
     return rectify(x)
 
 
+MEAN = np.array([0.1, 0.2])  # a name in a forward that is no function
+
+
 def by_branch(self, x):
-    return x if x.sum() > 1e9 else rectify(x)
+    return x - MEAN if x.sum() > 1e9 else rectify(x)
 
 
 def by_wrapped(self, x):
