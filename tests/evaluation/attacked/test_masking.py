@@ -1,9 +1,13 @@
 """The masking checks find planted defects, and accuse no honest model.
 
-The checks decide at confidence 99 %, on fixed seeds: these tests do not depend on luck.
+The checks decide at confidence 99 %, on fixed seeds: these tests do not depend on luck. But no seed
+fixes fresh noise. Averaged over 8 draws, gradients accuse that honest model with a chance below
+1e-4: 11 wins of 20 would, and none of 100 tries had below 15; with 2 draws 5 of 100 had 11 or less.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,14 +39,14 @@ EPS = 0.15
 PROBES = Probes(images=20, steps=10, queries=60, eot=2)
 
 
-def findings(model, digits, *, bare=None, eps=EPS, attacks=None, images=20, **options):
-    attacks = [PGD(eps, steps=15, loss="margin")] if attacks is None else attacks
+def findings(model, digits, *, bare=None, attacks=None, images=20, probes=PROBES, **options):
+    attacks = [PGD(EPS, steps=15, loss="margin")] if attacks is None else attacks
     log = evaluate(
         model,
         TensorDataset(*digits),
         attacks,
         bare=bare,
-        probes=PROBES,
+        probes=probes,
         indices=range(images),
         pictures=0,
         repeats=3,
@@ -91,10 +95,12 @@ HONEST = {
 @pytest.mark.parametrize("name", HONEST)
 def test_honest_models_are_not_accused(name, digits):
     model, bare = HONEST[name]()
-    eot = 2 if "fresh" in name else 1
+    eot = 8 if "fresh" in name else 1
     attacks = [PGD(eps, steps=10, loss="margin", eot=eot) for eps in (EPS / 2, EPS)]
     attacks += [AutoAttack(EPS, parts=MIXED, steps=3, queries=20)] * (name == "plain")
-    log, checks = findings(model, digits, bare=bare, attacks=attacks)
+    log, checks = findings(
+        model, digits, bare=bare, attacks=attacks, probes=replace(PROBES, eot=eot)
+    )
     assert failed(checks) == set(), {c.finding for c in checks.values() if c.passed is False}
     assert log.trusted
     assert set(checks) >= set(CHECKS)
