@@ -7,7 +7,7 @@ place that knows about it.
 
 from __future__ import annotations
 
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -43,4 +43,37 @@ class Attack(Protocol):
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, /) -> Images:
         """Return ``x_adv``, shaped like ``x`` and on its device; ``y`` are the true labels."""
+        ...
+
+
+@runtime_checkable
+class Seeded(Protocol):
+    """A module whose noise can be fixed, or drawn afresh in each call.
+
+    Attributes:
+        seed: Seed of the noise; None: fresh noise in every call.
+    """
+
+    seed: int | None
+
+
+@runtime_checkable
+class GradientModes(Protocol):
+    """A module that an attacker may differentiate in several ways.
+
+    Attributes:
+        gradient: The way in use, one of ``gradients``.
+        gradients: The ways there are, such as ``("exact", "bpda")``.
+    """
+
+    gradient: str
+    gradients: tuple[str, ...]
+
+
+@runtime_checkable
+class Purifies(Protocol):
+    """A module that cleans images before they are classified."""
+
+    def purify(self, x: Images, /) -> Images:
+        """Return cleaned images, shaped and scaled like ``x``."""
         ...

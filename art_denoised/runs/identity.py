@@ -1,0 +1,244 @@
+"""What a run depends on, as JSON values that are equal in every process, and their comparison.
+
+Headers, resuming, merging and joining runs in a report all compare these values, so that "the
+function that was attacked is the function that was certified" is a comparison of two mappings.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import math
+import platform
+import re
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from art_denoised.checks import InputError
+
+_OPENED = 3  # objects inside objects that are looked into
+_HASH = re.compile(r"[0-9a-f]{16}")
+_PACKAGES = ("torch", "numpy", "art-denoised")
+
+
+def identity(model: Any) -> dict[str, Any]:
+    """Return what tells a model from any other.
+
+    Args:
+        model: Module or function.
+
+    Returns:
+        Hashes of ``weights`` (all parameters and buffers), ``structure`` (what modules print of
+        themselves) and ``attributes`` (classes and public attributes of all submodules), with the
+        ``dtype`` that the model computes in and the kind of ``device``. Of a function: its name,
+        defaults and closure as ``function``.
+
+    Example:
+        >>> net = nn.Dropout(0.5)
+        >>> before, net.note = identity(net), "other"
+        >>> differences(before, identity(net))
+        'attributes differs'
+    """
+    if not isinstance(model, nn.Module):
+        return {"function": describe(model)}
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
+    return {
+        "weights": fingerprint(**dict(_flat(sorted(model.state_dict().items())))),
+        "structure": _hash(_words(model)),
+        "attributes": _hash(json.dumps(_attributes_of_parts(model), sort_keys=True)),
+        "dtype": str(first.dtype).removeprefix("torch."),
+        "device": first.device.type,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages on which rows depend, and of Python.
+
+    Example:
+        >>> sorted(versions())
+        ['art-denoised', 'numpy', 'python', 'torch']
+    """
+    found = {name: metadata.version(name) for name in _PACKAGES}
+    return {**found, "python": platform.python_version()}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return in one line what differs between two headers or identities; empty: nothing.
+
+    Args:
+        old: Values of the log.
+        new: Values of the run that wants to go on.
+
+    Example:
+        >>> differences({"n": 1000, "data": {"first": 0}}, {"n": 500, "data": {"first": 0}})
+        'n is 1000, not 500'
+    """
+    old, new = dict(_dotted(old)), dict(_dotted(new))
+    changes = []
+    for name in {**old, **new}:
+        was, now = old.get(name), new.get(name)
+        if was == now:
+            continue
+        hashes = isinstance(was, str) and isinstance(now, str) and _HASH.fullmatch(was)
+        changes.append(f"{name} differs" if hashes else f"{name} is {was!r}, not {now!r}")
+    return ", ".join(changes)
+
+
+def check_same(where: object, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run of other settings.
+
+    Args:
+        where: File or folder that holds the run.
+        old: Its settings.
+        new: Settings of the run that wants to go on.
+
+    Raises:
+        InputError: They differ; the message says in what.
+    """
+    if changes := differences(old, json.loads(json.dumps(new))):
+        raise InputError(
+            f"{where} was written with different settings ({changes}); choose another folder"
+        )
+
+
+def fingerprint(*tensors: Tensor, **named: Tensor) -> str:
+    """Return a short hash of the values, shapes, dtypes and names of tensors, in their order.
+
+    Example:
+        >>> fingerprint(torch.zeros(2)) == fingerprint(torch.zeros(1, 2))
+        False
+    """
+    digest = hashlib.sha256()
+    for name, tensor in [*(("", tensor) for tensor in tensors), *named.items()]:
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(raw.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def describe(value: Any, opened: int = _OPENED) -> Any:
+    """Return options as JSON values without addresses in memory.
+
+    Objects become their class and their attributes; functions their name with defaults and
+    closure (an edit of the body is not seen); tensors and arrays a hash.
+
+    Args:
+        value: Anything.
+        opened: Depth to which objects inside objects are looked into; deeper ones become the name
+            of their class.
+
+    Example:
+        >>> describe({"steps": 3, "loss": nn.ReLU, "at": (0.5, None)})
+        {'steps': 3, 'loss': 'torch.nn.modules.activation.ReLU', 'at': [0.5, None]}
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(value)
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)} {fingerprint(value)}"
+    if isinstance(value, (np.ndarray, np.generic)):
+        return describe(torch.as_tensor(np.asarray(value)), opened)
+    if isinstance(value, nn.Module):
+        return identity(value)
+    if isinstance(value, Mapping):
+        return {str(describe(key, opened)): describe(one, opened) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [describe(one, opened) for one in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((describe(one, opened) for one in value), key=json.dumps)
+    if isinstance(value, functools.partial):
+        parts = [value.func, value.args, value.keywords, vars(value)]
+        return [describe(part, opened) for part in parts]
+    if isinstance(value, type) or inspect.isroutine(value):
+        return _named(value, opened)
+    held = _attributes(value)
+    if not held:
+        words = repr(value)  # of a device, a data type, a path
+        return words if " at 0x" not in words else _name(type(value))
+    left = opened if is_dataclass(value) else opened - 1
+    if left < 0:
+        return _name(type(value))
+    return {"type": _name(type(value)), **describe(held, left)}
+
+
+def _attributes_of_parts(model: nn.Module) -> list[Any]:
+    """Return the class and the public attributes of each submodule."""
+    return [
+        [
+            name,
+            _name(type(part)),
+            {
+                key: describe(value, int(inspect.isroutine(value)))
+                for key, value in vars(part).items()
+                if not key.startswith("_") and key != "training"
+            },
+        ]
+        for name, part in model.named_modules()
+    ]
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass, or the attributes of any other object."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    slots = [name for base in type(value).__mro__ for name in getattr(base, "__slots__", ())]
+    held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    return held | dict(getattr(value, "__dict__", {}))
+
+
+def _named(value: Any, opened: int) -> Any:
+    """Return a class or function by name, with what a function holds."""
+    if not isinstance(value, types.FunctionType) or opened == 0:
+        return _name(value)
+    nonlocals = {
+        name: cell.cell_contents
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+        if cell.cell_contents is not value
+    }
+    held = [value.__defaults__, value.__kwdefaults__, nonlocals, vars(value)]
+    if not any(held):
+        return _name(value)
+    return [_name(value), *(describe(one, opened - 1) for one in held)]
+
+
+def _name(value: Any) -> str:
+    return f"{getattr(value, '__module__', None) or ''}.{getattr(value, '__qualname__', value)}"
+
+
+def _flat(items: list[tuple[str, Any]]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a state dict; extra state may be anything."""
+    for name, value in items:
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, (Mapping, list, tuple)):
+            inner = value.items() if isinstance(value, Mapping) else enumerate(value)
+            yield from _flat([(f"{name}.{key}", part) for key, part in inner])
+        else:
+            yield f"{name}={_words(value)}", torch.zeros(0)
+
+
+def _words(value: object) -> str:
+    """Return the repr of an object without addresses."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

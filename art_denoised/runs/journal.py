@@ -1,0 +1,261 @@
+"""The one journal: a header with the settings of a run, then typed rows, one JSON line each."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+
+from art_denoised.checks import InputError
+from art_denoised.runs.files import make_folder, sole_writer
+from art_denoised.runs.identity import check_same
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+VERSION = 2
+_START = '{"art_denoised"'  # how each header begins
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of a journal. A subclass adds fields; the file holds them under their names."""
+
+    @property
+    def key(self) -> Hashable:
+        """What the row is about; a journal holds one valid row for each key."""
+        raise NotImplementedError
+
+    def replaces(self, earlier: Any) -> bool:
+        """Whether this row goes on from an earlier one of the same key, and may replace it."""
+        return False
+
+
+R = TypeVar("R", bound=Row)
+
+
+def _unchanged(record: dict[str, Any]) -> dict[str, Any]:
+    return record
+
+
+@dataclass(frozen=True)
+class Kind(Generic[R]):
+    """A kind of journal.
+
+    Attributes:
+        name: Name of the kind, such as "certify": the file is ``certify.jsonl``, and its header
+            says "certify log".
+        row: Type of the rows, as msgspec takes it: a subclass of `Row` or a tagged union of them.
+        upgrade: Function from a record as version 1 wrote it to one of today.
+        title: What the header says; by default "NAME log".
+    """
+
+    name: str
+    row: Any
+    upgrade: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged
+    title: str = ""
+
+    @property
+    def heading(self) -> str:
+        """What the header says."""
+        return self.title or f"{self.name} log"
+
+
+@dataclass(frozen=True)
+class Contents(Generic[R]):
+    """A journal as read.
+
+    Attributes:
+        kind: Kind of the journal.
+        settings: What determined the rows.
+        rows: The valid row of each key, in the order of the file.
+        version: Version of the format.
+        notices: What the reader had to repair, for the user to see.
+        whole: Number of bytes of the lines that are not torn.
+    """
+
+    kind: Kind[R]
+    settings: Mapping[str, Any]
+    rows: Mapping[Hashable, R]
+    version: int = VERSION
+    notices: tuple[str, ...] = ()
+    whole: int = 0
+
+
+class Run(Generic[R]):
+    """A journal that is being written: a header, typed rows, one writer; a context manager.
+
+    Rows are on the disk when `append` returns. A killed process or a power cut leaves at most a
+    torn last line, which is dropped when the run is resumed.
+
+    Args:
+        folder: Folder of the run, created where it is missing.
+        kind: Kind of the journal.
+        settings: What determines the rows; JSON values.
+        resume: Continue the journal if it exists; its settings are compared.
+
+    Attributes:
+        rows: The valid row of each key, of those read and those appended.
+        notices: What had to be repaired.
+
+    Raises:
+        InputError: The journal exists and ``resume`` is false, is of another kind or other
+            settings, is damaged, or is being written by another process.
+        OSError: The disk does not take it. Rows before that stay readable.
+
+    Example:
+        >>> import tempfile
+        >>> class Answer(Row, frozen=True, kw_only=True):
+        ...     index: int
+        ...     answer: str
+        ...     @property
+        ...     def key(self):
+        ...         return self.index
+        >>> kind = Kind("answers", Answer)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with Run(folder, kind, {"n": 9}) as run:
+        ...         run.append([Answer(index=3, answer="cat")])
+        ...     read_run(folder, kind).rows[3].answer
+        'cat'
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        kind: Kind[R],
+        settings: Mapping[str, Any],
+        *,
+        resume: bool = False,
+    ) -> None:
+        self.kind = kind
+        self.settings: Mapping[str, Any] = json.loads(json.dumps(settings, allow_nan=False))
+        self.path = make_folder(folder) / f"{kind.name}.jsonl"
+        self.rows: dict[Hashable, R] = {}
+        self.notices: list[str] = []
+        with ExitStack() as stack:
+            stack.enter_context(sole_writer(self.path))
+            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+            stack.callback(os.close, self._file)
+            self._open(resume)
+            self._held = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the journal and let others write it."""
+        self._held.close()
+
+    def append(self, rows: Iterable[R]) -> None:
+        """Write rows, all or none; a killed process may leave a torn last line."""
+        rows = list(rows)
+        self._write([msgspec.to_builtins(row, str_keys=True) for row in rows])
+        self.rows.update((row.key, row) for row in rows)
+
+    def _write(self, records: Iterable[Mapping[str, Any]]) -> None:
+        lines = b"".join(json.dumps(r, allow_nan=False).encode() + b"\n" for r in records)
+        before = os.fstat(self._file).st_size
+        try:
+            written, reason = os.write(self._file, lines), "no space for whole rows"
+            os.fsync(self._file)
+        except OSError as error:
+            written, reason = 0, error.strerror or str(error)
+        if written != len(lines):
+            os.ftruncate(self._file, before)  # the next row must not be glued to a torn one
+            raise OSError(
+                f"{self.path} cannot be written ({reason}); completed rows are kept: make room and "
+                "resume the run"
+            )
+
+    def _open(self, resume: bool) -> None:
+        if not self.path.is_file():
+            raise InputError(f"{self.path} is not a regular file; choose another folder")
+        text = self.path.read_bytes().decode("utf-8", errors="replace")
+        if text and not resume:
+            raise InputError(
+                f"{self.path.parent} already holds a run ({self.path.name}); resume it or choose "
+                "another folder"
+            )
+        if text and "\n" not in text and (text.startswith(_START) or _START.startswith(text)):
+            self.notices.append(f"{self.path}: the header was torn; the run starts again")
+            os.ftruncate(self._file, 0)
+            text = ""
+        if not text:
+            header = {"art_denoised": self.kind.heading, "version": VERSION}
+            self._write([{**header, "settings": self.settings}])
+            return
+        contents = read_run(self.path, self.kind)
+        if contents.version != VERSION:
+            raise InputError(
+                f"{self.path} was written by an earlier version of art_denoised, which compared "
+                "less; choose another folder"
+            )
+        check_same(self.path, contents.settings, self.settings)
+        os.ftruncate(self._file, contents.whole)
+        self.rows = dict(contents.rows)
+        self.notices += [f"{self.path}: {notice}" for notice in contents.notices]
+
+
+def read_run(path: Path | str, *kinds: Kind[Any]) -> Contents[Any]:
+    """Read a journal.
+
+    Args:
+        path: The file, or the folder of a run.
+        kinds: Kinds that the caller can use.
+
+    Returns:
+        Its rows and settings. A torn last line is left out, with a notice.
+
+    Raises:
+        InputError: There is no such file, it is of another kind, or it is damaged before the last
+            line.
+    """
+    path = _find(Path(path), kinds)
+    raw = path.read_bytes()
+    *lines, torn = raw.decode("utf-8-sig", errors="replace").split("\n")
+    title, version, settings = _header(path, lines[0] if lines else torn)
+    kind = next((kind for kind in kinds if kind.heading == title), None)
+    if kind is None:
+        wanted = " or ".join(kind.heading for kind in kinds)
+        raise InputError(f"{path} is a {title!r}; give a {wanted}")
+    rows: dict[Hashable, Row] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        try:
+            record = msgspec.json.decode(line)
+            row = msgspec.convert(
+                kind.upgrade(record) if version == 1 else record, kind.row, str_keys=True
+            )
+        except (msgspec.MsgspecError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(f"{path}:{number} is damaged ({error})") from None
+        if row.key in rows and not row.replaces(rows[row.key]):
+            raise InputError(f"{path}:{number} holds {row.key} a second time; remove one of them")
+        rows[row.key] = row
+    notices = ("a torn last line was left out",) if torn.strip() else ()
+    return Contents(kind, settings, rows, version, notices, raw.rfind(b"\n") + 1)
+
+
+def _find(path: Path, kinds: tuple[Kind[Any], ...]) -> Path:
+    names = [f"{kind.name}.jsonl" for kind in kinds]
+    if path.is_dir():
+        path = next((path / name for name in names if (path / name).is_file()), path / names[0])
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; give a run's folder or its {' or '.join(names)}")
+    return path
+
+
+def _header(path: Path, line: str) -> tuple[str, int, dict[str, Any]]:
+    try:
+        header = msgspec.json.decode(line)
+        return str(header["art_denoised"]), int(header["version"]), dict(header["settings"])
+    except (msgspec.MsgspecError, ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(f"{path} is not a log: its first line is not a header of ours") from None
