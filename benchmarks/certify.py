@@ -31,7 +31,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from art_denoised import DenoisedSmoothing
-from art_denoised.evaluation.data import digits
+from art_denoised.data import digits
 from art_denoised.evaluation.tuning import tune
 
 sys.path.append(str(Path(__file__).parent.parent / "results" / "cifar10"))

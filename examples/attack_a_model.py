@@ -14,12 +14,12 @@ from pathlib import Path
 
 from art_denoised import PGD, DenoisedClassifier, evaluate
 from art_denoised.attacks.suites import AutoAttack
+from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier, digits_denoiser
 from art_denoised.evaluation.attack_report.page import page
 from art_denoised.evaluation.attack_report.runs import read_models
 from art_denoised.evaluation.attack_report.text import format_comparison
 from art_denoised.evaluation.attacked.probing import Probes
-from art_denoised.evaluation.data import load_data
 
 ATTACKS = [
     PGD(0.05, steps=10),

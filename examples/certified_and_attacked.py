@@ -13,8 +13,8 @@ import torch
 from art.attacks.evasion import ProjectedGradientDescent
 
 from art_denoised import DenoisedSmoothing
+from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier, digits_denoiser
-from art_denoised.evaluation.data import load_data
 
 RADIUS, IMAGES = 0.3, 20
 

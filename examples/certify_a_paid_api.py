@@ -16,8 +16,8 @@ import tempfile
 import threading
 from pathlib import Path
 
+from art_denoised.data import load_data
 from art_denoised.demo import digits_denoiser
-from art_denoised.evaluation.data import load_data
 from art_denoised.evaluation.queries import certify_queries, recertify
 from art_denoised.smoothing.blackbox import BlackBox, Budget
 from art_denoised.smoothing.http import HttpClassifier

@@ -17,7 +17,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 from art_denoised import FeatureDenoisingClassifier, Plan, RobustTrainer
-from art_denoised.evaluation.data import load_data
+from art_denoised.data import load_data
 from art_denoised.training.recipes import Adversarial
 
 EPS = 0.1

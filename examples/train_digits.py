@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from art_denoised import DnCNN, save_denoiser
+from art_denoised.data import digits
 from art_denoised.demo import digits_network
-from art_denoised.evaluation.data import digits
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save_file
 
 from art_denoised import DiffusionClassifier, Plan, train_diffusion
+from art_denoised.data import digits
 from art_denoised.demo.diffusion import untrained
 from art_denoised.diffusion.weights import noise_levels
-from art_denoised.evaluation.data import digits
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ settings.load_profile("repeatable")
 @pytest.fixture(scope="session")
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
     """The held-out digits: images (500, 1, 8, 8) and labels."""
-    from art_denoised.evaluation.data import load_data
+    from art_denoised.data import load_data
 
     data = load_data("digits")
     images, labels = zip(*(data[i] for i in range(len(data))), strict=True)

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 
 from art_denoised.checks import InputError
 from art_denoised.cli import main
+from art_denoised.data import digits
 from art_denoised.demo import digits_network
 from art_denoised.denoisers.checkpoints import load_weights
-from art_denoised.evaluation.data import digits
-from art_denoised.loading import load_trained
+from art_denoised.models.loading import load_trained
 from art_denoised.networks.activations import ParametricSoftplus
 from tests.nets import residual
 from tests.test_cli import assert_one_line

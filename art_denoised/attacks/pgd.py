@@ -53,7 +53,7 @@ class PGD:
 
     Example:
         >>> from art_denoised.demo import digits_classifier
-        >>> from art_denoised.evaluation.data import load_data
+        >>> from art_denoised.data import load_data
         >>> x, y = zip(*(load_data("digits")[i] for i in range(50)))
         >>> x, y, model = torch.stack(x), torch.tensor(y), digits_classifier()
         >>> x_adv = PGD(0.2, steps=10)(model, x, y)

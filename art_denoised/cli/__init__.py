@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # the reader has gone, as in `... | head`
         return 0
     except (InputError, OSError) as error:
-        from art_denoised.loading import one_line
+        from art_denoised.models.loading import one_line
 
         print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
         return 2

@@ -14,7 +14,7 @@ from art_denoised.cli.parser import add_command, add_log_options, fraction
 if TYPE_CHECKING:
     from torch import nn
 
-    from art_denoised.evaluation.data import ImageData
+    from art_denoised.data import ImageData
 
 _PARTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 _DETERMINISTIC = "autoattack"
@@ -58,7 +58,7 @@ cost: AutoAttack takes up to 7,000 passes an image, and PGD with eot 20 takes 1,
 
 def add_attack(commands: Any) -> None:
     """Add `attack`."""
-    from art_denoised.evaluation.data import SPECS
+    from art_denoised.data import SPECS
 
     command = add_command(
         commands,
@@ -196,11 +196,11 @@ def _eps(text: str) -> list[float]:
 
 def _attack(arguments: argparse.Namespace) -> None:
     from art_denoised import checks
+    from art_denoised.data import load_data, select
     from art_denoised.evaluation.attack_report.runs import read_models
     from art_denoised.evaluation.attack_report.text import format_report
     from art_denoised.evaluation.attacked.run import evaluate
-    from art_denoised.evaluation.data import load_data, select
-    from art_denoised.loading import find_device, load_module, load_trained
+    from art_denoised.models.loading import find_device, load_module, load_trained
 
     # Found wanting before anything is loaded, also an eps of the default attacks.
     checks.count("seed", arguments.seed, 0)

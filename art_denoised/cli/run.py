@@ -16,7 +16,7 @@ from art_denoised.cli.read import summary
 if TYPE_CHECKING:
     from torch import nn
 
-    from art_denoised.evaluation.data import ImageData
+    from art_denoised.data import ImageData
 
 _CERTIFY_DESCRIPTION = """\
 Certify images one by one (Cohen et al. 2019; with a denoiser, Salman et al. 2020).
@@ -114,7 +114,7 @@ def add_predict(commands: Any) -> None:
 
 
 def _add_run_options(command: argparse.ArgumentParser, n_help: str) -> None:
-    from art_denoised.evaluation.data import SPECS
+    from art_denoised.data import SPECS
 
     add = command.add_argument
     add(
@@ -256,8 +256,8 @@ def _run_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _common_options(arguments: argparse.Namespace) -> dict[str, Any]:
     from art_denoised.checks import sigma
-    from art_denoised.evaluation.data import load_data, select
-    from art_denoised.loading import find_device, load_denoiser_option, load_module
+    from art_denoised.data import load_data, select
+    from art_denoised.models.loading import find_device, load_denoiser_option, load_module
     from art_denoised.smoothing.modules import DenoisedClassifier
 
     sigma(arguments.sigma)

@@ -67,7 +67,7 @@ examples:
 
 def add_train_denoiser(commands: Any) -> None:
     """Add `train-denoiser`."""
-    from art_denoised.evaluation.data import SPECS
+    from art_denoised.data import SPECS
 
     command = add_command(
         commands,
@@ -114,8 +114,8 @@ def add_train_denoiser(commands: Any) -> None:
 
 def add_train_diffusion(commands: Any) -> None:
     """Add `train-diffusion`."""
+    from art_denoised.data import SPECS
     from art_denoised.diffusion.weights import P_MEAN, P_STD
-    from art_denoised.evaluation.data import SPECS
 
     command = add_command(
         commands,
@@ -218,7 +218,7 @@ def add_holdout_options(command: argparse.ArgumentParser, what: str) -> None:
 
 def read_holdout(arguments: argparse.Namespace) -> list[Any] | None:
     """Return pairs of image and label, evenly from all of the data."""
-    from art_denoised.evaluation.data import load_data, select
+    from art_denoised.data import load_data, select
 
     most = checks.count("--holdout-max", arguments.holdout_max)
     if not arguments.holdout:
@@ -237,9 +237,9 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
 
 
 def _train_denoiser(arguments: argparse.Namespace) -> None:
+    from art_denoised.data import load_data
     from art_denoised.denoisers.checkpoints import check_saveable, save_denoiser
-    from art_denoised.evaluation.data import load_data
-    from art_denoised.loading import find_device, load_module
+    from art_denoised.models.loading import find_device, load_module
     from art_denoised.training.denoiser import train_denoiser
 
     plan, device = read_plan(arguments), find_device(arguments.device)
@@ -291,10 +291,10 @@ def _train_denoiser(arguments: argparse.Namespace) -> None:
 
 
 def _train_diffusion(arguments: argparse.Namespace) -> None:
+    from art_denoised.data import load_data
     from art_denoised.diffusion.loading import load_diffusion, save_diffusion
     from art_denoised.diffusion.unet import unet_diffusion
-    from art_denoised.evaluation.data import load_data
-    from art_denoised.loading import find_device
+    from art_denoised.models.loading import find_device
     from art_denoised.training.diffusion import train_diffusion
     from art_denoised.training.seeds import seeded
 
@@ -353,7 +353,7 @@ def _build(name: str, channels: int, seed: int, device: torch.device) -> nn.Modu
     """Return the denoiser named, freshly drawn from the seed or loaded."""
     from art_denoised.denoisers.dncnn import DnCNN
     from art_denoised.denoisers.memnet import MemNet
-    from art_denoised.loading import load_denoiser_option
+    from art_denoised.models.loading import load_denoiser_option
     from art_denoised.training.seeds import seeded
 
     kind, *sizes = name.split(":")

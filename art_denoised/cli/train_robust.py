@@ -59,7 +59,7 @@ examples:
 
 def add_train_robust(commands: Any) -> None:
     """Add `train-robust`."""
-    from art_denoised.evaluation.data import SPECS
+    from art_denoised.data import SPECS
     from art_denoised.training.adversarial import PLAN
 
     command = add_command(
@@ -123,8 +123,8 @@ def add_train_robust(commands: Any) -> None:
 def _train_robust(arguments: argparse.Namespace) -> None:
     from safetensors.torch import save
 
-    from art_denoised.evaluation.data import load_data
-    from art_denoised.loading import find_device
+    from art_denoised.data import load_data
+    from art_denoised.models.loading import find_device
     from art_denoised.storage import write_whole
     from art_denoised.training.adversarial import OverfittingWarning, train_robust
 
@@ -180,7 +180,7 @@ def _build(
     arguments: argparse.Namespace, changes: Mapping[str, Any], device: torch.device
 ) -> nn.Module:
     """Return the network named, changed as asked, its random parts drawn from the seed."""
-    from art_denoised.loading import change_network, load_module
+    from art_denoised.models.loading import change_network, load_module
     from art_denoised.networks.surgery import added_cost
     from art_denoised.training.seeds import seeded
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from art_denoised import checks
+from art_denoised.data import load_data, select
 from art_denoised.demo import digits_classifier, digits_denoiser
-from art_denoised.evaluation.data import load_data, select
 from art_denoised.evaluation.report import format_table, plot_accuracy
 from art_denoised.evaluation.run import certify_data
 from art_denoised.smoothing.modules import DenoisedClassifier

@@ -17,10 +17,10 @@ from art_denoised.denoisers.memnet import MemNet
 from art_denoised.denoisers.one_shot import OneShotDenoiser
 from art_denoised.denoisers.unet import UNetDenoiser
 from art_denoised.diffusion.loading import find_scheduler
+from art_denoised.models.weights import fitting_state, strip_prefixes
+from art_denoised.models.weights import load_weights as load_weights
+from art_denoised.models.weights import read_state_dict as read_state_dict
 from art_denoised.storage import write_whole
-from art_denoised.weights import fitting_state, strip_prefixes
-from art_denoised.weights import load_weights as load_weights
-from art_denoised.weights import read_state_dict as read_state_dict
 
 _UNET_CONFIG = "unet_config"
 

@@ -16,7 +16,7 @@ from art_denoised.diffusion.families import DDPM, EDM, Family, Flow
 from art_denoised.diffusion.hub import fetch
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.unet import UNetNetwork
-from art_denoised.weights import fitting_state, read_state_dict
+from art_denoised.models.weights import fitting_state, read_state_dict
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _SCHEDULER = "scheduler_config.json"

@@ -37,7 +37,7 @@ class NoisedDiffusion(DiffusionModel):
     Example:
         >>> from art_denoised import DiffusionClassifier
         >>> from art_denoised.demo import digits_diffusion
-        >>> from art_denoised.evaluation.data import load_data
+        >>> from art_denoised.data import load_data
         >>> x = torch.stack([load_data("digits")[i][0] for i in range(4)])
         >>> noised = x + 0.25 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
         >>> classifier = DiffusionClassifier(NoisedDiffusion(digits_diffusion(), 0.25), seed=0)

@@ -50,7 +50,7 @@ def self_test(model: DiffusionModel, x: Images, y: Labels | None = None) -> list
 
     Example:
         >>> from art_denoised.demo import digits_diffusion
-        >>> from art_denoised.evaluation.data import load_data
+        >>> from art_denoised.data import load_data
         >>> data = [load_data("digits")[i] for i in range(50)]
         >>> x, y = torch.stack([x for x, _ in data]), torch.tensor([y for _, y in data])
         >>> rows = self_test(digits_diffusion(), x, y)

@@ -54,7 +54,7 @@ class RobustDiffusionClassifier(DefendedClassifier):
     Example:
         >>> from art_denoised.demo import digits_diffusion
         >>> from art_denoised.diffusion.weights import noise_levels
-        >>> from art_denoised.evaluation.data import load_data
+        >>> from art_denoised.data import load_data
         >>> rdc = RobustDiffusionClassifier(
         ...     digits_diffusion(), input_shape=(1, 8, 8), eta=0.1, levels=noise_levels(8), seed=0
         ... )

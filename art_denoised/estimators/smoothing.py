@@ -60,7 +60,7 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
     Example:
         >>> import torch
         >>> from art_denoised.demo import digits_classifier, digits_denoiser
-        >>> from art_denoised.evaluation.data import load_data
+        >>> from art_denoised.data import load_data
         >>> smoothed = DenoisedSmoothing(
         ...     digits_classifier(), digits_denoiser(), sigma=0.25, input_shape=(1, 8, 8),
         ...     nb_classes=10, seed=0,

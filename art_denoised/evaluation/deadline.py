@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from art_denoised import checks
-from art_denoised.evaluation.data import ImageData
+from art_denoised.data import ImageData
 from art_denoised.evaluation.records import Log
 from art_denoised.evaluation.run import certify_row
 from art_denoised.evaluation.runner import Runner, open_log
@@ -78,7 +78,7 @@ def certify_data_until(
     Example:
         >>> import tempfile
         >>> from art_denoised.demo import digits_classifier
-        >>> from art_denoised.evaluation.data import load_data
+        >>> from art_denoised.data import load_data
         >>> options = {"sigma": 0.1, "indices": range(3), "progress": False, "batch_size": 64}
         >>> with tempfile.TemporaryDirectory() as out:
         ...     log = certify_data_until(

@@ -75,7 +75,7 @@ def preview(
 
     Example:
         >>> from art_denoised.demo import digits_classifier
-        >>> from art_denoised.evaluation.data import load_data
+        >>> from art_denoised.data import load_data
         >>> from art_denoised.evaluation.run import certifying_procedure
         >>> runner = Runner(digits_classifier(), load_data("digits"), 0.1, "gaussian", 0, 64)
         >>> plan = certifying_procedure(n0=100, n=10_000, alpha=0.001, radii=[0.1])

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from art_denoised import checks
 from art_denoised.checks import InputError
+from art_denoised.data import ImageData
 from art_denoised.evaluation.answers import TITLE, Answers, Held, MissingError
-from art_denoised.evaluation.data import ImageData
 from art_denoised.evaluation.records import Log
 from art_denoised.evaluation.run import certify_row
 from art_denoised.evaluation.runner import open_log

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from art_denoised import checks
-from art_denoised.evaluation.data import ImageData
+from art_denoised.data import ImageData
 from art_denoised.evaluation.records import CertifyRow, Log, PredictRow
 from art_denoised.evaluation.runner import Runner, write_rows
 from art_denoised.smoothing.certify import certification_plan
@@ -77,7 +77,7 @@ def certify_data(
     Example:
         >>> import tempfile
         >>> from art_denoised.demo import digits_classifier
-        >>> from art_denoised.evaluation.data import load_data
+        >>> from art_denoised.data import load_data
         >>> with tempfile.TemporaryDirectory() as out:
         ...     log = certify_data(
         ...         digits_classifier(), load_data("digits"), out,
@@ -161,7 +161,7 @@ def predict_data(
     Example:
         >>> import tempfile
         >>> from art_denoised.demo import digits_classifier
-        >>> from art_denoised.evaluation.data import load_data
+        >>> from art_denoised.data import load_data
         >>> with tempfile.TemporaryDirectory() as out:
         ...     log = predict_data(
         ...         digits_classifier(), load_data("digits"), out,

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.evaluation.data import ImageData
+from art_denoised.data import ImageData
 from art_denoised.evaluation.logs import LogWriter
 from art_denoised.evaluation.records import CertifyRow, Log, PredictRow
 from art_denoised.evaluation.tsv import TsvWriter
@@ -43,7 +43,7 @@ class Runner:
 
     Example:
         >>> from art_denoised.demo import digits_classifier
-        >>> from art_denoised.evaluation.data import load_data
+        >>> from art_denoised.data import load_data
         >>> runner = Runner(digits_classifier(), load_data("digits"), 0.25, "gaussian", 0, 64, [7])
         >>> runner.settings({"n": 100}, identity=None)["sigma"]
         0.25

@@ -67,7 +67,7 @@ def predict_anytime(
 
     Example:
         >>> from art_denoised.demo import digits_diffusion
-        >>> from art_denoised.evaluation.data import load_data
+        >>> from art_denoised.data import load_data
         >>> x = torch.stack([load_data("digits")[i][0] for i in range(8)])
         >>> classifier = DiffusionClassifier(digits_diffusion(), seed=0)
         >>> found = predict_anytime(classifier, x)
@@ -126,7 +126,7 @@ def disagreement(classifier: DiffusionClassifier, x: Images, **options: float) -
 
     Example:
         >>> from art_denoised.demo import digits_diffusion
-        >>> from art_denoised.evaluation.data import load_data
+        >>> from art_denoised.data import load_data
         >>> x = torch.stack([load_data("digits")[i][0] for i in range(20)])
         >>> disagreement(DiffusionClassifier(digits_diffusion(), seed=0), x)
         0.0

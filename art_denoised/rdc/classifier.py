@@ -58,7 +58,7 @@ class DiffusionClassifier(nn.Module):
 
     Example:
         >>> from art_denoised.demo import digits_diffusion
-        >>> from art_denoised.evaluation.data import load_data
+        >>> from art_denoised.data import load_data
         >>> data = load_data("digits")
         >>> classifier = DiffusionClassifier(digits_diffusion(), levels=noise_levels(8), seed=0)
         >>> x = torch.stack([data[i][0] for i in range(4)])

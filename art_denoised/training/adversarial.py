@@ -181,7 +181,7 @@ def judge_classifier(model: nn.Module, x: Images, y: Labels, attack: PGD) -> dic
 
     Example:
         >>> from art_denoised.demo import digits_classifier
-        >>> from art_denoised.evaluation.data import load_data
+        >>> from art_denoised.data import load_data
         >>> x, y = (part[:50] for part in (load_data("digits").images, load_data("digits").labels))
         >>> judged = judge_classifier(digits_classifier(), x, y, PGD(0.2, steps=10))
         >>> judged["accuracy"] > 0.9, judged["robust"] < 0.3

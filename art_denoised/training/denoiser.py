@@ -228,7 +228,7 @@ def judge_denoiser(
 
     Example:
         >>> from art_denoised.demo import digits_classifier, digits_denoiser
-        >>> from art_denoised.evaluation.data import load_data
+        >>> from art_denoised.data import load_data
         >>> data = [load_data("digits")[i] for i in range(50)]
         >>> judged = judge_denoiser(digits_denoiser(), digits_classifier(), data, 0.25)
         >>> judged["accuracy"] > 0.8

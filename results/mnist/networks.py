@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from art_denoised import DiffusionModel, load_diffusion
+from art_denoised.data import load_data
 from art_denoised.denoisers.checkpoints import load_weights
-from art_denoised.evaluation.data import load_data
 
 HERE = Path(__file__).parent
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from art_denoised import Plan
-from art_denoised.evaluation.data import load_data
+from art_denoised.data import load_data
 from art_denoised.training.loop import train
 
 EPS, STEP, STEPS = 0.2, 0.05, 7

@@ -19,10 +19,10 @@ from art_denoised import (
     RobustDiffusionClassifier,
     train_robust,
 )
+from art_denoised.data import digits
 from art_denoised.demo import digits_classifier, digits_denoiser, digits_diffusion
 from art_denoised.diffusion.weights import noise_levels
 from art_denoised.estimators.defended import DefendedClassifier
-from art_denoised.evaluation.data import digits
 from art_denoised.training.recipes import RECIPES
 
 

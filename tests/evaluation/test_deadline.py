@@ -7,8 +7,8 @@ import time
 import torch
 from torch import nn
 
+from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier
-from art_denoised.evaluation.data import load_data
 from art_denoised.evaluation.deadline import certify_data_until
 from art_denoised.evaluation.logs import read_log
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from art_denoised.checks import InputError
+from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier
-from art_denoised.evaluation.data import load_data
 from art_denoised.evaluation.logs import LogWriter, read_log
 from art_denoised.evaluation.records import CertifyRow, PredictRow, from_json, to_json
 from art_denoised.evaluation.report import accuracy_table

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier
-from art_denoised.evaluation.data import load_data
 from art_denoised.evaluation.preview import Preview, preview
 from art_denoised.evaluation.run import certify_data, certifying_procedure
 from art_denoised.evaluation.runner import Runner

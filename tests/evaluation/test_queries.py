@@ -15,8 +15,8 @@ import torch
 
 from art_denoised import DnCNN
 from art_denoised.checks import InputError
+from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier, digits_denoiser
-from art_denoised.evaluation.data import load_data
 from art_denoised.evaluation.queries import certify_queries, recertify
 from art_denoised.evaluation.verify import verify
 from art_denoised.smoothing.blackbox import (

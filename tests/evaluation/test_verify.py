@@ -10,8 +10,8 @@ import pytest
 
 from art_denoised.checks import InputError
 from art_denoised.cli import main
+from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier
-from art_denoised.evaluation.data import load_data
 from art_denoised.evaluation.deadline import certify_data_until
 from art_denoised.evaluation.logs import read_log
 from art_denoised.evaluation.records import Log

@@ -11,12 +11,12 @@ from torch import nn
 
 from art_denoised import DiffusionClassifier
 from art_denoised.checks import InputError
+from art_denoised.data import digits
 from art_denoised.demo import digits_diffusion
 from art_denoised.demo.diffusion import DigitsMLP
 from art_denoised.diffusion.families import DDPM, EDM, Native
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.weights import Levels, noise_levels, training_levels
-from art_denoised.evaluation.data import digits
 
 LEVELS = Levels((0.2, 0.5, 1.0), (3.0, 1.0, 0.5))
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from art_denoised import DiffusionClassifier, LikelihoodMaximization
 from art_denoised.checks import InputError
+from art_denoised.data import digits
 from art_denoised.demo import digits_diffusion
 from art_denoised.diffusion.families import EDM, Native
 from art_denoised.diffusion.model import DiffusionModel
-from art_denoised.evaluation.data import digits
 from tests.rdc.test_classifier import LEVELS, Counting, Nan, images, small_model
 
 

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from art_denoised import PGD, Plan, train_robust
 from art_denoised.attacks.losses import cross_entropy
 from art_denoised.checks import InputError
+from art_denoised.data import digits as load_digits
 from art_denoised.demo import digits_network
-from art_denoised.evaluation.data import digits as load_digits
 from art_denoised.training.adversarial import judge_classifier, overfits
 from art_denoised.training.recipes import RECIPES, Adversarial, Trades
 

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 
 from art_denoised import DnCNN
 from art_denoised.checks import InputError
+from art_denoised.data import digits
 from art_denoised.demo import digits_classifier, digits_network
-from art_denoised.evaluation.data import digits
 from art_denoised.training.denoiser import (
     OBJECTIVES,
     classification,

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from art_denoised import checks
 from art_denoised.attacks.suites import NORMS, Suite, distances
 from art_denoised.checks import InputError
+from art_denoised.data import ImageData
 from art_denoised.evaluation.attacked import masking
 from art_denoised.evaluation.attacked.columns import (
     Column,
@@ -42,7 +43,6 @@ from art_denoised.evaluation.attacked.records import (
 )
 from art_denoised.evaluation.attacked.settings import data_fingerprint, module_options
 from art_denoised.evaluation.attacked.target import LOOKED, Target
-from art_denoised.evaluation.data import ImageData
 from art_denoised.storage import make_folder, weights_fingerprint
 from art_denoised.types import Images, Labels
 
@@ -117,7 +117,7 @@ def evaluate(
     Example:
         >>> from art_denoised.attacks.pgd import PGD
         >>> from art_denoised.demo import digits_classifier
-        >>> from art_denoised.evaluation.data import load_data
+        >>> from art_denoised.data import load_data
         >>> log = evaluate(
         ...     digits_classifier(), load_data("digits"), [PGD(0.2, steps=10)],
         ...     indices=range(20), masking_checks=False, progress=False,
@@ -383,7 +383,7 @@ def stack_images(
         InputError: One cannot be used; it is named.
 
     Example:
-        >>> from art_denoised.evaluation.data import load_data
+        >>> from art_denoised.data import load_data
         >>> x, y = stack_images(load_data("digits"), [0, 5])
         >>> x.shape, y
         (torch.Size([2, 1, 8, 8]), tensor([2, 7]))

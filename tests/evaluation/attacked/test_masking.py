@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 from art_denoised import DiffusionClassifier, LikelihoodMaximization, SmoothedClassifier, evaluate
 from art_denoised.attacks.pgd import PGD
 from art_denoised.attacks.suites import AutoAttack
+from art_denoised.data import digits as load_digits
 from art_denoised.demo import digits_classifier, digits_diffusion, digits_network
 from art_denoised.diffusion.weights import noise_levels
 from art_denoised.evaluation.attacked import masking
@@ -32,7 +33,6 @@ from art_denoised.evaluation.attacked.records import (
     read_attack_log,
 )
 from art_denoised.evaluation.attacked.target import Target
-from art_denoised.evaluation.data import digits as load_digits
 from tests.evaluation.attacked import defects
 
 EPS = 0.15

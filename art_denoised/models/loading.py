@@ -16,10 +16,10 @@ from torch import nn
 from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.denoisers.checkpoints import load_denoiser
+from art_denoised.models.weights import fitting_state, read_state_dict
 from art_denoised.networks.activation_surgery import smooth_activations
 from art_denoised.networks.activations import ParametricSoftplus, SmoothReLU
 from art_denoised.networks.surgery import add_feature_denoising
-from art_denoised.weights import fitting_state, read_state_dict
 
 
 def load_module(option: str, name: str) -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from art_denoised.checks import InputError
-from art_denoised.evaluation.data import digits, load_data, select
+from art_denoised.data import digits, load_data, select
 
 
 def test_digits_are_split_without_overlap():
