@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         RobustDiffusionClassifier as RobustDiffusionClassifier,
     )
     from art_denoised.estimators.smoothing import DenoisedSmoothing as DenoisedSmoothing
-    from art_denoised.evaluation.attacked.run import evaluate as evaluate
+    from art_denoised.evaluation.attack import evaluate as evaluate
     from art_denoised.evaluation.queries import certify_queries as certify_queries
     from art_denoised.networks.activation_surgery import smooth_activations as smooth_activations
     from art_denoised.networks.activations import ParametricSoftplus as ParametricSoftplus
@@ -85,7 +85,7 @@ _HOMES = {
     "certify": "smoothing.certify",
     "certify_anytime": "smoothing.certify",
     "certify_queries": "evaluation.queries",
-    "evaluate": "evaluation.attacked.run",
+    "evaluate": "evaluation.attack",
     "load_denoiser": "denoisers.checkpoints",
     "load_diffusion": "diffusion.loading",
     "save_denoiser": "denoisers.checkpoints",

@@ -6,6 +6,7 @@ function that was attacked is the function that was certified" is a comparison o
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -14,7 +15,7 @@ import math
 import platform
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from importlib import metadata
 from typing import Any
@@ -60,14 +61,20 @@ def identity(model: Any) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
+def versions(*libraries: str) -> dict[str, str]:
     """Return the versions of the packages on which rows depend, and of Python.
+
+    Args:
+        libraries: Further packages, which are left out where they are not installed.
 
     Example:
         >>> sorted(versions())
         ['art-denoised', 'numpy', 'python', 'torch']
     """
     found = {name: metadata.version(name) for name in _PACKAGES}
+    for name in libraries:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
     return {**found, "python": platform.python_version()}
 
 
@@ -122,6 +129,20 @@ def fingerprint(*tensors: Tensor, **named: Tensor) -> str:
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(raw.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def data_fingerprint(triples: Iterable[tuple[int, Tensor, int]]) -> str:
+    """Return a short hash of (index, image, label) triples, in their order.
+
+    Example:
+        >>> image = torch.zeros(1, 2, 2)
+        >>> data_fingerprint([(0, image, 3)]) == data_fingerprint([(0, image, 4)])
+        False
+    """
+    digest = hashlib.sha256()
+    for index, image, label in triples:
+        digest.update(f"{int(index)} {int(label)} {fingerprint(image)} ".encode())
     return digest.hexdigest()[:16]
 
 

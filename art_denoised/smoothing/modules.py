@@ -49,8 +49,12 @@ class DenoisedClassifier(nn.Module):
 
     def forward(self, x_noisy: Images) -> Logits:
         """Return the classifier's logits on the denoised images."""
-        logits: Logits = self.classifier(self.denoiser(x_noisy, self.sigma))
+        logits: Logits = self.classifier(self.purify(x_noisy))
         return logits
+
+    def purify(self, x_noisy: Images) -> Images:
+        """Return the denoised images, which the classifier sees."""
+        return self.denoiser(x_noisy, self.sigma)
 
 
 class SmoothedClassifier(nn.Module):

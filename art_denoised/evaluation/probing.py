@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 import torch
+from scipy import special
 from torch import Tensor, nn
 
 from art_denoised import checks
-from art_denoised.attacks.contained import contained
 from art_denoised.attacks.losses import margin
 from art_denoised.attacks.pgd import PGD
 from art_denoised.attacks.suites import AutoAttack
-from art_denoised.evaluation.attacked.records import CLEAN, AttackRow
-from art_denoised.evaluation.attacked.target import Target
-from art_denoised.smoothing.bounds import lower_confidence_bound
+from art_denoised.evaluation.attack_rows import CLEAN, AttackRow
+from art_denoised.evaluation.columns import Column
+from art_denoised.evaluation.target import Target
 from art_denoised.types import Images, Labels
 
 ALPHA = 0.01  # probability of accusing a model whose share is at the tolerance
@@ -25,16 +25,20 @@ LOST, KEPT = 0.25, 0.75  # shares of right answers; between them the noise of th
 
 @dataclass(frozen=True)
 class Probes:
-    """How large the checks are.
+    """Size of the masking checks.
 
     Attributes:
-        images: Images looked at, the first that are right without attack.
-        steps: Of the PGD with the margin loss that probes them.
-        queries: Of the Square attack on what gradient attacks left.
-        eot: Draws averaged, for randomised models.
+        images: Number of images: the first that are right without attack.
+        steps: Number of steps of the PGD with the margin loss.
+        queries: Number of queries of Square, on images that gradient attacks left.
+        eot: Number of draws averaged for randomised models.
 
     Raises:
-        InputError: One is not a whole number above 0.
+        InputError: A value is not a whole number above 0.
+
+    Example:
+        >>> Probes(images=16).steps
+        20
     """
 
     images: int = 32
@@ -54,14 +58,12 @@ class Subject:
     Attributes:
         target: The model.
         x: Images.
-        y: Their classes.
-        indices: Of these images in the data set.
-        rows: Of the run.
-        balls: (norm, eps) of its attacks.
-        bare: The classifier without its defence, if given.
-        probes: How large the checks are.
-        mixed: Columns of the run whose attack uses both gradients and scores, as AutoAttack does:
-            what they break is no proof that gradients find it, nor that scores do.
+        y: True classes of the images.
+        indices: Indices of these images in the data set.
+        rows: Rows of the run.
+        columns: Attacks of the run.
+        undefended: The classifier without its defence, if given.
+        probes: Size of the checks.
     """
 
     target: Target
@@ -69,15 +71,20 @@ class Subject:
     y: Labels
     indices: tuple[int, ...]
     rows: tuple[AttackRow, ...]
-    balls: tuple[tuple[str, float], ...]
-    bare: nn.Module | None
+    columns: tuple[Column, ...]
+    undefended: nn.Module | None
     probes: Probes
-    mixed: frozenset[tuple[str, str, float]] = frozenset()
     _probed: dict[tuple[str, float, int], Tensor] = field(default_factory=dict)
 
     @property
+    def balls(self) -> tuple[tuple[str, float], ...]:
+        """Norm and eps of the attacks."""
+        balls = {(column.attack.norm, column.attack.eps) for column in self.columns}
+        return tuple(sorted(balls))
+
+    @property
     def eot(self) -> int:
-        """Draws to average."""
+        """Number of draws to average."""
         return self.probes.eot if self.target.randomised else 1
 
     @property
@@ -130,9 +137,10 @@ class Subject:
         return shares
 
     def alone(self, norm: str, eps: float, shares: Tensor) -> Tensor:
-        """Return which images are broken in ``shares`` and by no gradient attack, one harder yet.
+        """Return which images are broken in ``shares`` but not by gradient attacks.
 
-        Square finds a few that a short PGD of one start misses, also of honest models.
+        They are attacked harder first: Square finds a few images that a short PGD of one start
+        misses, on honest models too.
         """
         alone = (shares <= LOST) & (self.by_gradients(norm, eps) >= KEPT)
         attack = replace(probe(norm, eps, 5 * self.probes.steps, self.eot), restarts=4)
@@ -146,9 +154,14 @@ class Subject:
         return alone
 
     def seeing(self, norm: str, eps: float) -> list[AttackRow]:
-        """Return the rows of attacks in a ball that use gradients and nothing else."""
+        """Return the rows of attacks in a ball that use gradients and nothing else.
+
+        What a mixed attack such as AutoAttack breaks shows neither that gradients find it, nor that
+        scores do.
+        """
+        mixed = {column.key for column in self.columns if column.mixed}
         here = (row for row in self.rows if (row.norm, row.eps) == (norm, eps))
-        return [row for row in here if row.gradient != "none" and row.column not in self.mixed]
+        return [row for row in here if row.gradient != "none" and row.column not in mixed]
 
     def blind(self, norm: str, eps: float) -> list[AttackRow]:
         """Return the rows of attacks in a ball that use no gradient."""
@@ -158,7 +171,7 @@ class Subject:
     def gradients(self, how: str) -> Images:
         """Return the gradients of the margin loss at the images, averaged over draws."""
         total = torch.zeros_like(self.x)
-        with contained(self.target.module, 0), self.target.taking(how), torch.enable_grad():
+        with self.target.session(0), self.target.taking(how), torch.enable_grad():
             for _ in range(self.eot):
                 leaf = self.x.clone().requires_grad_()
                 loss = margin(self.target.logits(leaf), self.y).sum()
@@ -170,13 +183,13 @@ class Subject:
     @torch.no_grad()
     def losses(self, x: Images) -> Tensor:
         """Return the margin loss of each image, averaged over draws."""
-        with contained(self.target.module, 2):
+        with self.target.session(2):
             draws = [margin(self.target.logits(x), self.y) for _ in range(self.eot)]
         return torch.stack(draws).mean(0)
 
 
 class Count(NamedTuple):
-    """``k`` of ``n`` images speak against the figure, in words ``finding``."""
+    """``k`` of ``n`` images speak against the result, in words ``finding``."""
 
     k: int
     n: int
@@ -184,9 +197,10 @@ class Count(NamedTuple):
 
 
 def gravest(counts: Iterable[Count], tolerance: float, among: int) -> tuple[Count, bool]:
-    """Return the count that speaks most against the figure, and whether it exceeds the tolerance.
+    """Return the count that speaks most against the result, and whether it exceeds the tolerance.
 
-    The worst of ``among`` so many. A large share of few images does not hide a smaller one of many.
+    It is the worst of ``among`` counts. A large share of few images does not hide a smaller share
+    of many.
 
     Example:
         >>> gravest([Count(1, 8, "few"), Count(50, 500, "many")], tolerance=0.05, among=2)
@@ -198,7 +212,7 @@ def gravest(counts: Iterable[Count], tolerance: float, among: int) -> tuple[Coun
 
 
 def probe(norm: str, eps: float, steps: int, eot: int = 1) -> PGD:
-    """Return the attack of the checks. An l_inf ball beyond 1 is that of 1: it holds all images.
+    """Return the attack of the checks. An l_inf ball beyond 1 becomes 1, which holds all images.
 
     Example:
         >>> probe("linf", 1.2, steps=20).eps, probe("l2", 1.2, steps=20).eps
@@ -218,12 +232,14 @@ def worst(rows: Iterable[AttackRow]) -> dict[int, float]:
 
 
 def exceeds(k: int, n: int, tolerance: float, among: int = 1) -> bool:
-    """Whether ``k`` of ``n`` images show that more than ``tolerance`` of all would do so.
+    """Whether ``k`` of ``n`` images show that more than ``tolerance`` of all images would do so.
 
-    One-sided Clopper-Pearson at confidence 99 %, of the worst ``among`` so many (Bonferroni).
+    One-sided exact binomial test at level 1 %, divided by ``among`` for the worst of so many
+    counts (Bonferroni). It exceeds if the Clopper-Pearson lower bound lies above ``tolerance``.
 
     Example:
         >>> exceeds(3, 32, 0.02), exceeds(4, 32, 0.02)
         (False, True)
     """
-    return k > 0 and lower_confidence_bound(k, n, ALPHA / among) > tolerance
+    # P(Binomial(n, tolerance) >= k) as an incomplete beta function
+    return k > 0 and float(special.betainc(k, n - k + 1, tolerance)) < ALPHA / among

@@ -3,26 +3,27 @@
 Sources: Athalye et al., "Obfuscated Gradients" (ICML 2018, arXiv 1802.00420), section 3.1; Carlini
 et al., "On Evaluating Adversarial Robustness" (arXiv 1902.06705).
 
-Each check looks at a few images and decides by counting them: it fails when, at confidence 99 %,
-the share of images that speak against the figure exceeds its tolerance. Of a randomised model, an
-image is broken by one attack and not by another only if it is right in at most a quarter of its
-evaluations under the one and in at least three quarters under the other: less is luck.
+Each check counts images among a few. It fails if, at confidence 99 %, the share of images that
+speak against the result exceeds its tolerance. For a randomised model, an image is broken by one
+attack and not by another only if it is right in at most a quarter of its evaluations under the one
+and in at least three quarters under the other: smaller differences are chance.
 docs/attack.md says what to do about a failed check.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import torch
 
-from art_denoised.attacks.contained import Generators, contained
+from art_denoised.attacks.contained import Generators
 from art_denoised.checks import InputError
-from art_denoised.evaluation.attacked.probing import (
+from art_denoised.evaluation.attack_rows import CHECKS, CLEAN, AttackRow, CheckRow
+from art_denoised.evaluation.columns import Column
+from art_denoised.evaluation.probing import (
     ALPHA,
     KEPT,
     LOST,
@@ -33,9 +34,7 @@ from art_denoised.evaluation.attacked.probing import (
     probe,
     worst,
 )
-from art_denoised.evaluation.attacked.records import CHECKS as NAMES
-from art_denoised.evaluation.attacked.records import CLEAN, CheckRow
-from art_denoised.evaluation.attacked.target import Target
+from art_denoised.evaluation.target import Target
 from art_denoised.types import Images
 
 Check: TypeAlias = Callable[[Subject], CheckRow]
@@ -48,29 +47,48 @@ _LOSSES = 0.2  # images whose loss may rise more along noise than along the grad
 _SATURATED, _TINY = 80.0, 1e-5  # margins: exp(-88) is 0 in float32, and 1e-6 of 1 is rounding
 
 
+class _NotMadeError(Exception):
+    """The check cannot be made, for the reason given."""
+
+
+def make(name: str, subject: Subject) -> CheckRow:
+    """Make one of `CHECKS`. A check that cannot be made does not end the run.
+
+    Raises:
+        KeyError: There is no check of that name.
+    """
+    check = _CHECKS[name]
+    if not subject.columns:
+        return CheckRow(name, None, "not made: the run has no attack")
+    return _made(name, lambda: check(subject))
+
+
+def _made(name: str, check: Callable[[], CheckRow]) -> CheckRow:
+    try:
+        return check()
+    except (InputError, _NotMadeError) as error:
+        return CheckRow(name, None, f"not made: {error}", {"error": str(error)})
+
+
 def gradient_free(s: Subject) -> CheckRow:
-    """An attack that sees scores alone, or labels, must not find what gradient attacks miss.
+    """An attack that sees scores or labels alone must not find what gradient attacks miss.
 
     Square is always tried, in every ball: the run's own gradient-free attacks may be weak.
     """
-    name = "gradient-free attacks"
-    if not s.attackable:
-        return _nothing(name)
+    _need_right_images(s)
     own = [count for ball in s.balls if (count := _own_columns(s, *ball))]
     among = len(own) + len(s.balls)
     most, failed = gravest(own, _MISSED, among) if own else (None, False)
     if not failed:
         most, failed = gravest([*own, *(_square(s, *ball) for ball in s.balls)], _MISSED, among)
     assert most is not None  # a run has balls
-    masked = "; gradients are masked, the figure is too high" if failed else ""
-    return _counted(name, failed, most.k, most.n, _MISSED, most.finding + masked, among)
+    remedy = "; gradients are masked, the result is too high"
+    return _counted("gradient-free attacks", failed, most, _MISSED, remedy, among)
 
 
 def stronger_attack(s: Subject) -> CheckRow:
-    """A plain PGD must not break many images that all attacks of the run left standing."""
-    name = "stronger attack"
-    if not s.attackable:
-        return _nothing(name)
+    """A plain PGD must not break many images that all attacks of the run left."""
+    _need_right_images(s)
     counts = []
     for norm, eps in s.balls:
         left = worst(row for row in s.rows if (row.norm, row.eps) == (norm, eps))
@@ -84,8 +102,7 @@ def stronger_attack(s: Subject) -> CheckRow:
         )
         counts.append(Count(k, n, finding))
     most, failed = gravest(counts, _NOISE, len(counts))
-    harder = "; attack harder" if failed else ""
-    return _counted(name, failed, most.k, most.n, _NOISE, most.finding + harder, len(counts))
+    return _counted("stronger attack", failed, most, _NOISE, "; attack harder", len(counts))
 
 
 def zero_gradients(s: Subject) -> CheckRow:
@@ -96,69 +113,68 @@ def zero_gradients(s: Subject) -> CheckRow:
         size = gradients.abs().amax(1)
         without &= (~(torch.isfinite(gradients).all(1) & (size > 0))).cpu()
     k, n = int(without.sum()), len(without)
-    failed = exceeds(k, n, _ZERO)
-    remedy = "; make the defence differentiable, or attack it through BPDA" if failed else ""
-    finding = f"{k} of {n} images have a gradient that is zero or not finite{remedy}"
-    return _counted("zero gradients", failed, k, n, _ZERO, finding)
+    count = Count(k, n, f"{k} of {n} images have a gradient that is zero or not finite")
+    remedy = "; make the defence differentiable, or attack it through BPDA"
+    return _counted("zero gradients", exceeds(k, n, _ZERO), count, _ZERO, remedy)
 
 
 def more_steps(s: Subject) -> CheckRow:
     """More steps must not help the defence."""
-    if not s.attackable:
-        return _nothing("more steps")
+    _need_right_images(s)
     (norm, eps), few = s.ball, max(s.probes.steps // 4, 1)
     less, more = s.pgd(norm, eps, few), s.pgd(norm, eps, s.probes.steps)
     k, n = int(((less <= LOST) & (more >= KEPT)).sum()), len(less)
-    failed = exceeds(k, n, _NOISE)
     finding = (
-        f"{k} of {n} images survive PGD of {s.probes.steps} steps and not of {few} "
+        f"{k} of {n} images survive PGD of {s.probes.steps} steps but not of {few} "
         f"({norm}, eps {eps:g})"
     )
-    return _counted("more steps", failed, k, n, _NOISE, finding)
+    return _counted("more steps", exceeds(k, n, _NOISE), Count(k, n, finding), _NOISE)
 
 
 def larger_eps(s: Subject) -> CheckRow:
     """A larger ball must not help the defence."""
-    if not s.attackable:
-        return _nothing("larger eps")
+    _need_right_images(s)
     norm, eps = s.ball
     beyond = 2 * eps if norm == "l2" else max(min(2 * eps, 1.0), eps)
     small, large = (s.pgd(norm, e, s.probes.steps) for e in (eps, beyond))
     shares = [("PGD", norm, eps, beyond, list(zip(small.tolist(), large.tolist(), strict=True)))]
+    counts = []
+    for who, norm, low, high, both in [*shares, *_growing(s.rows)]:
+        k, n = sum(less <= LOST and more >= KEPT for less, more in both), len(both)
+        where = f"under {who} at {norm} eps {high:g} but not at {low:g}"
+        if both:
+            counts.append(Count(k, n, f"{k} of {n} images survive {where}"))
+    most, failed = gravest(counts, _NOISE, len(counts))
+    return _counted("larger eps", failed, most, _NOISE, among=len(counts))
+
+
+def _growing(
+    rows: tuple[AttackRow, ...],
+) -> Iterator[tuple[str, str, float, float, list[tuple[float, float]]]]:
+    """Yield shares of right answers under an attack at one eps and at the next larger one."""
     columns: dict[tuple[str, str, str], dict[float, dict[int, float]]] = {}
-    for row in s.rows:
+    for row in rows:
         if row.attack != CLEAN and row.clean:
             at = columns.setdefault((row.attack, row.gradient, row.norm), {})
             at.setdefault(row.eps, {})[row.index] = row.mean
     for (attack, gradient, norm), at in columns.items():
         for low, high in itertools.pairwise(sorted(at)):
             both = [(share, at[high][i]) for i, share in at[low].items() if i in at[high]]
-            shares.append((f"{attack} ({gradient})", norm, low, high, both))
-    counts = []
-    for who, norm, low, high, both in shares:
-        k, n = sum(less <= LOST and more >= KEPT for less, more in both), len(both)
-        where = f"under {who} at {norm} eps {high:g} and not at {low:g}"
-        if both:
-            counts.append(Count(k, n, f"{k} of {n} images survive {where}"))
-    most, failed = gravest(counts, _NOISE, len(counts))
-    return _counted("larger eps", failed, most.k, most.n, _NOISE, most.finding, len(counts))
+            yield f"{attack} ({gradient})", norm, low, high, both
 
 
 def large_enough_eps(s: Subject) -> CheckRow:
-    """At an eps where all images can be made the same grey, no defence can be right."""
-    name = "eps large enough"
-    if not s.attackable:
-        return _nothing(name)
+    """At an eps where all images can become the same grey, no defence can be right."""
+    _need_right_images(s)
     norm = s.ball[0]
     eps = 0.5 if norm == "linf" else 0.5 * math.sqrt(s.x[0].numel())
     held = s.pgd(norm, eps, 2 * s.probes.steps) > 0.5
     k, n = int(held.sum()), len(held)
-    failed = exceeds(k, n, _HELD)
     finding = (
-        f"{k} of {n} images survive PGD at eps {eps:g} in {norm}, where each can be made plain grey"
-        + ("; the attack fails, not the image" if failed else "")
+        f"{k} of {n} images survive PGD at eps {eps:g} in {norm}, where each can become plain grey"
     )
-    return _counted(name, failed, k, n, _HELD, finding)
+    failed, remedy = exceeds(k, n, _HELD), "; the attack fails, not the image"
+    return _counted("eps large enough", failed, Count(k, n, finding), _HELD, remedy)
 
 
 def gradient_against_random(s: Subject) -> CheckRow:
@@ -172,38 +188,37 @@ def gradient_against_random(s: Subject) -> CheckRow:
     for how in s.target.gradients():
         along = _direction(torch.nan_to_num(s.gradients(how)), norm)
         wins = max(wins, int((s.losses((s.x + step * along).clamp(0, 1)) > before).sum()))
-    failed = exceeds(n - wins, n, _LOSSES)
     finding = (
         f"for {wins} of {n} images the loss rises more along the gradient than along noise "
-        f"({norm}, length {step:g})" + ("; the gradient does not say where to go" if failed else "")
+        f"({norm}, length {step:g})"
     )
-    return _counted("gradient against random", failed, n - wins, n, _LOSSES, finding)
+    failed, remedy = exceeds(n - wins, n, _LOSSES), "; the gradient does not show where to go"
+    count = Count(n - wins, n, finding)
+    return _counted("gradient against random", failed, count, _LOSSES, remedy)
 
 
 def transfer(s: Subject) -> CheckRow:
-    """Images that fool the bare classifier must not fool the defence where its own do not."""
-    name = "transfer"
-    if s.bare is None:
-        return CheckRow(name, None, "not made: the bare classifier was not given")
-    if not s.attackable:
-        return _nothing(name)
+    """Attacks on the undefended classifier must not break what attacks on the defence do not."""
+    if s.undefended is None:
+        return CheckRow("transfer", None, "not made: the undefended classifier was not given")
+    _need_right_images(s)
     norm, eps = s.ball
-    bare = Target(s.bare, s.x[:2], noise=None, repeats=1, seed=0)
-    x_adv = bare.attempt(probe(norm, eps, s.probes.steps), bare.gradients()[0], s.x, s.y, 0).x_adv
+    other = Target(s.undefended, s.x[:2], noise=None, repeats=1, seed=0)
+    attack = probe(norm, eps, s.probes.steps)
+    x_adv = other.attempt(attack, other.gradients()[0], s.x, s.y, 0).x_adv
     alone = (s.right(x_adv) <= LOST) & (s.by_gradients(norm, eps) >= KEPT)
     k, n = int(alone.sum()), len(s.x)
-    failed = exceeds(k, n, _MISSED)
     finding = (
-        f"{k} of {n} images are broken by attacks on the bare classifier and not by gradient "
+        f"{k} of {n} images are broken by attacks on the undefended classifier but not by gradient "
         f"attacks on the defence ({norm}, eps {eps:g})"
     )
-    return _counted(name, failed, k, n, _MISSED, finding)
+    return _counted("transfer", exceeds(k, n, _MISSED), Count(k, n, finding), _MISSED)
 
 
 @torch.no_grad()
 def logits(s: Subject) -> CheckRow:
-    """Logits that do not depend on the image, saturate the softmax, or drown in rounding."""
-    with contained(s.target.module, 0):
+    """Logits must depend on the image, not saturate the softmax, and not drown in rounding."""
+    with s.target.session(0):
         answer = s.target.logits(s.x).double()
     finite = answer[answer.isfinite()]  # a class that is ruled out has a logit of -inf
     answer = answer.clamp(finite.min(), finite.max()) if len(finite) else torch.zeros_like(answer)
@@ -232,14 +247,15 @@ def logits(s: Subject) -> CheckRow:
 def global_seed(s: Subject) -> CheckRow:
     """A forward pass must not set the global seeds: attacks draw from them, and so may its noise.
 
-    One that only draws from them is given a stream of its own in our runs; other tools do not.
+    A model that only draws from them gets a stream of its own in our runs, but not in other tools.
     """
     caller, ends, drawn = Generators.now(), [], set()
     try:
         for seed in (1, 2):
             begin = Generators.seeded(seed, 0)
             begin.put_back()
-            s.target.logits(s.x[:2])
+            with s.target.guarded():
+                s.target.logits(s.x[:2])
             ends.append(Generators.now())
             drawn.update(ends[-1].differing(begin))
     finally:
@@ -254,44 +270,66 @@ def global_seed(s: Subject) -> CheckRow:
     elif drawn:
         finding = (
             f"the forward pass draws from the global generator of {' and '.join(sorted(drawn))}; "
-            "here it had a stream of its own, but attacks run elsewhere that set the seed make its "
+            "here it had a stream of its own, but an attack elsewhere that sets the seed makes its "
             "noise repeat itself; draw from a torch.Generator"
         )
     return CheckRow("global seed", not reset, finding, {"sets": reset, "draws": sorted(drawn)})
 
 
-def _made(name: str, check: Check, s: Subject) -> CheckRow:
-    """Make a check. What it cannot do to this model must not take the run's figures along."""
-    if not s.balls:
-        return CheckRow(name, None, "not made: the run has no attack")
-    try:
-        return check(s)
-    except InputError as error:
-        return CheckRow(name, None, f"not made: {error}", {"error": str(error)})
+def unmoved(s: Subject) -> list[CheckRow]:
+    """Return a check for each attack that moved no image at all, as one without a gradient does.
+
+    It fails if PGD breaks such images: then the attack did not work. Otherwise there is no verdict,
+    since an attack that returns only what it broke moves nothing on a robust model.
+    """
+    still = [column for column in s.columns if _moved_nothing(s.rows, column)]
+    return [
+        _made(f"moved by {column.words}", lambda column=column: _unmoved(s, column, len(still)))
+        for column in still
+    ]
 
 
-_FUNCTIONS: tuple[Check, ...] = (
-    gradient_free,
-    stronger_attack,
-    zero_gradients,
-    more_steps,
-    larger_eps,
-    large_enough_eps,
-    gradient_against_random,
-    transfer,
-    logits,
-    global_seed,
+def _unmoved(s: Subject, column: Column, among: int) -> CheckRow:
+    norm, eps = column.attack.norm, column.attack.eps
+    kept = worst(row for row in s.rows if row.column == column.key)
+    stands = torch.tensor([kept.get(index, 0.0) >= KEPT for index in s.indices])
+    k, n = int(((s.pgd(norm, eps, s.probes.steps) <= LOST) & stands).sum()), len(stands)
+    finding = f"the attack moved no image; PGD of {s.probes.steps} steps broke {k} of {n}"
+    failed, remedy = exceeds(k, n, _NOISE, among), "; the attack does not work on this model"
+    count = Count(k, n, finding)
+    row = _counted(f"moved by {column.words}", failed, count, _NOISE, remedy, among)
+    return row if failed else CheckRow(row.name, None, row.finding, row.numbers)
+
+
+def _moved_nothing(rows: tuple[AttackRow, ...], column: Column) -> bool:
+    attacked = [row for row in rows if row.column == column.key and row.clean]
+    return bool(attacked) and all(row.distance_linf == 0 for row in attacked)
+
+
+_CHECKS: dict[str, Check] = dict(
+    zip(
+        CHECKS,
+        (
+            gradient_free,
+            stronger_attack,
+            zero_gradients,
+            more_steps,
+            larger_eps,
+            large_enough_eps,
+            gradient_against_random,
+            transfer,
+            logits,
+            global_seed,
+        ),
+        strict=True,
+    )
 )
-CHECKS: dict[str, Check] = {
-    name: functools.partial(_made, name, check)
-    for name, check in zip(NAMES, _FUNCTIONS, strict=True)
-}
 
 
 def _own_columns(s: Subject, norm: str, eps: float) -> Count | None:
     """Count what the run's gradient-free attacks broke in a ball and its gradient attacks did not.
 
-    Of images that both tried; where no attack of the run uses gradients alone, against our PGD.
+    Images count that both tried. If no attack of the run uses gradients alone, our PGD stands in.
     """
     rows = s.blind(norm, eps)
     blind, seen = worst(rows), worst(s.seeing(norm, eps))
@@ -322,16 +360,17 @@ def _direction(gradients: Images, norm: str) -> Images:
     return gradients / length.reshape(-1, 1, 1, 1)
 
 
+def _need_right_images(s: Subject) -> None:
+    if not s.attackable:
+        raise _NotMadeError("no image is right without attack")
+
+
 def _counted(
-    name: str, failed: bool, k: int, n: int, tolerance: float, finding: str, among: int = 1
+    name: str, failed: bool, count: Count, tolerance: float, remedy: str = "", among: int = 1
 ) -> CheckRow:
-    numbers = {"images": n, "count": k, "tolerance": tolerance, "alpha": ALPHA}
-    if not exceeds(n, n, tolerance, among):  # no count of so few would be a sign
-        words = f"{n} images are too few to tell"
+    """Return a check that counted; ``remedy`` is added to the words of one that failed."""
+    numbers = {"images": count.n, "count": count.k, "tolerance": tolerance, "alpha": ALPHA}
+    if not exceeds(count.n, count.n, tolerance, among):  # no count of so few would be a sign
+        words = f"{count.n} images are too few to tell"
         return CheckRow(name, None, f"not made: {words}", {**numbers, "error": words})
-    return CheckRow(name, not failed, finding, numbers)
-
-
-def _nothing(name: str) -> CheckRow:
-    words = "no image is right without attack"
-    return CheckRow(name, None, f"not made: {words}", {"error": words})
+    return CheckRow(name, not failed, count.finding + remedy * failed, numbers)

@@ -21,31 +21,33 @@ from art_denoised.attacks.suites import AutoAttack
 from art_denoised.data import digits as load_digits
 from art_denoised.demo import digits_classifier, digits_diffusion, digits_network
 from art_denoised.diffusion.weights import noise_levels
-from art_denoised.evaluation.attacked import masking
-from art_denoised.evaluation.attacked.flags import autoattack_flags
-from art_denoised.evaluation.attacked.probing import Count, Probes, Subject, exceeds, gravest
-from art_denoised.evaluation.attacked.records import (
+from art_denoised.evaluation import (
+    ATTACK,
     CHECKS,
     CLEAN,
-    AttackLogWriter,
     AttackRow,
     CheckRow,
+    Probes,
+    Target,
+    masking,
     read_attack_log,
 )
-from art_denoised.evaluation.attacked.target import Target
-from tests.evaluation.attacked import defects
+from art_denoised.evaluation.columns import Column, autoattack_flags, columns
+from art_denoised.evaluation.probing import ALPHA, Count, Subject, exceeds, gravest
+from art_denoised.runs import Run
+from tests.evaluation import defects
 
 EPS = 0.15
 PROBES = Probes(images=20, steps=10, queries=60, eot=2)
 
 
-def findings(model, digits, *, bare=None, attacks=None, images=20, probes=PROBES, **options):
+def findings(model, digits, *, undefended=None, attacks=None, images=20, probes=PROBES, **options):
     attacks = [PGD(EPS, steps=15, loss="margin")] if attacks is None else attacks
     log = evaluate(
         model,
         TensorDataset(*digits),
         attacks,
-        bare=bare,
+        undefended=undefended,
         probes=probes,
         indices=range(images),
         pictures=0,
@@ -94,17 +96,17 @@ HONEST = {
 
 @pytest.mark.parametrize("name", HONEST)
 def test_honest_models_are_not_accused(name, digits):
-    model, bare = HONEST[name]()
+    model, undefended = HONEST[name]()
     eot = 8 if "fresh" in name else 1
     attacks = [PGD(eps, steps=10, loss="margin", eot=eot) for eps in (EPS / 2, EPS)]
     attacks += [AutoAttack(EPS, parts=MIXED, steps=3, queries=20)] * (name == "plain")
     log, checks = findings(
-        model, digits, bare=bare, attacks=attacks, probes=replace(PROBES, eot=eot)
+        model, digits, undefended=undefended, attacks=attacks, probes=replace(PROBES, eot=eot)
     )
     assert failed(checks) == set(), {c.finding for c in checks.values() if c.passed is False}
     assert log.trusted
     assert set(checks) >= set(CHECKS)
-    assert (checks["transfer"].passed is None) == (bare is None)
+    assert (checks["transfer"].passed is None) == (undefended is None)
 
 
 DEFECTS = {
@@ -129,7 +131,7 @@ def test_planted_defects_are_found(name, digits):
     if name in ("coin", "constant"):  # its class alone, so that it looks robust
         digits = tuple(part[digits[1] == 2] for part in digits)
     attacks = [PGD(EPS, steps=10)]
-    log, checks = findings(defect().eval(), digits, bare=digits_classifier(), attacks=attacks)
+    log, checks = findings(defect().eval(), digits, undefended=digits_classifier(), attacks=attacks)
     assert expected <= failed(checks), checks
     assert log.trusted is False
 
@@ -174,7 +176,9 @@ def test_checks_are_made_of_balls_whose_double_holds_all_images(digits):
     assert {name for name in CHECKS if checks[name].passed is None} == {"transfer"}
     assert log.trusted is not None
     broken = digits_classifier().train().append(nn.Dropout())
-    log, checks = findings(digits_classifier(), digits, attacks=attacks, images=4, bare=broken)
+    log, checks = findings(
+        digits_classifier(), digits, attacks=attacks, images=4, undefended=broken
+    )
     assert checks["transfer"].passed is None
     assert "training mode" in checks["transfer"].finding
     assert log.trusted is None
@@ -190,7 +194,8 @@ def test_both_gradients_of_likelihood_maximization_are_probed(digits):
     target = Target(model, digits[0][:2], noise=None, repeats=1, seed=0)
     assert target.gradients() == ("exact", "bpda")
     x, y = digits[0][:4], digits[1][:4]
-    subject = Subject(target, x, y, tuple(range(4)), (), (("linf", EPS),), None, PROBES)
+    used = tuple(columns([PGD(EPS)], ("exact",)))
+    subject = Subject(target, x, y, tuple(range(4)), (), used, None, PROBES)
     exact, bpda = (subject.gradients(how) for how in ("exact", "bpda"))
     assert not torch.allclose(exact, bpda, rtol=0.01)
     alone = []
@@ -212,8 +217,8 @@ def subject(rows, digits, eps=(0.1,)) -> Subject:
     x, y = digits[0][:8], digits[1][:8]
     rows += [row(i, False, attack=CLEAN, gradient="none", eps=0.0) for i in range(100)]
     target = Target(digits_classifier(), x, noise=None, repeats=1, seed=0)
-    balls = tuple(("linf", one) for one in eps)
-    return Subject(target, x, y, tuple(range(92, 100)), tuple(rows), balls, None, PROBES)
+    used = tuple(Column("pgd", "exact", PGD(one)) for one in eps)
+    return Subject(target, x, y, tuple(range(92, 100)), tuple(rows), used, None, PROBES)
 
 
 @pytest.mark.parametrize(("alone", "passes"), [(0, True), (6, True), (7, False), (50, False)])
@@ -221,11 +226,13 @@ def test_what_gradient_free_attacks_alone_broke_is_counted_image_by_image(alone,
     """Of 100 images, at 99.5 %: more than 2 % from 7 on; equal totals do not excuse it."""
     blind = [row(i, i < alone, attack="square", gradient="none") for i in range(100)]
     seen = [row(i, i >= 50) for i in range(100)]
-    check = masking.gradient_free(subject(seen + blind, digits))
+    check = masking.make("gradient-free attacks", subject(seen + blind, digits))
     assert check.passed is passes
     assert check.numbers["count"] == alone
     assert check.numbers["images"] == 100
-    also = masking.gradient_free(subject([row(i, True) for i in range(100)] + blind, digits))
+    also = masking.make(
+        "gradient-free attacks", subject([row(i, True) for i in range(100)] + blind, digits)
+    )
     assert also.passed
     assert also.numbers["count"] == 0
 
@@ -234,7 +241,7 @@ def test_what_gradient_free_attacks_alone_broke_is_counted_image_by_image(alone,
 def test_a_larger_eps_that_helps_the_defence_is_found(helped, passes, digits):
     small = [row(i, i < 30, eps=0.1) for i in range(100)]
     large = [row(i, helped <= i, eps=0.2) for i in range(100)]
-    check = masking.larger_eps(subject(large + small, digits, eps=(0.1, 0.2)))
+    check = masking.make("larger eps", subject(large + small, digits, eps=(0.1, 0.2)))
     assert check.passed is passes
     assert check.numbers["count"] == helped
 
@@ -246,7 +253,7 @@ def test_the_rate_of_false_accusations_is_the_stated_one():
     for n in (8, 24, 32, 500):
         for tolerance in (0.01, 0.02, 0.05):
             first = next(k for k in range(1, n + 1) if exceeds(k, n, tolerance))
-            assert stats.binom.sf(first - 1, n, tolerance) <= masking.ALPHA
+            assert stats.binom.sf(first - 1, n, tolerance) <= ALPHA
 
 
 @pytest.mark.parametrize("among", [2, 6])
@@ -256,7 +263,7 @@ def test_the_rate_holds_for_the_gravest_of_several(among):
 
     for n in (8, 32, 500):
         first = next(k for k in range(1, n + 1) if gravest([Count(k, n, "")], 0.02, among)[1])
-        assert 1 - stats.binom.cdf(first - 1, n, 0.02) ** among <= masking.ALPHA
+        assert 1 - stats.binom.cdf(first - 1, n, 0.02) ** among <= ALPHA
     few, many = Count(1, 8, "few"), Count(45, 500, "many")
     assert gravest([few, many], 0.05, among) == (many, True)
     assert gravest([few, Count(1, 500, "many")], 0.05, among) == (few, False)
@@ -266,11 +273,10 @@ def test_trust_needs_every_check(tmp_path):
     """A flag, half of the checks, or checks that an error prevented are not enough."""
 
     def trusted(*rows):
-        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
-        with AttackLogWriter(path, {}) as log:
-            for one in rows:
-                log.append(one)
-        return read_attack_log(path).trusted
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        with Run(folder, ATTACK, {}) as run:
+            run.append(rows)
+        return read_attack_log(folder).trusted
 
     whole = [CheckRow(name, name != "transfer" or None, "fine") for name in CHECKS]
     flag = CheckRow("flags of autoattack (exact, eps 0.1)", True, "dynamic defense")
@@ -307,7 +313,7 @@ def test_classes_that_are_ruled_out_are_no_sign(digits):
 
 
 def test_flags_are_explained():
-    column = ("autoattack", "exact", 0.1)
+    (column,) = columns([AutoAttack(0.1)], ("exact",))
     names = ("randomized defense", "probability distribution", "zero gradient", "dynamic defense")
     verdicts = [autoattack_flags(column, (f"it is {n}!",), False).passed for n in names]
     assert verdicts == [False, False, None, True]

@@ -1,0 +1,12 @@
+from .attack import evaluate as evaluate
+from .attack_rows import ATTACK as ATTACK
+from .attack_rows import CHECKS as CHECKS
+from .attack_rows import CLEAN as CLEAN
+from .attack_rows import AttackLog as AttackLog
+from .attack_rows import AttackRow as AttackRow
+from .attack_rows import CheckRow as CheckRow
+from .attack_rows import ImageRow as ImageRow
+from .attack_rows import read_attack_log as read_attack_log
+from .images import stack_images as stack_images
+from .probing import Probes as Probes
+from .target import Target as Target
