@@ -197,9 +197,9 @@ def _eps(text: str) -> list[float]:
 def _attack(arguments: argparse.Namespace) -> None:
     from art_denoised import checks
     from art_denoised.data import load_data, select
+    from art_denoised.evaluation.attack import evaluate
     from art_denoised.evaluation.attack_report.runs import read_models
     from art_denoised.evaluation.attack_report.text import format_report
-    from art_denoised.evaluation.attack import evaluate
     from art_denoised.models.loading import find_device, load_module, load_trained
 
     # Found wanting before anything is loaded, also an eps of the default attacks.

@@ -12,16 +12,17 @@ docs/attack.md says what to do about a failed check.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 
 from art_denoised.attacks.contained import Generators
 from art_denoised.checks import InputError
-from art_denoised.evaluation.attack_rows import CHECKS, CLEAN, AttackRow, CheckRow
+from art_denoised.evaluation.attack_rows import CLEAN, AttackRow, CheckRow
 from art_denoised.evaluation.columns import Column
 from art_denoised.evaluation.probing import (
     ALPHA,
@@ -37,8 +38,6 @@ from art_denoised.evaluation.probing import (
 from art_denoised.evaluation.target import Target
 from art_denoised.types import Images
 
-Check: TypeAlias = Callable[[Subject], CheckRow]
-
 _MISSED = 0.02  # images that another attack may break and the gradient attacks miss
 _NOISE = 0.05  # images on which a stronger attack may fail by the luck of its start
 _HELD = 0.05  # images that may survive an eps at which none should
@@ -47,46 +46,47 @@ _LOSSES = 0.2  # images whose loss may rise more along noise than along the grad
 _SATURATED, _TINY = 80.0, 1e-5  # margins: exp(-88) is 0 in float32, and 1e-6 of 1 is rounding
 
 
+class Verdict(NamedTuple):
+    """What a check found; the fields of `CheckRow` after its name."""
+
+    passed: bool | None
+    finding: str
+    numbers: dict[str, Any]
+
+
 class _NotMadeError(Exception):
     """The check cannot be made, for the reason given."""
 
 
 def make(name: str, subject: Subject) -> CheckRow:
-    """Make one of `CHECKS`. A check that cannot be made does not end the run.
-
-    Raises:
-        KeyError: There is no check of that name.
-    """
-    check = _CHECKS[name]
+    """Make one of `CHECKS`. A check that cannot be made does not end the run."""
     if not subject.columns:
         return CheckRow(name, None, "not made: the run has no attack")
-    return _made(name, lambda: check(subject))
+    return _made(name, functools.partial(_CHECKS[name], subject))
 
 
-def _made(name: str, check: Callable[[], CheckRow]) -> CheckRow:
+def _made(name: str, check: Callable[[], Verdict]) -> CheckRow:
     try:
-        return check()
+        return CheckRow(name, *check())
     except (InputError, _NotMadeError) as error:
         return CheckRow(name, None, f"not made: {error}", {"error": str(error)})
 
 
-def gradient_free(s: Subject) -> CheckRow:
+def gradient_free(s: Subject) -> Verdict:
     """An attack that sees scores or labels alone must not find what gradient attacks miss.
 
     Square is always tried, in every ball: the run's own gradient-free attacks may be weak.
     """
     _need_right_images(s)
-    own = [count for ball in s.balls if (count := _own_columns(s, *ball))]
-    among = len(own) + len(s.balls)
-    most, failed = gravest(own, _MISSED, among) if own else (None, False)
-    if not failed:
-        most, failed = gravest([*own, *(_square(s, *ball) for ball in s.balls)], _MISSED, among)
-    assert most is not None  # a run has balls
+    counts = [count for ball in s.balls if (count := _own_columns(s, *ball))]
+    among = len(counts) + len(s.balls)
+    if not (counts and gravest(counts, _MISSED, among)[1]):
+        counts += [_square(s, *ball) for ball in s.balls]
     remedy = "; gradients are masked, the result is too high"
-    return _counted("gradient-free attacks", failed, most, _MISSED, remedy, among)
+    return _judged(gravest(counts, _MISSED, among)[0], _MISSED, remedy, among)
 
 
-def stronger_attack(s: Subject) -> CheckRow:
+def stronger_attack(s: Subject) -> Verdict:
     """A plain PGD must not break many images that all attacks of the run left."""
     _need_right_images(s)
     counts = []
@@ -101,11 +101,11 @@ def stronger_attack(s: Subject) -> CheckRow:
             f"of the run broke ({norm}, eps {eps:g})"
         )
         counts.append(Count(k, n, finding))
-    most, failed = gravest(counts, _NOISE, len(counts))
-    return _counted("stronger attack", failed, most, _NOISE, "; attack harder", len(counts))
+    most, _ = gravest(counts, _NOISE, len(counts))
+    return _judged(most, _NOISE, "; attack harder", len(counts))
 
 
-def zero_gradients(s: Subject) -> CheckRow:
+def zero_gradients(s: Subject) -> Verdict:
     """Images without a gradient cannot be attacked by one."""
     without = torch.ones(len(s.x), dtype=torch.bool)
     for how in s.target.gradients():
@@ -115,10 +115,10 @@ def zero_gradients(s: Subject) -> CheckRow:
     k, n = int(without.sum()), len(without)
     count = Count(k, n, f"{k} of {n} images have a gradient that is zero or not finite")
     remedy = "; make the defence differentiable, or attack it through BPDA"
-    return _counted("zero gradients", exceeds(k, n, _ZERO), count, _ZERO, remedy)
+    return _judged(count, _ZERO, remedy)
 
 
-def more_steps(s: Subject) -> CheckRow:
+def more_steps(s: Subject) -> Verdict:
     """More steps must not help the defence."""
     _need_right_images(s)
     (norm, eps), few = s.ball, max(s.probes.steps // 4, 1)
@@ -128,10 +128,10 @@ def more_steps(s: Subject) -> CheckRow:
         f"{k} of {n} images survive PGD of {s.probes.steps} steps but not of {few} "
         f"({norm}, eps {eps:g})"
     )
-    return _counted("more steps", exceeds(k, n, _NOISE), Count(k, n, finding), _NOISE)
+    return _judged(Count(k, n, finding), _NOISE)
 
 
-def larger_eps(s: Subject) -> CheckRow:
+def larger_eps(s: Subject) -> Verdict:
     """A larger ball must not help the defence."""
     _need_right_images(s)
     norm, eps = s.ball
@@ -144,8 +144,8 @@ def larger_eps(s: Subject) -> CheckRow:
         where = f"under {who} at {norm} eps {high:g} but not at {low:g}"
         if both:
             counts.append(Count(k, n, f"{k} of {n} images survive {where}"))
-    most, failed = gravest(counts, _NOISE, len(counts))
-    return _counted("larger eps", failed, most, _NOISE, among=len(counts))
+    most, _ = gravest(counts, _NOISE, len(counts))
+    return _judged(most, _NOISE, among=len(counts))
 
 
 def _growing(
@@ -163,7 +163,7 @@ def _growing(
             yield f"{attack} ({gradient})", norm, low, high, both
 
 
-def large_enough_eps(s: Subject) -> CheckRow:
+def large_enough_eps(s: Subject) -> Verdict:
     """At an eps where all images can become the same grey, no defence can be right."""
     _need_right_images(s)
     norm = s.ball[0]
@@ -173,11 +173,10 @@ def large_enough_eps(s: Subject) -> CheckRow:
     finding = (
         f"{k} of {n} images survive PGD at eps {eps:g} in {norm}, where each can become plain grey"
     )
-    failed, remedy = exceeds(k, n, _HELD), "; the attack fails, not the image"
-    return _counted("eps large enough", failed, Count(k, n, finding), _HELD, remedy)
+    return _judged(Count(k, n, finding), _HELD, "; the attack fails, not the image")
 
 
-def gradient_against_random(s: Subject) -> CheckRow:
+def gradient_against_random(s: Subject) -> Verdict:
     """The loss must rise more along the gradient than along a random direction as long."""
     norm, eps = s.ball
     step, n = eps / 4, len(s.x)
@@ -192,15 +191,14 @@ def gradient_against_random(s: Subject) -> CheckRow:
         f"for {wins} of {n} images the loss rises more along the gradient than along noise "
         f"({norm}, length {step:g})"
     )
-    failed, remedy = exceeds(n - wins, n, _LOSSES), "; the gradient does not show where to go"
-    count = Count(n - wins, n, finding)
-    return _counted("gradient against random", failed, count, _LOSSES, remedy)
+    remedy = "; the gradient does not show where to go"
+    return _judged(Count(n - wins, n, finding), _LOSSES, remedy)
 
 
-def transfer(s: Subject) -> CheckRow:
+def transfer(s: Subject) -> Verdict:
     """Attacks on the undefended classifier must not break what attacks on the defence do not."""
     if s.undefended is None:
-        return CheckRow("transfer", None, "not made: the undefended classifier was not given")
+        return Verdict(None, "not made: the undefended classifier was not given", {})
     _need_right_images(s)
     norm, eps = s.ball
     other = Target(s.undefended, s.x[:2], noise=None, repeats=1, seed=0)
@@ -212,11 +210,11 @@ def transfer(s: Subject) -> CheckRow:
         f"{k} of {n} images are broken by attacks on the undefended classifier but not by gradient "
         f"attacks on the defence ({norm}, eps {eps:g})"
     )
-    return _counted("transfer", exceeds(k, n, _MISSED), Count(k, n, finding), _MISSED)
+    return _judged(Count(k, n, finding), _MISSED)
 
 
 @torch.no_grad()
-def logits(s: Subject) -> CheckRow:
+def logits(s: Subject) -> Verdict:
     """Logits must depend on the image, not saturate the softmax, and not drown in rounding."""
     with s.target.session(0):
         answer = s.target.logits(s.x).double()
@@ -240,11 +238,11 @@ def logits(s: Subject) -> CheckRow:
             "or attack with the margin or DLR loss"
         )
     numbers = {"images": len(gaps), "median_margin": typical, "saturated": saturated}
-    return CheckRow("logits", not failed, finding, {**numbers, "spread": spread})
+    return Verdict(not failed, finding, {**numbers, "spread": spread})
 
 
 @torch.no_grad()
-def global_seed(s: Subject) -> CheckRow:
+def global_seed(s: Subject) -> Verdict:
     """A forward pass must not set the global seeds: attacks draw from them, and so may its noise.
 
     A model that only draws from them gets a stream of its own in our runs, but not in other tools.
@@ -273,7 +271,7 @@ def global_seed(s: Subject) -> CheckRow:
             "here it had a stream of its own, but an attack elsewhere that sets the seed makes its "
             "noise repeat itself; draw from a torch.Generator"
         )
-    return CheckRow("global seed", not reset, finding, {"sets": reset, "draws": sorted(drawn)})
+    return Verdict(not reset, finding, {"sets": reset, "draws": sorted(drawn)})
 
 
 def unmoved(s: Subject) -> list[CheckRow]:
@@ -284,21 +282,20 @@ def unmoved(s: Subject) -> list[CheckRow]:
     """
     still = [column for column in s.columns if _moved_nothing(s.rows, column)]
     return [
-        _made(f"moved by {column.words}", lambda column=column: _unmoved(s, column, len(still)))
+        _made(f"moved by {column.words}", functools.partial(_unmoved, s, column, len(still)))
         for column in still
     ]
 
 
-def _unmoved(s: Subject, column: Column, among: int) -> CheckRow:
+def _unmoved(s: Subject, column: Column, among: int) -> Verdict:
     norm, eps = column.attack.norm, column.attack.eps
     kept = worst(row for row in s.rows if row.column == column.key)
     stands = torch.tensor([kept.get(index, 0.0) >= KEPT for index in s.indices])
     k, n = int(((s.pgd(norm, eps, s.probes.steps) <= LOST) & stands).sum()), len(stands)
     finding = f"the attack moved no image; PGD of {s.probes.steps} steps broke {k} of {n}"
-    failed, remedy = exceeds(k, n, _NOISE, among), "; the attack does not work on this model"
-    count = Count(k, n, finding)
-    row = _counted(f"moved by {column.words}", failed, count, _NOISE, remedy, among)
-    return row if failed else CheckRow(row.name, None, row.finding, row.numbers)
+    remedy = "; the attack does not work on this model"
+    verdict = _judged(Count(k, n, finding), _NOISE, remedy, among)
+    return verdict if verdict.passed is False else verdict._replace(passed=None)
 
 
 def _moved_nothing(rows: tuple[AttackRow, ...], column: Column) -> bool:
@@ -306,24 +303,18 @@ def _moved_nothing(rows: tuple[AttackRow, ...], column: Column) -> bool:
     return bool(attacked) and all(row.distance_linf == 0 for row in attacked)
 
 
-_CHECKS: dict[str, Check] = dict(
-    zip(
-        CHECKS,
-        (
-            gradient_free,
-            stronger_attack,
-            zero_gradients,
-            more_steps,
-            larger_eps,
-            large_enough_eps,
-            gradient_against_random,
-            transfer,
-            logits,
-            global_seed,
-        ),
-        strict=True,
-    )
-)
+_CHECKS: dict[str, Callable[[Subject], Verdict]] = {
+    "gradient-free attacks": gradient_free,
+    "stronger attack": stronger_attack,
+    "zero gradients": zero_gradients,
+    "more steps": more_steps,
+    "larger eps": larger_eps,
+    "eps large enough": large_enough_eps,
+    "gradient against random": gradient_against_random,
+    "transfer": transfer,
+    "logits": logits,
+    "global seed": global_seed,
+}
 
 
 def _own_columns(s: Subject, norm: str, eps: float) -> Count | None:
@@ -365,12 +356,12 @@ def _need_right_images(s: Subject) -> None:
         raise _NotMadeError("no image is right without attack")
 
 
-def _counted(
-    name: str, failed: bool, count: Count, tolerance: float, remedy: str = "", among: int = 1
-) -> CheckRow:
-    """Return a check that counted; ``remedy`` is added to the words of one that failed."""
-    numbers = {"images": count.n, "count": count.k, "tolerance": tolerance, "alpha": ALPHA}
-    if not exceeds(count.n, count.n, tolerance, among):  # no count of so few would be a sign
-        words = f"{count.n} images are too few to tell"
-        return CheckRow(name, None, f"not made: {words}", {**numbers, "error": words})
-    return CheckRow(name, not failed, count.finding + remedy * failed, numbers)
+def _judged(count: Count, tolerance: float, remedy: str = "", among: int = 1) -> Verdict:
+    """Return whether so many images are a sign; ``remedy`` is added to the words if they are."""
+    k, n, finding = count
+    numbers = {"images": n, "count": k, "tolerance": tolerance, "alpha": ALPHA}
+    if not exceeds(n, n, tolerance, among):  # no count of so few would be a sign
+        words = f"{n} images are too few to tell"
+        return Verdict(None, f"not made: {words}", {**numbers, "error": words})
+    failed = exceeds(k, n, tolerance, among)
+    return Verdict(not failed, finding + remedy * failed, numbers)

@@ -230,7 +230,7 @@ class Target:
             InputError: The attack failed.
         """
         if is_dataclass(attack) and any(option.name == "seed" for option in fields(attack)):
-            own = attack.seed  # type: ignore[attr-defined]
+            own = getattr(attack, "seed", None)
             seed = (seed + own * _MIXING) % 2**31 if isinstance(own, int) else seed
             attack = replace(attack, seed=seed)  # type: ignore[type-var]
         try:
@@ -259,7 +259,7 @@ class Target:
 
         if self._purifier is None:
             return None
-        hook = self._purifier.register_forward_pre_hook(keep)  # type: ignore[attr-defined]
+        hook = self._purifier.register_forward_pre_hook(keep)
         try:
             with self.session(self._seed):
                 self.logits(x)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from PIL import Image
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -36,6 +37,7 @@ from art_denoised.estimators.attacks import ARTAttack
 from art_denoised.estimators.preprocessing import without_preprocessing
 from art_denoised.evaluation import CLEAN, Probes, Target, read_attack_log
 from art_denoised.evaluation.columns import columns
+from art_denoised.evaluation.progress import Progress
 from art_denoised.runs import describe, identity
 from tests.evaluation import defects
 from tests.nets import MODEL
@@ -512,3 +514,134 @@ def test_the_command_chooses_attacks_that_suit_the_model(tmp_path, capsys, monke
         assert json.loads((out / "attack.jsonl").read_text().split("\n")[0])
     assert chosen == {False: "pgd:steps=2", True: "pgd:steps=2:eot=2"}
     assert "attack.jsonl" in capsys.readouterr().out
+
+
+class InPlace(defects.Defect):
+    """Normalises the very tensor that it is given."""
+
+    def forward(self, x):
+        return self.net(x.sub_(0.1).mul_(1.2))
+
+
+class OutOfPlace(defects.Defect):
+    def forward(self, x):
+        return self.net((x - 0.1) * 1.2)
+
+
+def test_a_model_that_writes_into_its_input_gets_the_same_rows(digits):
+    data = TensorDataset(*(part[:24].clone() for part in digits))
+    before = data.tensors[0].clone()
+    attacks = [
+        PGD(EPS, steps=3),
+        AutoAttack(EPS, parts=("apgd-ce", "square"), steps=3, queries=5),
+        TorchAttack(EPS, options={"steps": 3}),
+    ]
+    options = {**FAST, "masking_checks": True, "probes": Probes(8, 4, 10, 1), "pictures": 1}
+    logs = [evaluate(m().eval(), data, attacks, **options) for m in (InPlace, OutOfPlace)]
+    assert logs[0].rows == logs[1].rows
+    assert logs[0].checks == logs[1].checks
+    assert logs[0].images == logs[1].images
+    assert data.tensors[0].equal(before)
+
+
+def test_an_attack_that_writes_into_its_input_is_measured_from_the_image(digits):
+    attack = Keeping(lambda x: x.mul_(0.95))
+    log = evaluate(digits_classifier(), TensorDataset(*digits), [attack], **settings())
+    assert max(row.distance_linf for row in log.rows) == pytest.approx(0.05)
+
+
+def test_an_output_that_holds_logits_stands_for_them(digits):
+    """As models of Hugging Face give; also under attacks of other libraries, and in the checks."""
+
+    class Wrapped(defects.Defect):
+        def forward(self, x):
+            return SimpleNamespace(logits=self.net(x), loss=None)
+
+    attacks = [PGD(EPS, steps=2), AutoAttack(EPS, parts=("apgd-ce",), steps=2)]
+    options = {**settings(), "masking_checks": True, "probes": Probes(8, 4, 10, 1)}
+    models = Wrapped().eval(), digits_classifier()
+    logs = [
+        evaluate(one, TensorDataset(*digits), attacks, undefended=models[0], **options)
+        for one in models
+    ]
+    assert logs[0].rows == logs[1].rows
+    assert logs[0].checks == logs[1].checks
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x, y: (x, y, 7), "image 1 is given as a tuple of 3"),
+        (lambda x, y: x, "image 1 is given as a Tensor"),
+        (lambda x, y: (Image.new("RGB", (8, 8)), y), "image 1: it is a PIL image"),
+        (lambda x, y: (x[:, :5], y), r"image 1 has shape \(1, 5, 8\)"),
+        (lambda x, y: (x, "cat"), "image 1 has the label 'cat'"),
+        (lambda x, y: ((255 * x).byte(), y), "image 1: .*uint8"),
+    ],
+)
+def test_data_that_cannot_be_used_is_one_line_that_names_the_image(digits, change, words):
+    pairs = list(zip(digits[0][:3], digits[1][:3].tolist(), strict=True))
+    pairs[1] = change(*pairs[1])
+    with pytest.raises(InputError, match=words) as caught:
+        evaluate(digits_classifier(), pairs, [PGD(EPS)], **FAST)
+    assert "\n" not in str(caught.value)
+
+
+def test_read_only_arrays_are_data(digits):
+    """Without a warning, which pytest would make an error."""
+    arrays = digits[0][:4].numpy().copy()
+    arrays.flags.writeable = False
+    pairs = list(zip(arrays, digits[1][:4].numpy(), strict=True))
+    log = evaluate(digits_classifier(), pairs, [PGD(EPS, steps=2)], **FAST)
+    same = evaluate(
+        digits_classifier(),
+        TensorDataset(*digits),
+        [PGD(EPS, steps=2)],
+        **FAST | {"indices": range(4)},
+    )
+    assert log.rows == same.rows
+
+
+def test_images_of_one_class_alone_are_remarked(digits, capsys):
+    """The first of a folder sorted by class, say."""
+    x, y = (part[digits[1] == 2] for part in digits)
+    log = evaluate(digits_classifier(), TensorDataset(x, y), [], indices=range(5), **FAST)
+    assert "all 5 images are of class 2" in log.notices[0]
+    assert "all 5 images are of class 2" in capsys.readouterr().err
+    assert not evaluate(
+        digits_classifier(), TensorDataset(*digits), [], indices=range(5), **FAST
+    ).notices
+
+
+def test_progress_moves_within_a_batch_and_says_what_is_left(capsys):
+    with Progress(8, done=0, visible=True, interval=0.0) as progress:
+        progress.begin("square", images=4, expected=10)
+        progress.tick(4)
+        progress.tick(16)
+        shown = capsys.readouterr().err.split("\r")[-1]
+        assert "square" in shown
+        assert "2.0/8" in shown
+        assert "NFE 20 of 40" in shown
+        assert "?" not in shown, "the time left is known"
+        progress.end()
+        progress.begin("new", images=4, expected=None)
+        progress.tick(3)
+        assert "4.0/8" in (shown := capsys.readouterr().err.split("\r")[-1])
+        assert "NFE 3" in shown
+
+
+def test_forward_passes_of_an_attack_are_counted(digits):
+    """As many as it says beforehand, up to those that look at the model first."""
+    model, seen = defects.Constant().eval(), []
+    x, y = digits[0][:4], torch.full((4,), 2)
+    target = Target(model, x, noise=None, repeats=1, seed=0)
+    target.tick = seen.append
+    attacks = [
+        PGD(EPS, steps=6, restarts=2),
+        AutoAttack(EPS, parts=("apgd-ce",), steps=40),
+        AutoAttack(EPS, steps=10, queries=90),
+    ]
+    for attack in attacks:
+        seen.clear()
+        target.attempt(attack, "exact", x, y, 0)
+        assert sum(seen) / 4 == pytest.approx(attack.nfe, rel=0.4)

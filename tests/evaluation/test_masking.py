@@ -337,3 +337,48 @@ def test_flags_reach_the_log_and_do_not_leak(digits):
     assert "takes gradients itself" in logs[0]["flags of apgd-ce (exact, eps 0.15)"].finding
     assert not failed(logs[0])
     assert failed(logs[2])
+
+
+class Still:
+    """Finds nothing and moves nothing, as CW does where its loss has no gradient."""
+
+    eps, norm, __name__ = EPS, "linf", "still"
+
+    def __call__(self, model, x, y):
+        return x
+
+
+def test_an_attack_that_moved_no_image_is_flagged(digits):
+    attacks = [Still(), PGD(EPS, steps=15, loss="margin")]
+    log, checks = findings(digits_classifier(), digits, attacks=attacks)
+    flag = checks["moved by still (exact, eps 0.15)"]
+    assert flag.passed is False
+    assert flag.numbers["images"] == 20
+    assert log.trusted is False
+    assert [name for name in checks if name.startswith("moved by")] == [flag.name]
+
+
+def test_where_nothing_else_works_either_there_is_no_verdict(digits):
+    """A constant model cannot be attacked: what moves nothing is no worse than PGD."""
+    x, y = (part[digits[1] == 2] for part in digits)
+    _, checks = findings(defects.Constant().eval(), (x, y), attacks=[Still()])
+    assert checks["moved by still (exact, eps 0.15)"].passed is None
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "beyond"), [("linf", 0.15, 0.3), ("linf", 0.6, 1.0), ("l2", 0.4, 0.8)]
+)
+def test_the_larger_ball_is_twice_as_large(norm, eps, beyond, digits):
+    """And holds all images at most: any other ball would show something else."""
+    x, y, tried = digits[0][:4], digits[1][:4], []
+
+    class Watched(Target):
+        def attempt(self, attack, *arguments):
+            tried.append(attack.eps)
+            return super().attempt(attack, *arguments)
+
+    target = Watched(digits_classifier(), x, noise=None, repeats=1, seed=0)
+    clean = tuple(row(i, False, attack=CLEAN, gradient="none", eps=0.0) for i in range(4))
+    used = (Column("pgd", "exact", PGD(eps, norm=norm)),)
+    masking.make("larger eps", Subject(target, x, y, (0, 1, 2, 3), clean, used, None, PROBES))
+    assert sorted(set(tried)) == pytest.approx([eps, beyond])

@@ -23,8 +23,10 @@ from art_denoised.evaluation.logs import read_log
 from art_denoised.evaluation.records import Log
 
 # Logs of one model agree in these. Seeds may differ: shards of a run may have their own.
-_SAME = ("model", "weights", "options", "structure", "attributes", "data", "classes")
-_SAME += ("randomised", "noise", "repeats")
+_SAME = (
+    *("model", "weights", "options", "structure", "attributes"),
+    *("data", "classes", "randomised", "noise", "repeats"),
+)
 
 
 def read_models(runs: Sequence[str]) -> tuple[list[Model], list[str]]:
