@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from art_denoised import checks
-from art_denoised.attacks.suites import NORMS, Suite, distances
 from art_denoised.checks import InputError
 from art_denoised.data import ImageData
+from art_denoised.evaluation import batch as batches
 from art_denoised.evaluation import masking
 from art_denoised.evaluation.attack_rows import (
     ATTACK,
@@ -29,16 +29,14 @@ from art_denoised.evaluation.attack_rows import (
     AnyRow,
     AttackLog,
     AttackRow,
-    CheckRow,
-    ImageRow,
     unmade,
 )
 from art_denoised.evaluation.columns import (
     Column,
     attack_settings,
     autoattack_flags,
+    clean_column,
     columns,
-    verified,
 )
 from art_denoised.evaluation.images import stack_images
 from art_denoised.evaluation.probing import Probes, Subject
@@ -132,19 +130,16 @@ def evaluate(
         >>> sum(row.counted for row in log.columns["pgd", "exact", 0.2]) <= 4
         True
     """
-    repeats, seed = checks.count("repeats", repeats), checks.count("seed", seed, 0)
-    batch_size, pictures = (
-        checks.count("batch_size", batch_size),
-        checks.count("pictures", pictures, 0),
-    )
+    repeats, batch_size = checks.count("repeats", repeats), checks.count("batch_size", batch_size)
+    seed, kept = checks.count("seed", seed, 0), checks.count("pictures", pictures, 0)
     indices = checks.indices(range(len(data)) if indices is None else indices, len(data))
     if not indices:
         raise InputError("there are no images; give at least one")
     x, _ = stack_images(data, indices[:LOOKED])
     target = Target(model, x, noise=noise, repeats=repeats, seed=seed, batch_size=batch_size)
-    used = _usable(columns(attacks, target.gradients(gradients)), target)
+    used = _usable(list(columns(attacks, target.gradients(gradients))), target)
     pixels, labels = _read(data, indices, target.classes, progress)
-    probes = probes or Probes()
+    size = probes or Probes()
     settings = {
         **(identity or {}),
         **model_identity(target.module),
@@ -157,10 +152,10 @@ def evaluate(
         "seed": seed,
         "batch_size": batch_size,
         "attacks": attack_settings(used),
-        "probes": asdict(probes),
+        "probes": asdict(size),
         "versions": versions(*_LIBRARIES),
     }
-    work = _Work(target, used, data, indices, seed, batch_size, frozenset(indices[:pictures]))
+    work = _Work(target, used, data, indices, seed, batch_size, frozenset(indices[:kept]))
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory()) if run is None else run
         journal = stack.enter_context(Run(folder, ATTACK, settings, resume=resume))
@@ -170,12 +165,11 @@ def evaluate(
         stack.enter_context(target.as_asked())
         work.attack(journal, progress)
         if masking_checks:
-            work.check(journal, undefended, probes, progress)
+            work.check(journal, undefended, size, progress)
         return AttackLog.of(journal.settings, journal.rows.values(), notices)
 
 
-def _usable(made: Iterator[Column], target: Target) -> list[Column]:
-    used = list(made)
+def _usable(used: list[Column], target: Target) -> list[Column]:
     seeing = [column.name for column in used if column.gradient != "none"]
     if seeing and not target.differentiable:
         raise InputError(
@@ -209,18 +203,9 @@ def _one_class(labels: Sequence[int]) -> list[str]:
     ]
 
 
-class _Found(NamedTuple):
-    """What became of a batch: attacked images, the attack's count, later evaluations, flags."""
-
-    x_adv: Images
-    counted: Tensor  # (batch,)
-    right: Tensor  # (repeats, batch)
-    flags: tuple[str, ...] = ()
-
-
 @dataclass(frozen=True)
 class _Work:
-    """The model, the attacks and the images of a run, and the rows that come of them."""
+    """The model, the attacks and the images of a run."""
 
     target: Target
     columns: Sequence[Column]
@@ -232,22 +217,21 @@ class _Work:
 
     def attack(self, run: Run[Any], visible: bool) -> None:
         """Write the rows that the run does not hold yet, those without attack first."""
+        clean = clean_column(*(column.attack.norm for column in self.columns[:1]))
         total = len(self.indices) * (1 + len(self.columns))
         done = sum(isinstance(row, AttackRow) for row in run.rows.values())
         with Progress(total, done, visible=visible) as progress:
             self.target.tick = progress.tick
-            for column in (None, *self.columns):
-                key = (CLEAN, "none", 0.0) if column is None else column.key
-                expected = getattr(column and column.attack, "nfe", None)
+            for column in (clean, *self.columns):
+                expected = getattr(column.attack, "nfe", None)
                 for first in range(0, len(self.indices), self.batch_size):
                     block = self.indices[first : first + self.batch_size]
-                    missing = [i for i in block if ("attack", key, i) not in run.rows]
-                    if not missing:
-                        continue
-                    progress.begin(key[0], len(missing), expected)
-                    run.append(self._rows(run, column, block))
-                    expected = progress.nfe / len(block)
-                    progress.end()
+                    todo = [i for i in block if ("attack", column.key, i) not in run.rows]
+                    if todo:
+                        progress.begin(column.name, len(todo), expected)
+                        run.append(self._rows(run, clean, column, block))
+                        expected = progress.nfe / len(block)
+                        progress.end()
 
     def check(
         self, run: Run[Any], undefended: nn.Module | None, probes: Probes, visible: bool
@@ -257,9 +241,8 @@ class _Work:
         right = [row.index for row in log.rows if row.attack == CLEAN and row.clean]
         chosen = tuple(right or self.indices)[: probes.images]
         x, y = self._images(chosen)
-        subject = Subject(
-            self.target, x, y, chosen, log.rows, tuple(self.columns), undefended, probes
-        )
+        used = tuple(self.columns)
+        subject = Subject(self.target, x, y, chosen, log.rows, used, undefended, probes)
         todo = unmade(log.checks)
         with Progress(len(CHECKS), len(CHECKS) - len(todo), visible=visible) as progress:
             self.target.tick = progress.tick
@@ -269,99 +252,34 @@ class _Work:
                 progress.end()
             run.append(row for row in masking.unmoved(subject) if row != run.rows.get(row.key))
 
-    def _rows(self, run: Run[Any], column: Column | None, block: Sequence[int]) -> list[AnyRow]:
+    def _rows(
+        self, run: Run[Any], clean: Column, column: Column, block: Sequence[int]
+    ) -> list[AnyRow]:
         """Return the rows of one batch that the run does not hold yet."""
-        x, y = self._images(block)
+        batch = batches.Batch(block, *self._images(block), self._seed(column, block))
         begin = time.perf_counter()
-        if column is None:
-            key, norm = (
-                (CLEAN, "none", 0.0),
-                self.columns[0].attack.norm if self.columns else NORMS[0],
-            )
-            found = self._clean(x, y, block)
-            right = found.right.any(0)
+        if column is clean:
+            found = batches.unattacked(self.target, batch)
         else:
-            key, norm = column.key, column.attack.norm
-            clean = [run.rows["attack", (CLEAN, "none", 0.0), index].clean for index in block]
-            right = torch.tensor(clean)
-            found = self._attacked(column, block, x, y, right)
-        seconds = (time.perf_counter() - begin) / max(int(right.sum()), 1)
-        far = distances(x, found.x_adv)
-        rows: list[AnyRow] = []
-        for i, index in enumerate(block):
-            ever = bool(right[i])
-            rows.append(
-                AttackRow(
-                    index=index,
-                    label=int(y[i]),
-                    attack=key[0],
-                    gradient=key[1],
-                    norm=norm,
-                    eps=key[2],
-                    clean=ever,
-                    counted=ever and bool(found.counted[i]),
-                    fresh=tuple(ever and bool(one) for one in found.right[:, i]),
-                    distance_linf=float(far["linf"][i]),
-                    distance_l2=float(far["l2"][i]),
-                    seconds=round(seconds, 6) if ever else 0.0,
-                )
-            )
-            if index in self.pictured:
-                rows += self._pictures(key, index, found.x_adv[i : i + 1])
-        new = [row for row in rows if row.key not in run.rows]
-        return new if column is None else [*new, *self._flags(run, column, found.flags)]
+            known = [run.rows["attack", clean.key, index].clean for index in block]
+            found = batches.attacked(self.target, column, batch, torch.tensor(known))
+        seconds = time.perf_counter() - begin
+        pictured = batches.pictures(self.target, column, batch, found, self.pictured)
+        made: list[AnyRow] = [*batches.rows(column, batch, found, seconds), *pictured]
+        return [row for row in made if row.key not in run.rows] + self._flags(run, column, found)
 
-    def _clean(self, x: Images, y: Labels, block: Sequence[int]) -> _Found:
-        seed = self._seed((CLEAN, "none", 0.0), block)
-        if self.target.randomised:
-            right = self.target.right(x, y, seed)
-        else:
-            right = self.target.steady(x, y, seed, block)
-        return _Found(x, right[0], right)
-
-    def _attacked(
-        self, column: Column, block: Sequence[int], x: Images, y: Labels, clean: Tensor
-    ) -> _Found:
-        """Attack those images of a batch that are right without attack."""
-        x_adv, counted = x.clone(), torch.zeros(len(x), dtype=torch.bool)
-        right = torch.zeros(self.target.repeats, len(x), dtype=torch.bool)
-        if not bool(clean.any()):
-            return _Found(x_adv, counted, right)
-        mine, seed = clean.to(x.device), self._seed(column.key, block)
-        attacked, counts, flags = self.target.attempt(
-            column.attack, column.gradient, x[mine], y[mine], seed
-        )
-        numbers = [index for index, ever in zip(block, clean.tolist(), strict=True) if ever]
-        attacked = verified(column, numbers, x[mine], attacked)
-        later = self.target.right(attacked, y[mine], seed + 1)
-        if counts is None and self.target.randomised:  # a draw of its own
-            counts = self.target.right(attacked, y[mine], seed + 2, repeats=1)[0]
-        x_adv[mine], right[:, clean] = attacked, later
-        counted[clean] = later[0] if counts is None else counts.cpu()
-        return _Found(x_adv, counted, right, flags if isinstance(column.attack, Suite) else ())
-
-    def _flags(self, run: Run[Any], column: Column, flags: Sequence[str]) -> list[CheckRow]:
-        """Return what AutoAttack says of the model, with what it said on earlier batches."""
+    def _flags(self, run: Run[Any], column: Column, found: batches.Found) -> list[AnyRow]:
+        """Return what AutoAttack says of the model, if it says more than on earlier batches."""
         name = autoattack_flags(column, (), self.target.randomised).name
-        before = run.rows.get(("check", name))
-        known = before.numbers["flags"] if before else []
-        if set(flags) <= set(known):
+        known = run.rows[key].numbers["flags"] if (key := ("check", name)) in run.rows else []
+        if set(found.flags) <= set(known):
             return []
-        every = tuple(dict.fromkeys((*known, *flags)))
+        every = tuple(dict.fromkeys((*known, *found.flags)))
         return [autoattack_flags(column, every, self.target.randomised)]
 
-    def _pictures(self, key: tuple[str, str, float], index: int, x: Images) -> Iterator[ImageRow]:
-        stages = ("clean", "denoised") if key[0] == CLEAN else ("attacked", "attacked and denoised")
-        for stage, image in zip(stages, (x, self.target.denoised(x)), strict=True):
-            if image is not None:
-                pixels = image[0].detach().cpu()
-                yield ImageRow.of(
-                    pixels, index=index, attack=key[0], gradient=key[1], eps=key[2], stage=stage
-                )
-
-    def _seed(self, key: tuple[str, str, float], block: Sequence[int]) -> int:
+    def _seed(self, column: Column, block: Sequence[int]) -> int:
         """Return the seed of one batch of one column, whatever ran before it."""
-        name = zlib.crc32(repr(key).encode())
+        name = zlib.crc32(repr(column.key).encode())
         sequence = np.random.SeedSequence([self.seed, name, block[0]])
         return int(sequence.generate_state(1)[0]) >> 1
 

@@ -79,6 +79,24 @@ class Column:
         return "{} ({}, eps {:g})".format(*self.key)
 
 
+@dataclass(frozen=True)
+class NoAttack:
+    """What is done to the images of the column "clean": nothing."""
+
+    norm: str
+    eps: float = 0.0
+
+
+def clean_column(norm: str = NORMS[0]) -> Column:
+    """Return the column of the images without attack, which every run begins with.
+
+    Example:
+        >>> clean_column().key
+        ('clean', 'none', 0.0)
+    """
+    return Column(CLEAN, "none", NoAttack(norm))
+
+
 def columns(
     attacks: Iterable[Any] | Mapping[str, Any], gradients: tuple[str, ...]
 ) -> Iterator[Column]:
