@@ -275,12 +275,14 @@ def global_seed(s: Subject) -> Verdict:
 
 
 def unmoved(s: Subject) -> list[CheckRow]:
-    """Return a check for each attack that moved no image at all, as one without a gradient does.
+    """Return a check for each gradient attack that moved no image, as with a gradient of zero.
 
     It fails if PGD breaks such images: then the attack did not work. Otherwise there is no verdict,
-    since an attack that returns only what it broke moves nothing on a robust model.
+    since an attack that returns only what it broke moves nothing on a robust model. A gradient-free
+    attack that moves nothing had too few queries, which says nothing of the model.
     """
-    still = [column for column in s.columns if _moved_nothing(s.rows, column)]
+    seeing = [column for column in s.columns if column.gradient != "none"]
+    still = [column for column in seeing if _moved_nothing(s.rows, column)]
     return [
         _made(f"moved by {column.words}", functools.partial(_unmoved, s, column, len(still)))
         for column in still
