@@ -244,7 +244,8 @@ class _Work:
         used = tuple(self.columns)
         subject = Subject(self.target, x, y, chosen, log.rows, used, undefended, probes)
         todo = unmade(log.checks)
-        with Progress(len(CHECKS), len(CHECKS) - len(todo), visible=visible) as progress:
+        done = len(CHECKS) - len(todo)
+        with Progress(len(CHECKS), done, visible=visible, unit="check") as progress:
             self.target.tick = progress.tick
             for name in todo:
                 progress.begin(name, 1, None)

@@ -9,15 +9,16 @@ from tqdm import tqdm
 
 
 class Progress:
-    """A bar in images that moves with each forward pass, with the time left.
+    """A bar that moves with each forward pass, with the time left.
 
     Within a batch it shows the NFE (number of function evaluations: forward passes of one image)
     and, if the number to expect is known, moves by the share of it that is done.
 
     Args:
-        total: Number of images of the whole run.
-        done: Number of images that were done before.
+        total: Number of images of the whole run, or of other units.
+        done: Number of units that were done before.
         visible: Show the bar, on standard error.
+        unit: Name of a unit.
         interval: Smallest time between two refreshes, seconds.
 
     Example:
@@ -29,9 +30,11 @@ class Progress:
         4
     """
 
-    def __init__(self, total: int, done: int, *, visible: bool, interval: float = 0.5) -> None:
+    def __init__(
+        self, total: int, done: int, *, visible: bool, unit: str = "image", interval: float = 0.5
+    ) -> None:
         self.nfe = 0
-        self._bar = tqdm(total=total, initial=done, unit="image", disable=not visible)
+        self._bar = tqdm(total=total, initial=done, unit=unit, disable=not visible)
         self._interval, self._shown = interval, 0.0
         self._done, self._images, self._expected = float(done), 0, 0
 

@@ -219,7 +219,7 @@ class Target:
             index = indices[int(gaps.argmax())]
             raise InputError(
                 f"the model is randomised, although its first calls agreed: two calls differ for "
-                f"image {index}; give noise='fresh' (--noise fresh) and another folder"
+                f"image {index}; give noise='fresh' and another folder"
             )
         return (first.argmax(1) == y)[None].cpu()
 
@@ -252,20 +252,22 @@ class Target:
 
         None: it has none, or did not come to it.
         """
-        reached: list[Images] = []
-
-        def keep(_: Any, inputs: tuple[Any, ...]) -> None:
-            reached.append(inputs[0].detach().clone())
-
         if self._purifier is None:
             return None
-        hook = self._purifier.register_forward_pre_hook(keep)
+
+        def stop(_: Any, inputs: tuple[Any, ...]) -> None:
+            raise _ReachedError(inputs[0].detach().clone())
+
+        hook = self._purifier.register_forward_pre_hook(stop)
         try:
             with self.session(self._seed):
-                self.logits(x)
+                self.module(x)
+        except _ReachedError as reached:
+            with self.session(self._seed):
+                return self._purifier.purify(reached.x[: len(x)])
         finally:
             hook.remove()
-        return self._purifier.purify(reached[0][: len(x)]) if reached else None
+        return None
 
     def _check_shape(self, output: Any, batch: int) -> None:
         shape = tuple(getattr(output, "shape", ()))
@@ -286,6 +288,13 @@ class Target:
                     if bool((_gaps(first, self.logits(block)) > _SAME).any()):
                         return True
         return False
+
+
+class _ReachedError(Exception):
+    """The purification was reached, by these images: the rest of the model need not run."""
+
+    def __init__(self, x: Images) -> None:
+        self.x = x
 
 
 def _checked_noise(noise: str | None, seeded: bool) -> str | None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -514,6 +516,15 @@ def test_the_command_chooses_attacks_that_suit_the_model(tmp_path, capsys, monke
         assert json.loads((out / "attack.jsonl").read_text().split("\n")[0])
     assert chosen == {False: "pgd:steps=2", True: "pgd:steps=2:eot=2"}
     assert "attack.jsonl" in capsys.readouterr().out
+
+
+def test_a_log_of_the_first_version_is_read_and_not_continued(tmp_path, digits):
+    folder = shutil.copytree(Path(__file__).parents[1] / "golden/logs/attack", tmp_path / "old")
+    log = read_attack_log(folder)
+    assert next(iter(log.columns)) == (CLEAN, "none", 0.0)
+    assert len(log.rows) + len(log.checks) + len(log.images) == 26
+    with pytest.raises(InputError, match="earlier version"):
+        evaluate(digits_classifier(), TensorDataset(*digits), [], run=folder, resume=True, **FAST)
 
 
 class InPlace(defects.Defect):
