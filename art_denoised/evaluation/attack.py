@@ -20,7 +20,6 @@ from tqdm import tqdm
 from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.data import ImageData
-from art_denoised.evaluation import batch as batches
 from art_denoised.evaluation import masking
 from art_denoised.evaluation.attack_rows import (
     ATTACK,
@@ -32,11 +31,17 @@ from art_denoised.evaluation.attack_rows import (
     unmade,
 )
 from art_denoised.evaluation.columns import (
+    Batch,
     Column,
+    Found,
     attack_settings,
+    attacked,
     autoattack_flags,
     clean_column,
     columns,
+    pictures_of,
+    rows_of,
+    unattacked,
 )
 from art_denoised.evaluation.images import stack_images
 from art_denoised.evaluation.probing import Probes, Subject
@@ -257,19 +262,19 @@ class _Work:
         self, run: Run[Any], clean: Column, column: Column, block: Sequence[int]
     ) -> list[AnyRow]:
         """Return the rows of one batch that the run does not hold yet."""
-        batch = batches.Batch(block, *self._images(block), self._seed(column, block))
+        batch = Batch(block, *self._images(block), self._seed(column, block))
         begin = time.perf_counter()
         if column is clean:
-            found = batches.unattacked(self.target, batch)
+            found = unattacked(self.target, batch)
         else:
             known = [run.rows["attack", clean.key, index].clean for index in block]
-            found = batches.attacked(self.target, column, batch, torch.tensor(known))
+            found = attacked(self.target, column, batch, torch.tensor(known))
         seconds = time.perf_counter() - begin
-        pictured = batches.pictures(self.target, column, batch, found, self.pictured)
-        made: list[AnyRow] = [*batches.rows(column, batch, found, seconds), *pictured]
+        pictured = pictures_of(self.target, column, batch, found, self.pictured)
+        made: list[AnyRow] = [*rows_of(column, batch, found, seconds), *pictured]
         return [row for row in made if row.key not in run.rows] + self._flags(run, column, found)
 
-    def _flags(self, run: Run[Any], column: Column, found: batches.Found) -> list[AnyRow]:
+    def _flags(self, run: Run[Any], column: Column, found: Found) -> list[AnyRow]:
         """Return what AutoAttack says of the model, if it says more than on earlier batches."""
         name = autoattack_flags(column, (), self.target.randomised).name
         known = run.rows[key].numbers["flags"] if (key := ("check", name)) in run.rows else []

@@ -19,7 +19,6 @@ from art_denoised import checks
 from art_denoised.attacks.contained import contained
 from art_denoised.attacks.suites import Outcome, Suite, as_module
 from art_denoised.checks import InputError
-from art_denoised.evaluation.columns import attack_name
 from art_denoised.types import GradientModes, Images, Labels, Logits, Purifies, Seeded
 
 _SAME = 1e-5  # two answers that differ by less, relative to their size, differ by rounding
@@ -288,6 +287,19 @@ class Target:
                     if bool((_gaps(first, self.logits(block)) > _SAME).any()):
                         return True
         return False
+
+
+def attack_name(attack: Any) -> str:
+    """Return the name of an attack that was given without one.
+
+    Example:
+        >>> from art_denoised.attacks.pgd import PGD
+        >>> attack_name(PGD(0.1))
+        'pgd'
+    """
+    if isinstance(attack, Suite):
+        return attack.name
+    return str(getattr(attack, "__name__", type(attack).__name__)).lower()
 
 
 class _ReachedError(Exception):
