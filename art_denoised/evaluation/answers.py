@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 
 from art_denoised.checks import InputError
-from art_denoised.data import Chosen
+from art_denoised.data.chosen import Chosen
 from art_denoised.evaluation.rows import CERTIFY, CertifyRow, Index, Log
 from art_denoised.runs.identity import describe, fingerprint
 from art_denoised.runs.identity import identity as identity_of

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from art_denoised.checks import InputError
-from art_denoised.data import Chosen, ImageData
+from art_denoised.data.chosen import Chosen
+from art_denoised.data.sources import ImageData
 from art_denoised.evaluation.answers import AnswerRun
 from art_denoised.evaluation.rows import CERTIFY, PREDICT, CertifyRow, LabelledRow, Log, PredictRow
 from art_denoised.runs.identity import identity as identity_of

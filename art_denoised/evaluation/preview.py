@@ -11,7 +11,8 @@ import numpy as np
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.data import Chosen, ImageData
+from art_denoised.data.chosen import Chosen
+from art_denoised.data.sources import ImageData
 from art_denoised.evaluation.certify import answers
 from art_denoised.smoothing.procedures import Counts, Draw, Stage, simulate
 from art_denoised.smoothing.smoother import Smoother
