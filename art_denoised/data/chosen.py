@@ -35,7 +35,7 @@ class Chosen:
         >>> images = Chosen(load_data("digits"), [7, 9])
         >>> x, label = images[7]
         >>> tuple(x.shape), label, len(images)
-        ((1, 8, 8), 2, 2)
+        ((1, 8, 8), 9, 2)
     """
 
     def __init__(
