@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from art_denoised import checks
+from art_denoised.smoothing.noise import Gaussian, Stream, StreamKey, fresh_seed
 from art_denoised.smoothing.procedures import Stage
-from art_denoised.smoothing.sampling import Gaussian, Stream, StreamKey, fresh_seed, model_dtype
 
 if TYPE_CHECKING:
     from art_denoised.types import Denoiser, Images, Logits
@@ -104,7 +104,7 @@ class SmoothedClassifier(nn.Module):
 
     def forward(self, x: Images) -> Logits:
         """Return log-probabilities of shape (batch, classes), differentiable in ``x``."""
-        x = x.to(model_dtype(self.base))
+        x = x.to(checks.model_dtype(self.base))
         at_once = max(1, self.max_batch // len(x))
         recompute = torch.is_grad_enabled() and self.samples > at_once
         total: torch.Tensor | None = None
