@@ -9,18 +9,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-
 from art_denoised.checks import InputError
 from art_denoised.data.chosen import Chosen
 from art_denoised.evaluation.rows import CERTIFY, CertifyRow, Index, Log
 from art_denoised.runs.identity import describe, fingerprint
 from art_denoised.runs.identity import identity as identity_of
 from art_denoised.runs.journal import Kind, Row, Run, read_run
+from art_denoised.smoothing.blackbox import Answer, Vocabulary
 from art_denoised.smoothing.bounds import Looks
 from art_denoised.smoothing.procedures import Counts, Draw, Stage, simulate
-from art_denoised.smoothing.queries import Answer, Vocabulary
 from art_denoised.smoothing.statistics import Certificate
-from art_denoised.smoothing.stops import AtRadii, FixedN
+from art_denoised.smoothing.stops import FIRST_LOOK, AtRadii, FixedN
 
 if TYPE_CHECKING:
     from art_denoised.smoothing.smoother import Smoother
@@ -191,10 +190,10 @@ class AnswerRun(Answers):
         resume: bool = False,
         identity: Mapping[str, Any] | None = None,
     ) -> None:
-        words: Vocabulary = smoother.base.words
-        denoiser = smoother.denoiser
+        self._box: Any = smoother.base
+        words, denoiser = self._box.words, smoother.denoiser
         settings = {
-            "classifier": describe(smoother.base.identity),
+            "classifier": describe(getattr(self._box, "identity", None)),
             "denoiser": None if denoiser is None else identity_of(denoiser),
             **(identity or {}),
             "sigma": smoother.sigma,
@@ -252,20 +251,42 @@ class AnswerRun(Answers):
         """Note an attempt that may have been paid in vain."""
         self._append(FailedRow(reason=reason, queries=queries))
 
-    def needed(self, images: Chosen, stop: FixedN | AtRadii, record: Mapping[str, Any]) -> int:
-        """Return the fewest queries that the images will still take."""
-        total = 0
-        for index, x, label in images:
-            self.check(index, label, x)
-            known = label if getattr(stop, "labels", False) else None
-            try:
-                simulate(stop.procedure(known, record), partial(self.votes, index))
-            except MissingError as missing:
-                # With labels the selection alone may show that the image is misclassified.
-                least = stop.n0 + (0 if known is not None else stop.first_look)
-                held = sum(key[0] == index for key in self._classes)
-                total += max(len(missing.samples), least - held)
-        return total
+    def check_budget(
+        self, images: Chosen, stop: FixedN | AtRadii, record: Mapping[str, Any]
+    ) -> None:
+        """Refuse a run that the budget cannot pay, before anything is asked.
+
+        Args:
+            images: Images of the run.
+            stop: When an image is done.
+            record: What a certificate says of its samples.
+
+        Raises:
+            BudgetError: The fewest queries that the images will still take exceed it.
+        """
+        self._box.spent = max(self._box.spent, self.spent)
+        needed = sum(self._needed(*image, stop=stop, record=record) for image in images)
+        self._box.budget.check(self._box.spent, needed)
+
+    def _needed(
+        self,
+        index: int,
+        x: Image,
+        label: int,
+        *,
+        stop: FixedN | AtRadii,
+        record: Mapping[str, Any],
+    ) -> int:
+        self.check(index, label, x)
+        try:
+            simulate(stop.procedure(label, record), partial(self.votes, index))
+        except MissingError as missing:
+            # With labels the selection alone may show that the image is misclassified.
+            by_labels = isinstance(stop, AtRadii) and stop.labels
+            first = FIRST_LOOK if isinstance(stop, AtRadii) else stop.n
+            held = sum(key[0] == index for key in self._classes)
+            return max(len(missing.samples), stop.n0 + (0 if by_labels else first) - held)
+        return 0
 
     def _append(self, row: Row) -> None:
         self._run.append([row])
@@ -305,7 +326,7 @@ def recertify(
         >>> import tempfile
         >>> import torch
         >>> from art_denoised.evaluation.certify import certify
-        >>> from art_denoised.smoothing.queries import BlackBox
+        >>> from art_denoised.smoothing.blackbox import BlackBox
         >>> from art_denoised.smoothing.smoother import Smoother
         >>> data = [(torch.zeros(1, 8, 8), 0), (torch.ones(1, 8, 8), 1)]
         >>> box = BlackBox(lambda images: ["dark"] * len(images), classes=["dark", "light"])
@@ -321,7 +342,7 @@ def recertify(
     words = Vocabulary(tuple(settings["classes"]), dict(synonyms or {}))
     held = Answers(words, contents.rows.values())
     early = bool(settings.get("radii"))
-    first, last = settings.get("looks", (settings.get("n"),) * 2)  # as version 1 wrote it
+    last = settings["n"] if "n" in settings else settings["looks"][1]  # as version 1 wrote it
     if early and (n0, n) != (None, None):
         raise InputError(
             f"n0 is {n0} and n is {n}, but the number of answers in {run} depends on the votes; "
@@ -329,7 +350,12 @@ def recertify(
         )
     stop = FixedN(last if n is None else n, settings["n0"] if n0 is None else n0, alpha)
     bound = AtRadii(settings["radii"], last, stop.n0, alpha).bound if early else stop.bound
-    record = {"alpha": alpha, "sigma": settings["sigma"], "seed": settings["seed"], "bound": bound}
+    record = {
+        "alpha": stop.alpha,
+        "sigma": settings["sigma"],
+        "seed": settings["seed"],
+        "bound": bound,
+    }
     rows, unfinished = [], []
     for index, label in held.labels.items():
         if label >= len(words.classes):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
@@ -20,15 +20,12 @@ from art_denoised.evaluation.rows import CERTIFY, PREDICT, CertifyRow, LabelledR
 from art_denoised.runs.identity import identity as identity_of
 from art_denoised.runs.identity import versions
 from art_denoised.runs.journal import Kind, Run
-from art_denoised.smoothing.bounds import FIRST_LOOK
-from art_denoised.smoothing.driver import Task, drive
 from art_denoised.smoothing.procedures import Procedure
+from art_denoised.smoothing.queries import QueryOnly
 from art_denoised.smoothing.smoother import Smoother
 from art_denoised.smoothing.statistics import top_class
-from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN, Stop, Voting
-
-if TYPE_CHECKING:
-    from art_denoised.smoothing.driver import Voter
+from art_denoised.smoothing.stops import FIRST_LOOK, Anytime, AtRadii, FixedN, Stop, Voting
+from art_denoised.smoothing.voters import Task, Voter, drive
 
 ToProcedure = Callable[[int, int, Mapping[str, Any]], Procedure[Any]]
 
@@ -87,10 +84,9 @@ def certify(
     """
     if not isinstance(stop, (FixedN, AtRadii, Anytime)):
         raise InputError(f"stop is {stop!r}; give FixedN, AtRadii or Anytime")
-    labels = getattr(stop, "labels", False)
 
     def procedure(index: int, label: int, record: Mapping[str, Any]) -> Procedure[Any]:
-        return stop.procedure(label if labels else None, record)
+        return stop.procedure(label, record)
 
     with _Work(smoother, data, stop, CERTIFY, run, resume, indices, identity, progress) as work:
         if isinstance(stop, Anytime):
@@ -143,6 +139,8 @@ def predict(
         1
     """
     stop = Voting() if stop is None else stop
+    if isinstance(smoother.base, QueryOnly):
+        raise InputError("the base can only be queried; use certify, which keeps its answers")
 
     def procedure(index: int, label: int, record: Mapping[str, Any]) -> Procedure[Any]:
         return stop.procedure(None, record)
@@ -181,7 +179,7 @@ def answers(
         for index in todo:
             try:
                 x, labels[index] = images[index]
-                x = smoother.prepare(x)
+                x = smoother.prepare(x[None])[0]
             except (InputError, OSError) as error:
                 failure.append(error)
                 return
@@ -214,29 +212,37 @@ class _Work:
         self._smoother, self._progress = smoother, progress
         self._images = Chosen(data, indices)
         if len(self._images):  # a misfit is found before the work starts
-            self._images.classes = smoother.check(self._images[self._images.indices[0]][0])
+            x, _ = self._images[self._images.indices[0]]
+            self._images.classes = smoother.check(smoother.prepare(x[None]))
         self._bar = partial(tqdm, unit="image", disable=not progress, dynamic_ncols=True)
+        named = dict(identity or {})
+        images = self._images.settings(partial(self._bar, desc="reading", delay=2, leave=False))
+        of_model = (
+            {"dtype": "float32"} if smoother.network is None else identity_of(smoother.network)
+        )
         settings = {
-            **(identity or {}),
-            **self._images.settings(partial(self._bar, desc="reading", delay=2, leave=False)),
-            **(smoother.identity or identity_of(smoother.network)),
+            **named,
+            **images,
+            **of_model,
             "sigma": smoother.sigma,
-            "noise": smoother.noise.name,
+            "noise": smoother.noise,
             **stop.settings,
             "seed": smoother.seed,
             "versions": versions(),
         }
         with ExitStack() as stack:
-            ledger = None
-            if smoother.queries:
-                ledger = stack.enter_context(AnswerRun(folder, smoother, settings, resume))
-                settings = ledger.log_settings(settings)
+            self._ledger: AnswerRun | None = None
+            if isinstance(smoother.base, QueryOnly):
+                ledger = AnswerRun(folder, smoother, stop, resume=resume, identity=named)
+                self._ledger = stack.enter_context(ledger)
+                ledger.check_budget(self._images, stop, smoother.record((1, 1, 1)))
+                resume = False  # the log follows from the answers, and is made again
             self._run: Run[LabelledRow] = stack.enter_context(
                 Run(folder, kind, settings, resume=resume)
             )
             for notice in self._run.notices:
                 tqdm.write(f"notice: {notice}", file=sys.stderr)
-            self._voter = smoother.voter(ledger)
+            self._voter = smoother.voter(self._ledger)
             stack.callback(self._voter.close)
             self._held = stack.pop_all()
 
@@ -272,7 +278,6 @@ class _Work:
                 ) -> Procedure[Any]:
                     known = self._run.rows.get(index)
                     earlier = known.certificate if isinstance(known, CertifyRow) else None
-                    label = label if stop.labels else None
                     return stop.upto(target).procedure(label, record, earlier)
 
                 for found in self._answers(procedure, todo, until):
@@ -282,7 +287,10 @@ class _Work:
     def _answers(
         self, procedure: ToProcedure, todo: Sequence[int], until: float | None = None
     ) -> Iterator[tuple[int, int, Any, float]]:
-        return answers(
+        for index in todo if self._ledger is not None else ():
+            x, label = self._images[index]
+            self._ledger.begin(index, label, x)
+        yield from answers(
             self._smoother, self._images, procedure, todo=todo, voter=self._voter, until=until
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from art_denoised.data.chosen import Chosen
 from art_denoised.data.sources import ImageData
 from art_denoised.evaluation.certify import answers
 from art_denoised.smoothing.procedures import Counts, Draw, Stage, simulate
+from art_denoised.smoothing.queries import QueryOnly
 from art_denoised.smoothing.smoother import Smoother
 from art_denoised.smoothing.stops import AtRadii, FixedN
 
@@ -92,25 +94,28 @@ def preview(
     """
     if not isinstance(stop, (FixedN, AtRadii)):
         raise InputError(f"stop is {stop!r}; a preview needs FixedN or AtRadii")
-    cost_per_sample = checks.at_least_zero("cost_per_sample", cost_per_sample)
+    if isinstance(smoother.base, QueryOnly):
+        raise InputError("a preview would pay for its pilot; multiply n by the price of a query")
+    if not 0 <= cost_per_sample < float("inf"):
+        raise InputError(f"cost_per_sample is {cost_per_sample}; give a number >= 0")
     images = Chosen(data, indices)
     if not len(images):
         raise InputError("there are no images; give at least one")
-    images.classes = smoother.check(images[images.indices[0]][0])
+    x, _ = images[images.indices[0]]
+    images.classes = smoother.check(smoother.prepare(x[None]))
     pilot = min(checks.count("pilot", pilot), len(images))
     chosen = [images.indices[i] for i in np.linspace(0, len(images) - 1, pilot).astype(int)]
     start = time.perf_counter()
-    found = [answer for _, _, answer, _ in answers(
-        smoother, images, _pilot, todo=chosen, voter=smoother.voter()
-    )]  # fmt: skip
+    with closing(smoother.voter()) as voter:
+        sampled = answers(smoother, images, _pilot, todo=chosen, voter=voter)
+        found = [answer for _, _, answer, _ in sampled]
     samples_a_second = pilot * _PILOT_SAMPLES / (time.perf_counter() - start)
 
     rng = np.random.default_rng(0)
-    labels = getattr(stop, "labels", False)
     needed = []
     for label, record, counts in found:
         for _ in range(_SIMULATIONS):
-            procedure = stop.procedure(label if labels else None, record)
+            procedure = stop.procedure(label, record)
             needed.append(simulate(procedure, _votes(counts, rng))[1])
     means = np.reshape(needed, (pilot, _SIMULATIONS)).mean(1)
     mean = float(means.mean())

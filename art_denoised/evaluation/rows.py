@@ -93,7 +93,7 @@ class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):
         if self.selection_counts is not None:
             if None in (self.counts, self.alpha, self.sigma):
                 raise ValueError("the votes lack counts, alpha or sigma")
-            self.bound  # noqa: B018: it must be one of the known kinds
+            _ = self.bound  # raises unless it is one of the known kinds
 
     @classmethod
     def of(cls, index: int, label: int, answer: Certificate, seconds: float = 0.0) -> CertifyRow:

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.evaluation.records import CertifyRow, Log, Row
-from art_denoised.smoothing.bounds import Mixture, Looks
-from art_denoised.smoothing.certify import FIRST_LOOK
+from art_denoised.data.chosen import index_range, labels_fingerprint
+from art_denoised.evaluation.rows import CertifyRow, LabelledRow, Log, PredictRow
+from art_denoised.smoothing.bounds import Looks, Mixture
 from art_denoised.smoothing.statistics import Certificate, Vote, top_class
+from art_denoised.smoothing.stops import FIRST_LOOK
 
 _P_TOLERANCE = 1e-9  # other versions of scipy
 _RADIUS_TOLERANCE = 1.5e-6  # one step of the rounding down, at worst
@@ -53,6 +54,7 @@ def verify(log: Log) -> list[Finding]:
         >>> row = CertifyRow.of(7, 3, c)
         >>> verify(Log("certify", settings, (row,)))
         []
+        >>> import msgspec
         >>> forged = msgspec.structs.replace(row, radius=0.9)
         >>> verify(Log("certify", settings, (forged,)))
         [Finding(index=7, problem='radius is 0.9, the votes give 0.615815')]

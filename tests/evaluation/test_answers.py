@@ -20,8 +20,8 @@ from art_denoised.demo import digits_classifier, digits_denoiser
 from art_denoised.evaluation.answers import recertify
 from art_denoised.evaluation.certify import certify
 from art_denoised.evaluation.verify import verify
+from art_denoised.smoothing import BlackBox, Budget, BudgetError, Retry, TransientError
 from art_denoised.smoothing.http import HttpClassifier
-from art_denoised.smoothing.queries import BlackBox, Budget, BudgetError, TransientError
 from art_denoised.smoothing.smoother import Smoother
 from art_denoised.smoothing.stops import AtRadii, FixedN
 from tests.api_server import NAMES, Service
@@ -68,7 +68,11 @@ def answered(out) -> int:
 
 def client(url: str, out: str) -> None:
     torch.set_num_threads(1)
-    box = asking(HttpClassifier(url, answer="predictions.0.label"), workers=WORKERS, backoff=0.01)
+    box = asking(
+        HttpClassifier(url, answer="predictions.0.label"),
+        workers=WORKERS,
+        retry=Retry(backoff=0.01),
+    )
     run(out, box, indices=range(IMAGES), resume=True)
 
 
@@ -329,7 +333,7 @@ def test_failed_attempts_count_across_runs(tmp_path):
             raise TransientError("busy")
         return local(images)
 
-    box = asking(flaky, workers=1, retries=0)
+    box = asking(flaky, workers=1, retry=Retry(times=0))
     with pytest.raises(InputError, match="busy"):
         run(tmp_path, box)
     assert {"kind": "failed", "reason": "busy", "queries": 1} in journal(tmp_path)

@@ -14,7 +14,7 @@ from art_denoised.cli import main
 from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier
 from art_denoised.evaluation.certify import certify, predict
-from art_denoised.evaluation.rows import CertifyRow, Log, PredictRow, read_log
+from art_denoised.evaluation.rows import CertifyRow, Log, read_log
 from art_denoised.evaluation.verify import family_wise, verify
 from art_denoised.smoothing.bounds import Looks
 from art_denoised.smoothing.smoother import Smoother

@@ -1,0 +1,16 @@
+from .answers import recertify as recertify
+from .certify import certify as certify
+from .certify import predict as predict
+from .preview import Preview as Preview
+from .preview import preview as preview
+from .rows import CERTIFY as CERTIFY
+from .rows import PREDICT as PREDICT
+from .rows import CertifyRow as CertifyRow
+from .rows import Log as Log
+from .rows import PredictRow as PredictRow
+from .rows import read_log as read_log
+from .tsv import read_tsv as read_tsv
+from .tsv import write_tsv as write_tsv
+from .verify import Finding as Finding
+from .verify import family_wise as family_wise
+from .verify import verify as verify
