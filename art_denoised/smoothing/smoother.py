@@ -196,6 +196,7 @@ class Smoother:
 
         Example:
             >>> from art_denoised.smoothing.stops import Anytime
+            >>> import torch
             >>> base = lambda x: torch.stack([x.mean((1, 2, 3)), -x.mean((1, 2, 3))], dim=1)
             >>> smoother, x = Smoother(base, sigma=0.25), torch.full((1, 1, 8, 8), 0.5)
             >>> first = smoother.certify(x, Anytime(200))
@@ -238,6 +239,7 @@ class Smoother:
             InputError: Images or model cannot be used.
 
         Example:
+            >>> import torch
             >>> base = lambda x: torch.stack([x.mean((1, 2, 3)), -x.mean((1, 2, 3))], dim=1)
             >>> Smoother(base, sigma=0.25).vote(torch.full((1, 1, 8, 8), 0.5))[0].label
             0
