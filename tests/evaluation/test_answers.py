@@ -63,7 +63,7 @@ def answered(out) -> int:
     text = (
         (Path(out) / "answers.jsonl").read_text() if (Path(out) / "answers.jsonl").exists() else ""
     )
-    return text.count('"answer"')
+    return text.count('"sample"')
 
 
 def client(url: str, out: str) -> None:
@@ -141,7 +141,12 @@ def test_radii_save_queries(tmp_path):
 
 
 def test_empty_answers_are_never_certified(tmp_path):
-    silent = run(tmp_path / "silent", asking(lambda images: [None] * len(images)))
+    def nothing(images):
+        return [None] * len(images)
+
+    with pytest.raises(InputError, match="None"):  # it would have been paid for nothing
+        run(tmp_path / "silent", asking(nothing))
+    silent = run(tmp_path / "silent", asking(nothing), resume=True)
     assert [(row.prediction, row.radius) for row in silent.rows] == [(-1, 0.0)] * 3
     assert silent.rows[0].certificate.counts == {-1: N}
     assert verify(silent) == []
@@ -160,7 +165,10 @@ def test_synonyms_and_other_words(tmp_path):
 
     log = run(tmp_path / "merged", asking(french, synonyms={"Sept": "seven"}))
     assert [row.prediction for row in log.rows] == [7, 7, 7]
-    log = run(tmp_path / "other", asking(french))
+    with pytest.raises(InputError, match=r"'sept'.*'seven'"):  # before the rest is paid for
+        run(tmp_path / "other", asking(french))
+    assert 20 <= answered(tmp_path / "other") < 50
+    log = run(tmp_path / "other", asking(french), resume=True)
     assert [row.prediction for row in log.rows] == [10, 10, 10]  # a class of its own: none of these
     again = recertify(tmp_path / "other", synonyms={"sept": "seven"}, alpha=0.001)
     assert [row.prediction for row in again.rows] == [7, 7, 7]
@@ -261,7 +269,7 @@ def test_answers_keep_the_classes_that_they_were_asked_for(tmp_path):
     log = run(tmp_path)
     path = tmp_path / "answers.jsonl"
     assert recertify(path, alpha=0.001).rows == log.rows
-    for other in (NAMES[::-1], NAMES[:8]):
+    for other in (NAMES[::-1], [*NAMES, "ten"]):
         with pytest.raises(InputError, match="classes is"):
             run(tmp_path, asking(classes=other), resume=True)
 
@@ -280,7 +288,7 @@ def black(x_noisy, sigma):
 
 
 @pytest.mark.parametrize(
-    ("first", "second"), [(Blur(3), Blur(5)), (None, black), (black, Blur(3).forward)]
+    ("first", "second"), [(Blur(3).eval(), Blur(5).eval()), (None, black), (black, Blur(3).forward)]
 )
 def test_another_denoiser_is_refused(tmp_path, first, second):
     """Votes of two functions would be counted for one certificate."""
@@ -372,7 +380,7 @@ def test_runs_of_other_settings_and_damaged_journals_are_refused(tmp_path):
         run(tmp_path)
     with pytest.raises(InputError, match=r"sigma is 0\.25, not 0\.3"):
         run(tmp_path, sigma=0.3, resume=True)
-    with pytest.raises(InputError, match="denoiser is None"):
+    with pytest.raises(InputError, match="denoiser differs"):
         run(tmp_path, denoiser=digits_denoiser(), resume=True)
     path = tmp_path / "answers.jsonl"
     lines = path.read_text().splitlines()
@@ -432,10 +440,13 @@ def test_attempts_that_fail_for_good_count_across_runs(tmp_path):
 
 def test_a_denoiser_in_training_mode_is_refused(tmp_path):
     with pytest.raises(InputError, match="training mode"):
-        run(tmp_path, denoiser=torch.nn.Sequential(torch.nn.Dropout()))
+        run(tmp_path, denoiser=torch.nn.Sequential(torch.nn.Dropout()).train())
 
 
 def test_images_without_any_answer_are_given_up(tmp_path):
     box = asking(lambda images: [None] * len(images), workers=1)
-    run(tmp_path, box, n=2000, radii=[0.1], labels=False, indices=range(2))
+    options = {"n": 2000, "radii": [0.1], "labels": False, "indices": range(2)}
+    with pytest.raises(InputError, match="None"):
+        run(tmp_path, box, **options)
+    run(tmp_path, box, resume=True, **options)
     assert box.spent == 2 * (N0 + 100)  # the first look was enough

@@ -87,9 +87,11 @@ def test_identities_are_equal_in_every_process():
 
 
 def test_differences_are_one_line():
-    old = {"n": 1000, "weights": "a" * 16, "deep": {"a": 1, "b": {}}, "gone": None}
+    old = {"n": 1000, "weights": "a" * 16, "deep": {"a": 1, "b": {}}, "gone": None, "net": {"a": 1}}
     new = {"n": 500, "weights": "b" * 16, "deep": {"a": 2, "b": {}}}
-    assert differences(old, new) == "n is 1000, not 500, weights differs, deep.a is 1, not 2"
+    assert differences(old, new) == (
+        "n is 1000, not 500, weights differs, deep.a is 1, not 2, net differs"
+    )
     with pytest.raises(InputError, match="n is 1000, not 500"):
         check_same("a.jsonl", old, new)
     check_same("a.jsonl", {"radii": [0.25]}, {"radii": (0.25,)})
