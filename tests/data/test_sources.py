@@ -121,3 +121,44 @@ def test_select():
     assert list(select(range(3))) == [0, 1, 2]
     with pytest.raises(InputError, match="skip"):
         select(range(3), skip=0)
+
+
+@pytest.mark.parametrize("layout", ["first", "last"])
+def test_npz_of_eight_bits_and_either_layout(tmp_path, layout):
+    x = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", x=x if layout == "first" else x.transpose(0, 2, 3, 1), y=[1, 2])
+    data = load_data(f"npz:{tmp_path / 'a.npz'}")
+    np.testing.assert_allclose(data[1][0].numpy(), x[1] / 255, rtol=1e-6)
+
+
+def hostile(kind: str, path) -> None:
+    """Write an .npz that claims what it does not hold, or that zipfile cannot open."""
+    import io
+    import zipfile
+
+    array = io.BytesIO()
+    np.save(array, np.zeros((1, 1, 2, 2)))
+    content = array.getvalue()
+    if kind == "huge":
+        content = content.replace(b"(1, 1, 2, 2)", b"(1000000000000000, 1)")[: len(content)]
+    with zipfile.ZipFile(path, "w") as file:
+        for name in ("x.npy", "y.npy"):
+            file.writestr(name, content)
+    raw = bytearray(path.read_bytes())
+    for at in [i for i in range(len(raw) - 4) if raw[i : i + 4] in (b"PK\x01\x02", b"PK\x03\x04")]:
+        flags, method = (8, 10) if raw[at + 2] == 1 else (6, 8)
+        if kind == "encrypted":
+            raw[at + flags] |= 1
+        if kind == "unknown compression":
+            raw[at + method] = 97
+        if kind == "lzma":
+            raw[at + method] = 14
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("kind", ["encrypted", "unknown compression", "lzma", "huge"])
+def test_hostile_npz_is_one_line(tmp_path, kind):
+    hostile(kind, tmp_path / "a.npz")
+    with pytest.raises(InputError, match=r"a\.npz") as error:
+        load_data(f"npz:{tmp_path / 'a.npz'}")
+    assert "\n" not in str(error.value)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import lzma
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +15,14 @@ import torch
 
 from art_denoised import checks
 from art_denoised.checks import InputError
+from art_denoised.data.folders import ImageFolder
 
+# What numpy and zipfile raise: torn, encrypted (RuntimeError), of an unknown compression
+# (NotImplementedError), or with a header that claims more than there is memory.
+_DAMAGED = (
+    *(OSError, ValueError, EOFError, RuntimeError, NotImplementedError, MemoryError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 SPECS = "digits, imagefolder:DIR, npz:FILE or torchvision:NAME:DIR"
 
 
@@ -29,18 +38,19 @@ class ImageData(Protocol):
         ...
 
 
-def load_data(spec: str, *, train: bool = False) -> ImageData:
+def load_data(spec: str, *, train: bool = False, classes: Sequence[str] | None = None) -> ImageData:
     """Open a data set.
 
     Args:
         spec: ``digits``, the 500 held-out images of scikit-learn's handwritten digits;
-            ``imagefolder:DIR`` with one folder of images a class, of one channel if the
-            first is grey and of three otherwise; ``npz:FILE`` with arrays ``x``
-            (images, channels, height, width) in [0, 1] and ``y`` (class indices);
+            ``imagefolder:DIR`` with one folder of images for each class (`ImageFolder`);
+            ``npz:FILE`` with arrays ``x``, images in [0, 1] or 8-bit integers, channels first or
+            last, and ``y`` (class indices);
             ``torchvision:NAME:DIR``, the test part of a data set already in DIR, of ImageNet the
             validation part.
-        train: Take the training part where the data set has one: of ``digits`` the 1,297 images
-            that are not held out, and of torchvision's. Folders and files are taken whole.
+        train: Take the training part where the data set has one: the 1,297 other images of
+            ``digits``, and the training part of torchvision's. Folders and files are taken whole.
+        classes: Names of the folders of an image folder, in the order of the labels.
 
     Raises:
         InputError: The specification or what it points to cannot be used.
@@ -56,7 +66,7 @@ def load_data(spec: str, *, train: bool = False) -> ImageData:
     if kind == "npz" and rest:
         return _npz(Path(rest))
     if kind == "imagefolder" and rest:
-        return _imagefolder(Path(rest))
+        return ImageFolder(_existing(Path(rest)), classes)
     name, _, folder = rest.partition(":")
     if kind == "torchvision" and name and folder:
         return _torchvision(name, Path(folder), train)
@@ -114,52 +124,28 @@ def _npz(path: Path) -> ImageData:
                     f"{path} holds arrays {sorted(arrays)}; it must hold x (images) and y (labels)"
                 )
             x, y = arrays["x"], arrays["y"]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except _DAMAGED as error:
         raise InputError(f"{path} cannot be read as .npz without pickle: {error}") from None
-    images, labels = checks.images(_native(x)).float(), checks.labels(_native(y))
+    images, labels = checks.images(_plain(x)).float(), checks.labels(_native(y))
     if len(images) != len(labels):
         raise InputError(f"{path} holds {len(images)} images but {len(labels)} labels")
     return _Pairs(images, labels)
 
 
+def _plain(x: np.ndarray) -> np.ndarray:
+    """Return images as floats with channels first, where it is clear what they are."""
+    if x.dtype == np.uint8:
+        x = x.astype(np.float32) / 255
+    if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
+        x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+    return _native(x)
+
+
 def _native(array: np.ndarray) -> np.ndarray:
     """Return an array in the byte order of this machine, the only one that torch takes."""
     return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
-def _imagefolder(folder: Path) -> ImageData:
-    datasets, to_tensor = _import_torchvision()
-    try:
-        dataset = datasets.ImageFolder(_existing(folder), transform=to_tensor)
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} is not an image folder: {_first_line(error)}") from None
-    if _is_grey(dataset.samples[0][0]):  # torchvision makes three equal channels of one
-        dataset.loader = _load_grey
-    return dataset
-
-
-def _is_grey(path: str) -> bool:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return image.mode in ("1", "L")
-    except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"{path} cannot be read as an image: {_first_line(error)}") from None
-
-
-def _load_grey(path: str) -> Any:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        if image.mode not in ("1", "L"):
-            raise InputError(
-                f"{path} has mode {image.mode}, but the first image of its folder is grey; give "
-                "images of one kind"
-            )
-        return image.convert("L")
 
 
 def _torchvision(name: str, folder: Path, train: bool) -> ImageData:
@@ -175,7 +161,7 @@ def _torchvision(name: str, folder: Path, train: bool) -> ImageData:
         )
     try:
         return dataset(root=_existing(folder), transform=to_tensor, **which)
-    except (RuntimeError, OSError, ValueError, TypeError) as error:
+    except Exception as error:  # whatever the many readers of torchvision raise
         raise InputError(f"{name} cannot be read from {folder}: {_first_line(error)}") from None
 
 
