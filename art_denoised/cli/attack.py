@@ -247,10 +247,10 @@ def _identity(arguments: argparse.Namespace) -> Mapping[str, Any]:
 def _default_attacks(
     model: nn.Module, data: ImageData, indices: Sequence[int], arguments: argparse.Namespace
 ) -> str:
-    from art_denoised.evaluation.images import stack_images
+    from art_denoised.data import Chosen
     from art_denoised.evaluation.target import LOOKED, Target
 
-    x, _ = stack_images(data, indices[:LOOKED])
+    x, _ = Chosen(data).stack(indices[:LOOKED])
     target = Target(
         model,
         x,

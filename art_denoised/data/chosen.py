@@ -12,7 +12,7 @@ import torch
 from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.data.sources import ImageData
-from art_denoised.types import Image
+from art_denoised.types import Image, Images, Labels
 
 
 class Chosen:
@@ -26,6 +26,7 @@ class Chosen:
     Attributes:
         indices: The indices, as ints.
         classes: Number of classes that labels are checked for, once it is known.
+        notices: What the user should know of the choice, once `settings` has read all images.
 
     Raises:
         InputError: An index that is not in the data, or is there twice.
@@ -44,6 +45,7 @@ class Chosen:
         self._data, self._shape = data, None
         self.indices = checks.indices(range(len(data)) if indices is None else indices, len(data))
         self.classes = classes
+        self.notices: list[str] = []
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -65,17 +67,24 @@ class Chosen:
                 raise InputError(
                     f"the data give {_kind(entry)}; give pairs of an image and its class"
                 )
-            if not isinstance(entry[0], (torch.Tensor, np.ndarray)):
-                raise InputError(
-                    f"the image is a {type(entry[0]).__name__}; give a float tensor in [0, 1], for "
-                    "example by transform=ToTensor()"
-                )
-            x = checks.images(entry[0][None], shape=self._shape)[0].float()
+            x = checks.images(_own(entry[0])[None], shape=self._shape)[0].float()
             label = int(checks.labels([entry[1]], self.classes)[0])
         except InputError as error:
             raise InputError(f"image {index}: {error}") from None
         self._shape = tuple(x.shape)
         return x, label
+
+    def stack(self, indices: Sequence[int]) -> tuple[Images, Labels]:
+        """Return some of the images as a batch, and their labels.
+
+        Args:
+            indices: Indices in the data set.
+
+        Raises:
+            InputError: The data hold no such pair there; the message names the image.
+        """
+        pairs = [self[index] for index in indices]
+        return torch.stack([x for x, _ in pairs]), torch.tensor([label for _, label in pairs])
 
     def settings(
         self, watch: Callable[[Iterable[Any]], Iterable[Any]] = lambda images: images
@@ -90,6 +99,12 @@ class Chosen:
             pixels.update(f"{index} {tuple(x.shape)}".encode())
             pixels.update(x.contiguous().numpy().tobytes())
             labels.append((index, label))
+        only = {label for _, label in labels}
+        if len(labels) > 1 and len(only) == 1:
+            self.notices = [
+                f"all {len(labels)} images are of class {only.pop()}; choose images of several "
+                "classes to measure the accuracy on the data set"
+            ]
         classes = getattr(self._data, "classes", None)
         return {
             **({"classes": list(classes)} if classes else {}),
@@ -127,6 +142,16 @@ def _compact(indices: Sequence[int]) -> Any:
         if list(whole) == list(indices):
             return f"{whole.start}:{whole.stop}:{whole.step}"
     return list(indices)
+
+
+def _own(x: Any) -> torch.Tensor:
+    """Return a copy: nothing may write into the data set, and its arrays may be read-only."""
+    if not isinstance(x, (torch.Tensor, np.ndarray)):
+        raise InputError(
+            f"the image is a {type(x).__name__}; give a float tensor in [0, 1], for example by "
+            "torchvision.transforms.ToTensor()"
+        )
+    return x.detach().clone() if isinstance(x, torch.Tensor) else torch.from_numpy(x.copy())
 
 
 def _kind(entry: Any) -> str:

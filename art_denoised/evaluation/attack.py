@@ -7,19 +7,21 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.data import ImageData
+from art_denoised.data.chosen import Chosen
+from art_denoised.data.sources import ImageData
 from art_denoised.evaluation import masking
 from art_denoised.evaluation.attack_rows import (
     ATTACK,
@@ -43,12 +45,11 @@ from art_denoised.evaluation.columns import (
     rows_of,
     unattacked,
 )
-from art_denoised.evaluation.images import stack_images
 from art_denoised.evaluation.probing import Probes, Subject
 from art_denoised.evaluation.progress import Progress
 from art_denoised.evaluation.target import LOOKED, Target
-from art_denoised.runs.identity import data_fingerprint, versions
 from art_denoised.runs.identity import identity as model_identity
+from art_denoised.runs.identity import versions
 from art_denoised.runs.journal import Run
 from art_denoised.types import Images, Labels
 
@@ -137,34 +138,32 @@ def evaluate(
     """
     repeats, batch_size = checks.count("repeats", repeats), checks.count("batch_size", batch_size)
     seed, kept = checks.count("seed", seed, 0), checks.count("pictures", pictures, 0)
-    indices = checks.indices(range(len(data)) if indices is None else indices, len(data))
-    if not indices:
+    images = Chosen(data, indices)
+    if not len(images):
         raise InputError("there are no images; give at least one")
-    x, _ = stack_images(data, indices[:LOOKED])
+    x, _ = images.stack(images.indices[:LOOKED])
     target = Target(model, x, noise=noise, repeats=repeats, seed=seed, batch_size=batch_size)
     used = _usable(list(columns(attacks, target.gradients(gradients))), target)
-    pixels, labels = _read(data, indices, target.classes, progress)
+    images.classes = target.classes
+    bar = partial(tqdm, desc="reading", unit="image", leave=False, delay=2, disable=not progress)
     size = probes or Probes()
     settings = {
         **(identity or {}),
         **model_identity(target.module),
         **({} if undefended is None else {"undefended_identity": model_identity(undefended)}),
         **target.settings,
-        "images": len(indices),
-        "first": indices[0],
-        "last": indices[-1],
-        "pixels": pixels,
+        **images.settings(bar),
         "seed": seed,
         "batch_size": batch_size,
         "attacks": attack_settings(used),
         "probes": asdict(size),
         "versions": versions(*_LIBRARIES),
     }
-    work = _Work(target, used, data, indices, seed, batch_size, frozenset(indices[:kept]))
+    work = _Work(target, used, images, seed, batch_size, frozenset(images.indices[:kept]))
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory()) if run is None else run
         journal = stack.enter_context(Run(folder, ATTACK, settings, resume=resume))
-        notices = [*journal.notices, *_one_class(labels)]
+        notices = [*journal.notices, *images.notices]
         for notice in notices:
             tqdm.write(f"notice: {notice}", file=sys.stderr)
         stack.enter_context(target.as_asked())
@@ -184,38 +183,13 @@ def _usable(used: list[Column], target: Target) -> list[Column]:
     return used
 
 
-def _read(
-    data: ImageData, indices: Sequence[int], classes: int, progress: bool
-) -> tuple[str, list[int]]:
-    """Return a hash of indices, images and labels, and the labels; every image is checked."""
-    labels: list[int] = []
-
-    def triples() -> Iterator[tuple[int, Tensor, int]]:
-        for i in tqdm(indices, desc="reading", unit="image", leave=False, disable=not progress):
-            x, y = stack_images(data, [i], classes)
-            labels.append(int(y))
-            yield i, x, labels[-1]
-
-    return data_fingerprint(triples()), labels
-
-
-def _one_class(labels: Sequence[int]) -> list[str]:
-    if len(labels) < 2 or len(set(labels)) > 1:
-        return []
-    return [
-        f"all {len(labels)} images are of class {labels[0]}; choose indices of several classes to "
-        "measure the accuracy on the data set"
-    ]
-
-
 @dataclass(frozen=True)
 class _Work:
     """The model, the attacks and the images of a run."""
 
     target: Target
     columns: Sequence[Column]
-    data: ImageData
-    indices: Sequence[int]
+    images: Chosen
     seed: int
     batch_size: int
     pictured: frozenset[int]
@@ -223,14 +197,14 @@ class _Work:
     def attack(self, run: Run[Any], visible: bool) -> None:
         """Write the rows that the run does not hold yet, those without attack first."""
         clean = clean_column(*(column.attack.norm for column in self.columns[:1]))
-        total = len(self.indices) * (1 + len(self.columns))
+        total = len(self.images.indices) * (1 + len(self.columns))
         done = sum(isinstance(row, AttackRow) for row in run.rows.values())
         with Progress(total, done, visible=visible) as progress:
             self.target.tick = progress.tick
             for column in (clean, *self.columns):
                 expected = getattr(column.attack, "nfe", None)
-                for first in range(0, len(self.indices), self.batch_size):
-                    block = self.indices[first : first + self.batch_size]
+                for first in range(0, len(self.images.indices), self.batch_size):
+                    block = self.images.indices[first : first + self.batch_size]
                     todo = [i for i in block if ("attack", column.key, i) not in run.rows]
                     if todo:
                         progress.begin(column.name, len(todo), expected)
@@ -244,7 +218,7 @@ class _Work:
         """Make the masking checks that the run does not hold yet."""
         log = AttackLog.of(run.settings, run.rows.values())
         right = [row.index for row in log.rows if row.attack == CLEAN and row.clean]
-        chosen = tuple(right or self.indices)[: probes.images]
+        chosen = tuple(right or self.images.indices)[: probes.images]
         x, y = self._images(chosen)
         used = tuple(self.columns)
         subject = Subject(self.target, x, y, chosen, log.rows, used, undefended, probes)
@@ -290,5 +264,5 @@ class _Work:
         return int(sequence.generate_state(1)[0]) >> 1
 
     def _images(self, block: Sequence[int]) -> tuple[Images, Labels]:
-        x, y = stack_images(self.data, block, self.target.classes)
+        x, y = self.images.stack(block)
         return x.to(self.target.device), y.to(self.target.device)

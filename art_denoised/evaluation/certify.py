@@ -240,7 +240,7 @@ class _Work:
             self._run: Run[LabelledRow] = stack.enter_context(
                 Run(folder, kind, settings, resume=resume)
             )
-            for notice in self._run.notices:
+            for notice in (*self._run.notices, *self._images.notices):
                 tqdm.write(f"notice: {notice}", file=sys.stderr)
             self._voter = smoother.voter(self._ledger)
             stack.callback(self._voter.close)
