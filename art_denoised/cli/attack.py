@@ -163,9 +163,9 @@ def _parse(spec: str, eps: float, norm: Any) -> Any:
         if head == "torchattacks":
             return TorchAttack(eps, norm=norm, kind=kind, options=options)
         if head == "art":
-            from art_denoised.estimators.attacks import ARTAttack
+            from art_denoised.estimators.attacks import ArtAttack
 
-            return ARTAttack(eps, norm=norm, kind=kind, options=options)
+            return ArtAttack(eps, norm=norm, kind=kind, options=options)
     except TypeError as error:
         raise InputError(f"attack {spec!r} cannot be made: {error}") from None
     known = ", ".join(("pgd", "autoattack", "autoattack-rand", *_PARTS))

@@ -35,7 +35,7 @@ from art_denoised.cli import main
 from art_denoised.demo import digits_classifier, digits_diffusion
 from art_denoised.diffusion.noised import NoisedDiffusion
 from art_denoised.diffusion.weights import noise_levels
-from art_denoised.estimators.attacks import ARTAttack
+from art_denoised.estimators.attacks import ArtAttack
 from art_denoised.estimators.preprocessing import without_preprocessing
 from art_denoised.evaluation import CLEAN, Probes, Target, read_attack_log
 from art_denoised.evaluation.columns import columns
@@ -282,7 +282,7 @@ def test_an_estimator_of_ours_is_evaluated_like_its_module(digits):
         digits_classifier(), sigma=0.1, input_shape=(1, 8, 8), nb_classes=10, seed=0, samples=2
     )
     options = {**FAST, "indices": range(12)}
-    attacks = [PGD(EPS, steps=4), ARTAttack(EPS, options={"max_iter": 4})]
+    attacks = [PGD(EPS, steps=4), ArtAttack(EPS, options={"max_iter": 4})]
     data = TensorDataset(*digits)
     log = evaluate(estimator, data, attacks, **options)
     assert log.rows == evaluate(estimator.model, data, attacks, **options).rows
