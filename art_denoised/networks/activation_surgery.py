@@ -225,7 +225,7 @@ def _rewrite(
 def _called(
     module: nn.Module, node: fx.Node
 ) -> tuple[tuple[int, str] | None, type[nn.Module] | None]:
-    """Return the slot that a node calls, if any, and the kind of rectifier that it calls, if any."""
+    """Return the slot and the kind of rectifier that a node calls, each None if there is none."""
     if node.op == "call_module":
         holder, _, attribute = str(node.target).rpartition(".")
         parent = module.get_submodule(holder)
@@ -298,5 +298,5 @@ def _check_rectifiers(model: nn.Module, seen: Watch, reasons: dict[str, str], *,
 
 
 def _cannot(model: nn.Module, name: str, why: str) -> InputError:
-    kind = type(model.get_submodule(name)).__name__
+    kind = type(model.get_submodule(name)).__name__.removeprefix("Smoothed")
     return InputError(f"{name or 'the model'} ({kind}) {why}; {_REMEDY}")

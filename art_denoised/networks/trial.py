@@ -114,7 +114,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def first_difference(one: nn.Module, other: nn.Module, *how: Any, **options: Any) -> str:
-    """Return the name of the first module of which an output differs between two models.
+    """Return the name of the first module that makes something else of the same input.
 
     Args:
         one: A model that runs.
@@ -123,19 +123,29 @@ def first_difference(one: nn.Module, other: nn.Module, *how: Any, **options: Any
         **options: Further options of `run`.
     """
     ours, theirs = (_recorded(model, *how, **options) for model in (one, other))
-    return next((k[0] for k in ours if k in theirs and not same(ours[k], theirs[k])), "")
+    for call, (inputs, output) in ours.items():
+        others = theirs.get(call)
+        if others and same(inputs, others[0]) and not same(output, others[1]):
+            return call[0]
+    return ""
 
 
 def _recorded(model: nn.Module, *how: Any, **options: Any) -> dict[tuple[str, int], Any]:
-    """Return the outputs of each module, by its name and the number of the call."""
-    model, calls, outputs = copy.deepcopy(model), Counter[str](), {}
+    """Return inputs and output of each call, by the name of the module and the call's number."""
+    model, calls = copy.deepcopy(model), Counter[str]()
+    inputs: dict[str, Any] = {}
+    record: dict[tuple[str, int], Any] = {}
+    cloned = partial(tree_map_only, Tensor, torch.clone)  # code that follows may change them
 
-    def record(name: str, module: nn.Module, args: Any, output: Any) -> None:
-        # Cloned, because code that follows may change the output in place.
-        outputs[name, calls[name]] = tree_map_only(Tensor, torch.clone, output)
+    def enter(name: str, module: nn.Module, *arguments: Any) -> None:
+        inputs[name] = cloned(arguments)
+
+    def leave(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        record[name, calls[name]] = inputs[name], cloned(output)
         calls[name] += 1
 
     for name, module in model.named_modules():
-        module.register_forward_hook(partial(record, name))
+        module.register_forward_pre_hook(partial(enter, name), with_kwargs=True)
+        module.register_forward_hook(partial(leave, name))
     run(model, *how, **options)
-    return outputs
+    return record
