@@ -16,8 +16,7 @@ from art_denoised.cli import main
 from art_denoised.data import digits
 from art_denoised.demo import digits_network
 from art_denoised.denoisers.checkpoints import load_weights
-from art_denoised.models.loading import load_trained
-from art_denoised.networks.activations import ParametricSoftplus
+from art_denoised.networks import ParametricSoftplus, load_trained
 from tests.nets import residual
 from tests.test_cli import assert_one_line
 
@@ -78,7 +77,7 @@ def test_blocks_and_activations_are_put_in_and_noted(tmp_path, capsys):
     attack += ["--attacks", "pgd:steps=1", "--max", "2", "--no-checks", "--quiet"]
     trained = [*attack, "--weights", str(tmp_path / "model.safetensors")]
     assert main([*trained, "--out", str(tmp_path / "attacked")]) == 0
-    model = load_trained("--model", "tests.nets:residual", tmp_path / "model.safetensors")
+    model = load_trained(residual(), tmp_path / "model.safetensors")
     assert not model.training
     assert sum("denoise" in name for name, _ in model.named_modules()) > 0
     assert any(isinstance(module, ParametricSoftplus) for module in model.modules())
@@ -107,7 +106,7 @@ def test_a_damaged_note_is_one_line(tmp_path, note):
     path = tmp_path / "model.safetensors"
     save_file(residual().state_dict(), path, metadata={"art_denoised": json.dumps(note)})
     with pytest.raises(InputError, match="has a damaged note"):
-        load_trained("--model", "tests.nets:residual", path)
+        load_trained(residual(), path)
 
 
 @pytest.mark.parametrize(

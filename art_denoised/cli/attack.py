@@ -200,18 +200,18 @@ def _attack(arguments: argparse.Namespace) -> None:
     from art_denoised.evaluation.attack import evaluate
     from art_denoised.evaluation.attack_report.runs import read_models
     from art_denoised.evaluation.attack_report.text import format_report
-    from art_denoised.models.loading import find_device, load_module, load_trained
+    from art_denoised.models.loading import find_device, load_module
+    from art_denoised.networks.trained import load_trained
 
     # Found wanting before anything is loaded, also an eps of the default attacks.
     checks.count("seed", arguments.seed, 0)
     checks.count("batch_size", arguments.batch_size)
     parse_attacks(arguments.attacks or _DETERMINISTIC, arguments.eps, arguments.norm)
     device = find_device(arguments.device)
-    model = (
-        load_trained("--model", arguments.model, arguments.weights)
-        if arguments.weights
-        else load_module("--model", arguments.model)
-    ).to(device)
+    model = load_module("--model", arguments.model)
+    if arguments.weights:
+        model = load_trained(model, arguments.weights)
+    model = model.to(device)
     bare = load_module("--bare", arguments.bare).to(device) if arguments.bare else None
     data = load_data(arguments.data)
     indices = select(data, arguments.skip, arguments.max)

@@ -180,8 +180,9 @@ def _build(
     arguments: argparse.Namespace, changes: Mapping[str, Any], device: torch.device
 ) -> nn.Module:
     """Return the network named, changed as asked, its random parts drawn from the seed."""
-    from art_denoised.models.loading import change_network, load_module
-    from art_denoised.networks.surgery import added_cost
+    from art_denoised.models.loading import load_module
+    from art_denoised.networks.cost import added_cost
+    from art_denoised.networks.trained import change_network
     from art_denoised.training.seeds import seeded
 
     if changes["where"] and not changes["feature_denoising"]:

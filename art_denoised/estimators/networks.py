@@ -81,7 +81,7 @@ class FeatureDenoisingClassifier(DefendedClassifier):
         channels, height, width = (checks.count("input_shape", size) for size in input_shape)
         shape, model = (channels, height, width), copy.deepcopy(backbone)
         if activation is not None:
-            model = smooth_activations(model, activation)
+            model = smooth_activations(model, activation, input_shape=shape)
         if operation is not None:
             model = add_feature_denoising(
                 model, where, operation, input_shape=shape, **(block or {})

@@ -17,7 +17,7 @@ from art_denoised import FeatureDenoisingClassifier, ParametricSoftplus, Plan, R
 from art_denoised.checks import InputError
 from art_denoised.data import digits as load_digits
 from art_denoised.demo import digits_network
-from art_denoised.networks.feature_denoising import FeatureDenoising
+from art_denoised.networks import FeatureDenoising
 from art_denoised.training.recipes import RECIPES, Adversarial
 from tests.nets import residual
 
