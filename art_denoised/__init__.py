@@ -48,10 +48,14 @@ if TYPE_CHECKING:
     from art_denoised.smoothing.modules import SmoothedClassifier as SmoothedClassifier
     from art_denoised.smoothing.statistics import Certificate as Certificate
     from art_denoised.smoothing.statistics import Vote as Vote
-    from art_denoised.training.adversarial import train_robust as train_robust
+    from art_denoised.training.config import TrainingConfig as TrainingConfig
+    from art_denoised.training.denoiser import Objective as Objective
     from art_denoised.training.denoiser import train_denoiser as train_denoiser
+    from art_denoised.training.diffusion import EDMLoss as EDMLoss
     from art_denoised.training.diffusion import train_diffusion as train_diffusion
-    from art_denoised.training.plan import Plan as Plan
+    from art_denoised.training.recipes import RECIPES as RECIPES
+    from art_denoised.training.robust import Validation as Validation
+    from art_denoised.training.robust import train_robust as train_robust
 
 __version__ = "0.1.0"
 
@@ -64,21 +68,25 @@ _HOMES = {
     "DiffusionClassifier": "rdc.classifier",
     "DiffusionModel": "diffusion.model",
     "DnCNN": "denoisers.dncnn",
+    "EDMLoss": "training.diffusion",
     "FeatureDenoising": "networks.feature_denoising",
     "FeatureDenoisingClassifier": "estimators.networks",
     "InputError": "checks",
     "LikelihoodMaximization": "rdc.likelihood",
     "MemNet": "denoisers.memnet",
+    "Objective": "training.denoiser",
     "OneShotDenoiser": "denoisers.one_shot",
     "PGD": "attacks.pgd",
     "ParametricSoftplus": "networks.activations",
-    "Plan": "training.plan",
+    "RECIPES": "training.recipes",
     "RobustDiffusionClassifier": "estimators.rdc",
     "RobustTrainer": "estimators.networks",
     "SmoothReLU": "networks.activations",
     "SmoothedClassifier": "smoothing.modules",
     "SplitReLU": "networks.activations",
+    "TrainingConfig": "training.config",
     "UNetDenoiser": "denoisers.unet",
+    "Validation": "training.robust",
     "Vote": "smoothing.statistics",
     "add_feature_denoising": "networks.surgery",
     "attacking": "networks.activations",
@@ -92,7 +100,7 @@ _HOMES = {
     "smooth_activations": "networks.activation_surgery",
     "train_denoiser": "training.denoiser",
     "train_diffusion": "training.diffusion",
-    "train_robust": "training.adversarial",
+    "train_robust": "training.robust",
     "vote": "smoothing.certify",
 }
 __all__ = ["__version__", *_HOMES]

@@ -14,7 +14,7 @@ from art_denoised.networks.coverage import activation_report
 from art_denoised.networks.tracing import Call
 
 _FUNCTIONS = frozenset(("relu", "relu_", "relu6"))
-_NAMED = {"silu": nn.SiLU, "gelu": nn.GELU, "elu": nn.ELU, "celu": nn.CELU}
+_NAMED = {"silu": nn.SiLU, "gelu": nn.GELU, "elu": nn.ELU, "celu": nn.CELU, "mish": nn.Mish}
 
 
 def smooth_activations(model: nn.Module, activation: str | nn.Module) -> nn.Module:
@@ -29,7 +29,7 @@ def smooth_activations(model: nn.Module, activation: str | nn.Module) -> nn.Modu
 
     Args:
         model: Any network whose forwards that call ReLU can be traced; others are refused.
-        activation: "silu", "gelu", "elu", "celu", or a module that is copied for every call, such
+        activation: "silu", "gelu", "elu", "celu", "mish", or a module that is copied for every call, such
             as `ParametricSoftplus`, `SmoothReLU` or `SplitReLU`.
 
     Raises:
