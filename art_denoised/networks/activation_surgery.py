@@ -29,8 +29,8 @@ def smooth_activations(model: nn.Module, activation: str | nn.Module) -> nn.Modu
 
     Args:
         model: Any network whose forwards that call ReLU can be traced; others are refused.
-        activation: "silu", "gelu", "elu", "celu", "mish", or a module that is copied for every call, such
-            as `ParametricSoftplus`, `SmoothReLU` or `SplitReLU`.
+        activation: "silu", "gelu", "elu", "celu", "mish", or a module that is copied for every
+            call, such as `ParametricSoftplus`, `SmoothReLU` or `SplitReLU`.
 
     Raises:
         InputError: An unknown activation, ELU that is not smooth (alpha other than 1), a model

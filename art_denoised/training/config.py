@@ -44,7 +44,7 @@ def decayed_weights(network: nn.Module) -> list[dict[str, Any]]:
     weights = [p for p in trained if p.ndim > 1 and id(p) not in norms]
     decayed = {id(p) for p in weights}
     others = [p for p in trained if id(p) not in decayed]
-    groups = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 

@@ -326,7 +326,7 @@ def measure_denoiser(
     generator = torch.Generator().manual_seed(0)
     error, hits = 0.0, 0
     with torch.no_grad():
-        for clean, labels in zip(x.split(128), y.split(128), strict=True):
+        for clean, labels in zip(torch.split(x, 128), torch.split(y, 128), strict=True):
             x_noisy = clean + sigma * torch.randn(clean.shape, generator=generator)
             x_hat = denoiser(x_noisy.to(device), sigma).float()
             error += float((x_hat.cpu() - clean).square().mean((1, 2, 3)).sum())

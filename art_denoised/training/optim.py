@@ -9,6 +9,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from art_denoised.training.config import TrainingConfig
 
+Tensors = list[Tensor] | tuple[Tensor, ...]
 # When the learning rate falls to a tenth, in parts of the steps.
 _MILESTONES = {
     "step": (1, 2, 3),
@@ -84,7 +85,7 @@ def _warm_up(optimizer: torch.optim.Optimizer, steps: int) -> lr_scheduler.Linea
 def _line(
     optimizer: torch.optim.Optimizer, first: float, last: float, steps: int
 ) -> lr_scheduler.LinearLR:
-    return lr_scheduler.LinearLR(optimizer, first, last, total_iters=steps - 1)
+    return lr_scheduler.LinearLR(optimizer, first, last, total_iters=max(1, steps - 1))
 
 
 def moving_average(network: nn.Module, decay: float) -> AveragedModel:
@@ -106,7 +107,7 @@ def moving_average(network: nn.Module, decay: float) -> AveragedModel:
     """
 
     # All tensors of one type at once: a GPU would wait each time that the count is read.
-    def average(old: list[Tensor], new: list[Tensor], updates: Tensor | int) -> None:
+    def average(old: Tensors, new: Tensors, updates: Tensor | int) -> None:
         if not (old[0].is_floating_point() or old[0].is_complex()):
             torch._foreach_copy_(old, new)
             return

@@ -235,7 +235,7 @@ def measure_classifier(network: nn.Module, x: Images, y: Labels, attack: PGD) ->
         "one_step": single(network, x, y),
     }.items():
         with torch.no_grad():
-            predictions = torch.cat([network(part).argmax(1) for part in images.split(size)])
+            predictions = torch.cat([network(part).argmax(1) for part in torch.split(images, size)])
         figures[name] = int((predictions == y).sum()) / len(y)
     return figures
 

@@ -61,7 +61,7 @@ class State:
             )
         if self._clip:
             nn.utils.clip_grad_norm_(self._trained, self._clip)
-        self._lr = self._schedule.get_last_lr()[0]
+        self._lr = float(self._schedule.get_last_lr()[0])
         self._optimizer.step()
         self._schedule.step()
         if self._average is not None:
