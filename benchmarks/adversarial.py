@@ -26,8 +26,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from art_denoised import PGD, Plan, train_robust
-from art_denoised.training.recipes import RECIPES
+from art_denoised import PGD, RECIPES, TrainingConfig, train_robust
 
 EPS = 8 / 255
 
@@ -84,12 +83,12 @@ def plain_training(data: TensorDataset, batch: int, steps: int, stride: float) -
 def our_training(
     data: TensorDataset, batch: int, steps: int, stride: float, average: float
 ) -> None:
-    plan = Plan(
-        epochs=1, batch_size=batch, optimizer="sgd", rate=0.1, weight_decay=5e-4, clip=0.0,
+    config = TrainingConfig(
+        epochs=1, batch_size=batch, optimizer="sgd", lr=0.1, weight_decay=5e-4, clip=0.0,
         schedule="constant", average=average, augment="none", bf16=False,
     )  # fmt: skip
-    recipe = replace(RECIPES["pgd"], eps=EPS, steps=steps, stride=stride)
-    train_robust(resnet8(), data, recipe=recipe, plan=plan, progress=False)
+    recipe = replace(RECIPES["pgd"], eps=EPS, steps=steps, relative_step_size=stride)
+    train_robust(resnet8(), data, recipe, config, progress=False)
 
 
 def art_training(data: TensorDataset, batch: int, steps: int, stride: float) -> None:

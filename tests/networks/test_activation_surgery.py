@@ -458,7 +458,7 @@ def test_a_subclass_of_relu_keeps_its_own_forward():
 
 def test_bad_activations():
     for activation, reason in (
-        ("relu", "silu, gelu, elu, celu"),
+        ("relu", "silu, gelu, elu, celu, mish"),
         (nn.SiLU, "not a module"),
         (nn.ELU(0.5), r"give nn.CELU\(0.5\)"),
     ):
@@ -466,7 +466,9 @@ def test_bad_activations():
             smooth_activations(CifarResNet(), activation)
 
 
-@pytest.mark.parametrize("activation", [ParametricSoftplus(10.0), SplitReLU(), "celu"], ids=str)
+@pytest.mark.parametrize(
+    "activation", [ParametricSoftplus(10.0), SplitReLU(), "celu", "mish"], ids=str
+)
 def test_copies_are_independent(activation):
     model = CifarResNet().eval()
     changed = smooth_activations(model, activation)

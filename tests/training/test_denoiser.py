@@ -295,9 +295,9 @@ def test_an_objective_of_ones_own_needs_no_classifier():
 
 @pytest.mark.parametrize(("first", "second"), [("mse", "hybrid"), ("hybrid", "mse")])
 def test_hybrid_and_others_do_not_share_a_folder(tmp_path, first, second):
-    options = {"classifiers": [digits_classifier()], "out": tmp_path}
+    options = {"classifier": digits_classifier(), "run": tmp_path}
     train(first, BRIEF, **options)
-    with pytest.raises(InputError, match=r"holds another training .*checkpoint\.pt"):
+    with pytest.raises(InputError, match=r"another training .*checkpoint\.pt"):
         train(second, BRIEF, **options, resume=True)
 
 
