@@ -44,7 +44,7 @@ def main() -> None:
         activation="silu",
     )
     config = TrainingConfig(epochs=arguments.epochs, batch_size=64, augment="crop", average=0.9)
-    recipe = Adversarial(eps=0.15, steps=1, stride=1.0)
+    recipe = Adversarial(eps=0.15, steps=1, relative_step_size=1.0)
     x, y = arrays(train=True)
     RobustTrainer(classifier, recipe=recipe, config=config).fit(
         x[: arguments.images], y[: arguments.images]

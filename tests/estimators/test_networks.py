@@ -47,7 +47,7 @@ def classifier(**options: object) -> FeatureDenoisingClassifier:
 @pytest.fixture(scope="module")
 def trained():
     made, data = classifier(), load_digits(train=True)
-    recipe = Adversarial(eps=0.1, steps=1, stride=1.0)
+    recipe = Adversarial(eps=0.1, steps=1, relative_step_size=1.0)
     RobustTrainer(made, recipe=recipe, config=CONFIG).fit(data.images.numpy(), data.labels.numpy())
     return made
 
