@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from art_denoised.training.denoiser import train_denoiser as train_denoiser
     from art_denoised.training.diffusion import EDMLoss as EDMLoss
     from art_denoised.training.diffusion import train_diffusion as train_diffusion
-    from art_denoised.training.recipes import RECIPES as RECIPES
     from art_denoised.training.robust import Validation as Validation
     from art_denoised.training.robust import train_robust as train_robust
 
@@ -78,7 +77,6 @@ _HOMES = {
     "OneShotDenoiser": "denoisers.one_shot",
     "PGD": "attacks.pgd",
     "ParametricSoftplus": "networks.activations",
-    "RECIPES": "training.recipes",
     "RobustDiffusionClassifier": "estimators.rdc",
     "RobustTrainer": "estimators.networks",
     "SmoothReLU": "networks.activations",

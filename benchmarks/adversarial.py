@@ -26,7 +26,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from art_denoised import PGD, RECIPES, TrainingConfig, train_robust
+from art_denoised import PGD, TrainingConfig, train_robust
+from art_denoised.training import RECIPES
 
 EPS = 8 / 255
 
