@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         RobustDiffusionClassifier as RobustDiffusionClassifier,
     )
     from art_denoised.estimators.smoothing import DenoisedSmoothing as DenoisedSmoothing
-    from art_denoised.evaluation.attacked.run import evaluate as evaluate
+    from art_denoised.evaluation.attack import evaluate as evaluate
     from art_denoised.evaluation.queries import certify_queries as certify_queries
     from art_denoised.networks.activation_surgery import smooth_activations as smooth_activations
     from art_denoised.networks.activations import ParametricSoftplus as ParametricSoftplus
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from art_denoised.training.denoiser import train_denoiser as train_denoiser
     from art_denoised.training.diffusion import EDMLoss as EDMLoss
     from art_denoised.training.diffusion import train_diffusion as train_diffusion
+    from art_denoised.training.recipes import RECIPES as RECIPES
     from art_denoised.training.robust import Validation as Validation
     from art_denoised.training.robust import train_robust as train_robust
 
@@ -77,6 +78,7 @@ _HOMES = {
     "OneShotDenoiser": "denoisers.one_shot",
     "PGD": "attacks.pgd",
     "ParametricSoftplus": "networks.activations",
+    "RECIPES": "training.recipes",
     "RobustDiffusionClassifier": "estimators.rdc",
     "RobustTrainer": "estimators.networks",
     "SmoothReLU": "networks.activations",
@@ -91,7 +93,7 @@ _HOMES = {
     "certify": "smoothing.certify",
     "certify_anytime": "smoothing.certify",
     "certify_queries": "evaluation.queries",
-    "evaluate": "evaluation.attacked.run",
+    "evaluate": "evaluation.attack",
     "load_denoiser": "denoisers.checkpoints",
     "load_diffusion": "diffusion.loading",
     "save_denoiser": "denoisers.checkpoints",

@@ -197,9 +197,9 @@ def _eps(text: str) -> list[float]:
 def _attack(arguments: argparse.Namespace) -> None:
     from art_denoised import checks
     from art_denoised.data import load_data, select
+    from art_denoised.evaluation.attack import evaluate
     from art_denoised.evaluation.attack_report.runs import read_models
     from art_denoised.evaluation.attack_report.text import format_report
-    from art_denoised.evaluation.attacked.run import evaluate
     from art_denoised.models.loading import find_device, load_module, load_trained
 
     # Found wanting before anything is loaded, also an eps of the default attacks.
@@ -220,11 +220,11 @@ def _attack(arguments: argparse.Namespace) -> None:
         model,
         data,
         parse_attacks(text, arguments.eps, arguments.norm),
-        out=arguments.out,
+        run=arguments.out,
         repeats=arguments.repeats,
         noise=arguments.noise,
         gradients=arguments.gradients.split(",") if arguments.gradients else None,
-        bare=bare,
+        undefended=bare,
         masking_checks=not arguments.no_checks,
         seed=arguments.seed,
         batch_size=arguments.batch_size,
@@ -247,8 +247,8 @@ def _identity(arguments: argparse.Namespace) -> Mapping[str, Any]:
 def _default_attacks(
     model: nn.Module, data: ImageData, indices: Sequence[int], arguments: argparse.Namespace
 ) -> str:
-    from art_denoised.evaluation.attacked.run import stack_images
-    from art_denoised.evaluation.attacked.target import LOOKED, Target
+    from art_denoised.evaluation.images import stack_images
+    from art_denoised.evaluation.target import LOOKED, Target
 
     x, _ = stack_images(data, indices[:LOOKED])
     target = Target(

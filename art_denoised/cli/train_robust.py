@@ -133,7 +133,7 @@ def _train_robust(arguments: argparse.Namespace) -> None:
 
     from art_denoised.data import load_data
     from art_denoised.models.loading import find_device
-    from art_denoised.storage import write_whole
+    from art_denoised.runs import write_whole
     from art_denoised.training.robust import OverfittingWarning, Validation, train_robust
 
     config, device, recipe = (

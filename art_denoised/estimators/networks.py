@@ -61,6 +61,8 @@ class FeatureDenoisingClassifier(DefendedClassifier):
         (2, 10)
     """
 
+    _layers_see_images = True
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -137,6 +139,12 @@ class RobustTrainer(Trainer):
         if not isinstance(classifier, PyTorchClassifier):
             raise InputError(
                 f"classifier is a {type(classifier).__name__}; give an ART PyTorchClassifier"
+            )
+        clip = classifier.clip_values
+        if clip is not None and (np.any(clip[0] != 0) or np.any(clip[1] != 1)):
+            raise InputError(
+                f"the classifier's clip_values are {clip}; images are trained on in [0, 1]: put the "
+                "scaling into its preprocessing"
             )
         super().__init__(classifier)
         self.recipe, self.config = recipe, config

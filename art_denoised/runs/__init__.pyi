@@ -1,6 +1,7 @@
 from .files import make_folder as make_folder
 from .files import sole_writer as sole_writer
 from .files import write_whole as write_whole
+from .identity import data_fingerprint as data_fingerprint
 from .identity import describe as describe
 from .identity import differences as differences
 from .identity import fingerprint as fingerprint

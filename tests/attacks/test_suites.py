@@ -21,7 +21,7 @@ from art_denoised.attacks.suites import AutoAttack, TorchAttack, distances, keep
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier
 from art_denoised.estimators.attacks import ARTAttack
-from tests.evaluation.attacked.defects import Defect, Resetting
+from tests.evaluation.defects import Defect, Resetting
 
 EPS, L2 = 0.2, 2.0
 FACES = [
