@@ -50,8 +50,11 @@ from .smoothing import SmoothedClassifier as SmoothedClassifier
 from .smoothing import Smoother as Smoother
 from .smoothing import Vote as Vote
 from .smoothing import Voting as Voting
+from .training import EDMLoss as EDMLoss
 from .training import RECIPES as RECIPES
+from .training import Objective as Objective
 from .training import TrainingConfig as TrainingConfig
+from .training import Validation as Validation
 from .training import train_denoiser as train_denoiser
 from .training import train_diffusion as train_diffusion
 from .training import train_robust as train_robust

@@ -497,7 +497,7 @@ def train_args(out: Path, **changes: object) -> list[str]:
 
 
 def test_a_denoiser_is_trained_and_certified_with(tmp_path, capsys):
-    arguments = train_args(tmp_path, holdout="digits", epochs=6, rate=0.005, average=0.9)
+    arguments = train_args(tmp_path, holdout="digits", epochs=6, lr=0.005, average=0.9)
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert re.search(r"epoch 6, loss [\d.]+, mse [\d.]+, accuracy 0\.\d+", printed)
@@ -505,7 +505,7 @@ def test_a_denoiser_is_trained_and_certified_with(tmp_path, capsys):
     first = denoiser.read_bytes()
     log = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in log[1:]] == [1, 2, 3, 4, 5, 6]
-    assert log[0]["settings"]["objective"] == "stability"
+    assert "stability" in log[0]["settings"]["loss"]["objective"]
     assert main([*arguments, "--resume"]) == 0
     assert denoiser.read_bytes() == first
     assert main(certify_args(tmp_path / "with", denoiser=denoiser, max=30)) == 0
@@ -524,7 +524,7 @@ def test_hybrid_and_surrogates_from_the_command_line(tmp_path, capsys):
     assert main([*arguments, *surrogates]) == 0
     assert (tmp_path / "mse" / "train.jsonl").exists()
     settings = json.loads((tmp_path / "stability" / "train.jsonl").read_text().splitlines()[0])
-    assert len(settings["settings"]["classifiers"]) == 2
+    assert len(settings["settings"]["loss"]["classifiers"]) == 2
     save_denoiser(load_denoiser(tmp_path / "denoiser.safetensors").half(), half)
     again = train_args(tmp_path / "2", architecture=half, epochs=1, bf16="off")
     assert main(again) == 0  # go on from a checkpoint, in float32
@@ -589,7 +589,7 @@ def test_a_diffusion_model_is_trained_and_loaded(tmp_path, capsys):
         "digits",
         "--augment",
         "none",
-        "--rate",
+        "--lr",
         "0.004",
     ]
     words += ["--widths", "16,32", "--average", "0.95", "--out"]
@@ -602,7 +602,7 @@ def test_a_diffusion_model_is_trained_and_loaded(tmp_path, capsys):
     x, y = torch.stack([x for x, _ in data]), torch.tensor([y for _, y in data])
     with torch.no_grad():
         assert (classifier(x).argmax(1) == y).double().mean() > 0.5
-    more = ["--init", str(tmp_path / "a"), "--rate", "1e-9", "--classes", "10", "--epochs", "1"]
+    more = ["--init", str(tmp_path / "a"), "--lr", "1e-9", "--classes", "10", "--epochs", "1"]
     assert main([*words, str(tmp_path / "more"), *more]) == 0
     again = load_diffusion(tmp_path / "more", classes=10)
     assert torch.allclose(again(x, 0.5, y), model(x, 0.5, y), atol=1e-4)

@@ -28,7 +28,7 @@ def arguments(out: Path, **changes: object) -> list[str]:
         "recipe": "sat",
         "eps": "0.15",
         "epochs": 2,
-        "rate": 0.1,
+        "lr": 0.1,
         "augment": "none",
         "average": 0.9,
         "out": out,
@@ -53,7 +53,7 @@ def test_a_classifier_is_trained_and_its_weights_load(tmp_path, capsys):
     header, *rows = [
         json.loads(line) for line in (tmp_path / "train.jsonl").read_text().split("\n")[:-1]
     ]
-    assert header["settings"]["eps"] == 0.15
+    assert header["settings"]["loss"]["recipe"]["eps"] == 0.15
     assert [row["epoch"] for row in rows] == [1, 2]
     assert main([*words, "--resume"]) == 0
     assert path.read_bytes() == before
@@ -116,7 +116,7 @@ def test_a_damaged_note_is_one_line(tmp_path, note):
         ({"eps": "a/b"}, "'a/b' is no number; give one, or a fraction such as 8/255"),
         ({"eps": "1e400"}, "'1e400' is no number"),
         ({"eps": "8/0"}, "'8/0' is no number"),
-        ({"recipe": "fgsm"}, "give one of clean, feature-denoising, pgd, sat, trades"),
+        ({"recipe": "fgsm"}, "give one of clean, feature-denoising, pgd, sat, sat-release, trades"),
         ({"recipe": "clean"}, "--recipe clean has no attack; leave --eps out"),
         ({"where": "all"}, "give --feature-denoising as well"),
         ({"feature_denoising": "mean"}, "no residual blocks that could be found"),
@@ -154,14 +154,14 @@ def test_another_holdout_is_no_resuming(tmp_path, capsys):
     words = arguments(tmp_path, epochs=1, holdout="digits", judge_steps=1)
     assert main([*words, "--holdout-max", "20"]) == 0
     assert main([*words, "--holdout-max", "30", "--resume"]) == 2
-    assert "other settings (holdout " in capsys.readouterr().err
+    assert "evaluation.measure.x" in capsys.readouterr().err
 
 
 def test_overfitting_is_told_while_it_happens(tmp_path, capsys, monkeypatch):
     """The detector is made to cry in the second epoch; --stop then ends there, --resume too."""
-    from art_denoised.training import adversarial
+    from art_denoised.training import robust
 
-    monkeypatch.setattr(adversarial, "overfits", lambda rows: len(rows) == 2)
+    monkeypatch.setattr(robust, "overfits", lambda figures: len(figures) == 2)
     words = [
         *arguments(tmp_path, epochs=4, holdout="digits", holdout_max=20, judge_steps=1),
         "--stop",

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from art_denoised.training.plan import Plan
+    from art_denoised.training.config import TrainingConfig
+    from art_denoised.training.rows import EpochRow
 
 _DENOISER_DESCRIPTION = """\
 Train a denoiser for a pretrained classifier (Salman et al. 2020).
@@ -107,7 +108,7 @@ def add_train_denoiser(commands: Any) -> None:
         help="dncnn, dncnn:DEPTH:WIDTH or memnet, built here; or the FACTORY or CHECKPOINT of a "
         "denoiser to go on from (default: %(default)s, 17 layers of 64 channels)",
     )
-    add_plan_options(command)
+    add_config_options(command)
     add("--fine-epochs", type=int, help="of the second part of hybrid (default: 2/9 of --epochs)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for weights and log")
 
@@ -162,30 +163,33 @@ def add_train_diffusion(commands: Any) -> None:
         "for images whose classes are told apart by large shapes",
     )
     add("--p-std", type=float, default=P_STD, help="deviation of ln(sigma) (default: %(default)s)")
-    add_plan_options(command)
+    add_config_options(command)
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the model and log")
 
 
-def add_plan_options(command: argparse.ArgumentParser, plan: Plan | None = None) -> None:
-    """Add the options of `Plan`, with the defaults of this one, and those of a training run."""
-    from art_denoised.training.plan import Plan
+def add_config_options(
+    command: argparse.ArgumentParser, config: TrainingConfig | None = None
+) -> None:
+    """Add the options of `TrainingConfig`, with the defaults of this one, and those of a run."""
+    from art_denoised.training.config import TrainingConfig
 
-    plan = Plan() if plan is None else plan
+    config = TrainingConfig() if config is None else config
     add = command.add_argument
     for name, text in {
         "epochs": "passes over the data",
         "batch_size": "images a step",
         "optimizer": "adam or sgd",
-        "rate": "peak learning rate",
+        "lr": "peak learning rate",
         "momentum": "of sgd",
         "weight_decay": "of the optimizer",
         "clip": "largest norm of the gradient, 0 for none",
-        "schedule": "of the learning rate: cosine, one-cycle, step, milestones or constant",
+        "schedule": "of the learning rate: cosine, one-cycle, step, milestones, sat-milestones or "
+        "constant",
         "average": "decay of the moving average of the weights, 0 for none",
         "augment": "crop+flip, crop or none",
         "seed": "of everything random",
     }.items():
-        default = getattr(plan, name)
+        default = getattr(config, name)
         add(
             f"--{name.replace('_', '-')}",
             type=type(default),
@@ -201,7 +205,6 @@ def add_plan_options(command: argparse.ArgumentParser, plan: Plan | None = None)
     )
     add("--device", default="auto", help="cpu, cuda, ...; auto takes a GPU if there is one")
     add("--resume", action="store_true", help="go on from the checkpoint in OUT")
-    add("--tensorboard", action="store_true", help="also write scalars for TensorBoard")
     add("--quiet", action="store_true", help="no progress bar")
 
 
@@ -228,39 +231,43 @@ def read_holdout(arguments: argparse.Namespace) -> list[Any] | None:
     return [data[i] for i in select(data, step, most)]
 
 
-def read_plan(arguments: argparse.Namespace) -> Plan:
-    """Return the `Plan` of the options."""
-    from art_denoised.training.plan import Plan
+def read_config(arguments: argparse.Namespace) -> TrainingConfig:
+    """Return the `TrainingConfig` of the options."""
+    from art_denoised.training.config import TrainingConfig
 
-    names = [field.name for field in fields(Plan) if hasattr(arguments, field.name)]
-    return Plan(**{name: getattr(arguments, name) for name in names})
+    names = [field.name for field in fields(TrainingConfig) if hasattr(arguments, field.name)]
+    return TrainingConfig(**{name: getattr(arguments, name) for name in names})
 
 
 def _train_denoiser(arguments: argparse.Namespace) -> None:
     from art_denoised.data import load_data
     from art_denoised.denoisers.checkpoints import check_saveable, save_denoiser
     from art_denoised.models.loading import find_device, load_module
-    from art_denoised.training.denoiser import train_denoiser
+    from art_denoised.training.denoiser import Objective, train_denoiser
 
-    plan, device = read_plan(arguments), find_device(arguments.device)
+    config, device = read_config(arguments), find_device(arguments.device)
     path = arguments.out / "denoiser.safetensors"
     if path.exists() and not arguments.resume:
         raise InputError(
             f"{path} already exists; pass --resume to go on with its training or choose another "
             "folder"
         )
-    target, classifiers = None, []
+    classifier = None
     if arguments.classifier:
-        target = load_module("--classifier", arguments.classifier).to(device)
-        classifiers = [target]
-    if arguments.surrogate:
-        classifiers = [load_module("--surrogate", name).to(device) for name in arguments.surrogate]
-        if arguments.holdout and target is None:
-            print(
-                "notice: without --classifier the accuracy is that of the first surrogate, which "
-                "is trained on",
-                file=sys.stderr,
-            )
+        classifier = load_module("--classifier", arguments.classifier).to(device)
+    if arguments.surrogate and arguments.holdout and classifier is None:
+        print(
+            "notice: without --classifier the accuracy is that of the first surrogate, which the "
+            "denoiser is trained through",
+            file=sys.stderr,
+        )
+    objective = Objective(
+        arguments.objective,
+        sigma=arguments.sigma,
+        classifier=classifier,
+        surrogates=[load_module("--surrogate", name).to(device) for name in arguments.surrogate],
+        fine_epochs=arguments.fine_epochs,
+    )
     data = load_data(arguments.data, train=True)
     denoiser = _build(arguments.architecture, len(data[0][0]), arguments.seed, device)
     check_saveable(denoiser)
@@ -268,25 +275,15 @@ def _train_denoiser(arguments: argparse.Namespace) -> None:
     rows = train_denoiser(
         denoiser,
         data,
-        objective=arguments.objective,
-        classifiers=classifiers,
-        target=target if arguments.surrogate else None,
-        sigma=arguments.sigma,
-        plan=plan,
-        fine_epochs=arguments.fine_epochs,
-        holdout=read_holdout(arguments),
-        out=arguments.out,
+        objective,
+        config,
+        validation=read_holdout(arguments),
+        run=arguments.out,
         resume=arguments.resume,
-        identity={
-            name: getattr(arguments, name)
-            for name in ("classifier", "surrogate", "data", "architecture")
-        },
-        tensorboard=arguments.tensorboard,
         progress=not arguments.quiet,
     )
     save_denoiser(denoiser.cpu(), path)
-    last = {name: value for name, value in rows[-1].items() if name not in ("rate", "seconds")}
-    print(", ".join(f"{name} {value:g}" for name, value in last.items()))
+    print(summary(rows[-1]))
     print(f"denoiser: {path}")
 
 
@@ -295,10 +292,10 @@ def _train_diffusion(arguments: argparse.Namespace) -> None:
     from art_denoised.diffusion.loading import load_diffusion, save_diffusion
     from art_denoised.diffusion.unet import unet_diffusion
     from art_denoised.models.loading import find_device
-    from art_denoised.training.diffusion import train_diffusion
+    from art_denoised.training.diffusion import EDMLoss, train_diffusion
     from art_denoised.training.seeds import seeded
 
-    plan, device = read_plan(arguments), find_device(arguments.device)
+    config, device = read_config(arguments), find_device(arguments.device)
     data = load_data(arguments.data, train=True)
     channels, size, width = data[0][0].shape
     if size != width:
@@ -318,19 +315,21 @@ def _train_diffusion(arguments: argparse.Namespace) -> None:
     rows = train_diffusion(
         model.to(device),
         data,
-        plan=plan,
-        p_mean=arguments.p_mean,
-        p_std=arguments.p_std,
-        drop=arguments.drop,
-        out=arguments.out,
+        EDMLoss(p_mean=arguments.p_mean, p_std=arguments.p_std, drop=arguments.drop),
+        config,
+        run=arguments.out,
         resume=arguments.resume,
-        identity={name: getattr(arguments, name) for name in ("data", "classes", "layers")},
-        tensorboard=arguments.tensorboard,
         progress=not arguments.quiet,
     )
     save_diffusion(model.cpu(), arguments.out)
-    print(f"epoch {len(rows)}, loss {rows[-1]['loss']:g}")
+    print(summary(rows[-1]))
     print(f"diffusion model: {arguments.out}")
+
+
+def summary(row: EpochRow) -> str:
+    """Return the figures of an epoch in one line."""
+    figures = {"epoch": row.epoch, "loss": row.loss, **row.figures}
+    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in figures.items())
 
 
 def _switch(text: str) -> bool | None:

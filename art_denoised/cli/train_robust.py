@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from art_denoised.checks import InputError
 from art_denoised.cli.parser import add_command, fraction
-from art_denoised.cli.train import add_holdout_options, add_plan_options, read_holdout, read_plan
+from art_denoised.cli.train import (
+    add_config_options,
+    add_holdout_options,
+    read_config,
+    read_holdout,
+    summary,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +34,8 @@ recipes:                                                        default eps   co
   pgd                PGD training (Madry et al. 2018)                 8/255   12
   trades             clean loss + divergence (Zhang et al. 2019)      8/255   13
   sat                a single step, random start (Xie et al. 2020)    4/255    3
+  sat-release        sat as its release trains: a fifth of batches
+                     from the clean image, smoothed labels            4/255    3
   feature-denoising  30 steps to random targets, a fifth of batches
                      from the clean image, smoothed labels
                      (Xie et al. 2019)                               16/255   32
@@ -47,7 +55,7 @@ _EPILOG = """\
 examples:
   handwritten digits, in seconds:
     art-denoised train-robust --model art_denoised.demo:digits_network --data digits \\
-        --recipe sat --eps 0.15 --epochs 6 --rate 0.2 --augment none --holdout digits \\
+        --recipe sat --eps 0.15 --epochs 6 --lr 0.2 --augment none --holdout digits \\
         --out runs/digits
 
   a ResNet with four denoising blocks and a smooth activation, on a folder of images:
@@ -60,7 +68,7 @@ examples:
 def add_train_robust(commands: Any) -> None:
     """Add `train-robust`."""
     from art_denoised.data import SPECS
-    from art_denoised.training.adversarial import PLAN
+    from art_denoised.training.robust import ROBUST_CONFIG
 
     command = add_command(
         commands,
@@ -79,7 +87,7 @@ def add_train_robust(commands: Any) -> None:
         "is drawn from --seed",
     )
     add("--data", required=True, metavar="DATA", help=f"training images: {SPECS}")
-    add("--recipe", required=True, help="pgd, trades, sat, feature-denoising or clean")
+    add("--recipe", required=True, help="pgd, trades, sat, sat-release, feature-denoising or clean")
     add(
         "--eps",
         type=fraction,
@@ -110,13 +118,13 @@ def add_train_robust(commands: Any) -> None:
     add(
         "--activation",
         metavar="NAME",
-        help="replace ReLU by silu, gelu, elu, celu, softplus (a = 10) or smoothrelu",
+        help="replace ReLU by silu, gelu, elu, celu, mish, softplus (a = 10) or smoothrelu",
     )
     add_holdout_options(command, "attacked")
     add("--judge-steps", type=int, default=10, help="of that attack (default: %(default)s)")
     add("--best", action="store_true", help="keep the weights of the epoch most robust on them")
     add("--stop", action="store_true", help="end at catastrophic overfitting")
-    add_plan_options(command, PLAN)
+    add_config_options(command, ROBUST_CONFIG)
     add("--out", type=Path, required=True, metavar="DIR", help="folder for weights and log")
 
 
@@ -125,28 +133,33 @@ def _train_robust(arguments: argparse.Namespace) -> None:
 
     from art_denoised.data import load_data
     from art_denoised.models.loading import find_device
-    from art_denoised.storage import write_whole
-    from art_denoised.training.adversarial import OverfittingWarning, train_robust
+    from art_denoised.runs import write_whole
+    from art_denoised.training.robust import OverfittingWarning, Validation, train_robust
 
-    plan, device, recipe = read_plan(arguments), find_device(arguments.device), _recipe(arguments)
+    config, device, recipe = (
+        read_config(arguments),
+        find_device(arguments.device),
+        _recipe(arguments),
+    )
     data = load_data(arguments.data, train=True)
     changes = {n: getattr(arguments, n) for n in ("feature_denoising", "where", "activation")}
     shape = tuple(data[0][0].shape)
     model = _build(arguments, {**changes, "input_shape": shape}, device).to(device)
+    pairs = read_holdout(arguments)
+    if pairs is None and (arguments.best or arguments.stop):
+        option = "--best" if arguments.best else "--stop"
+        raise InputError(f"{option} needs a validation set to judge epochs on; give --holdout")
     with _notices(OverfittingWarning):
         rows = train_robust(
             model,
             data,
-            recipe=recipe,
-            plan=plan,
-            holdout=read_holdout(arguments),
-            judge_steps=arguments.judge_steps,
-            best=arguments.best,
-            stop_on_overfitting=arguments.stop,
-            out=arguments.out,
+            recipe,
+            config,
+            validation=None
+            if pairs is None
+            else Validation(pairs, arguments.judge_steps, arguments.best, arguments.stop),
+            run=arguments.out,
             resume=arguments.resume,
-            identity={"model": arguments.model, "data": arguments.data, **changes},
-            tensorboard=arguments.tensorboard,
             progress=not arguments.quiet,
         )
     path = arguments.out / "model.safetensors"
@@ -154,9 +167,7 @@ def _train_robust(arguments: argparse.Namespace) -> None:
     note = {"model": arguments.model, **changes, "input_shape": shape, "recipe": arguments.recipe}
     # One entry alone: of several the format writes the order at random.
     write_whole(path, save(weights, {"art_denoised": json.dumps(note)}))
-    row = max(rows, key=lambda row: row["robust"]) if arguments.best else rows[-1]
-    figures = {name: value for name, value in row.items() if name not in ("rate", "seconds")}
-    print(", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in figures.items()))
+    print(summary(max(rows, key=lambda row: row.figures["robust"]) if arguments.best else rows[-1]))
     print(f"model: {path}")
 
 
@@ -169,10 +180,12 @@ def _recipe(arguments: argparse.Namespace) -> Adversarial | Trades:
         raise InputError(
             f"--recipe is {arguments.recipe!r}; give one of {', '.join(sorted(RECIPES))}"
         )
-    given = {n: getattr(arguments, n) for n in ("eps", "norm", "steps", "stride")}
+    given = {n: getattr(arguments, n) for n in ("eps", "norm", "steps")}
+    given["relative_step_size"] = arguments.stride
     changes = {name: value for name, value in given.items() if value is not None}
     if arguments.recipe == "clean" and changes:
-        raise InputError(f"--recipe clean has no attack; leave --{min(changes)} out")
+        option = min(changes).replace("relative_step_size", "stride")
+        raise InputError(f"--recipe clean has no attack; leave --{option} out")
     return replace(RECIPES[arguments.recipe], **changes)
 
 

@@ -15,15 +15,15 @@ from art_denoised import (
     DenoisedSmoothing,
     DiffusionClassifier,
     FeatureDenoisingClassifier,
-    Plan,
     RobustDiffusionClassifier,
+    TrainingConfig,
     train_robust,
 )
 from art_denoised.data import digits
 from art_denoised.demo import digits_classifier, digits_denoiser, digits_diffusion
 from art_denoised.diffusion.weights import noise_levels
 from art_denoised.estimators.defended import DefendedClassifier
-from art_denoised.training.recipes import RECIPES
+from art_denoised.training import RECIPES
 from tests.conformance.stranger import Stranger
 
 
@@ -84,9 +84,9 @@ def network(**options: object) -> FeatureDenoisingClassifier:
 def _trained(options: tuple[tuple[str, object], ...]) -> dict[str, torch.Tensor]:
     """Return weights after a short adversarial training; fresh blocks would do nothing."""
     model = network(**dict(options)).model
-    plan = Plan(epochs=2, optimizer="sgd", rate=0.05, average=0.9, augment="none")
+    config = TrainingConfig(epochs=2, optimizer="sgd", lr=0.05, average=0.9, augment="none")
     recipe = replace(RECIPES["sat"], eps=0.1)
-    train_robust(model, digits(train=True), recipe=recipe, plan=plan, progress=False)
+    train_robust(model, digits(train=True), recipe, config, progress=False)
     return model.state_dict()
 
 

@@ -510,7 +510,9 @@ def test_bad_activations():
             smooth_activations(CifarResNet(), activation)
 
 
-@pytest.mark.parametrize("activation", [ParametricSoftplus(10.0), SplitReLU(), "celu"], ids=str)
+@pytest.mark.parametrize(
+    "activation", [ParametricSoftplus(10.0), SplitReLU(), "celu", "mish"], ids=str
+)
 def test_copies_are_independent(activation):
     model = CifarResNet().eval()
     changed = smooth_activations(model, activation)

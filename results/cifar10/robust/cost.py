@@ -20,7 +20,7 @@ from networks import small
 from run import BLOCKS
 
 from art_denoised.networks import change_network
-from art_denoised.training.recipes import RECIPES
+from art_denoised.training import RECIPES
 
 ROUNDS = 15
 
