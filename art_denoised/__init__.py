@@ -41,13 +41,17 @@ if TYPE_CHECKING:
     from art_denoised.rdc.classifier import DiffusionClassifier as DiffusionClassifier
     from art_denoised.rdc.likelihood import LikelihoodMaximization as LikelihoodMaximization
     from art_denoised.smoothing.blackbox import BlackBox as BlackBox
-    from art_denoised.smoothing.certify import certify as certify
-    from art_denoised.smoothing.certify import certify_anytime as certify_anytime
-    from art_denoised.smoothing.certify import vote as vote
+    from art_denoised.smoothing.blackbox import Budget as Budget
+    from art_denoised.smoothing.http import HttpClassifier as HttpClassifier
     from art_denoised.smoothing.modules import DenoisedClassifier as DenoisedClassifier
     from art_denoised.smoothing.modules import SmoothedClassifier as SmoothedClassifier
+    from art_denoised.smoothing.smoother import Smoother as Smoother
     from art_denoised.smoothing.statistics import Certificate as Certificate
     from art_denoised.smoothing.statistics import Vote as Vote
+    from art_denoised.smoothing.stops import Anytime as Anytime
+    from art_denoised.smoothing.stops import AtRadii as AtRadii
+    from art_denoised.smoothing.stops import FixedN as FixedN
+    from art_denoised.smoothing.stops import Voting as Voting
     from art_denoised.training.adversarial import train_robust as train_robust
     from art_denoised.training.denoiser import train_denoiser as train_denoiser
     from art_denoised.training.diffusion import train_diffusion as train_diffusion
@@ -56,8 +60,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Anytime": "smoothing.stops",
+    "AtRadii": "smoothing.stops",
     "BPDA": "attacks.bpda",
     "BlackBox": "smoothing.blackbox",
+    "Budget": "smoothing.blackbox",
     "Certificate": "smoothing.statistics",
     "DenoisedClassifier": "smoothing.modules",
     "DenoisedSmoothing": "estimators.smoothing",
@@ -66,6 +73,8 @@ _HOMES = {
     "DnCNN": "denoisers.dncnn",
     "FeatureDenoising": "networks.feature_denoising",
     "FeatureDenoisingClassifier": "estimators.networks",
+    "FixedN": "smoothing.stops",
+    "HttpClassifier": "smoothing.http",
     "InputError": "checks",
     "LikelihoodMaximization": "rdc.likelihood",
     "MemNet": "denoisers.memnet",
@@ -77,13 +86,13 @@ _HOMES = {
     "RobustTrainer": "estimators.networks",
     "SmoothReLU": "networks.activations",
     "SmoothedClassifier": "smoothing.modules",
+    "Smoother": "smoothing.smoother",
     "SplitReLU": "networks.activations",
     "UNetDenoiser": "denoisers.unet",
     "Vote": "smoothing.statistics",
+    "Voting": "smoothing.stops",
     "add_feature_denoising": "networks.surgery",
     "attacking": "networks.activations",
-    "certify": "smoothing.certify",
-    "certify_anytime": "smoothing.certify",
     "certify_queries": "evaluation.queries",
     "evaluate": "evaluation.attacked.run",
     "load_denoiser": "denoisers.checkpoints",
@@ -93,7 +102,6 @@ _HOMES = {
     "train_denoiser": "training.denoiser",
     "train_diffusion": "training.diffusion",
     "train_robust": "training.adversarial",
-    "vote": "smoothing.certify",
 }
 __all__ = ["__version__", *_HOMES]
 

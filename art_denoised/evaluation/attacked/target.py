@@ -14,13 +14,12 @@ from torch import Tensor
 from art_denoised import checks
 from art_denoised.attacks.contained import contained
 from art_denoised.attacks.suites import Outcome, Suite, as_module
-from art_denoised.checks import InputError
+from art_denoised.checks import InputError, model_device
 from art_denoised.evaluation.attacked.columns import attack_name
 from art_denoised.evaluation.attacked.settings import attributes
 from art_denoised.rdc.classifier import DiffusionClassifier
 from art_denoised.rdc.likelihood import LikelihoodMaximization
 from art_denoised.smoothing.modules import DenoisedClassifier, SmoothedClassifier
-from art_denoised.smoothing.sampling import model_device
 from art_denoised.types import Images, Labels, Logits
 
 _SEEDED = (DiffusionClassifier, LikelihoodMaximization, SmoothedClassifier)
