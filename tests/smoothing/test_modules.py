@@ -159,6 +159,7 @@ def test_outputs_with_logits_are_unwrapped():
     assert torch.equal(SmoothedClassifier(Wrapped(), **options)(X), smoothed()(X))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:FutureWarning")
 def test_fresh_noise_is_not_frozen_by_tracing():
     fresh = smoothed(seed=None)
     with pytest.raises(InputError, match="seed is None"):
