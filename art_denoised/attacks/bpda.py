@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.straight_through import straight_through
 from art_denoised.types import Images
@@ -43,6 +44,7 @@ class BPDA(nn.Module):
     def __init__(self, transform: Transform, backward: Transform | None = None) -> None:
         super().__init__()
         self.transform, self.backward = transform, backward
+        self.training = checks.in_training(transform, backward)
 
     def forward(self, x: Images) -> Images:
         """Return ``transform(x)``."""

@@ -292,7 +292,7 @@ def _in_dtype(base: nn.Module, name: str | None, data: ImageData) -> nn.Module:
     import torch
 
     from art_denoised.evaluation.tuning import tune
-    from art_denoised.smoothing.sampling import model_device
+    from art_denoised.smoothing.noise import model_device
 
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name is None:

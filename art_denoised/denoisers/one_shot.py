@@ -42,6 +42,7 @@ class OneShotDenoiser(nn.Module):
     def __init__(self, model: DiffusionModel) -> None:
         super().__init__()
         self.model = model
+        self.training = model.training
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> OneShotDenoiser:

@@ -63,6 +63,7 @@ class DiffusionModel(nn.Module):
         if not image_range[0] < image_range[1]:
             raise InputError(f"image_range is {image_range}; give the lower end first")
         self.network, self.family = network, family
+        self.training = network.training
         self.classes, self.null_class = classes, null_class
         self.image_range = image_range
 

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from art_denoised.smoothing.procedures import Stage
-from art_denoised.smoothing.sampling import Gaussian, Stream, StreamKey
+from art_denoised.smoothing import Gaussian, Stage, Stream, StreamKey
 
 KEY = {"seed": 3, "index": 5, "stage": Stage.ESTIMATION}
 
