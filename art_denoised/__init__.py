@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from art_denoised.attacks.bpda import BPDA as BPDA
     from art_denoised.attacks.pgd import PGD as PGD
     from art_denoised.checks import InputError as InputError
+    from art_denoised.denoisers.architectures import DnCNN as DnCNN
+    from art_denoised.denoisers.architectures import MemNet as MemNet
+    from art_denoised.denoisers.architectures import UNetDenoiser as UNetDenoiser
     from art_denoised.denoisers.checkpoints import load_denoiser as load_denoiser
     from art_denoised.denoisers.checkpoints import save_denoiser as save_denoiser
-    from art_denoised.denoisers.dncnn import DnCNN as DnCNN
-    from art_denoised.denoisers.memnet import MemNet as MemNet
     from art_denoised.denoisers.one_shot import OneShotDenoiser as OneShotDenoiser
-    from art_denoised.denoisers.unet import UNetDenoiser as UNetDenoiser
-    from art_denoised.diffusion.loading import load_diffusion as load_diffusion
+    from art_denoised.diffusion.folders import load_diffusion as load_diffusion
     from art_denoised.diffusion.model import DiffusionModel as DiffusionModel
     from art_denoised.estimators.networks import (
         FeatureDenoisingClassifier as FeatureDenoisingClassifier,
@@ -63,12 +63,12 @@ _HOMES = {
     "DenoisedSmoothing": "estimators.smoothing",
     "DiffusionClassifier": "rdc.classifier",
     "DiffusionModel": "diffusion.model",
-    "DnCNN": "denoisers.dncnn",
+    "DnCNN": "denoisers.architectures",
     "FeatureDenoising": "networks.feature_denoising",
     "FeatureDenoisingClassifier": "estimators.networks",
     "InputError": "checks",
     "LikelihoodMaximization": "rdc.likelihood",
-    "MemNet": "denoisers.memnet",
+    "MemNet": "denoisers.architectures",
     "OneShotDenoiser": "denoisers.one_shot",
     "PGD": "attacks.pgd",
     "ParametricSoftplus": "networks.activations",
@@ -78,7 +78,7 @@ _HOMES = {
     "SmoothReLU": "networks.activations",
     "SmoothedClassifier": "smoothing.modules",
     "SplitReLU": "networks.activations",
-    "UNetDenoiser": "denoisers.unet",
+    "UNetDenoiser": "denoisers.architectures",
     "Vote": "smoothing.statistics",
     "add_feature_denoising": "networks.surgery",
     "attacking": "networks.activations",
@@ -87,7 +87,7 @@ _HOMES = {
     "certify_queries": "evaluation.queries",
     "evaluate": "evaluation.attacked.run",
     "load_denoiser": "denoisers.checkpoints",
-    "load_diffusion": "diffusion.loading",
+    "load_diffusion": "diffusion.folders",
     "save_denoiser": "denoisers.checkpoints",
     "smooth_activations": "networks.activation_surgery",
     "train_denoiser": "training.denoiser",

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.diffusion.families import EDM
+from art_denoised.diffusion.levels import P_MEAN, P_STD
 from art_denoised.diffusion.model import DiffusionModel
-from art_denoised.diffusion.weights import P_MEAN, P_STD
+from art_denoised.diffusion.preconditioning import EDM
 from art_denoised.training.loop import train
 from art_denoised.training.plan import Plan
 from art_denoised.types import Images, Labels
@@ -72,9 +72,9 @@ def train_diffusion(
         >>> len(rows)
         2
     """
-    family = model.family
-    if not isinstance(family, EDM):
-        raise InputError(f"the model is of family {type(family).__name__}; training takes EDM")
+    edm = model.preconditioning
+    if not isinstance(edm, EDM):
+        raise InputError(f"the preconditioning is {type(edm).__name__}; training takes EDM")
     if not 0 <= drop < 1:
         raise InputError(f"drop is {drop}; give a share in [0, 1)")
     checks.positive("p_std", p_std)
@@ -92,7 +92,7 @@ def train_diffusion(
             labels = torch.where(dropped, model.null_class or 0, y)
         x_hat = model(x_noisy, sigma, labels).float()
         level = sigma * model.scale
-        weight = (level**2 + family.sigma_data**2) / (level * family.sigma_data) ** 2
+        weight = (level**2 + edm.sigma_data**2) / (level * edm.sigma_data) ** 2
         error = ((x_hat - x) * model.scale).square().mean((1, 2, 3))
         return (weight * error).mean()
 

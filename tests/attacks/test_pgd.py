@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from art_denoised import PGD
-from art_denoised.attacks.ascent import ascend, in_eval, project, random_point
-from art_denoised.attacks.losses import LOSSES, cross_entropy, dlr, margin
+from art_denoised.attacks import ascend, in_eval, project, random_point
+from art_denoised.attacks import LOSSES, cross_entropy, dlr, margin
 from art_denoised.checks import InputError
 from art_denoised.data import digits as load_digits
 from art_denoised.demo import digits_classifier, digits_network

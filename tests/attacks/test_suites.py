@@ -16,8 +16,8 @@ from torch import nn
 
 from art_denoised import DenoisedSmoothing
 from art_denoised.attacks import suites
-from art_denoised.attacks.contained import Generators, contained
-from art_denoised.attacks.suites import AutoAttack, TorchAttack, distances, keep_inside
+from art_denoised.attacks import Generators, contained
+from art_denoised.attacks import AutoAttack, TorchAttack, distances, keep_inside
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier
 from art_denoised.estimators.attacks import ARTAttack

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from art_denoised import DnCNN, InputError, MemNet, load_denoiser, save_denoiser
-from art_denoised.denoisers.checkpoints import load_weights, read_state_dict
+from art_denoised.models import load_weights, read_state_dict
 
 X = torch.linspace(0, 1, 2 * 64).reshape(2, 1, 8, 8)
 

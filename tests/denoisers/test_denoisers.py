@@ -21,7 +21,7 @@ from art_denoised import (
     load_denoiser,
     save_denoiser,
 )
-from art_denoised.denoisers.checkpoints import load_weights
+from art_denoised.models import load_weights
 from tests.nets import SMALL_UNET
 
 UNET = SMALL_UNET | {

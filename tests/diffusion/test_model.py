@@ -18,9 +18,9 @@ from diffusers import (
 from torch import nn
 
 from art_denoised.checks import InputError
-from art_denoised.diffusion.families import DDPM, EDM, Flow, Native
-from art_denoised.diffusion.loading import load_diffusion
-from art_denoised.diffusion.model import DiffusionModel
+from art_denoised.diffusion import DDPM, EDM, Flow, Native
+from art_denoised.diffusion import load_diffusion
+from art_denoised.diffusion import DiffusionModel
 from tests.nets import SMALL_UNET
 
 

@@ -9,9 +9,9 @@ from torch import nn
 from art_denoised.checks import InputError
 from art_denoised.data import digits
 from art_denoised.demo import digits_diffusion
-from art_denoised.diffusion.families import DDPM, EDM, Native
-from art_denoised.diffusion.model import DiffusionModel
-from art_denoised.diffusion.self_test import self_test
+from art_denoised.diffusion import DDPM, EDM, Native
+from art_denoised.diffusion import DiffusionModel
+from art_denoised.diffusion import self_test
 from tests.diffusion.test_families import ABAR
 
 

@@ -9,7 +9,7 @@ from art_denoised import DiffusionClassifier
 from art_denoised.checks import InputError
 from art_denoised.data import digits
 from art_denoised.demo import digits_diffusion
-from art_denoised.diffusion.weights import noise_levels
+from art_denoised.diffusion import noise_levels
 from art_denoised.rdc.anytime import _spread, disagreement, predict_anytime
 from tests.rdc.test_classifier import Counting, Nan
 

@@ -13,10 +13,10 @@ from art_denoised import DiffusionClassifier
 from art_denoised.checks import InputError
 from art_denoised.data import digits
 from art_denoised.demo import digits_diffusion
-from art_denoised.demo.diffusion import DigitsMLP
-from art_denoised.diffusion.families import DDPM, EDM, Native
-from art_denoised.diffusion.model import DiffusionModel
-from art_denoised.diffusion.weights import Levels, noise_levels, training_levels
+from art_denoised.demo.digits_mlp import DigitsMLP
+from art_denoised.diffusion import DDPM, EDM, Native
+from art_denoised.diffusion import DiffusionModel
+from art_denoised.diffusion import Levels, noise_levels, training_levels
 
 LEVELS = Levels((0.2, 0.5, 1.0), (3.0, 1.0, 0.5))
 
@@ -50,7 +50,7 @@ def test_logits_are_the_equation():
             for level, (sigma, weight) in enumerate(
                 zip(LEVELS.sigmas, LEVELS.weights, strict=True)
             ):
-                from art_denoised.rdc.noise import LevelNoise
+                from art_denoised.rdc import LevelNoise
 
                 eps = LevelNoise(0)(x, [i], [level])
                 noisy = image[None] + sigma / 2 * eps
@@ -171,7 +171,7 @@ def test_fresh_noise_is_that_of_the_forward_pass_in_its_gradient():
     """With fresh noise, the value that is returned and its gradient belong together."""
     dc, x = classifier(seed=None, max_batch=7), images(2)
     from art_denoised.rdc.classifier import _Losses
-    from art_denoised.rdc.noise import LevelNoise
+    from art_denoised.rdc import LevelNoise
 
     noise = LevelNoise(None)
     leaf = x.clone().requires_grad_()

@@ -9,8 +9,8 @@ from torch import nn
 from art_denoised import DiffusionClassifier, LikelihoodMaximization
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_diffusion
-from art_denoised.diffusion.weights import noise_levels
-from art_denoised.rdc.anytime import predict_anytime
+from art_denoised.diffusion import noise_levels
+from art_denoised.rdc import predict_anytime
 from art_denoised.rdc.cost import _Counter, largest_batch, preview_anytime, preview_cost
 from tests.rdc.test_classifier import LEVELS, Counting, images, small_model
 

@@ -12,8 +12,8 @@ from art_denoised import DiffusionClassifier, LikelihoodMaximization
 from art_denoised.checks import InputError
 from art_denoised.data import digits
 from art_denoised.demo import digits_diffusion
-from art_denoised.diffusion.families import EDM, Native
-from art_denoised.diffusion.model import DiffusionModel
+from art_denoised.diffusion import EDM, Native
+from art_denoised.diffusion import DiffusionModel
 from tests.rdc.test_classifier import LEVELS, Counting, Nan, images, small_model
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from art_denoised import PGD, Plan, train_robust
-from art_denoised.attacks.losses import cross_entropy
+from art_denoised.attacks import cross_entropy
 from art_denoised.checks import InputError
 from art_denoised.data import digits as load_digits
 from art_denoised.demo import digits_network

@@ -7,8 +7,8 @@ import torch
 
 from art_denoised import DiffusionModel, Plan, train_diffusion
 from art_denoised.checks import InputError
-from art_denoised.diffusion.families import DDPM
-from art_denoised.diffusion.unet import unet_diffusion
+from art_denoised.diffusion import DDPM
+from art_denoised.diffusion import unet_diffusion
 
 
 @pytest.mark.parametrize(

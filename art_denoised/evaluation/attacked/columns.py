@@ -54,7 +54,7 @@ def columns(
         InputError: Something is no attack with a ball, or is given twice.
 
     Example:
-        >>> from art_denoised.attacks.suites import AutoAttack
+        >>> from art_denoised.attacks.autoattack import AutoAttack
         >>> [column.key for column in columns([AutoAttack(0.1)], ("exact", "bpda"))]
         [('autoattack', 'exact', 0.1), ('autoattack', 'bpda', 0.1)]
     """
@@ -101,7 +101,7 @@ def attack_settings(attack: Any) -> dict[str, Any]:
     """Return what determines an attack, its own seed among it, as plain JSON values.
 
     Example:
-        >>> from art_denoised.attacks.suites import AutoAttack
+        >>> from art_denoised.attacks.autoattack import AutoAttack
         >>> attack_settings(AutoAttack(0.1, parts=("apgd-ce",)))["parts"]
         ['apgd-ce']
     """

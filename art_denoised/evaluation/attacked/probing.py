@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from art_denoised import checks
+from art_denoised.attacks.autoattack import AutoAttack
 from art_denoised.attacks.contained import contained
 from art_denoised.attacks.losses import margin
 from art_denoised.attacks.pgd import PGD
-from art_denoised.attacks.suites import AutoAttack
 from art_denoised.evaluation.attacked.records import CLEAN, AttackRow
 from art_denoised.evaluation.attacked.target import Target
 from art_denoised.smoothing.bounds import lower_confidence_bound

@@ -12,12 +12,12 @@ from art_denoised import DiffusionClassifier, LikelihoodMaximization, OneShotDen
 from art_denoised.checks import InputError
 from art_denoised.data import digits
 from art_denoised.demo import digits_diffusion
-from art_denoised.diffusion.families import EDM, Native
-from art_denoised.diffusion.model import DiffusionModel
-from art_denoised.diffusion.noised import NoisedDiffusion
-from art_denoised.diffusion.weights import Levels, noise_levels
-from art_denoised.rdc.anytime import predict_anytime
-from art_denoised.rdc.noise import LevelNoise
+from art_denoised.diffusion import EDM, Native
+from art_denoised.diffusion import DiffusionModel
+from art_denoised.diffusion import NoisedDiffusion
+from art_denoised.diffusion import Levels, noise_levels
+from art_denoised.rdc import predict_anytime
+from art_denoised.rdc import LevelNoise
 from art_denoised.smoothing.modules import DenoisedClassifier
 from tests.rdc.test_classifier import images, small_model
 

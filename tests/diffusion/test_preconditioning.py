@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from art_denoised.checks import InputError
-from art_denoised.diffusion.families import DDPM, EDM, Flow, Native
+from art_denoised.diffusion import DDPM, EDM, Flow, Native
 
 S2 = 0.3  # variance of the images, which are Gaussian around 0: so E[x | z] is known
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)

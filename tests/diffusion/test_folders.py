@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from art_denoised.checks import InputError
-from art_denoised.diffusion.families import EDM, Native
-from art_denoised.diffusion.loading import load_diffusion, save_diffusion
-from art_denoised.diffusion.model import DiffusionModel
-from art_denoised.diffusion.unet import unet_diffusion
+from art_denoised.diffusion import EDM, Native
+from art_denoised.diffusion import load_diffusion, save_diffusion
+from art_denoised.diffusion import DiffusionModel
+from art_denoised.diffusion import unet_diffusion
 from tests.diffusion.test_model import Recorder, save, unet
 
 X, Y = torch.rand(2, 1, 8, 8), torch.tensor([3, 10])
