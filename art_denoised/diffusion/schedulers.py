@@ -8,6 +8,7 @@ estimate x0 itself. Each key is therefore read, known not to change x0, or refus
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any, get_args
 
@@ -182,7 +183,9 @@ def _alphas_cumprod(path: Path, name: str, config: dict[str, Any]) -> tuple[floa
 
     given = {key: config[key] for key in _SCHEDULE if key in config}
     try:
-        abar = getattr(diffusers, name)(**given).alphas_cumprod
+        with warnings.catch_warnings():  # of numpy 2 about its own conversions in diffusers
+            warnings.simplefilter("ignore")
+            abar = getattr(diffusers, name)(**given).alphas_cumprod
     except NotImplementedError:
         raise InputError(
             f"{path}: beta_schedule is {config.get('beta_schedule')!r}, which {name} of diffusers "
@@ -190,7 +193,7 @@ def _alphas_cumprod(path: Path, name: str, config: dict[str, Any]) -> tuple[floa
         ) from None
     except ImportError as error:
         raise InputError(
-            f"{path} is of {name}: {error}; give the DDPMScheduler of the training"
+            f"{path} is of {name}: {' '.join(str(error).split())}; or give a DDPMScheduler"
         ) from None
     # A last step of pure noise (zero terminal SNR) has no finite sigma.
     return tuple(abar[abar > 1e-9].tolist())

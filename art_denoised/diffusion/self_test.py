@@ -118,15 +118,16 @@ def _compare_readings(
     declared: Sequence[SelfTest],
 ) -> None:
     """Raise if the same network leaves clearly less noise when it is read in another way."""
-    most = sum(row.error for row in declared)
+    most, left = sum(row.error for row in declared), {}
     for name, reading in _other_readings(model).items():
         if reading.sigma_min <= min(noise) and max(noise) <= reading.sigma_max:
-            left = sum(row.error for row in _errors(reading, x, y, noise))
-            if left < _CLEARLY * most or (math.isnan(most) and not math.isnan(left)):
-                raise InputError(
-                    f"the network leaves less noise when it is read with {name} ({left:.2g} times "
-                    f"the noise over {len(noise)} levels, not {most:.2g}); declare that instead"
-                )
+            left[name] = sum(row.error for row in _errors(reading, x, y, noise))
+    best = min(left, key=lambda name: left[name], default=None)
+    if best is not None and left[best] < _CLEARLY * most:
+        raise InputError(
+            f"the network leaves less noise when it is read with {best} ({left[best]:.2g} times "
+            f"the noise over {len(noise)} levels, not {most:.2g}); declare that instead"
+        )
 
 
 def _other_readings(model: DiffusionModel) -> dict[str, DiffusionModel]:

@@ -97,6 +97,8 @@ class DiffusionClassifier(nn.Module):
         self.register_buffer("log_prior", _log_prior(prior, self.classes))
         self.eval()
 
+    # Streams of noise and recomputed gradients cannot be traced: compile the network instead.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Images) -> Logits:
         """Return logits of shape (batch, classes), differentiable in ``x``.
 

@@ -208,6 +208,8 @@ class LikelihoodMaximization(nn.Module):
         self.bf16 = bf16
         self.eval()
 
+    # Streams of noise and recomputed gradients cannot be traced: compile the network instead.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Images) -> Images:
         """Return likelier images, also under ``no_grad`` and ``inference_mode``.
 

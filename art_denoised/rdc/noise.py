@@ -37,8 +37,6 @@ class LevelNoise:
         self._seed = secrets.randbits(63) if seed is None else seed
         self._drawn: dict[tuple[int, int], Tensor] = {}
 
-    # Random streams of numpy and caches cannot be traced; a compiled caller breaks its graph here.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, x: Images, images: Iterable[int], levels: Iterable[int]) -> Images:
         """Return noise of shape (rows, ...) for rows of (image, level)."""
         rows = []

@@ -287,7 +287,7 @@ def test_a_model_that_writes_into_its_input_is_attacked_as_one_that_does_not(bat
 
     x, y = batch[0][:10], batch[1][:10]
     for options in ({"eot": 2}, {"targeted": "likeliest"}):
-        found = [PGD(0.1, steps=3, **options)(m(), x, y) for m in (InPlace(), OutOfPlace())]
+        found = [PGD(0.1, steps=3, **options)(m, x, y) for m in (InPlace(), OutOfPlace())]
         assert torch.equal(*found)
 
 
