@@ -14,8 +14,8 @@ import torch
 from art_denoised import PGD, RobustDiffusionClassifier, evaluate
 from art_denoised.data import load_data
 from art_denoised.demo import digits_diffusion
-from art_denoised.diffusion.weights import noise_levels
-from art_denoised.rdc.anytime import predict_anytime
+from art_denoised.diffusion import noise_levels
+from art_denoised.rdc import predict_anytime
 
 IMAGES = 20
 

@@ -580,7 +580,7 @@ def test_bad_trainings(tmp_path, capsys, changes, words):
 def test_a_diffusion_model_is_trained_and_loaded(tmp_path, capsys):
     from art_denoised import DiffusionClassifier, load_diffusion
     from art_denoised.data import digits
-    from art_denoised.diffusion.weights import noise_levels
+    from art_denoised.diffusion import noise_levels
 
     words = [
         "train-diffusion",

@@ -144,8 +144,9 @@ def parse_attacks(text: str, eps: list[float], norm: str) -> list[tuple[str, Any
 
 
 def _parse(spec: str, eps: float, norm: Any) -> Any:
+    from art_denoised.attacks.autoattack import AutoAttack
     from art_denoised.attacks.pgd import PGD
-    from art_denoised.attacks.suites import AutoAttack, TorchAttack
+    from art_denoised.attacks.torchattack import TorchAttack
 
     head, *rest = spec.split(":")
     kind = rest.pop(0) if head in ("torchattacks", "art") and rest else ""

@@ -202,7 +202,7 @@ def _report(arguments: argparse.Namespace) -> None:
     models, notices = read_models(arguments.runs)
     if arguments.html:
         from art_denoised.evaluation.attack_report.page import page
-        from art_denoised.storage import write_whole
+        from art_denoised.runs.files import write_whole
 
         write_whole(arguments.html, page(models, notices).encode())
         print(f"page: {arguments.html}", file=sys.stderr)

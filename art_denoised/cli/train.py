@@ -116,7 +116,7 @@ def add_train_denoiser(commands: Any) -> None:
 def add_train_diffusion(commands: Any) -> None:
     """Add `train-diffusion`."""
     from art_denoised.data import SPECS
-    from art_denoised.diffusion.weights import P_MEAN, P_STD
+    from art_denoised.diffusion.levels import P_MEAN, P_STD
 
     command = add_command(
         commands,
@@ -289,7 +289,7 @@ def _train_denoiser(arguments: argparse.Namespace) -> None:
 
 def _train_diffusion(arguments: argparse.Namespace) -> None:
     from art_denoised.data import load_data
-    from art_denoised.diffusion.loading import load_diffusion, save_diffusion
+    from art_denoised.diffusion.folders import load_diffusion, save_diffusion
     from art_denoised.diffusion.unet import unet_diffusion
     from art_denoised.models.loading import find_device
     from art_denoised.training.diffusion import EDMLoss, train_diffusion
@@ -350,8 +350,7 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
 
 def _build(name: str, channels: int, seed: int, device: torch.device) -> nn.Module:
     """Return the denoiser named, freshly drawn from the seed or loaded."""
-    from art_denoised.denoisers.dncnn import DnCNN
-    from art_denoised.denoisers.memnet import MemNet
+    from art_denoised.denoisers.architectures import DnCNN, MemNet
     from art_denoised.models.loading import load_denoiser_option
     from art_denoised.training.seeds import seeded
 

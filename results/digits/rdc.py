@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from art_denoised import DiffusionClassifier, LikelihoodMaximization
 from art_denoised.data import digits
 from art_denoised.demo import digits_classifier, digits_diffusion
-from art_denoised.diffusion.weights import noise_levels
-from art_denoised.rdc.anytime import disagreement, predict_anytime
+from art_denoised.diffusion import noise_levels
+from art_denoised.rdc import disagreement, predict_anytime
 from art_denoised.smoothing.statistics import proportion_interval
 
 EPS, ETA, LEVELS = 0.15, 0.15, 16

@@ -8,7 +8,7 @@ from networks import HERE, diffusion
 from torch import nn
 
 from art_denoised import DiffusionClassifier, LikelihoodMaximization
-from art_denoised.diffusion.weights import noise_levels
+from art_denoised.diffusion import noise_levels
 
 LEVELS, P_MEAN, P_STD, MAX_BATCH = 8, 0.3, 0.8, 80
 STEPS, ETA, RATE = 5, 0.2, 0.1

@@ -14,7 +14,7 @@ from torch import nn
 from art_denoised import FeatureDenoisingClassifier, RobustDiffusionClassifier, RobustTrainer
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_diffusion, digits_network
-from art_denoised.diffusion.weights import noise_levels
+from art_denoised.diffusion import noise_levels
 
 
 def feature_denoising() -> FeatureDenoisingClassifier:

@@ -10,7 +10,7 @@ from torch import nn
 from art_denoised import RobustDiffusionClassifier
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_diffusion
-from art_denoised.diffusion.weights import noise_levels
+from art_denoised.diffusion import noise_levels
 
 IMAGES = 6
 
