@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from art.attacks.evasion import FeatureAdversariesNumpy, NewtonFool
-from art.defences.preprocessor import SpatialSmoothingPyTorch
+from art.preprocessing.standardisation_mean_std import StandardisationMeanStdPyTorch
 from art.defences.postprocessor import ReverseSigmoid
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
@@ -80,7 +80,7 @@ def test_layers_of_copies_are_refused():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"preprocessing_defences": [SpatialSmoothingPyTorch(window_size=3)]},
+        {"preprocessing_defences": [StandardisationMeanStdPyTorch(0.5, 2.0)]},
         {"postprocessing_defences": [ReverseSigmoid()]},
         {"preprocessing": (0.5, 2.0)},
     ],
