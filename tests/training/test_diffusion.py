@@ -7,8 +7,7 @@ import torch
 
 from art_denoised import DiffusionModel, Plan, train_diffusion
 from art_denoised.checks import InputError
-from art_denoised.diffusion import DDPM
-from art_denoised.diffusion import unet_diffusion
+from art_denoised.diffusion import DDPM, unet_diffusion
 
 
 @pytest.mark.parametrize(

@@ -25,13 +25,11 @@ from art_denoised import (
     SmoothedClassifier,
     evaluate,
 )
-from art_denoised.attacks import PGD
-from art_denoised.attacks import AutoAttack, TorchAttack
+from art_denoised.attacks import PGD, AutoAttack, TorchAttack
 from art_denoised.checks import InputError
 from art_denoised.cli import main
 from art_denoised.demo import digits_classifier, digits_diffusion
-from art_denoised.diffusion import NoisedDiffusion
-from art_denoised.diffusion import noise_levels
+from art_denoised.diffusion import NoisedDiffusion, noise_levels
 from art_denoised.estimators.attacks import ARTAttack
 from art_denoised.estimators.preprocessing import without_preprocessing
 from art_denoised.evaluation.attacked.columns import columns
