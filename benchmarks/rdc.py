@@ -20,8 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from art_denoised import DiffusionClassifier, DiffusionModel
-from art_denoised.diffusion import unet_diffusion
-from art_denoised.diffusion import Levels, noise_levels
+from art_denoised.diffusion import Levels, noise_levels, unet_diffusion
 
 CLASSES, BATCHES = 10, (16, 32, 64, 128)
 

@@ -20,7 +20,7 @@ from art_denoised.diffusion.schedulers import (
 )
 from tests.diffusion.test_model import save, unet
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__")  # diffusers with numpy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array_")  # diffusers with numpy 2
 X = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 EPS = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 

@@ -28,8 +28,7 @@ from art_denoised import (
     SmoothedClassifier,
     evaluate,
 )
-from art_denoised.attacks import PGD
-from art_denoised.attacks import AutoAttack, TorchAttack
+from art_denoised.attacks import PGD, AutoAttack, TorchAttack
 from art_denoised.checks import InputError
 from art_denoised.cli import main
 from art_denoised.demo import digits_classifier, digits_diffusion

@@ -95,7 +95,7 @@ def test_the_reference_leaves_the_ball_and_ours_does_not():
         for form in ("adam", "adam_reference")
     }
     assert moved["adam"] == pytest.approx([8 / 255, -8 / 255])
-    assert moved["adam_reference"] == pytest.approx([0.249, -0.1], abs=0.002)  # clipped at 0
+    assert moved["adam_reference"] == pytest.approx([0.246, -0.1], abs=0.001)  # clipped at 0
 
 
 def agrees_with_finite_differences(module, x, head=None) -> None:
