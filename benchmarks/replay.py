@@ -18,17 +18,18 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from art_denoised.smoothing.bounds import Anytime, Looks
-from art_denoised.smoothing.procedures import (
+from art_denoised.smoothing import (
+    Certificate,
     Counts,
     Draw,
+    Looks,
+    Mixture,
     Procedure,
     Stage,
     certifying,
     simulate,
     tightening,
 )
-from art_denoised.smoothing.statistics import Certificate
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 N, N0, ALPHA = 100_000, 100, 0.001
@@ -106,7 +107,7 @@ def table(sigma: float, radii: tuple[float, ...]) -> Callable[[int | None], Proc
 
 def anytime(sigma: float, n: int) -> Callable[[int | None], Procedure[Certificate]]:
     """Return the procedure for a deadline after ``n`` samples."""
-    return lambda label: tightening(Anytime(), n0=N0, n=n, alpha=ALPHA, sigma=sigma, label=label)
+    return lambda label: tightening(Mixture(), n0=N0, n=n, alpha=ALPHA, sigma=sigma, label=label)
 
 
 def main() -> None:
