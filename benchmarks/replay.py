@@ -23,6 +23,8 @@ from art_denoised.smoothing import (
     AtRadii,
     Certificate,
     Draw,
+    Looks,
+    Mixture,
     Procedure,
     Stage,
     simulate,

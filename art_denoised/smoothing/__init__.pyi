@@ -16,6 +16,7 @@ from .noise import QuantisedGaussian as QuantisedGaussian
 from .noise import Stream as Stream
 from .noise import StreamKey as StreamKey
 from .noise import fresh_seed as fresh_seed
+from .procedures import Counts as Counts
 from .procedures import Draw as Draw
 from .procedures import Procedure as Procedure
 from .procedures import Stage as Stage

@@ -11,13 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.smoothing.statistics import ABSTAIN
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
 
 NO_ANSWER = ABSTAIN  # votes for it select nothing and count against every class
 LONGEST_LABEL = 200  # characters of an answer that are kept
@@ -138,7 +141,7 @@ class Retry:
         if not 0 <= self.backoff < float("inf"):
             raise InputError(f"backoff is {self.backoff}; give seconds >= 0")
 
-    def wait(self, retries: int, error: BaseException) -> float:
+    def wait(self, retries: int, error: BaseException | None) -> float:
         """Return the seconds to wait before the next retry.
 
         Args:
@@ -299,18 +302,26 @@ class BlackBox:
             InputError: The classifier failed for good, or did not give an answer for each image.
             StoppedError: ``stopped`` was set before the query was sent.
         """
-        from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
+        from tenacity import (
+            Retrying,
+            retry_if_exception_type,
+            sleep_using_event,
+            stop_after_attempt,
+        )
 
         stopped = threading.Event() if stopped is None else stopped
-        transient = (TransientError, *self.retry.transient)
+        transient: tuple[type[Exception], ...] = (TransientError, *self.retry.transient)
+
+        def wait(state: RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome else None
+            return self.retry.wait(state.attempt_number - 1, error)
+
         try:
             for attempt in Retrying(
                 retry=retry_if_exception_type(transient),
                 stop=stop_after_attempt(self.retry.times + 1),
-                wait=lambda state: self.retry.wait(
-                    state.attempt_number - 1, state.outcome.exception()
-                ),
-                sleep=stopped.wait,
+                wait=wait,
+                sleep=sleep_using_event(stopped),
                 reraise=True,
             ):
                 with attempt:

@@ -15,7 +15,7 @@ from art_denoised.smoothing.noise import Gaussian, Stream, StreamKey, fresh_seed
 from art_denoised.smoothing.procedures import Stage
 
 if TYPE_CHECKING:
-    from art_denoised.types import Denoiser, Images, Logits
+    from art_denoised.types import Classifier, Denoiser, Images, Logits
 
 
 class DenoisedClassifier(nn.Module):
@@ -27,7 +27,7 @@ class DenoisedClassifier(nn.Module):
     Source: Salman et al., "Denoised Smoothing" (NeurIPS 2020, arXiv 2003.01908), equation 3.
 
     Args:
-        classifier: Module from clean images to logits.
+        classifier: Module or function from clean images to logits.
         denoiser: Function from noisy images and sigma to clean images.
         sigma: Noise level that the denoiser is told, in image units.
 
@@ -42,7 +42,7 @@ class DenoisedClassifier(nn.Module):
         torch.Size([2, 10])
     """
 
-    def __init__(self, classifier: nn.Module, denoiser: Denoiser, *, sigma: float) -> None:
+    def __init__(self, classifier: Classifier, denoiser: Denoiser, *, sigma: float) -> None:
         super().__init__()
         self.classifier = classifier
         self.denoiser = denoiser
@@ -131,7 +131,7 @@ class SmoothedClassifier(nn.Module):
         assert total is not None
         return total - math.log(self.samples)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _streams(self, x: Images) -> list[Stream]:
         """Return one stream of noise for all images, or one for each where it is fresh."""
         seed = fresh_seed() if self.seed is None else self.seed
@@ -148,12 +148,12 @@ class SmoothedClassifier(nn.Module):
         return torch.logsumexp(log_probabilities.reshape(shape), dim=0)
 
 
-@torch.compiler.disable  # the noise comes from numpy
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _take(streams: list[Stream], n: int, dtype: torch.dtype) -> torch.Tensor:
-    """Return noise of shape (n, 1 or batch, channels, height, width)."""
+    """Return noise of shape (n, 1 or batch, channels, height, width): it comes from numpy."""
     return torch.stack([stream.take(n) for stream in streams], dim=1).to(dtype)
 
 
 def _is_traced() -> bool:
     is_exporting = getattr(torch.compiler, "is_exporting", bool)  # since torch 2.7
-    return torch.jit.is_tracing() or is_exporting()
+    return bool(torch._C._get_tracing_state()) or is_exporting()

@@ -220,7 +220,7 @@ def cells(sigma: float) -> Cells:
 
     Example:
         >>> cells(0.25).lowest  # of integers that are drawn
-        -578
+        -579
     """
     with mpmath.workdps(60):
         scale, whole = mpmath.mpf(sigma) * LEVELS, mpmath.mpf(2) ** 64

@@ -84,9 +84,10 @@ class Smoother:
         self.clip_values = clip_values
         for part in (base, denoiser):
             checks.eval_mode(part)
-        self.network: Classifier | None
+        self.network: Classifier | None = None
+        self._box: QueryOnly | None = None
         if isinstance(base, QueryOnly):
-            self.network = None
+            self._box = base
         elif denoiser is None:
             self.network = base
         else:
@@ -139,14 +140,15 @@ class Smoother:
                 something else than an image.
         """
         x = x[:1]
-        if self.network is None:
-            if self.denoiser is not None:
-                checks.eval_mode(self.denoiser)
-                kind = checks.model_dtype(self.denoiser)
-                device = checks.model_device(self.denoiser)
-                checks.denoises(self.denoiser, x.to(device, kind), self.sigma)
-            return len(self.base.classes)
-        return checks.classifier(self.network, x.to(checks.model_dtype(self.network)))
+        if self.network is not None:
+            return checks.classifier(self.network, x.to(checks.model_dtype(self.network)))
+        assert self._box is not None
+        if self.denoiser is not None:
+            checks.eval_mode(self.denoiser)
+            dtype = checks.model_dtype(self.denoiser)
+            x = x.to(checks.model_device(self.denoiser), dtype)
+            checks.denoises(self.denoiser, x, self.sigma)
+        return len(self._box.classes)
 
     def voter(self, ledger: Ledger | None = None) -> Voter:
         """Return a voter that samples the base; the caller closes it.
@@ -158,12 +160,9 @@ class Smoother:
             return NetworkVoter(
                 self.network, noise=self._noise, seed=self.seed, batch_size=self.batch_size
             )
+        assert self._box is not None
         return ApiVoter(
-            self.base,
-            noise=self._noise,
-            seed=self.seed,
-            denoiser=self.denoiser,
-            ledger=ledger,
+            self._box, noise=self._noise, seed=self.seed, denoiser=self.denoiser, ledger=ledger
         )
 
     def certify(
@@ -284,6 +283,6 @@ def _turns(stop: Stop[T]) -> Iterator[Stop[T]]:
     if isinstance(stop, Anytime) and stop.seconds is not None:
         n = FIRST_LOOK
         while n < stop.n:
-            yield stop.upto(n)  # type: ignore[misc]  # the same rule
+            yield stop.upto(n)
             n *= 2
     yield stop

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from art_denoised import DiffusionClassifier, LikelihoodMaximization, OneShotDenoiser, certify
+from art_denoised import (
+    DiffusionClassifier,
+    FixedN,
+    LikelihoodMaximization,
+    OneShotDenoiser,
+    Smoother,
+)
 from art_denoised.checks import InputError
 from art_denoised.data import digits
 from art_denoised.demo import digits_diffusion
@@ -21,7 +27,7 @@ from art_denoised.diffusion import (
     noise_levels,
 )
 from art_denoised.rdc import LevelNoise, predict_anytime
-from art_denoised.smoothing.modules import DenoisedClassifier
+from art_denoised.smoothing import DenoisedClassifier
 from tests.rdc.test_classifier import images, small_model
 
 
@@ -32,7 +38,8 @@ def test_the_diffusion_classifier_is_certified_behind_its_own_denoiser():
     classifier = DiffusionClassifier(model, levels=levels, seed=0)
     base = DenoisedClassifier(classifier, OneShotDenoiser(model), sigma=sigma).eval()
     data = [digits(train=False)[i] for i in range(8)]
-    found = [certify(base, x, sigma=sigma, n0=20, n=200, index=i) for i, (x, _) in enumerate(data)]
+    x = torch.stack([x for x, _ in data])
+    found = Smoother(base, sigma=sigma).certify(x, FixedN(200, n0=20))
     right = [c for c, (_, y) in zip(found, data, strict=True) if c.label == y]
     assert len(right) >= 7
     assert sum(c.radius for c in right) / len(data) > 0.2
@@ -88,7 +95,8 @@ def test_epndc_is_certified():
     levels = noise_levels(8, "elbo", p_mean=0.0, p_std=0.7)
     base = DiffusionClassifier(NoisedDiffusion(model, sigma), levels=levels, seed=0)
     data = [digits(train=False)[i] for i in range(8)]
-    found = [certify(base, x, sigma=sigma, n0=20, n=200, index=i) for i, (x, _) in enumerate(data)]
+    x = torch.stack([x for x, _ in data])
+    found = Smoother(base, sigma=sigma).certify(x, FixedN(200, n0=20))
     assert sum(c.label == y and c.radius > 0.2 for c, (_, y) in zip(found, data, strict=True)) >= 7
 
 
