@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -363,15 +363,12 @@ def _class_counts(denoiser: nn.Module, objective: Objective, x: Images) -> int |
 
 @contextmanager
 def _frozen(classifiers: Sequence[nn.Module]) -> Iterator[None]:
-    """Put classifiers into eval mode, their weights without gradients, and back."""
+    """Train no weights of classifiers inside."""
     parameters = [p for c in classifiers for p in c.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
-        with ExitStack() as modes:
-            for classifier in classifiers:
-                modes.enter_context(in_eval(classifier))
-            yield
+        yield
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)

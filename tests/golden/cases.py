@@ -195,7 +195,7 @@ def trained_diffusion() -> dict[str, Any]:
 
 def trained_network() -> dict[str, Any]:
     options = ["--model", "art_denoised.demo:digits_network", "--recipe", "sat", "--eps", "0.1"]
-    options += ["--augment", "none", "--rate", "0.1", "--weight-decay", "0", "--steps", "1"]
+    options += ["--augment", "none", "--lr", "0.1", "--weight-decay", "0", "--steps", "1"]
     return train("train-robust", *options, "--activation", "silu", "--feature-denoising", "mean",
                  "--where", "1")  # fmt: skip
 
