@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -92,14 +92,13 @@ def load_published(
     classes = arrays["linear/b"].size if "linear/b" in arrays else 1000
     with torch.device("meta"):  # shapes alone: nothing is drawn or allocated to be replaced
         network = build(architecture, classes)
-    found = dict(sources(architecture))
+    names = dict(array_names(architecture))
     own = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
-    _check_names(path, {source.name for source in found.values()}, arrays.keys())
-    state = {}
-    for name, tensor in own.items():
-        source = found[name]
-        value = _as_torch(path, source.name, arrays[source.name], tuple(tensor.shape), source.axes)
-        state[name] = value
+    _check_names(path, set(names.values()), arrays.keys())
+    state = {
+        name: _as_torch(path, names[name], arrays[names[name]], tuple(tensor.shape))
+        for name, tensor in own.items()
+    }
     state["conv1.weight"] = state["conv1.weight"].flip(1)  # BGR to RGB
     for name in network.state_dict().keys() - own.keys():
         state[name] = torch.tensor(0)
@@ -180,18 +179,8 @@ def _denoised(architecture: Architecture) -> set[tuple[int, int]]:
     return {"none": set(), "stage": last, "block": set(blocks)}[architecture.after]
 
 
-_HWIO_TO_OIHW, _TRANSPOSED, _AS_IT_IS = (3, 2, 0, 1), (1, 0), (0,)
-
-
-class Source(NamedTuple):
-    """The array of a file that holds a tensor, and the order of its axes in torch."""
-
-    name: str
-    axes: tuple[int, ...]
-
-
-def sources(architecture: Architecture) -> Iterator[tuple[str, Source]]:
-    """Yield the name of each tensor of the network and its source, except num_batches_tracked."""
+def array_names(architecture: Architecture) -> Iterator[tuple[str, str]]:
+    """Yield the name of each tensor, num_batches_tracked aside, and that of its array in a file."""
     denoised = _denoised(architecture)
     yield from _layer("conv0", "conv1", "bn1")
     for g, depth in enumerate(architecture.depths):
@@ -210,22 +199,18 @@ def sources(architecture: Architecture) -> Iterator[tuple[str, Source]]:
                 ours = f"{place}.denoise"
                 yield from _layer(f"{theirs}/conv", f"{ours}.conv", f"{ours}.bn")
                 for name in ("theta", "phi") if architecture.embedding else ():
-                    source = Source(f"{theirs}/embedding_{name}/W", _HWIO_TO_OIHW)
-                    yield f"{ours}.embeddings.{name}.weight", source
-    yield "fc.weight", Source("linear/W", _TRANSPOSED)
-    yield "fc.bias", Source("linear/b", _AS_IT_IS)
+                    yield f"{ours}.embeddings.{name}.weight", f"{theirs}/embedding_{name}/W"
+    yield "fc.weight", "linear/W"
+    yield "fc.bias", "linear/b"
 
 
-def _layer(theirs: str, conv: str, bn: str) -> Iterator[tuple[str, Source]]:
-    """Yield the sources of a convolution and its batch norm."""
-    yield f"{conv}.weight", Source(f"{theirs}/W", _HWIO_TO_OIHW)
-    for ours, name in (
-        ("weight", "gamma"),
-        ("bias", "beta"),
-        ("running_mean", "mean/EMA"),
-        ("running_var", "variance/EMA"),
-    ):
-        yield f"{bn}.{ours}", Source(f"{theirs}/bn/{name}", _AS_IT_IS)
+def _layer(theirs: str, conv: str, bn: str) -> Iterator[tuple[str, str]]:
+    """Yield the names of a convolution and its batch norm."""
+    yield f"{conv}.weight", f"{theirs}/W"
+    yield f"{bn}.weight", f"{theirs}/bn/gamma"
+    yield f"{bn}.bias", f"{theirs}/bn/beta"
+    yield f"{bn}.running_mean", f"{theirs}/bn/mean/EMA"
+    yield f"{bn}.running_var", f"{theirs}/bn/variance/EMA"
 
 
 # The ways in which np.load fails; a single array (.npy) fails as a context manager.
@@ -261,15 +246,16 @@ def _check_names(path: Path | str, wanted: set[str], found: Any) -> None:
         )
 
 
-def _as_torch(
-    path: Path | str, name: str, array: Any, shape: tuple[int, ...], axes: tuple[int, ...]
-) -> Tensor:
-    wanted = [0] * len(shape)  # the shape in the file
-    for own, axis in enumerate(axes):
-        wanted[axis] = shape[own]
-    if array.dtype.kind != "f" or array.shape != tuple(wanted):
+# Order of the axes in torch of an array of 4, 2 or 1 axes: convolutions are HWIO, matrices (I, O).
+_AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
+
+
+def _as_torch(path: Path | str, name: str, array: Any, shape: tuple[int, ...]) -> Tensor:
+    axes = _AXES[len(shape)]
+    wanted = tuple(shape[axes.index(axis)] for axis in range(len(shape)))  # in the file
+    if array.dtype.kind != "f" or array.shape != wanted:
         raise InputError(
             f"weights {path} do not fit the architecture: {name} is {array.dtype} of shape "
-            f"{array.shape}, not floating point of shape {tuple(wanted)}"
+            f"{array.shape}, not floating point of shape {wanted}"
         )
     return torch.from_numpy(np.ascontiguousarray(array.transpose(axes), dtype=np.float32))

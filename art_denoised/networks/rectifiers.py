@@ -54,7 +54,7 @@ class RunError(InputError):
         self.module = module
 
 
-class Watch(TorchDispatchMode):
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """What one forward pass does, seen from hooks on every module.
 
     Attributes:
@@ -66,7 +66,7 @@ class Watch(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.rectifiers: Counter[str] = Counter()
         self.given: dict[str, set[frozenset[str]]] = {}
         self.repeated: set[str] = set()

@@ -93,10 +93,10 @@ class _OwnForward(fx.Tracer):
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> Any:
         made = super().create_args_for_root(root_fn, is_module, concrete_args)
-        flag = self._training
-        self.root.training = (
-            self.create_proxy("get_attr", "training", (), {}) if flag is None else flag
-        )
+        mode: Any = self._training
+        if mode is None:
+            mode = self.create_proxy("get_attr", "training", (), {})
+        self.root.training = mode
         return made
 
 

@@ -16,7 +16,7 @@ import torch
 
 from art_denoised import InputError
 from art_denoised.networks import Architecture, load_published
-from art_denoised.networks.published import ARCHITECTURES, build, same_padding, sources
+from art_denoised.networks.published import ARCHITECTURES, array_names, build, same_padding
 
 # One block a stage, two in the second: so that "the last of a stage" is not "every one".
 SMALL = {
@@ -184,13 +184,13 @@ def test_names_of_the_known_networks():
             network = build(architecture, 1000)
         own = network.state_dict()
         parameters[name] = sum(p.numel() for p in network.parameters())
-        found = dict(sources(architecture))
+        found = dict(array_names(architecture))
         embeddings = 8 if name == "resnet152_denoise" else 0
         assert len(found) == 5 * layers[name] + embeddings + 2
         assert set(found) == {key for key in own if not key.endswith("num_batches_tracked")}
     # 2 C^2 + 2 C for C = 256, ..., 2048; the paper says 11.15 million.
     assert parameters["resnet152_denoise"] - parameters["resnet152"] == 11_148_800
-    assert found["layer3.22.denoise.bn.running_var"].name == (
+    assert found["layer3.22.denoise.bn.running_var"] == (
         "group2/block22/non_local/conv/bn/variance/EMA"
     )
 
