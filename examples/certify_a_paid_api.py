@@ -51,7 +51,9 @@ def main() -> None:
         )
         service.shutdown()
     for row in log.rows:
-        said = "abstained" if row.prediction < 0 else f"{NAMES[row.prediction]}, radius {row.radius:.3f}"
+        said = "abstained"
+        if row.prediction >= 0:
+            said = f"{NAMES[row.prediction]}, radius {row.radius:.3f}"
         print(f"image {row.index} ({NAMES[row.label]}): {said}")
     print(f"{box.spent} queries, {box.spent * box.budget.cost_per_query:.2f} paid")
 

@@ -56,7 +56,10 @@ class Functional(nn.Module):
         (lambda: checks.labels([0, -1]), ["label -1", "from 0"]),
         (lambda: checks.labels([0.0, 1.0]), ["float32", "integer"]),
         (lambda: checks.labels([[0, 1]]), ["(1, 2)"]),
-        (lambda: checks.eval_mode(nn.Sequential(nn.Dropout())), ["Sequential", "the top", "eval()"]),
+        (
+            lambda: checks.eval_mode(nn.Sequential(nn.Dropout())),
+            ["Sequential", "the top", "eval()"],
+        ),
         (lambda: checks.eval_mode(nn.BatchNorm2d(3)), ["BatchNorm2d", "eval()"]),
         (
             lambda: checks.eval_mode(nn.Sequential(nn.Linear(2, 2)).eval().append(Functional())),

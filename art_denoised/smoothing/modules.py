@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -156,4 +157,5 @@ def _take(streams: list[Stream], n: int, dtype: torch.dtype) -> torch.Tensor:
 
 def _is_traced() -> bool:
     is_exporting = getattr(torch.compiler, "is_exporting", bool)  # since torch 2.7
-    return bool(torch._C._get_tracing_state()) or is_exporting()
+    is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
+    return is_tracing() or is_exporting()
