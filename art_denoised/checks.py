@@ -22,7 +22,20 @@ _TOLERANCE = 1e-6  # rounding of an image that was scaled into the range in floa
 
 
 class InputError(ValueError):
-    """The input cannot be used; the message names the value and the remedy."""
+    """The input cannot be used; the message names the value and the remedy.
+
+    Args:
+        message: What is wrong, with the value.
+        remedy: Argument of the called function that would mend it, such as ``resume=True``. The
+            command line names the option of that argument.
+
+    Attributes:
+        remedy: That argument and its value.
+    """
+
+    def __init__(self, message: str, **remedy: Any) -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 def positive(name: str, value: SupportsFloat) -> float:

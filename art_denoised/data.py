@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import zipfile
 import zlib
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,15 +80,46 @@ def digits(*, train: bool) -> ImageData:
     return _Pairs(images, torch.from_numpy(y[order]))
 
 
-def select(data: ImageData, skip: int = 1, limit: int | None = None) -> range:
-    """Return the indices of every ``skip``-th image, at most ``limit`` of them.
+def select(data: Sized, skip: int = 1, limit: int | None = None) -> Sequence[int]:
+    """Return the indices of every ``skip``-th image, or a random sample of them.
+
+    The sample is the same in every run and in ascending order. A smaller sample is part of a larger
+    one. It holds all classes also where the images are sorted by class.
+
+    Args:
+        data: Data set.
+        skip: Distance of the images.
+        limit: Number of images at most; None: no limit.
+
+    Raises:
+        InputError: ``skip`` or ``limit`` is below 1.
 
     Example:
-        >>> list(select(range(10), skip=4))
-        [0, 4, 8]
+        >>> list(select(range(10), skip=4)), select(range(10), limit=3)
+        ([0, 4, 8], [2, 4, 8])
     """
     indices = range(0, len(data), checks.count("skip", skip))
-    return indices if limit is None else indices[: checks.count("max", limit)]
+    if limit is None or len(indices) <= checks.count("max", limit):
+        return indices
+    order = np.random.RandomState(0).permutation(len(indices))  # numpy keeps this stream for ever
+    return [indices[place] for place in sorted(order[:limit])]
+
+
+def only_class(data: ImageData, indices: Sequence[int]) -> int | None:
+    """Return the class of all these images, or None if they have several classes.
+
+    Images are read until a second class is found.
+
+    Example:
+        >>> only_class([(None, 3), (None, 4), (None, 3)], [0, 2])
+        3
+    """
+    labels: set[int] = set()
+    for index in indices:
+        labels.add(int(data[index][1]))
+        if len(labels) > 1:
+            return None
+    return labels.pop() if len(indices) > 1 else None
 
 
 class _Pairs:
