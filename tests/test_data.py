@@ -1,4 +1,4 @@
-"""Data sets as the command line names them. Refusals are in tests/test_cli.py."""
+"""Data sets as the command line names them. Refusals are in tests/cli/test_certify.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from art_denoised.checks import InputError
-from art_denoised.data import digits, load_data, select
+from art_denoised.data import digits, load_data, only_class, select
 
 
 def test_digits_are_split_without_overlap():
@@ -117,7 +117,37 @@ def test_torchvision_reads_what_is_there(tmp_path):
 
 def test_select():
     assert list(select(range(100), skip=30)) == [0, 30, 60, 90]
-    assert list(select(range(100), skip=30, limit=2)) == [0, 30]
     assert list(select(range(3))) == [0, 1, 2]
     with pytest.raises(InputError, match="skip"):
         select(range(3), skip=0)
+
+
+def test_a_limit_takes_a_sample_of_all():
+    few, many = select(range(1000), limit=40), select(range(1000), limit=200)
+    assert len(set(few)) == 40
+    assert set(few) < set(many)
+    assert list(few) == sorted(few)
+    for part in np.array_split(np.arange(1000), 5):
+        assert 3 <= len(set(few) & set(part.tolist())) <= 16
+    assert few == select(range(1000), limit=40)
+    assert set(select(range(1000), skip=7, limit=9)) < set(range(0, 1000, 7))
+    assert list(select(range(10), limit=10)) == list(range(10))
+    with pytest.raises(InputError, match="max is 0"):
+        select(range(3), limit=0)
+
+
+def test_only_class_reads_no_more_than_it_must():
+    read = []
+
+    class Data:
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            read.append(index)
+            return None, [3, 3, 4, 4][index]
+
+    assert only_class(Data(), range(4)) is None
+    assert read == [0, 1, 2]
+    assert only_class(Data(), [2, 3]) == 4
+    assert only_class(Data(), [2]) is None

@@ -80,6 +80,7 @@ def build_app() -> App:
         "Each command explains itself: art-denoised certify --help",
         version=f"{_PROGRAM} {__version__}",
         help_format="plaintext",
+        suppress_keyboard_interrupt=False,
         help_formatter=show_group,
         group_parameters=Group("Options", sort_key=100),
         # The last one counts where an option is repeated, as in `wrapper --sigma 0.5 "$@"`.

@@ -1,4 +1,4 @@
-"""Attacks as words: ``pgd:steps=100:eot=20``, ``square``, ``torchattacks:PGD``, ``art:ZooAttack``."""
+"""Attacks as words: ``pgd:steps=100:eot=20``, ``square``, ``torchattacks:PGD``, ``art:NAME``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def _parse(spec: str, eps: float, norm: Any) -> Any:
     head, *rest = spec.split(":")
     if head in ("torchattacks", "art"):
         if not rest or not rest[0] or "=" in rest[0]:
-            raise InputError(f"attack {spec!r} names no class; give for example {head}:SquareAttack")
+            raise InputError(
+                f"attack {spec!r} names no class; give for example {head}:SquareAttack"
+            )
         kind, options = rest[0], dict(_option(spec, text) for text in rest[1:])
         if head == "torchattacks":
             return TorchAttack(eps, norm=norm, kind=_torchattacks_name(kind), options=options)

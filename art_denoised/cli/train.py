@@ -343,7 +343,11 @@ class RecipeOptions:
 
 
 def train_denoiser(
-    *, denoiser: DenoiserOptions, data: ValidatedData, training: TrainingOptions = TrainingOptions(), run: TrainingRun
+    *,
+    denoiser: DenoiserOptions,
+    data: ValidatedData,
+    training: TrainingOptions = TrainingOptions(),
+    run: TrainingRun,
 ) -> None:
     r"""Train a denoiser for a pretrained classifier.
 
@@ -411,7 +415,11 @@ def train_denoiser(
 
 
 def train_diffusion(
-    *, diffusion: DiffusionOptions = DiffusionOptions(), data: TrainingData, training: TrainingOptions = TrainingOptions(), run: TrainingRun
+    *,
+    diffusion: DiffusionOptions = DiffusionOptions(),
+    data: TrainingData,
+    training: TrainingOptions = TrainingOptions(),
+    run: TrainingRun,
 ) -> None:
     r"""Train a class-conditional diffusion model.
 

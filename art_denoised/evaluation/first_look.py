@@ -68,7 +68,9 @@ def first_look(smoother: Smoother, data: ImageData, indices: Sequence[int]) -> F
     """
     x, y = zip(*(data[index] for index in indices[:_IMAGES]), strict=True)
     images, labels = checks.images(torch.stack([*map(torch.as_tensor, x)])), checks.labels(y)
+    checks.eval_mode(smoother.network)
     parameter = next(smoother.network.parameters(), torch.zeros(()))
+    checks.class_count(smoother.network, images[:1].to(parameter))
     generator = torch.Generator().manual_seed(smoother.seed)
     noisy = images + smoother.sigma * torch.randn(images.shape, generator=generator)
     clean_right, noisy_right = (

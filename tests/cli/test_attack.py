@@ -63,7 +63,7 @@ def test_classes_of_torchattacks_are_found_in_any_case():
 def test_options_are_python_values():
     (_, attack), *_ = parse_attacks(["pgd:steps=7:loss=margin:random_start=False"], [0.5], "l2")
     assert (attack.steps, attack.loss, attack.random_start) == (7, "margin", False)
-    with pytest.raises(InputError, match="steps is 7.5"):
+    with pytest.raises(InputError, match=r"steps is 7\.5"):
         parse_attacks(["apgd-ce:steps=7.5"], [0.5], "l2")
 
 
