@@ -21,7 +21,8 @@ _GROUPS = {
 _MODULES = {  # of each command
     **dict.fromkeys(("demo", "certify", "predict"), "certify"),
     "attack": "attack",
-    **dict.fromkeys(_GROUPS["Train"], "train"),
+    **dict.fromkeys(("train-denoiser", "train-diffusion"), "train"),
+    "train-robust": "train_robust",
     **dict.fromkeys(_GROUPS["Read results"], "read"),
 }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from art_denoised.cli.options import MODEL, DataOptions, ModelOptions, RunOptions
-from art_denoised.cli.words import BallSizes, Factory, Names, choice
+from art_denoised.cli.words import BallSizes, Factory, Names, Norm
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 DETERMINISTIC = ("autoattack",)
 RANDOMISED = ("pgd:eot=20:loss=margin", "autoattack-rand", "square")
-Norm = Literal["linf", "l2"]
-Noise = Literal["fixed", "fresh"]
 
 
 @Parameter(name="*", group=MODEL)
@@ -41,7 +39,7 @@ class AttackedModelOptions(ModelOptions):
 
     weights: Annotated[Path | None, Parameter(metavar="FILE")] = None
     undefended: Annotated[Factory | None, Parameter(name=("--undefended", "--bare"))] = None
-    noise: Annotated[Noise | None, choice(Noise)] = None
+    noise: Literal["fixed", "fresh"] | None = None
     gradients: Names | None = None
 
     @property
@@ -84,7 +82,7 @@ class AttackOptions:
     """
 
     eps: BallSizes
-    norm: Annotated[Norm, choice(Norm)] = "linf"
+    norm: Norm = "linf"
     attacks: Names | None = None
     repeats: int = 10
     no_checks: bool = False

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import CycloptsError, Parameter
+from cyclopts.validators import Number as InRange
 
 from art_denoised.cli.options import (
     SAMPLING,
@@ -15,15 +17,12 @@ from art_denoised.cli.options import (
     RunOptions,
     notice,
 )
-from art_denoised.cli.words import BatchSize, Duration, Number, Radii, choice, not_negative
+from art_denoised.cli.words import Duration, Number, Radii
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from art_denoised.data import ImageData
     from art_denoised.smoothing.smoother import Smoother
     from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN
-
-Noise = Literal["gaussian", "quantised"]
 
 
 @Parameter(name="*", group=SAMPLING)
@@ -43,17 +42,22 @@ class SamplingOptions:
 
     sigma: Number
     alpha: float = 0.001
-    noise: Annotated[Noise, choice(Noise)] = "gaussian"
+    noise: Literal["gaussian", "quantised"] = "gaussian"
     seed: int = 0
-    batch_size: BatchSize = None
+    batch_size: int | Literal["auto"] = "auto"
     tsv: bool = False
 
-    def smoother(self, base: nn.Module) -> Smoother:
+    def smoother(self, model: DenoisedModelOptions) -> Smoother:
         """Return the smoothed classifier."""
         from art_denoised.smoothing.smoother import Smoother
 
         return Smoother(
-            base, sigma=self.sigma, noise=self.noise, seed=self.seed, batch_size=self.batch_size
+            model.load(),
+            sigma=self.sigma,
+            denoiser=model.load_denoiser(),
+            noise=self.noise,
+            seed=self.seed,
+            batch_size=None if self.batch_size == "auto" else self.batch_size,
         )
 
 
@@ -82,7 +86,7 @@ class CertifyOptions(SamplingOptions):
     deadline: Duration | None = None
     all_images: bool = False
     preview: bool = False
-    cost_per_sample: Annotated[float, Parameter(validator=not_negative)] = 0.0
+    cost_per_sample: Annotated[Number, Parameter(validator=InRange(gte=0))] = 0.0
 
     def __post_init__(self) -> None:
         """Refuse options that exclude each other."""
@@ -149,7 +153,7 @@ def certify(
     from art_denoised.evaluation.preview import preview
     from art_denoised.evaluation.tsv import write_tsv
 
-    stop, smoother = sampling.stop(), sampling.smoother(model.load_base(sampling.sigma))
+    stop, smoother = sampling.stop(), sampling.smoother(model)
     images, indices = data.load()
     if sampling.preview:
         cost = sampling.cost_per_sample
@@ -193,7 +197,7 @@ def predict(
     from art_denoised.smoothing.stops import Voting
 
     stop = Voting(sampling.n, alpha=sampling.alpha)
-    smoother = sampling.smoother(model.load_base(sampling.sigma))
+    smoother = sampling.smoother(model)
     images, indices = data.load()
     _look(smoother, images, indices)
     log = predict(
@@ -240,7 +244,7 @@ def demo(
     run_demo(out, images=images, n=n, seed=seed, resume=resume)
 
 
-def _look(smoother: Smoother, data: object, indices: object) -> None:
+def _look(smoother: Smoother, data: ImageData, indices: Sequence[int]) -> None:
     from art_denoised.evaluation.first_look import first_look
 
     notice(str(first_look(smoother, data, indices)))

@@ -72,18 +72,22 @@ class DenoisedModelOptions(ModelOptions):
         """What a log says of the choice."""
         return {"model": self.model, "denoiser": self.denoiser}
 
-    def load_base(self, sigma: float) -> nn.Module:
-        """Return the classifier, with the denoiser in front of it if there is one."""
+    def load(self) -> nn.Module:
+        """Return the classifier."""
+        return self._in_type(super().load())
+
+    def load_denoiser(self) -> nn.Module | None:
+        """Return the denoiser, if one is named."""
+        from art_denoised.models.loading import load_denoiser_option
+
+        if self.denoiser is None:
+            return None
+        return self._in_type(load_denoiser_option(self.denoiser).to(self.find_device()))
+
+    def _in_type(self, network: nn.Module) -> nn.Module:
         import torch
 
-        from art_denoised.models.loading import load_denoiser_option
-        from art_denoised.smoothing.modules import DenoisedClassifier
-
-        base = self.load()
-        if self.denoiser is not None:
-            denoiser = load_denoiser_option(self.denoiser).to(self.find_device())
-            base = DenoisedClassifier(base, denoiser, sigma=sigma)
-        return base if self.dtype is None else base.to(getattr(torch, self.dtype))
+        return network if self.dtype is None else network.to(getattr(torch, self.dtype))
 
 
 @Parameter(name="*", group=DATA)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Parameter, Token
+from cyclopts.validators import Number as InRange
 
 
-def reads(parse: Callable[[str], Any], metavar: str) -> Parameter:
+def reads(parse: Callable[[str], Any], metavar: str, **options: Any) -> Parameter:
     """Return how cyclopts reads an option whose single word ``parse`` turns into a value.
 
     Args:
         parse: Function of the word; its ValueError becomes the message.
         metavar: Name of the word in help pages.
+        **options: Other options of `Parameter`.
     """
 
     def convert(type_: Any, tokens: Sequence[Token]) -> Any:
@@ -25,7 +27,12 @@ def reads(parse: Callable[[str], Any], metavar: str) -> Parameter:
         return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
     return Parameter(
-        converter=convert, n_tokens=1, accepts_keys=False, metavar=metavar, show_default=show
+        converter=convert,
+        n_tokens=1,
+        accepts_keys=False,
+        metavar=metavar,
+        show_default=show,
+        **options,
     )
 
 
@@ -46,64 +53,18 @@ def number(text: str) -> float:
     return value
 
 
-def _numbers(text: str) -> tuple[float, ...]:
+def numbers(text: str) -> tuple[float, ...]:
+    """Parse numbers joined by commas.
+
+    Example:
+        >>> numbers("0,0.25")
+        (0.0, 0.25)
+    """
     return tuple(number(part) for part in text.split(","))
 
 
-def radii(text: str) -> tuple[float, ...]:
-    """Parse certified radii.
-
-    Example:
-        >>> radii("0,0.25")
-        (0.0, 0.25)
-    """
-    values = _numbers(text)
-    if min(values) < 0:
-        raise ValueError(f"{text!r} holds a negative radius; give numbers >= 0")
-    return values
-
-
-def ball_sizes(text: str) -> tuple[float, ...]:
-    """Parse the eps of attacks.
-
-    Example:
-        >>> ball_sizes("51/255,0.5")
-        (0.2, 0.5)
-    """
-    values = _numbers(text)
-    if min(values) <= 0:
-        raise ValueError(f"{text!r} holds an eps that is not positive; give numbers > 0")
-    return values
-
-
-def noise_levels(text: str) -> float | tuple[float, float]:
-    """Parse a noise level, or a range of them.
-
-    Example:
-        >>> noise_levels("0.25"), noise_levels("0.1,0.5")
-        (0.25, (0.1, 0.5))
-    """
-    low, *more = _numbers(text)
-    if len(more) > 1:
-        raise ValueError(f"{text!r} has {len(more) + 1} numbers; give one noise level or two")
-    return (low, more[0]) if more else low
-
-
-def whole_numbers(text: str) -> tuple[int, ...]:
-    """Parse whole numbers.
-
-    Example:
-        >>> whole_numbers("32,64")
-        (32, 64)
-    """
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"{text!r} is not a list of whole numbers, as in 32,64") from None
-
-
 def names(text: str) -> tuple[str, ...]:
-    """Parse names.
+    """Parse names joined by commas.
 
     Example:
         >>> names("exact, bpda")
@@ -129,19 +90,6 @@ def duration(text: str) -> float:
     return seconds
 
 
-def batch_size(text: str) -> int | None:
-    """Parse a batch size; ``auto`` is None.
-
-    Example:
-        >>> batch_size("auto"), batch_size("64")
-        (None, 64)
-    """
-    try:
-        return None if text == "auto" else int(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a batch size; give a whole number or auto") from None
-
-
 def factory(text: str) -> str:
     """Parse the name of a factory; a path to a Python file stands for its module.
 
@@ -158,34 +106,29 @@ def factory(text: str) -> str:
     return f"{'.'.join(parts)}:{name}"
 
 
-def choice(literal: Any) -> Parameter:
-    """Return how cyclopts reads one of these words in any spelling: ``Linf`` and ``L_inf`` too."""
-    known = {_plain(word): word for word in get_args(literal)}
+def norm(text: str) -> str:
+    """Parse a norm in any spelling.
 
-    def parse(text: str) -> str:
-        if _plain(text) not in known:
-            raise ValueError(f"{text!r} is none of {', '.join(known.values())}")
-        return known[_plain(text)]
-
-    return reads(parse, "NAME")
-
-
-def _plain(word: str) -> str:
-    return word.lower().replace("-", "").replace("_", "")
-
-
-def not_negative(type_: Any, value: Any) -> None:
-    """Refuse a number that is negative or not finite; a validator of cyclopts."""
-    if value is not None and not 0 <= value < math.inf:
-        raise ValueError("Give a number >= 0.")
+    Example:
+        >>> norm("Linf"), norm("L_2")
+        ('linf', 'l2')
+    """
+    plain = text.lower().replace("_", "")
+    if plain not in ("linf", "l2"):
+        raise ValueError(f"{text!r} is not a norm; give linf or l2")
+    return plain
 
 
 Number: TypeAlias = Annotated[float, reads(number, "X")]
-Radii: TypeAlias = Annotated[tuple[float, ...], reads(radii, "R,R,...")]
-BallSizes: TypeAlias = Annotated[tuple[float, ...], reads(ball_sizes, "E,E,...")]
-NoiseLevels: TypeAlias = Annotated[float | tuple[float, float], reads(noise_levels, "S|LOW,HIGH")]
-Widths: TypeAlias = Annotated[tuple[int, ...], reads(whole_numbers, "W,W,...")]
+Numbers: TypeAlias = Annotated[tuple[float, ...], reads(numbers, "X,X,...")]
+Radii: TypeAlias = Annotated[tuple[float, ...], reads(numbers, "R,R,...", validator=InRange(gte=0))]
+BallSizes: TypeAlias = Annotated[
+    tuple[float, ...], reads(numbers, "E,E,...", validator=InRange(gt=0))
+]
+Widths: TypeAlias = Annotated[
+    tuple[int, ...], reads(lambda text: tuple(map(int, text.split(","))), "W,W,...")
+]
 Names: TypeAlias = Annotated[tuple[str, ...], reads(names, "A,A,...")]
 Duration: TypeAlias = Annotated[float, reads(duration, "TIME")]
-BatchSize: TypeAlias = Annotated[int | None, reads(batch_size, "N|auto")]
 Factory: TypeAlias = Annotated[str, reads(factory, "FACTORY")]
+Norm: TypeAlias = Annotated[Literal["linf", "l2"], reads(norm, "NORM")]

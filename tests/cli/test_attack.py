@@ -36,8 +36,9 @@ def arguments(out: object, *flags: str, **changes: object) -> list[str]:
         ({"seed": -1}, ["seed is -1"]),
         ({"batch_size": 0}, ["batch_size is 0"]),
         ({"eps": 8}, ["eps is 8", "8/255"]),
-        ({"eps": "0.1,0"}, ["0.1,0"]),
-        ({"noise": "loud"}, ["'loud'", "fixed, fresh"]),
+        ({"eps": "0.1,0"}, ["--eps", "0.1", "0"]),
+        ({"eps": "8/0"}, ["'8/0'"]),
+        ({"noise": "loud"}, ["loud", "fixed", "fresh"]),
     ],
     ids=str,
 )

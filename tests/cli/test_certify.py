@@ -261,7 +261,7 @@ def test_other_settings_are_refused_not_mixed(tmp_path, capsys):
         ({"noise": "laplace"}, ["laplace", "quantised"]),
         ({"dtype": "float8"}, ["float8", "bfloat16"]),
         ({"dtype": "auto"}, ["auto", "bfloat16"]),
-        ({"radii": "0,-1"}, ["0,-1"]),
+        ({"radii": "0,-1"}, ["--radii", "-1"]),
         ({"radii": "0", "deadline": "9s"}, ["--radii", "--deadline"]),
         ({"deadline": "soon"}, ["soon", "10m"]),
         ({"deadline": "0s"}, ["0s"]),
