@@ -57,7 +57,12 @@ def ascend(
 
 
 def random_point(
-    x: Images, eps: float, norm: Norm = "linf", generator: torch.Generator | None = None
+    x: Images,
+    eps: float,
+    norm: Norm = "linf",
+    generator: torch.Generator | None = None,
+    *,
+    clip: bool = True,
 ) -> Images:
     """Return points drawn uniformly from the balls about ``x``, clipped to [0, 1].
 
@@ -66,6 +71,7 @@ def random_point(
         eps: Radius.
         norm: Of the ball.
         generator: On the device of ``x``; None: torch's global random state.
+        clip: False leaves points outside of [0, 1].
 
     Example:
         >>> x = torch.rand(2, 3, 8, 8)
@@ -74,10 +80,12 @@ def random_point(
     """
     like: dict[str, Any] = {"device": x.device, "dtype": x.dtype, "generator": generator}
     if norm == "linf":
-        return project(x + eps * (2 * torch.rand(x.shape, **like) - 1), x, eps, norm)
-    normal = torch.randn(x.shape, **like)
-    radius = torch.rand((len(x), 1, 1, 1), **like) ** (1 / x[0].numel())
-    return project(x + eps * radius * normal / _length(normal), x, eps, norm)
+        point = x + eps * (2 * torch.rand(x.shape, **like) - 1)
+    else:
+        normal = torch.randn(x.shape, **like)
+        radius = torch.rand((len(x), 1, 1, 1), **like) ** (1 / x[0].numel())
+        point = x + eps * radius * normal / _length(normal)
+    return project(point, x, eps, norm) if clip else point
 
 
 def perturb(

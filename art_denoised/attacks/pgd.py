@@ -88,6 +88,11 @@ class PGD:
         if self.batch_size is not None:
             checks.count("batch_size", self.batch_size)
 
+    @property
+    def nfe(self) -> int:
+        """Number of function evaluations for an image: forward passes, most with a gradient."""
+        return self.restarts * (self.steps + 1) * self.eot
+
     def __call__(self, model: nn.Module, x: Images, y: Labels) -> Images:
         """Return ``x_adv``, shaped like ``x``, within ``eps`` of it and in [0, 1].
 

@@ -155,6 +155,16 @@ class AutoAttack(Suite):
             return self.version == "standard"
         return not self.gradient_free and not set(GRADIENT_FREE).isdisjoint(self.parts)
 
+    @property
+    def nfe(self) -> int:
+        """Number of function evaluations for an image that withstands the attack, about."""
+        eot = self.eot or (20 if self.version == "rand" and not self.parts else 1)
+        apgd, fab = (self.steps + 1) * eot, 2 * (self.steps + 1)
+        of = {"apgd-t": 9 * apgd, "fab": fab, "fab-t": 9 * fab, "square": self.queries}
+        rand = self.version == "rand"
+        whole = ("apgd-ce", "apgd-dlr") if rand else ("apgd-ce", "apgd-t", "fab-t", "square")
+        return sum(of.get(part, apgd) for part in self.parts or whole)
+
     def run(self, model: Any, x: Images, y: Labels) -> Outcome:
         """Attack; the flags are AutoAttack's warnings.
 

@@ -46,15 +46,16 @@ class AttackedModelOptions(ModelOptions):
     def identity(self) -> dict[str, Any]:
         """What a log says of the choice."""
         weights = None if self.weights is None else str(self.weights)
-        return {"model": self.model, "bare": self.undefended, "weights": weights}
+        return {"model": self.model, "undefended": self.undefended, "weights": weights}
 
     def load(self) -> nn.Module:
         """Return the network with its weights."""
-        from art_denoised.models.loading import load_trained
+        from art_denoised.networks.trained import load_trained
 
+        network = super().load()
         if self.weights is None:
-            return super().load()
-        return load_trained("--model", self.model, self.weights).to(self.find_device())
+            return network
+        return load_trained(network, self.weights).to(self.find_device())
 
     def load_undefended(self) -> nn.Module | None:
         """Return the classifier without its defence, if it is named."""
@@ -133,9 +134,9 @@ def attack(
           --attacks autoattack-rand,square --max 500 --out runs/defended
     """
     from art_denoised import checks
+    from art_denoised.evaluation.attack import evaluate
     from art_denoised.evaluation.attack_report.runs import read_models
     from art_denoised.evaluation.attack_report.text import format_report
-    from art_denoised.evaluation.attacked.run import evaluate
 
     # What is wrong with the attacks is found before anything is loaded.
     checks.count("seed", attack.seed, 0)
@@ -148,11 +149,11 @@ def attack(
         network,
         images,
         attack.parse(names),
-        out=run.out,
+        run=run.out,
         repeats=attack.repeats,
         noise=model.noise,
         gradients=model.gradients,
-        bare=undefended,
+        undefended=undefended,
         masking_checks=not attack.no_checks,
         seed=attack.seed,
         batch_size=attack.batch_size,
@@ -174,10 +175,10 @@ def _default_attacks(
     attack: AttackOptions,
 ) -> Sequence[str]:
     """Return attacks that suit the model: randomised models need EOT."""
-    from art_denoised.evaluation.attacked.run import stack_images
-    from art_denoised.evaluation.attacked.target import LOOKED, Target
+    from art_denoised.data import Chosen
+    from art_denoised.evaluation.target import LOOKED, Target
 
-    x, _ = stack_images(data, indices[:LOOKED])
+    x, _ = Chosen(data).stack(indices[:LOOKED])
     size, seed = attack.batch_size, attack.seed
     target = Target(network, x, noise=model.noise, repeats=1, seed=seed, batch_size=size)
     return RANDOMISED if target.randomised else DETERMINISTIC

@@ -36,7 +36,8 @@ class SamplingOptions:
         noise: Kind of noise. With quantised noise, for 8-bit images, certificates also hold in
             floating-point arithmetic.
         seed: Seed of the noise.
-        batch_size: Number of noisy copies classified at once. No result depends on it.
+        batch_size: Number of noisy copies classified at once; auto measures what is fastest. No
+            result depends on it.
         tsv: Also write a TSV log in the columns of Cohen et al.
     """
 
@@ -47,18 +48,28 @@ class SamplingOptions:
     batch_size: int | Literal["auto"] = "auto"
     tsv: bool = False
 
-    def smoother(self, model: DenoisedModelOptions) -> Smoother:
-        """Return the smoothed classifier."""
+    def smoother(
+        self, model: DenoisedModelOptions, data: ImageData, indices: Sequence[int]
+    ) -> Smoother:
+        """Return the smoothed classifier, after a first look at the images."""
+        from art_denoised.data import Chosen
+        from art_denoised.evaluation.first_look import first_look
+        from art_denoised.smoothing.batch_size import best_batch_size
         from art_denoised.smoothing.smoother import Smoother
 
-        return Smoother(
+        smoother = Smoother(
             model.load(),
             sigma=self.sigma,
             denoiser=model.load_denoiser(),
             noise=self.noise,
             seed=self.seed,
-            batch_size=None if self.batch_size == "auto" else self.batch_size,
+            batch_size=64 if self.batch_size == "auto" else self.batch_size,
         )
+        notice(str(first_look(smoother, data, indices)))
+        if self.batch_size == "auto" and smoother.network is not None:
+            x, _ = Chosen(data).stack(indices[:1])
+            smoother.batch_size = best_batch_size(smoother.network, smoother.prepare(x)[0])
+        return smoother
 
 
 @Parameter(name="*", group=SAMPLING)
@@ -152,14 +163,15 @@ def certify(
     from art_denoised.evaluation.certify import certify
     from art_denoised.evaluation.preview import preview
     from art_denoised.evaluation.tsv import write_tsv
+    from art_denoised.smoothing.stops import Anytime
 
-    stop, smoother = sampling.stop(), sampling.smoother(model)
-    images, indices = data.load()
+    stop, (images, indices) = sampling.stop(), data.load()
+    smoother = sampling.smoother(model, images, indices)
     if sampling.preview:
+        assert not isinstance(stop, Anytime)  # refused with the options
         cost = sampling.cost_per_sample
         print(preview(smoother, images, stop, indices=indices, cost_per_sample=cost))
         return
-    _look(smoother, images, indices)
     log = certify(
         smoother,
         images,
@@ -197,9 +209,8 @@ def predict(
     from art_denoised.smoothing.stops import Voting
 
     stop = Voting(sampling.n, alpha=sampling.alpha)
-    smoother = sampling.smoother(model)
     images, indices = data.load()
-    _look(smoother, images, indices)
+    smoother = sampling.smoother(model, images, indices)
     log = predict(
         smoother,
         images,
@@ -242,9 +253,3 @@ def demo(
     from art_denoised.demo.run import run_demo
 
     run_demo(out, images=images, n=n, seed=seed, resume=resume)
-
-
-def _look(smoother: Smoother, data: ImageData, indices: Sequence[int]) -> None:
-    from art_denoised.evaluation.first_look import first_look
-
-    notice(str(first_look(smoother, data, indices)))

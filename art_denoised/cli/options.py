@@ -112,13 +112,10 @@ class DataOptions:
 
     def load(self) -> tuple[ImageData, Sequence[int]]:
         """Return the data set and the indices of the chosen images."""
-        from art_denoised.data import load_data, only_class, select
+        from art_denoised.data import load_data, select
 
         data = load_data(self.data)
-        indices = select(data, self.skip, self.max)
-        if (label := only_class(data, indices)) is not None:
-            notice(f"all {len(indices)} images have label {label}")
-        return data, indices
+        return data, select(data, self.skip, self.max)
 
 
 @Parameter(name="*", group=RUN)

@@ -14,7 +14,7 @@ from art_denoised.cli.options import notice
 from art_denoised.cli.words import Radii
 
 if TYPE_CHECKING:
-    from art_denoised.evaluation.records import Log
+    from art_denoised.evaluation.rows import Log
 
 Logs = Annotated[Path, Parameter(name="LOG", required=True)]
 
@@ -112,7 +112,7 @@ def report(
     models, notices = read_models(runs)
     if html is not None:
         from art_denoised.evaluation.attack_report.page import page
-        from art_denoised.storage import write_whole
+        from art_denoised.runs.files import write_whole
 
         write_whole(html, page(models, notices).encode())
         print(f"page: {html}", file=sys.stderr)
@@ -157,8 +157,9 @@ def verify(
         log = _read(path)
         findings = verify(log)
         for finding in findings:
-            print(f"{path}: image {finding.idx}: {finding.problem}")
-        bad = len({finding.idx for finding in findings})
+            where = "" if finding.index is None else f"image {finding.index}: "
+            print(f"{path}: {where}{finding.problem}")
+        bad = len({finding.index for finding in findings})
         wrong += bad
         print(f"{path}: {len(log.rows) - bad} of {len(log.rows)} rows follow from their votes")
         if family_alpha is not None and not findings:
@@ -199,11 +200,8 @@ def _radii(logs: Sequence[Log]) -> list[float]:
 
 
 def _read(path: Path) -> Log:
-    from art_denoised.evaluation.logs import read_log
+    from art_denoised.evaluation.rows import read_log
 
-    if path.is_dir():
-        names = ("certify.jsonl", "predict.jsonl", "certify.tsv")
-        path = next((path / name for name in names if (path / name).exists()), path / names[0])
     log = read_log(path)
     for text in log.notices:
         notice(f"{path}: {text}")

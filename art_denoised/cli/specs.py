@@ -47,9 +47,9 @@ def _parse(spec: str, eps: float, norm: Any) -> Any:
         kind, options = rest[0], dict(_option(spec, text) for text in rest[1:])
         if head == "torchattacks":
             return TorchAttack(eps, norm=norm, kind=_torchattacks_name(kind), options=options)
-        from art_denoised.estimators.attacks import ARTAttack
+        from art_denoised.estimators.attacks import ArtAttack
 
-        return ARTAttack(eps, norm=norm, kind=kind, options=options)
+        return ArtAttack(eps, norm=norm, kind=kind, options=options)
     options = dict(_option(spec, text) for text in rest)
     if head == "pgd":
         _check_options(spec, options, PGD)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from art_denoised.training.denoiser import Objective
+
 
 @Parameter(name="*", group=MODEL)
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +51,21 @@ class DenoiserOptions:
         """The noise level, or the lowest and the highest."""
         return self.sigma[0] if len(self.sigma) == 1 else self.sigma
 
-    def load_classifiers(self, device: torch.device) -> tuple[nn.Module | None, list[nn.Module]]:
-        """Return the classifier to defend, and those to train with."""
+    def load(self, device: torch.device) -> Objective:
+        """Return the objective, with its classifiers on the device."""
         from art_denoised.models.loading import load_module
+        from art_denoised.training.denoiser import Objective
 
-        target = None
+        classifier = None
         if self.classifier is not None:
-            target = load_module("--classifier", self.classifier).to(device)
-        surrogates = [load_module("--surrogate", name).to(device) for name in self.surrogate or ()]
-        return target, surrogates
+            classifier = load_module("--classifier", self.classifier).to(device)
+        return Objective(
+            self.objective,
+            sigma=self.levels,
+            classifier=classifier,
+            surrogates=[load_module("--surrogate", n).to(device) for n in self.surrogate or ()],
+            fine_epochs=self.fine_epochs,
+        )
 
     def build(self, channels: int) -> nn.Module:
         """Return the denoiser to start from."""
@@ -164,14 +172,13 @@ def train_denoiser(
     from art_denoised.training.denoiser import train_denoiser
     from art_denoised.training.seeds import seeded
 
-    plan, device = training.plan(), training.find_device()
+    config, device = training.config(), training.find_device()
     path = run.out / "denoiser.safetensors"
     if path.exists() and not run.resume:
         raise InputError(f"{path} already exists; choose another folder", resume=True)
-    target, surrogates = denoiser.load_classifiers(device)
-    if surrogates and data.validation and target is None:
-        notice("without --classifier the accuracy is that of the first surrogate, a trained-on one")
-    images = data.load()
+    if denoiser.surrogate and data.validation and denoiser.classifier is None:
+        notice("without --classifier, the accuracy is that of the first surrogate")
+    objective, images = denoiser.load(device), data.load()
     with seeded(training.seed, device):
         network = denoiser.build(len(images[0][0]))
     check_saveable(network)
@@ -179,21 +186,11 @@ def train_denoiser(
     rows = train_denoiser(
         network,
         images,
-        objective=denoiser.objective,
-        classifiers=surrogates or [c for c in (target,) if c is not None],
-        target=target if surrogates else None,
-        sigma=denoiser.levels,
-        plan=plan,
-        fine_epochs=denoiser.fine_epochs,
-        holdout=data.load_validation(),
-        out=run.out,
+        objective,
+        config,
+        validation=data.load_validation(),
+        run=run.out,
         resume=run.resume,
-        identity=dict(
-            classifier=denoiser.classifier,
-            surrogate=denoiser.surrogate or [],
-            data=data.data,
-            architecture=denoiser.architecture,
-        ),
         progress=not run.quiet,
     )
     save_denoiser(network.cpu(), path)
@@ -221,10 +218,10 @@ def train_diffusion(
     """
     from art_denoised.checks import InputError
     from art_denoised.diffusion.loading import save_diffusion
-    from art_denoised.training.diffusion import train_diffusion
+    from art_denoised.training.diffusion import EDMLoss, train_diffusion
     from art_denoised.training.seeds import seeded
 
-    plan, device, images = training.plan(), training.find_device(), data.load()
+    config, device, images = training.config(), training.find_device(), data.load()
     channels, size, width = images[0][0].shape
     if size != width:
         raise InputError(f"the images are {size} x {width}; the U-Net takes square ones")
@@ -233,13 +230,10 @@ def train_diffusion(
     rows = train_diffusion(
         model.to(device),
         images,
-        plan=plan,
-        p_mean=diffusion.p_mean,
-        p_std=diffusion.p_std,
-        drop=diffusion.drop,
-        out=run.out,
+        EDMLoss(p_mean=diffusion.p_mean, p_std=diffusion.p_std, drop=diffusion.drop),
+        config,
+        run=run.out,
         resume=run.resume,
-        identity=dict(data=data.data, classes=diffusion.classes, layers=diffusion.layers),
         progress=not run.quiet,
     )
     save_diffusion(model.cpu(), run.out)

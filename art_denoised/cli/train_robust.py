@@ -14,9 +14,6 @@ from cyclopts import CycloptsError, Group, Parameter
 
 from art_denoised.cli.options import MODEL, RunOptions, notice
 from art_denoised.cli.training import (
-    Optimizer,
-    Schedule,
-    TrainingOptions,
     ValidatedData,
     print_row,
 )
@@ -26,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from art_denoised.training.recipes import Adversarial, Trades
+    from art_denoised.training.robust import Validation
 
 
 @Parameter(name="*", group=MODEL)
@@ -62,8 +60,9 @@ class ClassifierOptions:
 
     def build(self, shape: tuple[int, int, int]) -> nn.Module:
         """Return the network, changed, for images of this shape."""
-        from art_denoised.models.loading import change_network, load_module
-        from art_denoised.networks.surgery import added_cost
+        from art_denoised.models.loading import load_module
+        from art_denoised.networks.cost import added_cost
+        from art_denoised.networks.trained import change_network
 
         changes = {**self.changes, "input_shape": shape}
         model = load_module("--model", self.model)
@@ -80,7 +79,7 @@ class RecipeOptions:
     """Against which attack a classifier is trained.
 
     Attributes:
-        recipe: pgd, trades, sat, feature-denoising or clean; see above.
+        recipe: pgd, trades, sat, sat-release, feature-denoising or clean; see above.
         eps: Radius of the attack, such as 8/255; pixels are in [0, 1]. By default the recipe's.
         norm: Norm of the ball. By default linf.
         steps: Number of steps of the attack. By default the recipe's.
@@ -109,16 +108,24 @@ class RecipeOptions:
         if self.recipe not in RECIPES:
             known = ", ".join(sorted(RECIPES))
             raise InputError(f"--recipe is {self.recipe!r}; give one of {known}")
-        given: dict[str, Any] = {
-            "eps": self.eps,
-            "norm": self.norm,
-            "steps": self.steps,
-            "stride": self.step_size,
-        }
+        given: dict[str, Any] = {"eps": self.eps, "norm": self.norm, "steps": self.steps}
+        given["relative_step_size"] = self.step_size
         changes = {name: value for name, value in given.items() if value is not None}
         if self.recipe == "clean" and changes:
-            raise InputError(f"--recipe clean has no attack; leave --{min(changes)} out")
+            option = min(changes).removeprefix("relative_").replace("_", "-")
+            raise InputError(f"--recipe clean has no attack; leave --{option} out")
         return replace(RECIPES[self.recipe], **changes)
+
+    def validation(self, pairs: Any) -> Validation | None:
+        """Return what is measured on pairs that are not trained on."""
+        from art_denoised.training.robust import Validation
+
+        if pairs is not None:
+            return Validation(pairs, self.judge_steps, self.best, self.stop)
+        if self.best or self.stop:
+            option = "--best" if self.best else "--stop"
+            raise CycloptsError(msg=f"{option} needs validation images; give --validation")
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +163,9 @@ def train_robust(
       pgd                PGD training (Madry et al. 2018)       8/255    12
       trades             clean loss + divergence (Zhang 2019)   8/255    13
       sat                one step, random start (Xie 2020)      4/255     3
+      sat-release        sat as its release trains: a fifth of
+                         batches from the clean image,
+                         smoothed labels                        4/255     3
       feature-denoising  30 steps to random targets, a fifth
                          of batches from the clean image,
                          smoothed labels (Xie et al. 2019)     16/255    32
@@ -176,11 +186,11 @@ def train_robust(
           --recipe pgd --eps 8/255 --feature-denoising gaussian \
           --activation silu --out runs/resnet18
     """
-    from art_denoised.training.adversarial import OverfittingWarning, train_robust
+    from art_denoised.training.robust import OverfittingWarning, train_robust
     from art_denoised.training.seeds import seeded
 
-    plan, device, attack = training.plan(), training.find_device(), recipe.build()
-    images = data.load()
+    config, device, attack = training.config(), training.find_device(), recipe.build()
+    validation, images = recipe.validation(data.load_validation()), data.load()
     channels, height, width = images[0][0].shape
     shape = (channels, height, width)
     with seeded(training.seed, device):
@@ -189,28 +199,24 @@ def train_robust(
         rows = train_robust(
             model,
             images,
-            recipe=attack,
-            plan=plan,
-            holdout=data.load_validation(),
-            judge_steps=recipe.judge_steps,
-            best=recipe.best,
-            stop_on_overfitting=recipe.stop,
-            out=run.out,
+            attack,
+            config,
+            validation=validation,
+            run=run.out,
             resume=run.resume,
-            identity=dict(model=classifier.model, data=data.data, **classifier.changes),
             progress=not run.quiet,
         )
     path = run.out / "model.safetensors"
     note = {"model": classifier.model, **classifier.changes, "input_shape": shape}
     _save(model, path, {**note, "recipe": recipe.recipe})
-    print_row(max(rows, key=lambda row: row["robust"]) if recipe.best else rows[-1])
+    print_row(max(rows, key=lambda row: row.figures["robust"]) if recipe.best else rows[-1])
     print(f"model: {path}")
 
 
 def _save(model: nn.Module, path: Path, note: Mapping[str, Any]) -> None:
     from safetensors.torch import save
 
-    from art_denoised.storage import write_whole
+    from art_denoised.runs.files import write_whole
 
     weights = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
     # One entry alone: of several the format writes the order at random.

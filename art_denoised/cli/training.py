@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,10 +14,11 @@ if TYPE_CHECKING:
     import torch
 
     from art_denoised.data import ImageData
-    from art_denoised.training.plan import Plan
+    from art_denoised.training.config import TrainingConfig
+    from art_denoised.training.rows import EpochRow
 
 Optimizer = Literal["adam", "sgd"]
-Schedule = Literal["cosine", "one-cycle", "step", "milestones", "constant"]
+Schedule = Literal["cosine", "one-cycle", "step", "milestones", "sat-milestones", "constant"]
 Augmentation = Literal["crop+flip", "crop", "none"]
 
 
@@ -105,14 +105,14 @@ class TrainingOptions:
     bf16: Literal["auto", "on", "off"] = "auto"
     device: str = "auto"
 
-    def plan(self) -> Plan:
+    def config(self) -> TrainingConfig:
         """Return them as the library takes them, checked."""
-        from art_denoised.training.plan import Plan
+        from art_denoised.training.config import TrainingConfig
 
         options = {field.name: getattr(self, field.name) for field in fields(TrainingOptions)}
         del options["device"]
         options["bf16"] = {"auto": None, "on": True, "off": False}[self.bf16]
-        return Plan(rate=options.pop("lr"), **options)
+        return TrainingConfig(**options)
 
     def find_device(self) -> torch.device:
         """Return the device."""
@@ -121,7 +121,7 @@ class TrainingOptions:
         return find_device(self.device)
 
 
-def print_row(row: Mapping[str, float]) -> None:
+def print_row(row: EpochRow) -> None:
     """Print the figures of an epoch."""
-    figures = {name: value for name, value in row.items() if name not in ("rate", "lr", "seconds")}
+    figures = {"epoch": row.epoch, "loss": row.loss, **row.figures}
     print(", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in figures.items()))

@@ -41,7 +41,7 @@ _GRADIENT_FREE = (
 
 
 @dataclass(frozen=True)
-class ARTAttack(Suite):
+class ArtAttack(Suite):
     """Any evasion attack of ART, by the name of its class.
 
     ART estimators are attacked as they are; a plain module is put into a PyTorchClassifier first.
@@ -56,7 +56,7 @@ class ARTAttack(Suite):
     Example:
         >>> import torch
         >>> from art_denoised.demo import digits_classifier
-        >>> attack = ARTAttack(0.2, kind="ProjectedGradientDescent", options={"max_iter": 5})
+        >>> attack = ArtAttack(0.2, kind="ProjectedGradientDescent", options={"max_iter": 5})
         >>> x = torch.rand(2, 1, 8, 8)
         >>> attack(digits_classifier(), x, torch.tensor([3, 8])).shape
         torch.Size([2, 1, 8, 8])

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from art_denoised import checks
-from art_denoised.data import ImageData
+from art_denoised.checks import InputError
+from art_denoised.data import Chosen, ImageData
 
 if TYPE_CHECKING:
     from art_denoised.smoothing.smoother import Smoother
@@ -55,7 +56,7 @@ def first_look(smoother: Smoother, data: ImageData, indices: Sequence[int]) -> F
         indices: Indices of the images of the run, of which the first 32 are used.
 
     Raises:
-        InputError: An image or the model cannot be used.
+        InputError: An image or the model cannot be used, or the base is query-only.
 
     Example:
         >>> from art_denoised.data import load_data
@@ -66,15 +67,15 @@ def first_look(smoother: Smoother, data: ImageData, indices: Sequence[int]) -> F
         >>> look.images, look.clean > look.noisy
         (32, True)
     """
-    x, y = zip(*(data[index] for index in indices[:_IMAGES]), strict=True)
-    images, labels = checks.images(torch.stack([*map(torch.as_tensor, x)])), checks.labels(y)
-    checks.eval_mode(smoother.network)
-    parameter = next(smoother.network.parameters(), torch.zeros(()))
-    checks.class_count(smoother.network, images[:1].to(parameter))
+    images, labels = Chosen(data).stack(indices[:_IMAGES])
+    x, network = smoother.prepare(images), smoother.network
+    if network is None:
+        raise InputError("the base classifier is query-only; a first look would cost queries")
+    smoother.check(x)
     generator = torch.Generator().manual_seed(smoother.seed)
-    noisy = images + smoother.sigma * torch.randn(images.shape, generator=generator)
-    clean_right, noisy_right = (
-        int((smoother.network(z.to(parameter)).argmax(1).cpu() == labels).sum())
-        for z in (images, noisy)
+    noise = torch.randn(images.shape, generator=generator).to(x)
+    clean, noisy = (
+        int((network(z.to(checks.model_dtype(network))).argmax(1).cpu() == labels).sum())
+        for z in (x, x + smoother.sigma * noise)
     )
-    return FirstLook(len(images), clean_right, noisy_right, smoother.sigma)
+    return FirstLook(len(images), clean, noisy, smoother.sigma)

@@ -1,81 +1,96 @@
-"""ReLU replaced by a smooth activation wherever a network calls it."""
+"""ReLU replaced by another activation wherever a network calls it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
+import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
 from art_denoised.checks import InputError
-from art_denoised.networks import code, memory, tracing
-from art_denoised.networks.coverage import activation_report
-from art_denoised.networks.tracing import Call
+from art_denoised.networks import trial
+from art_denoised.networks.activations import ParametricSoftplus, SmoothReLU
+from art_denoised.networks.rectifiers import RunError, Watch, is_from_torch, watch
+from art_denoised.networks.tracing import UntraceableError, own_graph
+from art_denoised.networks.trial import Shape
 
-_FUNCTIONS = frozenset(("relu", "relu_", "relu6"))
-_NAMED = {"silu": nn.SiLU, "gelu": nn.GELU, "elu": nn.ELU, "celu": nn.CELU}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "elu": nn.ELU,
+    "celu": nn.CELU,
+    "mish": nn.Mish,
+    "softplus": ParametricSoftplus,
+    "smoothrelu": SmoothReLU,
+}
+_FUNCTIONS: dict[Any, type[nn.Module]] = {  # functions, and methods of tensors by name
+    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), nn.ReLU),
+    F.relu6: nn.ReLU6,
+}
+_REMEDY = "build it with the activation you want, or let it call nn.ReLU modules, once each"
 
 
-def smooth_activations(model: nn.Module, activation: str | nn.Module) -> nn.Module:
+def smooth_activations(
+    model: nn.Module, activation: str | nn.Module, *, input_shape: Shape = (3, 64, 64)
+) -> nn.Module:
     """Return a copy of the model with every ReLU and ReLU6 replaced, wherever it is called.
 
-    Each module is traced alone (torch.fx), and each place in its code that calls a rectifier gets
-    an activation of its own: one that was called twice is unshared, and a functional call becomes a
-    module. Modules of these two sorts get a new forward (their class becomes a subclass,
-    ``SmoothedBottleneck``) and nothing else, so the keys of weights, hooks and methods stay. A
-    block that is itself called twice shares its activations as it shares its weights. Nothing is in
-    place any more. Other activations are left: compare `activation_report` before and after.
+    Each call gets an activation of its own. ReLU modules are replaced where they are. A module that
+    calls one of them twice, or calls a function such as ``F.relu``, gets a new forward (torch.fx):
+    its class becomes a subclass, ``SmoothedBottleneck``, and its weights keep their keys. A block
+    that is called twice shares its activations as it shares its weights. Nothing works in place any
+    more. Methods other than ``forward`` are not changed.
+
+    Copies of the model are run on noise, in evaluation and in training mode, before and after the
+    calls have become modules of their own. The outputs must be the same, and no rectifier may run
+    elsewhere (`count_rectifiers`). So a call that was not found is an error, and not left behind.
 
     Args:
-        model: Any network whose forwards that call ReLU can be traced; others are refused.
-        activation: "silu", "gelu", "elu", "celu", or a module that is copied for every call, such
-            as `ParametricSoftplus`, `SmoothReLU` or `SplitReLU`.
+        model: Any network. Its mode, statistics and the global random states are not changed.
+        activation: "silu", "gelu", "elu", "celu", "mish", "softplus" (`ParametricSoftplus`),
+            "smoothrelu" (`SmoothReLU`), or a module that is copied for every call.
+        input_shape: Shape of an image that the model takes.
 
     Raises:
         InputError: An unknown activation, ELU that is not smooth (alpha other than 1), a model
-            without ReLU, or one whose calls of ReLU cannot all be found.
+            without ReLU or that cannot take such an image, or calls of ReLU that cannot be
+            replaced, with the name of their module.
 
     Example:
         >>> import torch
         >>> from torchvision.models import resnet50
-        >>> from art_denoised.networks.coverage import activation_report
         >>> with torch.device("meta"):
-        ...     print(activation_report(smooth_activations(resnet50(), "silu")))
-        activation            modules  calls of them  functional calls
-        SiLU                       49             49                 0
+        ...     model = smooth_activations(resnet50(), "silu")
+        >>> sum(isinstance(module, nn.SiLU) for module in model.modules())  # 17 ReLU, 49 calls
+        49
     """
     new = _activation(activation)
-    tracing.refuse_unreadable(model)
-    model = copy.deepcopy(model)
-    some = next(model.parameters(), None)
-    new = copy.deepcopy(new).to(None if some is None else some.device)
-    found = _rectifiers(model)
-    if not found:
-        kinds = ", ".join(count.kind for count in activation_report(model).counts)
-        raise InputError(
-            f"{type(model).__name__} calls no ReLU or ReLU6, which is what is replaced; "
-            f"it calls {kinds or 'no activation that is known'}"
-        )
-    holders: dict[tuple[int, str], nn.Module] = {}  # slots, and the one whose call stays there
-    for name, owner, calls in found:
-        staying = list(_staying(owner, calls, holders))
-        if any(memory.is_seen_elsewhere(owner, call) for call in calls):
-            raise _cannot(name, owner, "changes in place what it goes on using by another name")
-        if not all(staying) or any(memory.later_users(call) for call in calls):
-            _rewrite(name, owner, calls, staying, new)
-        for call, stays in zip(calls, staying, strict=True):
-            if stays and call.slot is not None:
-                setattr(*call.slot, copy.deepcopy(new).train(owner.training))
-    return model
+    trial.refuse_unreadable(model)
+    modes = (False, True)
+    before = [watch(model, input_shape, training=mode) for mode in modes]
+    given = {
+        name: before[0].given.get(name, set()) | before[1].given.get(name, set())
+        for name in dict(model.named_modules())
+    }
+    changed, reasons = _with_modules(model, given)
+    for seen, mode in zip(before, modes, strict=True):
+        after = _watch_changed(changed, input_shape, mode)
+        _check_rectifiers(changed, after, reasons, own=any(True for _ in new.parameters()))
+        if not trial.same(seen.result, after.result):
+            name = trial.first_difference(model, changed, input_shape, images=2, training=mode)
+            raise _cannot(changed, name, "no longer computes the same with calls of nn.ReLU")
+    return _replaced(changed, new)
 
 
 def _activation(activation: str | nn.Module) -> nn.Module:
-    known = f"{', '.join(_NAMED)}, or a module such as ParametricSoftplus(10.)"
+    known = f"{', '.join(ACTIVATIONS)}, or a module such as ParametricSoftplus(10.)"
     if isinstance(activation, str):
-        if activation not in _NAMED:
+        if activation not in ACTIVATIONS:
             raise InputError(f"activation is {activation!r}; give one of {known}")
-        return _NAMED[activation]()
+        return ACTIVATIONS[activation]()
     if not isinstance(activation, nn.Module):
         raise InputError(f"activation is {activation!r}, not a module; give one of {known}")
     if isinstance(activation, nn.ELU) and activation.alpha != 1:
@@ -86,96 +101,202 @@ def _activation(activation: str | nn.Module) -> nn.Module:
     return activation
 
 
-def _rectifiers(model: nn.Module) -> list[tuple[str, nn.Module, list[Call]]]:
-    """Return the modules that call rectifiers, with their names and these calls."""
-    for name, module in model.named_modules():
-        if tracing.is_torch_own(module) and tracing.setting_kind(module) in tracing.RECTIFIERS:
-            raise _cannot(name, module, "is torch's own and has ReLU inside")
-    found, opaque = [], []
-    for name, module, graphs, reason in tracing.traced(model):
-        if graphs is None:
-            opaque.append((name, module, reason))
-            continue
-        if hidden := tracing.hidden(graphs, "relu"):
-            raise _cannot(name, module, f"calls {hidden}, which has ReLU inside or is one unknown")
-        calls = tracing.activation_calls(module, graphs)
-        calls = [call for call in calls if call.kind in tracing.RECTIFIERS]
-        if calls:
-            found.append((name, module, calls))
-    seen = {id(getattr(*call.slot)) for _, _, calls in found for call in calls if call.slot}
-    for name, module, reason in opaque:
-        inside = (m for m in module.modules() if tracing.activation_kind(m) in tracing.RECTIFIERS)
-        if code.mentions(type(module), "relu") or any(id(m) not in seen for m in inside):
-            raise _cannot(name, module, f"cannot be traced ({reason})")
-    return found
+def _rectifier(module: nn.Module) -> type[nn.Module] | None:
+    """Return nn.ReLU or nn.ReLU6 if a module computes it, or None: a subclass may do otherwise."""
+    for kind in (nn.ReLU6, nn.ReLU):
+        if isinstance(module, kind) and type(module).forward is kind.forward:
+            return kind
+    return None
 
 
-def _staying(
-    owner: nn.Module, calls: list[Call], holders: dict[tuple[int, str], nn.Module]
-) -> Iterator[bool]:
-    """Yield for each call whether it may go on calling what is in its slot: the first one may."""
-    called: set[tuple[int, str, fx.Graph]] = set()
-    for call in calls:
-        if call.slot is None:
-            yield False
+def _slots(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """Yield each place that holds a rectifier: the holder, the attribute and the rectifier."""
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if name and _rectifier(module):
+            holder, _, attribute = name.rpartition(".")
+            yield model.get_submodule(holder), attribute, module
+
+
+def _replaced(model: nn.Module, new: nn.Module) -> nn.Module:
+    """Put a copy of the activation into every slot of a model, in place."""
+    found = list(_slots(model))
+    if not found:
+        raise InputError(
+            f"{type(model).__name__} calls no ReLU or ReLU6, which is what is replaced; "
+            "give a network that does"
+        )
+    first = next(model.parameters(), None)
+    new = copy.deepcopy(new).to(None if first is None else first.device)
+    for holder, attribute, old in found:
+        setattr(holder, attribute, copy.deepcopy(new).train(old.training))
+    return model
+
+
+# The same function, with each call of a rectifier a module of its own
+
+
+def _with_modules(
+    model: nn.Module, given: dict[str, set[frozenset[str]]]
+) -> tuple[nn.Module, dict[str, str]]:
+    """Return a copy in which each rectifier is a module of its own that does not work in place.
+
+    Args:
+        model: Any network.
+        given: By module, the arguments with a default that its calls gave another value.
+
+    Returns:
+        The copy, and for each module that could not be traced the reason.
+    """
+    model, reasons = copy.deepcopy(model), {}
+    in_place = _unshare(model)
+    # A slot belongs to its first call. nn.Sequential calls each of its slots once.
+    taken = {(id(h), a) for h, a, _ in _slots(model) if type(h).forward is nn.Sequential.forward}
+    for name, module in list(model.named_modules()):
+        if is_from_torch(module) or type(module).forward is nn.Sequential.forward:
             continue
-        slot = id(call.slot[0]), call.slot[1]
-        yield holders.setdefault(slot, owner) is owner and (*slot, call.graph) not in called
-        called.add((*slot, call.graph))
+        try:
+            if len(given[name]) > 1:
+                raise UntraceableError("its calls give different arguments")
+            graph = own_graph(module, *given[name])
+        except UntraceableError as error:
+            reasons[name] = str(error)
+            continue
+        if _rewrite(module, graph, taken, in_place):
+            _set_graph(module, graph)
+    return model, reasons
+
+
+def _unshare(model: nn.Module) -> set[tuple[int, str]]:
+    """Put a fresh rectifier into every slot; return the slots whose rectifier worked in place."""
+    in_place = set()
+    for holder, attribute, old in list(_slots(model)):
+        if getattr(old, "inplace", False):
+            in_place.add((id(holder), attribute))
+        kind = _rectifier(old) or nn.ReLU
+        setattr(holder, attribute, kind().train(old.training))
+    for module in list(model.modules()):
+        for attribute, value in list(vars(module).items()):
+            kinds = [kind for function, kind in _FUNCTIONS.items() if value is function]
+            if kinds and callable(value):
+                delattr(module, attribute)
+                setattr(module, attribute, kinds[0]().train(module.training))
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # its fused kernel would not call the activation
+    return in_place
 
 
 def _rewrite(
-    name: str, owner: nn.Module, calls: list[Call], staying: list[bool], new: nn.Module
-) -> None:
-    """Give a module a forward in which each call has an activation of its own."""
-    if any(call.graph is not calls[0].graph for call in calls):
-        raise _cannot(name, owner, "takes different paths in training and in evaluation")
-    asks = code.asks_for_types(type(owner))
-    if asks is not None:
-        raise _cannot(name, owner, f"asks for types ({asks}), which a trace does not have")
-    graph = calls[0].graph
-    if not memory.replace_updates(owner, graph):
-        raise _cannot(name, owner, "changes in place what it goes on using by another name")
-    for call, stays in zip(calls, staying, strict=True):
-        (x,) = call.node.all_input_nodes
-        node, later = call.node, memory.later_users(call)
-        if not stays:
-            base = "relu" if call.slot is None else call.slot[1]
-            free = (f"{base}_{i}" if i else base for i in range(len(calls) + 1_000))
-            attribute = next(a for a in free if not hasattr(owner, a))
-            setattr(owner, attribute, copy.deepcopy(new).train(owner.training))
+    module: nn.Module,
+    graph: fx.Graph,
+    taken: set[tuple[int, str]],
+    in_place: Collection[tuple[int, str]],
+) -> bool:
+    """Give each call of a rectifier in a graph a module of its own; return whether it changed.
+
+    Args:
+        module: Module whose forward the graph is.
+        graph: Changed.
+        taken: Slots that are called already. Those called here are added.
+        in_place: Slots whose rectifier worked in place.
+    """
+    changed = False
+    for node in list(graph.nodes):
+        slot, kind = _called(module, node)
+        if kind is None:
+            continue
+        (x,) = node.all_input_nodes
+        users = _later_users(node, x) if slot in in_place or _works_in_place(node) else []
+        call = node
+        if slot is None or slot in taken:
+            attribute = _free_name(module, "relu" if slot is None else slot[1])
+            setattr(module, attribute, kind().train(module.training))
             with graph.inserting_after(node):
-                node = graph.create_node("call_module", attribute, (x,))
-            call.node.replace_all_uses_with(node)
-            graph.erase_node(call.node)
-        for user in later:
-            user.replace_input_with(x, node)
-    if isinstance(owner, fx.GraphModule):
-        owner.graph = graph
+                call = graph.create_node("call_module", attribute, (x,))
+            node.replace_all_uses_with(call)
+            graph.erase_node(node)
+        else:
+            taken.add(slot)
+        for user in users:  # they saw what the activation made of its input
+            user.replace_input_with(x, call)
+        changed = changed or call is not node or bool(users)
+    return changed
+
+
+def _called(
+    module: nn.Module, node: fx.Node
+) -> tuple[tuple[int, str] | None, type[nn.Module] | None]:
+    """Return the slot and the kind of rectifier that a node calls, each None if there is none."""
+    if node.op == "call_module":
+        holder, _, attribute = str(node.target).rpartition(".")
+        parent = module.get_submodule(holder)
+        return (id(parent), attribute), _rectifier(getattr(parent, attribute))
+    if node.op in ("call_function", "call_method"):
+        return None, _FUNCTIONS.get(node.target)
+    return None, None
+
+
+def _works_in_place(node: fx.Node) -> bool:
+    name = str(getattr(node.target, "__name__", node.target))
+    return name.endswith("_") or bool(node.kwargs.get("inplace"))
+
+
+def _later_users(node: fx.Node, x: fx.Node) -> list[fx.Node]:
+    nodes = list(node.graph.nodes)
+    return [user for user in x.users if nodes.index(user) > nodes.index(node)]
+
+
+def _free_name(module: nn.Module, base: str) -> str:
+    number, name = 0, base
+    while hasattr(module, name):
+        number += 1
+        name = f"{base}_{number}"
+    return name
+
+
+def _set_graph(module: nn.Module, graph: fx.Graph) -> None:
+    """Make a graph the forward of a module: its class becomes a subclass with that forward."""
+    if isinstance(module, fx.GraphModule):
+        module.graph = graph
         return
-    kind = type(owner)
-    title = kind.__name__ if kind.__name__.startswith("Smoothed") else f"Smoothed{kind.__name__}"
-    forward = type(fx.GraphModule(owner, graph)).forward
-    own: dict[str, Any] = {method: _left(method) for method in code.calling(kind, _FUNCTIONS)}
-    own |= {"forward": forward, "__module__": kind.__module__}
-    owner.__class__ = type(title, (kind,), own)
+    kind = type(module)
+    name = kind.__name__ if kind.__name__.startswith("Smoothed") else f"Smoothed{kind.__name__}"
+    forward = type(fx.GraphModule(module, graph)).forward
+    module.__class__ = type(name, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 
-def _left(method: str) -> Callable[..., NoReturn]:
-    """Return what stands for a method that still has ReLU in its code."""
-
-    def refuse(self: nn.Module, *_: Any, **__: Any) -> NoReturn:
-        raise InputError(
-            f"{type(self).__name__}.{method} has ReLU in its own code, and smooth_activations "
-            "changed forward only; call the model, or make that method a module that it calls"
-        )
-
-    return refuse
+# What is checked
 
 
-def _cannot(name: str, module: nn.Module, why: str) -> InputError:
-    return InputError(
-        f"the forward of {name or 'the model'} ({type(module).__name__}) {why}, so that not all "
-        "its activations can be replaced; build it with the activation you want, or call nn.ReLU "
-        "modules, once each, in a forward without such branches"
-    )
+def _watch_changed(model: nn.Module, input_shape: Shape, training: bool) -> Watch:
+    try:
+        return watch(model, input_shape, training=training)
+    except RunError as error:
+        cause = error.__cause__ and error.__cause__.__cause__
+        why = trial.reason(cause or error)
+        raise _cannot(model, error.module, f"cannot be rewritten ({why})") from error
+
+
+def _check_rectifiers(model: nn.Module, seen: Watch, reasons: dict[str, str], *, own: bool) -> None:
+    """Check that rectifiers ran in modules of their own only.
+
+    Args:
+        model: Network with rectifiers as modules.
+        seen: What one run of it did.
+        reasons: Why modules could not be traced.
+        own: Each activation has parameters, and must not be shared between calls.
+    """
+    for name, count in seen.rectifiers.items():
+        # nn.Hardtanh(0, 6) computes ReLU6; who calls it by that name does not ask for ReLU6.
+        if not isinstance(model.get_submodule(name), nn.ReLU | nn.Hardtanh):
+            why = reasons.get(name, "they are inside a function or another method")
+            raise _cannot(model, name, f"runs {count} ReLU that cannot be replaced ({why})")
+    for name in seen.repeated if own else ():
+        if _rectifier(model.get_submodule(name)):
+            holder = name.rpartition(".")[0]
+            why = reasons.get(holder, "its caller cannot be rewritten")
+            raise _cannot(model, holder, f"calls {name} more than once ({why})")
+
+
+def _cannot(model: nn.Module, name: str, why: str) -> InputError:
+    kind = type(model.get_submodule(name)).__name__.removeprefix("Smoothed")
+    return InputError(f"{name or 'the model'} ({kind}) {why}; {_REMEDY}")

@@ -70,6 +70,8 @@ class LikelihoodMaximization(nn.Module):
         True
     """
 
+    gradients = get_args(Gradient)  # an attacker may choose; see `art_denoised.types`
+
     def __init__(
         self,
         model: DiffusionModel,
@@ -124,6 +126,8 @@ class LikelihoodMaximization(nn.Module):
             return straight_through(self._states(x.detach(), noise)[-1].x, x)
         x_hat: Images = _Exact.apply(x, self, noise)
         return x_hat
+
+    purify = forward
 
     def _states(self, start: Tensor, noise: LevelNoise) -> list[_State]:
         """Return the state before each step and after the last, without a graph."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from scipy import special, stats
 
-from art_denoised.smoothing.bounds import Anytime, Looks
+from art_denoised.smoothing.bounds import Looks, Mixture
 from art_denoised.smoothing.statistics import ABSTAIN, Certificate, Vote, top_class
 
 # A radius is given up when the rest of the samples would need a success rate that has less than
@@ -102,7 +102,7 @@ def certifying(
 
 
 def tightening(
-    bound: Anytime,
+    bound: Mixture,
     *,
     n0: int,
     n: int,
@@ -126,9 +126,9 @@ def tightening(
         >>> record = {"n0": 50, "alpha": 0.001, "sigma": 0.25}
         >>> def unanimous(draw):
         ...     return {3: draw.stop - draw.start}
-        >>> first, _ = simulate(tightening(Anytime(), n=100, **record), unanimous)
+        >>> first, _ = simulate(tightening(Mixture(), n=100, **record), unanimous)
         >>> second, samples = simulate(
-        ...     tightening(Anytime(), n=500, earlier=first, **record), unanimous
+        ...     tightening(Mixture(), n=500, earlier=first, **record), unanimous
         ... )
         >>> second.radius > first.radius, second.n, samples
         (True, 500, 400)

@@ -20,8 +20,8 @@ from art_denoised.attacks.contained import Generators, contained
 from art_denoised.attacks.suites import AutoAttack, TorchAttack, distances, keep_inside
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier
-from art_denoised.estimators.attacks import ARTAttack
-from tests.evaluation.attacked.defects import Defect, Resetting
+from art_denoised.estimators.attacks import ArtAttack
+from tests.evaluation.defects import Defect, Resetting
 
 EPS, L2 = 0.2, 2.0
 FACES = [
@@ -36,9 +36,9 @@ FACES = [
     TorchAttack(EPS, kind="EOTPGD", options={"alpha": 0.05, "steps": 10}),
     TorchAttack(EPS, kind="Square", options={"n_queries": 150}),
     TorchAttack(L2, norm="l2", kind="CW", options={"steps": 12, "c": 10, "lr": 0.1}),
-    ARTAttack(EPS, options={"max_iter": 10}),
-    ARTAttack(EPS, kind="SquareAttack", options={"max_iter": 150}),
-    ARTAttack(L2, norm="l2", kind="DeepFool", options={"max_iter": 10}),
+    ArtAttack(EPS, options={"max_iter": 10}),
+    ArtAttack(EPS, kind="SquareAttack", options={"max_iter": 150}),
+    ArtAttack(L2, norm="l2", kind="DeepFool", options={"max_iter": 10}),
 ]
 
 
@@ -90,7 +90,7 @@ def test_which_are_mixed():
     assert not mixed.gradient_free
     assert TorchAttack(EPS, kind="AutoAttack").mixed
     assert not TorchAttack(EPS, kind="AutoAttack", options={"version": "rand"}).mixed
-    assert ARTAttack(EPS, kind="AutoAttack").mixed
+    assert ArtAttack(EPS, kind="AutoAttack").mixed
 
 
 def test_autoattack_counts_and_flags(data):
@@ -241,7 +241,7 @@ def test_estimators_of_ours_are_attacked_as_they_are(data, monkeypatch):
         "predict",
         lambda self, *a, **k: asked.append(1) or predict(self, *a, **k),
     )
-    x_adv = ARTAttack(EPS, kind="SquareAttack", options={"max_iter": 20})(estimator, x, y)
+    x_adv = ArtAttack(EPS, kind="SquareAttack", options={"max_iter": 20})(estimator, x, y)
     assert asked
     assert (x_adv != x).any()
     asked.clear()
@@ -258,13 +258,13 @@ def test_estimators_of_ours_are_attacked_as_they_are(data, monkeypatch):
         (lambda: AutoAttack(0.1, parts=("pgd",)), "no part 'pgd'; give of apgd-ce"),
         (lambda: TorchAttack(0.1, kind="Foo"), "torchattacks has no attack 'Foo'"),
         (lambda: TorchAttack(0.1, options={"foo": 1}), "PGD has no option 'foo'; it has"),
-        (lambda: ARTAttack(0.1, kind="Foo"), "ART has no evasion attack 'Foo'"),
-        (lambda: ARTAttack(0.1, options={"max_iter": -1}), "cannot be made"),
-        (lambda: ARTAttack(0.1, options={"foo": 1}), "has no option 'foo'"),
+        (lambda: ArtAttack(0.1, kind="Foo"), "ART has no evasion attack 'Foo'"),
+        (lambda: ArtAttack(0.1, options={"max_iter": -1}), "cannot be made"),
+        (lambda: ArtAttack(0.1, options={"foo": 1}), "has no option 'foo'"),
         (lambda: TorchAttack(0.3, options={"eps": 0.001}), "eps = 0.001; give eps to the attack"),
         (lambda: TorchAttack(0.3, options={"seed": 1}), "seed = 1; give seed to the attack"),
-        (lambda: ARTAttack(0.3, options={"eps": 0.001}), "eps = 0.001; give eps to the attack"),
-        (lambda: ARTAttack(0.3, options={"norm": 2}), "norm = 2; give norm to the attack"),
+        (lambda: ArtAttack(0.3, options={"eps": 0.001}), "eps = 0.001; give eps to the attack"),
+        (lambda: ArtAttack(0.3, options={"norm": 2}), "norm = 2; give norm to the attack"),
         (lambda: AutoAttack(8), "eps is 8, more than the range.*8/255"),
     ],
 )

@@ -8,7 +8,7 @@ from art_denoised.checks import InputError
 from art_denoised.cli import attack as command
 from art_denoised.cli import main
 from art_denoised.cli.specs import parse_attacks
-from art_denoised.evaluation.attacked.records import read_attack_log
+from art_denoised.evaluation import read_attack_log
 from tests.cli.command import MODEL, refusal, words
 
 
@@ -73,7 +73,7 @@ def test_the_command_chooses_attacks_that_suit_the_model(tmp_path, capsys, monke
     monkeypatch.setattr(command, "DETERMINISTIC", ("pgd:steps=2",))
     monkeypatch.setattr(command, "RANDOMISED", ("pgd:steps=2:eot=2",))
     chosen = {}
-    for factory in (MODEL, "tests.evaluation.attacked.defects:Coin"):
+    for factory in (MODEL, "tests.evaluation.defects:Coin"):
         out = tmp_path / factory.rpartition(":")[2]
         assert main(arguments(out, "--no-checks", model=factory, eps="25/255")) == 0
         log = read_attack_log(out)

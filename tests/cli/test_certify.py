@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from art_denoised.evaluation.rows import read_log
 from sklearn.datasets import load_digits
 
 from art_denoised.cli import main
+from art_denoised.evaluation import read_log
 from tests.cli.command import DENOISER, certify, process, refusal, words
 
 DIGITS = (load_digits().images[:3, None] / 16).astype(np.float32)
@@ -63,7 +63,7 @@ def test_a_limit_takes_a_sample_of_all_images(tmp_path, capsys):
 def test_a_run_of_one_class_says_so(tmp_path, capsys):
     data = npz(tmp_path / "data.npz", DIGITS)
     assert main(certify(tmp_path / "a", data=data, max=None)) == 0
-    assert "all 3 images have label 0" in capsys.readouterr().err
+    assert "all 3 images are of class 0" in capsys.readouterr().err
 
 
 def test_predict(tmp_path, capsys):

@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 import pytest
-from art_denoised.evaluation.rows import read_log
 
 from art_denoised.cli import main
+from art_denoised.evaluation import read_log
 from tests.cli.command import DENOISER, certify, refusal, words
 
 

@@ -16,8 +16,7 @@ from art_denoised.cli import main
 from art_denoised.data import digits
 from art_denoised.demo import digits_network
 from art_denoised.denoisers.checkpoints import load_weights
-from art_denoised.models.loading import load_trained
-from art_denoised.networks.activations import ParametricSoftplus
+from art_denoised.networks import ParametricSoftplus, load_trained
 from tests.cli.command import refusal, words
 from tests.nets import residual
 
@@ -52,7 +51,7 @@ def test_a_classifier_is_trained_and_its_weights_load(tmp_path, capsys):
     header, *rows = [
         json.loads(line) for line in (tmp_path / "train.jsonl").read_text().split("\n")[:-1]
     ]
-    assert header["settings"]["eps"] == 0.15
+    assert header["settings"]["loss"]["recipe"]["eps"] == 0.15
     assert [row["epoch"] for row in rows] == [1, 2]
     assert main([*trained, "--resume"]) == 0
     assert path.read_bytes() == before
@@ -73,7 +72,7 @@ def test_blocks_and_activations_are_put_in_and_noted(tmp_path, capsys):
     attack += ["--attacks", "pgd:steps=1", "--max", "2", "--no-checks", "--quiet"]
     trained = [*attack, "--weights", str(tmp_path / "model.safetensors")]
     assert main([*trained, "--out", str(tmp_path / "attacked")]) == 0
-    model = load_trained("--model", "tests.nets:residual", tmp_path / "model.safetensors")
+    model = load_trained(residual(), tmp_path / "model.safetensors")
     assert not model.training
     assert sum("denoise" in name for name, _ in model.named_modules()) > 0
     assert any(isinstance(module, ParametricSoftplus) for module in model.modules())
@@ -98,7 +97,7 @@ def test_a_damaged_note_is_one_line(tmp_path, note):
     path = tmp_path / "model.safetensors"
     save_file(residual().state_dict(), path, metadata={"art_denoised": json.dumps(note)})
     with pytest.raises(InputError, match="note"):
-        load_trained("--model", "tests.nets:residual", path)
+        load_trained(residual(), path)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +107,7 @@ def test_a_damaged_note_is_one_line(tmp_path, note):
         ({"eps": "a/b"}, ["'a/b'", "8/255"]),
         ({"eps": "1e400"}, ["'1e400'"]),
         ({"eps": "8/0"}, ["'8/0'"]),
-        ({"recipe": "fgsm"}, ["'fgsm'", "clean, feature-denoising, pgd, sat, trades"]),
+        ({"recipe": "fgsm"}, ["'fgsm'", "clean, feature-denoising, pgd, sat, sat-release, trades"]),
         ({"recipe": "clean"}, ["clean", "--eps"]),
         ({"where": "all"}, ["--where", "--feature-denoising"]),
         ({"feature_denoising": "mean"}, ["residual blocks"]),
@@ -121,6 +120,7 @@ def test_a_damaged_note_is_one_line(tmp_path, note):
         ({"optimizer": "lion"}, ["lion", "adam"]),
         ({"data": "mnist"}, ["mnist"]),
         ({"validation": "digits", "validation_max": 0}, ["--validation-max is 0"]),
+        ({"step_size": "a"}, ["--step-size", "'a'"]),
     ],
     ids=str,
 )
@@ -135,21 +135,21 @@ def test_the_names_of_the_docs_are_known_too(tmp_path):
     trained = arguments(tmp_path, lr=None, epochs=1, judge_steps=1, steps=2, **options)
     assert main(trained) == 0
     settings = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])["settings"]
-    assert settings["stride"] == 0.5
+    assert settings["loss"]["recipe"]["relative_step_size"] == 0.5
 
 
 def test_other_validation_images_are_not_resumed_with(tmp_path, capsys):
     options = {"epochs": 1, "validation": "digits", "judge_steps": 1}
     assert main(arguments(tmp_path, validation_max=20, **options)) == 0
     message = refusal(capsys, arguments(tmp_path, "--resume", validation_max=30, **options))
-    assert "holdout" in message
+    assert "evaluation.measure.x" in message
 
 
 def test_overfitting_is_told_while_it_happens(tmp_path, capsys, monkeypatch):
     """The detector is made to cry in the second epoch; --stop then ends there, --resume too."""
-    from art_denoised.training import adversarial
+    from art_denoised.training import robust
 
-    monkeypatch.setattr(adversarial, "overfits", lambda rows: len(rows) == 2)
+    monkeypatch.setattr(robust, "overfits", lambda figures: len(figures) == 2)
     options = {"epochs": 4, "validation": "digits", "validation_max": 20, "judge_steps": 1}
     trained = arguments(tmp_path, "--stop", **options)
     for more in ([], ["--resume"]):

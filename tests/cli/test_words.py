@@ -57,14 +57,14 @@ def test_choices_are_those_of_the_library():
     from art_denoised.attacks.ascent import Norm
     from art_denoised.cli import training as ours
     from art_denoised.cli import words as our_words
-    from art_denoised.training import plan
+    from art_denoised.training import config as theirs
 
-    def same(ours: object, theirs: object) -> bool:
-        return set(get_args(ours)) == set(get_args(theirs))
+    def same(one: object, other: object) -> bool:
+        return set(get_args(one)) == set(get_args(other))
 
-    assert same(ours.Optimizer, plan.Optimizer)
-    assert same(ours.Schedule, plan.Schedule)
-    assert same(ours.Augmentation, plan.Augmentation)
+    assert same(ours.Optimizer, theirs.Optimizer)
+    assert same(ours.Schedule, theirs.Schedule)
+    assert same(ours.Augmentation, theirs.Augmentation)
     assert same(get_args(our_words.Norm)[0], Norm)
 
 
@@ -73,9 +73,8 @@ def test_defaults_are_those_of_the_library():
     from art_denoised.cli.train_robust import RobustTrainingOptions
     from art_denoised.cli.training import TrainingOptions
     from art_denoised.diffusion.weights import P_MEAN, P_STD
-    from art_denoised.training.adversarial import PLAN
-    from art_denoised.training.plan import Plan
+    from art_denoised.training import ROBUST_CONFIG, TrainingConfig
 
-    assert TrainingOptions().plan() == Plan()
-    assert RobustTrainingOptions().plan() == PLAN
+    assert TrainingOptions().config() == TrainingConfig()
+    assert RobustTrainingOptions().config() == ROBUST_CONFIG
     assert (DiffusionOptions().p_mean, DiffusionOptions().p_std) == (P_MEAN, P_STD)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from art_denoised.evaluation.records import CertifyRow
 
 from art_denoised.checks import InputError
-from art_denoised.evaluation.records import CertifyRow
 from art_denoised.evaluation.report import (
     accuracy_figure,
     accuracy_table,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from art_denoised.smoothing.sampling import Gaussian, Stream, StreamKey
 from scipy import stats
 from torch import nn
 
@@ -13,7 +14,6 @@ from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier, digits_denoiser
 from art_denoised.smoothing.modules import DenoisedClassifier
 from art_denoised.smoothing.procedures import Stage
-from art_denoised.smoothing.sampling import Gaussian, Stream, StreamKey
 
 SIGMA = 0.25
 

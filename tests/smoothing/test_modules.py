@@ -7,13 +7,13 @@ import pickle
 
 import pytest
 import torch
+from art_denoised.smoothing.sampling import Gaussian, Stream, StreamKey
 from scipy import stats
 from torch import nn
 
 from art_denoised import DenoisedClassifier, SmoothedClassifier
 from art_denoised.checks import InputError
 from art_denoised.smoothing.procedures import Stage
-from art_denoised.smoothing.sampling import Gaussian, Stream, StreamKey
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from art_denoised.smoothing.packing import Task, run_packed
+from art_denoised.smoothing.sampling import Gaussian, Stream, StreamKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -17,9 +19,7 @@ from torch import nn
 from art_denoised.checks import InputError
 from art_denoised.smoothing import packing
 from art_denoised.smoothing.bounds import Looks
-from art_denoised.smoothing.packing import Task, run_packed
 from art_denoised.smoothing.procedures import Draw, Stage, certifying
-from art_denoised.smoothing.sampling import Gaussian, Stream, StreamKey
 
 ROOT = Path(__file__).parent.parent.parent
 NOISE = Gaussian(0.5)

@@ -6,6 +6,8 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from art_denoised.smoothing.quantised import QuantisedGaussian, _cells
+from art_denoised.smoothing.sampling import Stream, StreamKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -14,8 +16,6 @@ from torch import nn
 from art_denoised import certify, vote
 from art_denoised.checks import InputError
 from art_denoised.smoothing.procedures import Stage
-from art_denoised.smoothing.quantised import QuantisedGaussian, _cells
-from art_denoised.smoothing.sampling import Stream, StreamKey
 
 KEY = StreamKey(seed=3, index=5, stage=Stage.ESTIMATION)
 

@@ -45,7 +45,7 @@ def differences(models: Sequence[Model]) -> list[Difference]:
     name other data.
 
     Example:
-        >>> from art_denoised.evaluation.attacked.records import AttackRow
+        >>> from art_denoised.evaluation.attack_rows import AttackRow
         >>> def model(name, right):
         ...     row = AttackRow(0, 1, "pgd", "exact", "l2", 0.5, True, right, (right,), 0, 0, 0)
         ...     return Model(name, (row,))
@@ -74,7 +74,7 @@ def conflicts(models: Sequence[Model]) -> list[str]:
     Models are held against the first: where all equal it, they equal each other.
 
     Example:
-        >>> from art_denoised.evaluation.attacked.records import AttackRow
+        >>> from art_denoised.evaluation.attack_rows import AttackRow
         >>> rows = [
         ...     AttackRow(i, 1, "pgd", "exact", "l2", 0.5, True, True, (True,), 0, 0, 0)
         ...     for i in range(2)

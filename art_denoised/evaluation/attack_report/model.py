@@ -20,7 +20,7 @@ from art_denoised.evaluation.attack_report.survival import (
     sign_test,
     together,
 )
-from art_denoised.evaluation.attacked.records import (
+from art_denoised.evaluation.attack_rows import (
     CLEAN,
     AttackRow,
     CheckRow,

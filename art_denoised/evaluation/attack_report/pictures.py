@@ -8,7 +8,7 @@ import numpy as np
 
 from art_denoised.evaluation.attack_report.html import Markup, picture, table
 from art_denoised.evaluation.attack_report.model import Model, eps_name
-from art_denoised.evaluation.attacked.records import AttackRow, ImageRow
+from art_denoised.evaluation.attack_rows import AttackRow, ImageRow
 
 _ROWS = 10  # a model
 

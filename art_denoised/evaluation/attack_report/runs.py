@@ -11,7 +11,7 @@ from typing import Any
 from art_denoised.attacks.suites import NORMS
 from art_denoised.checks import InputError
 from art_denoised.evaluation.attack_report.model import Model
-from art_denoised.evaluation.attacked.records import (
+from art_denoised.evaluation.attack_rows import (
     CHECKS,
     CLEAN,
     AttackLog,
@@ -23,7 +23,10 @@ from art_denoised.evaluation.logs import read_log
 from art_denoised.evaluation.records import Log
 
 # Logs of one model agree in these. Seeds may differ: shards of a run may have their own.
-_SAME = ("model", "weights", "options", "data", "classes", "randomised", "noise", "repeats")
+_SAME = (
+    *("model", "weights", "options", "structure", "attributes"),
+    *("data", "classes", "randomised", "noise", "repeats"),
+)
 
 
 def read_models(runs: Sequence[str]) -> tuple[list[Model], list[str]]:
@@ -42,11 +45,12 @@ def read_models(runs: Sequence[str]) -> tuple[list[Model], list[str]]:
 
     Example:
         >>> import tempfile
-        >>> from art_denoised.evaluation.attacked.records import AttackLogWriter, AttackRow
+        >>> from art_denoised.evaluation import ATTACK, AttackRow
+        >>> from art_denoised.runs import Run
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with AttackLogWriter(Path(folder, "attack.jsonl"), {"model": "net"}) as log:
-        ...         log.append(
-        ...             AttackRow(0, 1, "pgd", "exact", "l2", 0.5, True, True, (True,), 0, 0, 0)
+        ...     with Run(folder, ATTACK, {"model": "net"}) as run:
+        ...         run.append(
+        ...             [AttackRow(0, 1, "pgd", "exact", "l2", 0.5, True, True, (True,), 0, 0, 0)]
         ...         )
         ...     read_models([f"plain={folder}"])[0][0].headlines[0].fresh.value
         1.0

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from art_denoised.evaluation.attack_report.compare import conflicts, differences
 from art_denoised.evaluation.attack_report.model import ALL, Agreement, Model, ball_name
 from art_denoised.evaluation.attack_report.survival import Share
-from art_denoised.evaluation.attacked.records import CHECKS
+from art_denoised.evaluation.attack_rows import CHECKS
 from art_denoised.evaluation.report import accuracy_table, default_radii, format_table
 
 SHARES = ("clean", "counted", "fresh", "worst")
@@ -23,7 +23,7 @@ def format_report(models: Sequence[Model], notices: Sequence[str] = ()) -> str:
         notices: What the user should know of the logs.
 
     Example:
-        >>> from art_denoised.evaluation.attacked.records import AttackRow
+        >>> from art_denoised.evaluation.attack_rows import AttackRow
         >>> row = AttackRow(0, 1, "pgd", "exact", "l2", 0.5, True, True, (True,), 0, 0, 0.1)
         >>> print(format_report([Model("ours", (row,))]).splitlines()[0])
         ours: not checked for masking
@@ -48,7 +48,7 @@ def format_comparison(models: Sequence[Model], notices: Sequence[str] = ()) -> s
     """Return models side by side for the terminal: accuracy on fresh noise under all attacks.
 
     Example:
-        >>> from art_denoised.evaluation.attacked.records import AttackRow
+        >>> from art_denoised.evaluation.attack_rows import AttackRow
         >>> row = AttackRow(0, 1, "pgd", "exact", "l2", 0.5, True, True, (True,), 0, 0, 0.1)
         >>> models = [Model("plain", (row,)), Model("denoised", (row,))]
         >>> print(format_comparison(models).splitlines()[1].split())

@@ -6,17 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from art_denoised.evaluation.attacked.records import (
-    CHECKS,
-    CLEAN,
-    AttackLogWriter,
-    AttackRow,
-    CheckRow,
-    ImageRow,
-)
 from art_denoised.evaluation.logs import LogWriter
 from art_denoised.evaluation.records import CertifyRow
+
+from art_denoised.evaluation import ATTACK, CHECKS, CLEAN, AttackRow, CheckRow, ImageRow
+from art_denoised.runs import Run
 
 
 def row(index: int, fresh: Any, counted: bool | None = None, **changes: Any) -> AttackRow:
@@ -60,23 +54,24 @@ def write_run(
     rng = np.random.default_rng(0)
     known: dict[str, Any] = {"model": name, "data": "digits", "weights": name, "noise": "fresh"}
     known |= {"attacks": [{"name": "pgd", "eps": 0.5, "steps": 20}], "versions": {"torch": "2"}}
-    with AttackLogWriter(folder / "attack.jsonl", known | (settings or {})) as log:
+    with Run(folder, ATTACK, known | (settings or {})) as log:
         for index in range(images):
-            log.append(clean_row(index))
+            log.append([clean_row(index)])
         for eps in (0.25, 0.5):
             for attack, gradient in (("pgd", "exact"), ("square", "none")):
                 for index in range(images):
                     draws = tuple(bool(right) for right in rng.random(4) < 1 - eps)
-                    log.append(row(index, draws, attack=attack, gradient=gradient, eps=eps))
+                    rows = row(index, draws, attack=attack, gradient=gradient, eps=eps)
+                    log.append([rows])
         for check in CHECKS:
-            log.append(CheckRow(check, None if check == "transfer" else True, f"about {check}"))
+            log.append([CheckRow(check, None if check == "transfer" else True, f"about {check}")])
         if failed:
-            log.append(CheckRow("gradient-free attacks", False, f"{name}: Square", {"gap": 0.5}))
+            log.append([CheckRow("gradient-free attacks", False, f"{name}: Square", {"gap": 0.5})])
         x = rng.random((1, 8, 8))
         for stage, attack, eps in (("clean", CLEAN, 0.0), ("attacked", "pgd", 0.5)):
             gradient = "none" if attack == CLEAN else "exact"
             log.append(
-                ImageRow.of(x, index=0, attack=attack, gradient=gradient, eps=eps, stage=stage)
+                [ImageRow.of(x, index=0, attack=attack, gradient=gradient, eps=eps, stage=stage)]
             )
     if certified is not None:
         of_certify = {"model": name, "data": "digits", "sigma": 0.25}

@@ -8,6 +8,7 @@ import json
 import math
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from scipy import stats
 from art_denoised.attacks.suites import AutoAttack
 from art_denoised.checks import InputError
 from art_denoised.cli import main
+from art_denoised.evaluation import ATTACK, CHECKS, CheckRow, read_attack_log
 from art_denoised.evaluation.attack_report.compare import conflicts, differences
 from art_denoised.evaluation.attack_report.export import COLUMNS, robustbench, to_json, to_tsv
 from art_denoised.evaluation.attack_report.model import ALL, Model, eps_name
@@ -28,9 +30,8 @@ from art_denoised.evaluation.attack_report.text import (
     format_report,
     trust_words,
 )
-from art_denoised.evaluation.attacked import records
-from art_denoised.evaluation.attacked.columns import attack_settings
-from art_denoised.evaluation.attacked.records import AttackLogWriter, CheckRow
+from art_denoised.evaluation.columns import attack_settings, columns
+from art_denoised.runs import Run
 from art_denoised.smoothing.statistics import proportion_interval
 from tests.evaluation.attack_report.rows import certificate, clean_row, row, write_run
 
@@ -225,9 +226,9 @@ def test_trust_follows_the_checks():
 
 
 def test_a_run_that_has_not_come_to_its_checks_is_not_checked(tmp_path):
-    with AttackLogWriter(tmp_path / "attack.jsonl", {}) as log:
-        log.append(row(0, T))
-        log.append(CheckRow("flags of autoattack (exact, eps 0.5)", True, "dynamic defense"))
+    with Run(tmp_path, ATTACK, {}) as run:
+        flag = CheckRow("flags of autoattack (exact, eps 0.5)", True, "dynamic defense")
+        run.append([row(0, T), flag])
     model = read_models([str(tmp_path)])[0][0]
     assert model.trusted is None
     assert "not checked for masking" in format_report([model])
@@ -235,12 +236,11 @@ def test_a_run_that_has_not_come_to_its_checks_is_not_checked(tmp_path):
 
 def test_checks_of_one_run_do_not_vouch_for_another(tmp_path):
     checked = write_run(tmp_path / "checked")
-    settings = records.read_attack_log(checked).settings
-    (tmp_path / "unchecked").mkdir()
-    with AttackLogWriter(tmp_path / "unchecked" / "attack.jsonl", settings) as log:
-        log.append(row(0, T, eps=0.9))
+    settings = read_attack_log(checked).settings
+    with Run(tmp_path / "unchecked", ATTACK, settings) as run:
+        run.append([row(0, T, eps=0.9)])
     model = read_models([f"ours={checked}", f"ours={tmp_path / 'unchecked'}"])[0][0]
-    assert model.unmade == records.CHECKS
+    assert model.unmade == CHECKS
     assert model.trusted is None
     words = "; not made of every run: gradient-free attacks, stronger attack and 8 more"
     assert words in trust_words(model)
@@ -286,7 +286,11 @@ def test_json_and_tsv_hold_the_figures(tmp_path):
 )
 def test_only_the_whole_autoattack_has_robustbench_s_key(change, whole):
     rows = (clean_row(0), row(0, F, attack="autoattack"), row(0, T))
-    attack = attack_settings(AutoAttack(0.5, norm="l2")) | {"name": "autoattack"} | change
+    attack = (
+        attack_settings(columns([AutoAttack(0.5, norm="l2")], ("exact",)))[0]
+        | {"name": "autoattack"}
+        | change
+    )
     model = Model("ours", rows, settings=(("log", {"attacks": [attack]}),))
     assert robustbench(model)[0].get("autoattack_acc") == ("0.00" if whole else None)
 
@@ -304,10 +308,8 @@ def test_eps_as_people_write_it():
 def test_runs_of_one_name_are_one_model_or_refused(tmp_path):
     def run(folder, rows, **settings):
         known = {"model": "net", "data": "digits", "weights": "w", "attacks": []}
-        (tmp_path / folder).mkdir()
-        with AttackLogWriter(tmp_path / folder / "attack.jsonl", known | settings) as log:
-            for one in rows:
-                log.append(one)
+        with Run(tmp_path / folder, ATTACK, known | settings) as journal:
+            journal.append(rows)
         return f"ours={tmp_path / folder}"
 
     first = run("a", [clean_row(0), row(0, T)])
@@ -397,7 +399,7 @@ def test_damaged_logs_end_in_one_line(tmp_path, capsys, text):
     ],
 )
 def test_values_of_another_type_end_in_one_line(tmp_path, capsys, change):
-    record = records.to_json(row(99, T)) | change
+    record = msgspec.to_builtins(row(99, T)) | change
     folder = damage(tmp_path / "run", json.dumps(record))
     assert main(["report", folder]) == 2
     error = capsys.readouterr().err
@@ -408,9 +410,7 @@ def test_values_of_another_type_end_in_one_line(tmp_path, capsys, change):
 def test_refusals(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other.jsonl").write_text("hello\n")
-    (tmp_path / "none").mkdir()
-    with AttackLogWriter(tmp_path / "none" / "attack.jsonl", {}):
-        pass
+    Run(tmp_path / "none", ATTACK, {}).close()
     ours = write_run(tmp_path / "ours")
     picture = '{"kind": "image", "index": 7, "attack": "pgd", "gradient": "exact", "eps": 0.5, '
     picture += '"stage": "attacked", "shape": [1, 9, 9], "pixels": "AAAA"}'

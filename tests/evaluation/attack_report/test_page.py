@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from art_denoised.evaluation import CheckRow
 from art_denoised.evaluation.attack_report.export import to_json
 from art_denoised.evaluation.attack_report.html import Markup, picture, render, svg, tag
 from art_denoised.evaluation.attack_report.model import Model
 from art_denoised.evaluation.attack_report.page import page
 from art_denoised.evaluation.attack_report.runs import read_models
 from art_denoised.evaluation.attack_report.text import format_report, percent
-from art_denoised.evaluation.attacked.records import CheckRow
 from tests.evaluation.attack_report.rows import certificate, clean_row, row, write_run
 
 HOSTILE = (
