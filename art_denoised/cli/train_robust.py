@@ -14,6 +14,9 @@ from cyclopts import CycloptsError, Group, Parameter
 
 from art_denoised.cli.options import MODEL, RunOptions, notice
 from art_denoised.cli.training import (
+    Optimizer,
+    Schedule,
+    TrainingOptions,
     ValidatedData,
     print_row,
 )
