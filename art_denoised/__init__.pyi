@@ -50,8 +50,8 @@ from .smoothing import SmoothedClassifier as SmoothedClassifier
 from .smoothing import Smoother as Smoother
 from .smoothing import Vote as Vote
 from .smoothing import Voting as Voting
-from .training import RECIPES as RECIPES
 from .training import EDMLoss as EDMLoss
+from .training import RECIPES as RECIPES
 from .training import Objective as Objective
 from .training import TrainingConfig as TrainingConfig
 from .training import Validation as Validation

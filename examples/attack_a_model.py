@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from art_denoised import PGD, DenoisedClassifier, evaluate
-from art_denoised.attacks.suites import AutoAttack
+from art_denoised.attacks import AutoAttack
 from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier, digits_denoiser
 from art_denoised.evaluation import Probes

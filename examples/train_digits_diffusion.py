@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from art_denoised import DiffusionClassifier, EDMLoss, TrainingConfig, train_diffusion
 from art_denoised.data import digits
-from art_denoised.demo.diffusion import untrained
-from art_denoised.diffusion.weights import noise_levels
+from art_denoised.demo.digits_mlp import untrained
+from art_denoised.diffusion import noise_levels
 
 
 def main() -> None:

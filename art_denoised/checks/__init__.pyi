@@ -2,6 +2,7 @@ from .models import class_count as class_count
 from .models import classifier as classifier
 from .models import denoises as denoises
 from .models import eval_mode as eval_mode
+from .models import in_training as in_training
 from .models import logits as logits
 from .models import model_device as model_device
 from .models import model_dtype as model_dtype

@@ -123,6 +123,16 @@ def eval_mode(model: object) -> None:
             )
 
 
+def in_training(*parts: object) -> bool:
+    """Return whether one of some parts is in training mode: so is a module that wraps them.
+
+    Example:
+        >>> in_training(nn.ReLU().eval(), len), in_training(nn.ReLU())
+        (False, True)
+    """
+    return any(isinstance(part, nn.Module) and part.training for part in parts)
+
+
 def unwrapped(output: Any) -> Any:
     """Return the ``logits`` of an output that has them, as those of Hugging Face do.
 

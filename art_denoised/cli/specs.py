@@ -35,8 +35,9 @@ def parse_attacks(specs: Sequence[str], eps: Sequence[float], norm: str) -> list
 
 
 def _parse(spec: str, eps: float, norm: Any) -> Any:
+    from art_denoised.attacks.autoattack import AutoAttack
     from art_denoised.attacks.pgd import PGD
-    from art_denoised.attacks.suites import AutoAttack, TorchAttack
+    from art_denoised.attacks.torchattack import TorchAttack
 
     head, *rest = spec.split(":")
     if head in ("torchattacks", "art"):

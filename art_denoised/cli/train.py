@@ -70,8 +70,7 @@ class DenoiserOptions:
     def build(self, channels: int) -> nn.Module:
         """Return the denoiser to start from."""
         from art_denoised.checks import InputError
-        from art_denoised.denoisers.dncnn import DnCNN
-        from art_denoised.denoisers.memnet import MemNet
+        from art_denoised.denoisers.architectures import DnCNN, MemNet
         from art_denoised.models.loading import load_denoiser_option
 
         kind, *sizes = self.architecture.split(":")
@@ -116,7 +115,7 @@ class DiffusionOptions:
 
     def build(self, channels: int, size: int) -> Any:
         """Return the model to start from."""
-        from art_denoised.diffusion.loading import load_diffusion
+        from art_denoised.diffusion.folders import load_diffusion
         from art_denoised.diffusion.unet import unet_diffusion
 
         if self.init is not None:
@@ -217,7 +216,7 @@ def train_diffusion(
           --augment none --epochs 20 --out runs/diffusion
     """
     from art_denoised.checks import InputError
-    from art_denoised.diffusion.loading import save_diffusion
+    from art_denoised.diffusion.folders import save_diffusion
     from art_denoised.training.diffusion import EDMLoss, train_diffusion
     from art_denoised.training.seeds import seeded
 

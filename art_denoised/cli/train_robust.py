@@ -41,8 +41,8 @@ class ClassifierOptions:
             dot_product, mean, median, ...
         where: Places of the blocks: stages (after the last block of each), all, or names of modules
             or globs, joined by commas. By default stages.
-        activation: Activation that replaces ReLU: silu, gelu, elu, celu, softplus (a = 10) or
-            smoothrelu.
+        activation: Activation that replaces ReLU: silu, gelu, elu, celu, mish, softplus (a = 10)
+            or smoothrelu.
     """
 
     model: Factory

@@ -42,7 +42,8 @@ class Chosen:
     def __init__(
         self, data: ImageData, indices: Sequence[int] | None = None, classes: int | None = None
     ) -> None:
-        self._data, self._shape = data, None
+        self._data = data
+        self._shape: tuple[int, ...] | None = None  # of the first image: all must have it
         self.indices = checks.indices(range(len(data)) if indices is None else indices, len(data))
         self.classes = classes
         self.notices: list[str] = []

@@ -18,6 +18,7 @@ from art_denoised.attacks.suites import (
     Outcome,
     Suite,
     as_module,
+    check_norm,
     fill_in,
     keep_inside,
     refuse_given,
@@ -38,6 +39,8 @@ _GRADIENT_FREE = (
     "ThresholdAttack",
     "ZooAttack",
 )
+
+_FIXED_NORMS = {"BasicIterativeMethod": "linf", "VirtualAdversarialMethod": "l2"}
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class ArtAttack(Suite):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_given(self.options)
+        check_norm("ART", self.kind, self.norm, _FIXED_NORMS)
 
     @property
     def name(self) -> str:

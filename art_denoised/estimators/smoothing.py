@@ -18,7 +18,7 @@ from art_denoised.estimators.certifying import CertifyingMixin
 from art_denoised.estimators.defended import DefendedClassifier
 from art_denoised.estimators.preprocessing import without_preprocessing
 from art_denoised.smoothing.modules import DenoisedClassifier, SmoothedClassifier
-from art_denoised.smoothing.sampling import fresh_seed
+from art_denoised.smoothing.noise import fresh_seed
 from art_denoised.training.config import TrainingConfig
 from art_denoised.training.denoiser import DenoiserLoss, Objective, train_denoiser
 from art_denoised.types import Denoiser

@@ -82,7 +82,7 @@ def _upgrade(record: dict[str, Any]) -> dict[str, Any]:
     return {"kind": "image", **{names.get(name, name): value for name, value in record.items()}}
 
 
-ANSWERS = Kind("answers", AnswerRow | FailedRow | AskedRow, _upgrade, "journal of answers")
+ANSWERS: Kind[Any] = Kind("answers", AnswerRow | FailedRow | AskedRow, _upgrade, "journal of answers")
 
 
 class MissingError(Exception):
@@ -191,7 +191,8 @@ class AnswerRun(Answers):
         identity: Mapping[str, Any] | None = None,
     ) -> None:
         self._box: Any = smoother.base
-        words, denoiser = self._box.words, smoother.denoiser
+        words: Vocabulary = self._box.words
+        denoiser = smoother.denoiser
         settings = {
             "classifier": describe(getattr(self._box, "identity", None)),
             "denoiser": None if denoiser is None else identity_of(denoiser),

@@ -201,7 +201,7 @@ class _Work:
         self,
         smoother: Smoother,
         data: ImageData,
-        stop: Stop,
+        stop: Stop[Any],
         kind: Kind[Any],
         folder: Path | str,
         resume: bool,
@@ -233,6 +233,8 @@ class _Work:
         with ExitStack() as stack:
             self._ledger: AnswerRun | None = None
             if isinstance(smoother.base, QueryOnly):
+                if not isinstance(stop, (FixedN, AtRadii)):
+                    raise InputError(f"stop is {stop!r}; a query-only base takes FixedN or AtRadii")
                 ledger = AnswerRun(folder, smoother, stop, resume=resume, identity=named)
                 self._ledger = stack.enter_context(ledger)
                 ledger.check_budget(self._images, stop, smoother.record((1, 1, 1)))
@@ -287,9 +289,10 @@ class _Work:
     def _answers(
         self, procedure: ToProcedure, todo: Sequence[int], until: float | None = None
     ) -> Iterator[tuple[int, int, Any, float]]:
-        for index in todo if self._ledger is not None else ():
-            x, label = self._images[index]
-            self._ledger.begin(index, label, x)
+        if self._ledger is not None:
+            for index in todo:
+                x, label = self._images[index]
+                self._ledger.begin(index, label, x)
         yield from answers(
             self._smoother, self._images, procedure, todo=todo, voter=self._voter, until=until
         )

@@ -107,7 +107,7 @@ def columns(
         InputError: Something is not an attack within a ball, or is given twice.
 
     Example:
-        >>> from art_denoised.attacks.suites import AutoAttack
+        >>> from art_denoised.attacks.autoattack import AutoAttack
         >>> [column.key for column in columns([AutoAttack(0.1)], ("exact", "bpda"))]
         [('autoattack', 'exact', 0.1), ('autoattack', 'bpda', 0.1)]
     """
@@ -148,7 +148,7 @@ def attack_settings(used: Iterable[Column]) -> list[dict[str, Any]]:
     """Return what determines each attack, its own seed among it, as JSON values.
 
     Example:
-        >>> from art_denoised.attacks.suites import AutoAttack
+        >>> from art_denoised.attacks.autoattack import AutoAttack
         >>> (one,) = attack_settings(columns([AutoAttack(0.1)], ("exact", "bpda")))
         >>> one["name"], one["gradients"], one["version"]
         ('autoattack', ['exact', 'bpda'], 'standard')
@@ -200,7 +200,7 @@ def autoattack_flags(column: Column, flags: Sequence[str], randomised: bool) -> 
     The check passes only if no warning spoils the result or leaves the decision to another check.
 
     Example:
-        >>> from art_denoised.attacks.suites import AutoAttack
+        >>> from art_denoised.attacks.autoattack import AutoAttack
         >>> (column,) = columns([AutoAttack(0.1)], ("exact",))
         >>> row = autoattack_flags(column, ["... dynamic defense! ..."], randomised=False)
         >>> row.passed, row.finding[:42]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from art_denoised import checks
 from art_denoised.attacks.losses import margin
 from art_denoised.attacks.pgd import PGD
-from art_denoised.attacks.suites import AutoAttack
+from art_denoised.attacks.autoattack import AutoAttack
 from art_denoised.evaluation.attack_rows import CLEAN, AttackRow
 from art_denoised.evaluation.columns import Column
 from art_denoised.evaluation.target import Target

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 from art_denoised import checks
 from art_denoised.checks import InputError
@@ -19,7 +19,8 @@ _P_TOLERANCE = 1e-9  # other versions of scipy
 _RADIUS_TOLERANCE = 1.5e-6  # one step of the rounding down, at worst
 
 
-class Finding(NamedTuple):
+@dataclass(frozen=True)
+class Finding:
     """Something in a log that does not follow from its votes and the settings of its run.
 
     Attributes:
@@ -114,8 +115,11 @@ def _of_images(rows: tuple[LabelledRow, ...], settings: Mapping[str, Any]) -> It
 
 
 def _of(row: LabelledRow, settings: Mapping[str, Any]) -> Iterator[str]:
-    answer = row.certificate if isinstance(row, CertifyRow) else None
-    answer = row.vote if isinstance(row, PredictRow) else answer
+    answer: Certificate | Vote | None = None
+    if isinstance(row, CertifyRow):
+        answer = row.certificate
+    elif isinstance(row, PredictRow):
+        answer = row.vote
     if answer is None:
         yield "there are no votes"
         return

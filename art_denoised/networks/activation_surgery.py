@@ -157,7 +157,7 @@ def _with_modules(
         try:
             if len(given[name]) > 1:
                 raise UntraceableError("its calls give different arguments")
-            graph = own_graph(module, *given[name])
+            graph = own_graph(module, next(iter(given[name]), frozenset()))
         except UntraceableError as error:
             reasons[name] = str(error)
             continue

@@ -47,7 +47,7 @@ class DenoisedClassifier(nn.Module):
         self.classifier = classifier
         self.denoiser = denoiser
         self.sigma = checks.positive("sigma", sigma)
-        self.training = _trains(classifier, denoiser)
+        self.training = checks.in_training(classifier, denoiser)
 
     def forward(self, x_noisy: Images) -> Logits:
         """Return the classifier's logits on the denoised images."""
@@ -108,7 +108,7 @@ class SmoothedClassifier(nn.Module):
         self.samples = checks.count("samples", samples)
         self.seed = seed if seed is None else checks.count("seed", seed, 0)
         self.max_batch = checks.count("max_batch", max_batch)
-        self.training = _trains(base)
+        self.training = checks.in_training(base)
 
     def forward(self, x: Images) -> Logits:
         """Return log-probabilities of shape (batch, classes), differentiable in ``x``."""
@@ -157,7 +157,3 @@ def _take(streams: list[Stream], n: int, dtype: torch.dtype) -> torch.Tensor:
 def _is_traced() -> bool:
     is_exporting = getattr(torch.compiler, "is_exporting", bool)  # since torch 2.7
     return torch.jit.is_tracing() or is_exporting()
-
-
-def _trains(*parts: object) -> bool:
-    return any(isinstance(part, nn.Module) and part.training for part in parts)

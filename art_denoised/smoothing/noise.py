@@ -181,7 +181,7 @@ class QuantisedGaussian:
         Each threshold is rounded by less than 2^-64, and what lies beyond the outermost ones has a
         probability of less than 2^-64 a side; distances of independent pixel values add up.
         """
-        return dimensions * (len(_cells(self.sigma).thresholds) + 3) * 2.0**-64
+        return dimensions * (len(cells(self.sigma).thresholds) + 3) * 2.0**-64
 
     def centre(self, x: Image) -> torch.Tensor:
         """Return the image as integers.
@@ -203,10 +203,10 @@ class QuantisedGaussian:
 
     def part(self, key: StreamKey, part: int, shape: Sequence[int], device: torch.device) -> Part:
         """Open one part. The numbers are the same on all devices: they are drawn on the CPU."""
-        return _QuantisedPart(_cells(self.sigma), key, part, shape, device)
+        return _QuantisedPart(cells(self.sigma), key, part, shape, device)
 
 
-class _Cells(NamedTuple):
+class Cells(NamedTuple):
     """P(value <= lowest + i) = thresholds[i] / 2^64, ascending; lookup has the first 16 bits."""
 
     lowest: int
@@ -215,8 +215,13 @@ class _Cells(NamedTuple):
 
 
 @lru_cache(maxsize=16)
-def _cells(sigma: float) -> _Cells:
-    """Tabulate the rounded Gaussian, in 60 digits."""
+def cells(sigma: float) -> Cells:
+    """Tabulate the rounded Gaussian, in 60 digits.
+
+    Example:
+        >>> cells(0.25).lowest  # of integers that are drawn
+        -578
+    """
     with mpmath.workdps(60):
         scale, whole = mpmath.mpf(sigma) * LEVELS, mpmath.mpf(2) ** 64
         left: list[int] = []  # Phi((j + 1/2) / scale) for j = -1, -2, ...
@@ -231,7 +236,7 @@ def _cells(sigma: float) -> _Cells:
     last = first | np.uint64(2**48 - 1)
     low, high = (np.searchsorted(thresholds, u, side="right") for u in (first, last))
     lookup = np.where(low == high, low + lowest, _UNDECIDED).astype(np.int16)
-    return _Cells(lowest, thresholds, lookup)
+    return Cells(lowest, thresholds, lookup)
 
 
 class _QuantisedPart:
@@ -239,13 +244,13 @@ class _QuantisedPart:
 
     def __init__(
         self,
-        cells: _Cells,
+        table: Cells,
         key: StreamKey,
         part: int,
         shape: Sequence[int],
         device: torch.device,
     ) -> None:
-        self._cells, self._shape, self._device = cells, shape, device
+        self._cells, self._shape, self._device = table, shape, device
         self._first, self._more = (np.random.SFC64(key.sequence(part, extra)) for extra in (1, 2))
 
     def take(self, n: int) -> Images:

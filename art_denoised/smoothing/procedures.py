@@ -23,7 +23,7 @@ from art_denoised.smoothing.statistics import ABSTAIN, Certificate, Vote, top_cl
 
 # A radius is given up when the rest of the samples would need a success rate that has less than
 # this posterior probability. Measured in benchmarks/replay.py: the table loses at most 0.4 points.
-_FUTILE = 0.01
+FUTILE = 0.01
 
 Counts: TypeAlias = Mapping[int, int]
 T = TypeVar("T")
@@ -188,7 +188,7 @@ def _futile(bound: Looks, k: int, n: int, alpha: float, ratio: float) -> bool:
     if n == bound.last:
         return True
     q = (_needed(bound.last, bound.level(bound.last, alpha), ratio) - k) / (bound.last - n)
-    return q > 1 or (q > 0 and float(special.betaincc(k + 0.5, n - k + 0.5, q)) < _FUTILE)
+    return q > 1 or (q > 0 and float(special.betaincc(k + 0.5, n - k + 0.5, q)) < FUTILE)
 
 
 @lru_cache(maxsize=1024)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.diffusion.families import EDM
+from art_denoised.diffusion.levels import P_MEAN, P_STD
+from art_denoised.diffusion.preconditioning import EDM
 from art_denoised.diffusion.model import DiffusionModel
-from art_denoised.diffusion.weights import P_MEAN, P_STD
 from art_denoised.training.config import TrainingConfig
 from art_denoised.training.loop import train
 from art_denoised.training.rows import EpochRow
@@ -55,12 +55,12 @@ class EDMLoss:
     def __call__(self, model: nn.Module, x: Images, y: Labels, step: int) -> Tensor:
         """Return the loss of a batch; draws from torch's global random state."""
         assert isinstance(model, DiffusionModel)
-        assert isinstance(model.family, EDM)
+        assert isinstance(model.preconditioning, EDM)
         sigma = (self.p_mean + self.p_std * torch.randn(len(x), device=x.device)).exp()
         sigma = sigma / model.scale  # in image units
         x_noisy = x + sigma.reshape(-1, 1, 1, 1) * torch.randn_like(x)
         x_hat = model(x_noisy, sigma, self._labels(model, y)).float()
-        level, sigma_data = sigma * model.scale, model.family.sigma_data
+        level, sigma_data = sigma * model.scale, model.preconditioning.sigma_data
         weight = (level**2 + sigma_data**2) / (level * sigma_data) ** 2
         error = ((x_hat - x) * model.scale).square().mean((1, 2, 3))
         return (weight * error).mean()
@@ -116,7 +116,8 @@ def train_diffusion(
         >>> len(rows)
         2
     """
-    if not isinstance(model.family, EDM):
-        raise InputError(f"the model is of family {type(model.family).__name__}; give one of EDM")
+    if not isinstance(model.preconditioning, EDM):
+        kind = type(model.preconditioning).__name__
+        raise InputError(f"the preconditioning is {kind}; give a model of EDM")
     loss = EDMLoss() if loss is None else loss
     return train(model, data, loss, config, run=run, resume=resume, progress=progress)

@@ -22,8 +22,8 @@ from defences import diffusion_classifier, rdc
 from networks import HERE, adversarial, held_out, plain
 from torch import nn
 
-from art_denoised.attacks.pgd import PGD
-from art_denoised.rdc.cost import preview_cost
+from art_denoised.attacks import PGD
+from art_denoised.rdc import preview_cost
 from art_denoised.storage import Journal
 
 DRAWS, BATCH, SEED = 10, 10, 0

@@ -13,7 +13,7 @@ import torch
 from art_denoised import DiffusionClassifier, load_denoiser, load_diffusion, save_denoiser
 from art_denoised.cli import main
 from art_denoised.data import digits
-from art_denoised.diffusion.weights import noise_levels
+from art_denoised.diffusion import noise_levels
 from art_denoised.evaluation import read_log
 from tests.cli.command import MODEL, certify, refusal, words
 

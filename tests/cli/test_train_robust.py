@@ -15,7 +15,7 @@ from art_denoised.checks import InputError
 from art_denoised.cli import main
 from art_denoised.data import digits
 from art_denoised.demo import digits_network
-from art_denoised.denoisers.checkpoints import load_weights
+from art_denoised.models import load_weights
 from art_denoised.networks import ParametricSoftplus, load_trained
 from tests.cli.command import refusal, words
 from tests.nets import residual

@@ -72,7 +72,7 @@ def test_defaults_are_those_of_the_library():
     from art_denoised.cli.train import DiffusionOptions
     from art_denoised.cli.train_robust import RobustTrainingOptions
     from art_denoised.cli.training import TrainingOptions
-    from art_denoised.diffusion.weights import P_MEAN, P_STD
+    from art_denoised.diffusion.levels import P_MEAN, P_STD
     from art_denoised.training import ROBUST_CONFIG, TrainingConfig
 
     assert TrainingOptions().config() == TrainingConfig()

@@ -21,7 +21,7 @@ from art_denoised import (
 )
 from art_denoised.data import digits
 from art_denoised.demo import digits_classifier, digits_denoiser, digits_diffusion
-from art_denoised.diffusion.weights import noise_levels
+from art_denoised.diffusion import noise_levels
 from art_denoised.estimators.defended import DefendedClassifier
 from art_denoised.training import RECIPES
 from tests.conformance.stranger import Stranger

@@ -11,12 +11,11 @@ from torch import nn
 
 from art_denoised import OneShotDenoiser, certify, load_denoiser
 from art_denoised.checks import InputError
-from art_denoised.denoisers.unet import UNetDenoiser
-from art_denoised.diffusion.families import DDPM
-from art_denoised.diffusion.model import DiffusionModel
+from art_denoised.denoisers import UNetDenoiser
+from art_denoised.diffusion import DDPM, DiffusionModel
 from art_denoised.smoothing.modules import DenoisedClassifier
-from tests.diffusion.test_families import ABAR
 from tests.diffusion.test_model import save, unet
+from tests.diffusion.test_preconditioning import ABAR
 
 COARSE = ABAR[::50]  # so that levels between steps are far from them
 

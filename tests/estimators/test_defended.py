@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 from art.attacks.evasion import FeatureAdversariesNumpy, NewtonFool
+from art.preprocessing.standardisation_mean_std import StandardisationMeanStdPyTorch
 from art.defences.postprocessor import ReverseSigmoid
-from art.defences.preprocessor import SpatialSmoothingPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_denoised import FeatureDenoisingClassifier, RobustDiffusionClassifier, RobustTrainer
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_diffusion, digits_network
-from art_denoised.diffusion.weights import noise_levels
+from art_denoised.diffusion import noise_levels
 
 
 def feature_denoising() -> FeatureDenoisingClassifier:
@@ -80,7 +80,7 @@ def test_layers_of_copies_are_refused():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"preprocessing_defences": [SpatialSmoothingPyTorch(window_size=3)]},
+        {"preprocessing_defences": [StandardisationMeanStdPyTorch(0.5, 2.0)]},
         {"postprocessing_defences": [ReverseSigmoid()]},
         {"preprocessing": (0.5, 2.0)},
     ],

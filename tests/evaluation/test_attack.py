@@ -28,13 +28,12 @@ from art_denoised import (
     SmoothedClassifier,
     evaluate,
 )
-from art_denoised.attacks.pgd import PGD
-from art_denoised.attacks.suites import AutoAttack, TorchAttack
+from art_denoised.attacks import PGD, AutoAttack, TorchAttack
 from art_denoised.checks import InputError
 from art_denoised.cli import main
 from art_denoised.demo import digits_classifier, digits_diffusion
-from art_denoised.diffusion.noised import NoisedDiffusion
-from art_denoised.diffusion.weights import noise_levels
+from art_denoised.diffusion import NoisedDiffusion
+from art_denoised.diffusion import noise_levels
 from art_denoised.estimators.attacks import ArtAttack
 from art_denoised.estimators.preprocessing import without_preprocessing
 from art_denoised.evaluation import CLEAN, Probes, Target, read_attack_log

@@ -16,11 +16,10 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from art_denoised import DiffusionClassifier, LikelihoodMaximization, SmoothedClassifier, evaluate
-from art_denoised.attacks.pgd import PGD
-from art_denoised.attacks.suites import AutoAttack
+from art_denoised.attacks import PGD, AutoAttack
 from art_denoised.data import digits as load_digits
 from art_denoised.demo import digits_classifier, digits_diffusion, digits_network
-from art_denoised.diffusion.weights import noise_levels
+from art_denoised.diffusion import noise_levels
 from art_denoised.evaluation import (
     ATTACK,
     CHECKS,

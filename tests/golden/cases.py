@@ -109,7 +109,7 @@ def rdc_digits() -> torch.nn.Module:
     """A defence with two ways of taking gradients."""
     from art_denoised import RobustDiffusionClassifier
     from art_denoised.demo import digits_diffusion
-    from art_denoised.diffusion.weights import noise_levels
+    from art_denoised.diffusion import noise_levels
 
     return RobustDiffusionClassifier(
         digits_diffusion(), input_shape=(1, 8, 8), steps=2, eta=0.1, levels=noise_levels(4), seed=0,

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from art_denoised.attacks.suites import AutoAttack
+from art_denoised.attacks import AutoAttack
 from art_denoised.checks import InputError
 from art_denoised.cli import main
 from art_denoised.evaluation import ATTACK, CHECKS, CheckRow, read_attack_log

@@ -5,21 +5,31 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from art_denoised.smoothing.packing import Task, run_packed
-from art_denoised.smoothing.sampling import Gaussian, Stream, StreamKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from art_denoised.checks import InputError
-from art_denoised.smoothing import packing
-from art_denoised.smoothing.bounds import Looks
-from art_denoised.smoothing.procedures import Draw, Stage, certifying
+from art_denoised.smoothing import (
+    Draw,
+    Gaussian,
+    Looks,
+    NetworkVoter,
+    Stage,
+    Stream,
+    StreamKey,
+    Task,
+    certifying,
+    drive,
+    voters,
+)
+from art_denoised.smoothing.voters import takes_channels_last
 
 ROOT = Path(__file__).parent.parent.parent
 NOISE = Gaussian(0.5)
@@ -36,8 +46,12 @@ def counting(*sizes: int):
     return total
 
 
+def answers(base, tasks, until=None, *, noise=NOISE, seed=3, **options):
+    return drive(tasks, NetworkVoter(base, noise=noise, seed=seed, **options), until=until)
+
+
 def class_counts(base, x, n, **options):
-    ((_, counts),) = run_packed(base, [Task(5, x, counting(n))], noise=NOISE, seed=3, **options)
+    ((_, counts),) = answers(base, [Task(5, x, counting(n))], **options)
     return counts
 
 
@@ -84,15 +98,29 @@ class Rounding(nn.Module):
 @pytest.mark.parametrize(
     ("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)], ids=str
 )
-def test_near_ties_are_decided_by_a_pass_of_their_own(monkeypatch, dtype, error):
+def test_near_ties_are_decided_by_a_pass_of_their_own(dtype, error):
     """The arithmetic says what is near: a bfloat16 network may end in float32 logits."""
+    base = Rounding(dtype, error)
 
     def counts(batch_size: int) -> dict[int, int]:
-        return class_counts(Rounding(dtype, error), IMAGE, 300, batch_size=batch_size)
+        return class_counts(base, IMAGE, 300, batch_size=batch_size)
 
     assert counts(1) == counts(7) == counts(64)
-    monkeypatch.setattr(packing, "_decide", lambda base, noisy, logits: logits.argmax(1))
-    assert counts(1) != counts(64)
+    noise = Stream(NOISE, StreamKey(3, 5, Stage.ESTIMATION), IMAGE.shape).take(300)
+    together = base((IMAGE + 0.5 * noise).to(dtype)).argmax(1)
+    assert Counter(together.tolist()) != counts(1)  # the batch would have its say
+
+
+def in_place(x: torch.Tensor) -> torch.Tensor:
+    coarse = x.sub_(0.5).float().mean((1, 2, 3)).round()  # always near a tie
+    return torch.stack([coarse, coarse + 1e-9, coarse - x.float().mean((1, 2, 3))], dim=1)
+
+
+def test_a_network_may_write_into_its_input():
+    def out_of_place(x: torch.Tensor) -> torch.Tensor:
+        return in_place(x.clone())
+
+    assert class_counts(in_place, IMAGE, 300) == class_counts(out_of_place, IMAGE, 300)
 
 
 def test_counts_are_those_of_a_literal_loop():
@@ -110,19 +138,16 @@ def images(count: int) -> list[torch.Tensor]:
     return [torch.rand(3, 8, 8, generator=generator) for _ in range(count)]
 
 
-@given(st.integers(1, 130), st.booleans(), st.lists(st.integers(1, 90), min_size=1, max_size=4))
+@given(st.integers(1, 130), st.lists(st.integers(1, 90), min_size=1, max_size=4))
 @settings(max_examples=15)
-def test_packing_changes_no_vote(batch_size, channels_last, sizes):
+def test_packing_changes_no_vote(batch_size, sizes):
     net = small_net(torch.float32)
     alone = {
-        i: dict(run_packed(net, [Task(i, x, counting(sum(sizes)))], noise=NOISE, seed=3))[i]
+        i: dict(answers(net, [Task(i, x, counting(sum(sizes)))]))[i]
         for i, x in enumerate(images(5))
     }
     tasks = [Task(i, x, counting(*sizes)) for i, x in enumerate(images(5))]
-    packed = run_packed(
-        net, tasks, noise=NOISE, seed=3, batch_size=batch_size, channels_last=channels_last
-    )
-    assert dict(packed) == alone
+    assert dict(answers(net, tasks, batch_size=batch_size)) == alone
 
 
 def test_early_stopping_saves_passes_and_batches_are_full():
@@ -134,8 +159,9 @@ def test_early_stopping_saves_passes_and_batches_are_full():
 
     plan = {"n0": 30, "alpha": 0.001, "sigma": 0.5, "radii": [0.25]}
     tasks = (Task(i, x, certifying(Looks(100, 10_000), **plan)) for i, x in enumerate(images(20)))
-    answers = dict(run_packed(base, tasks, noise=NOISE, seed=0, batch_size=64))
-    assert all(c.drawn == 100 and c.proves(0.25) for c in answers.values())
+    certificates = dict(answers(base, tasks, batch_size=64))
+    assert all(c.drawn == 100 and c.proves(0.25) for c in certificates.values())
+    assert sizes.pop(0) == 2  # to see which memory order the network takes
     assert sum(sizes) == 20 * 130  # not one sample of those that were not asked for
     assert sizes.count(64) >= len(sizes) - 3  # the last image has no others to share with
 
@@ -148,28 +174,65 @@ def test_no_more_images_are_opened_than_fill_a_batch():
             opened.append(i)
             yield Task(i, IMAGE, counting(100, 100))
 
-    for finished, _ in enumerate(
-        run_packed(small_net(torch.float32), tasks(), noise=NOISE, seed=0)
-    ):
+    for finished, _ in enumerate(answers(small_net(torch.float32), tasks())):
         assert len(opened) <= finished + 3
 
 
-def test_stopping_hands_over_the_votes_so_far():
+def test_stopping_hands_over_the_votes_so_far(monkeypatch):
+    """The clock is the number of passes; the first one is to see the memory order."""
     passes = []
+    monkeypatch.setattr(voters.time, "monotonic", lambda: len(passes))
 
     def base(x: torch.Tensor) -> torch.Tensor:
         passes.append(len(x))
         return torch.eye(4)[torch.zeros(len(x), dtype=torch.long)]
 
-    answers = run_packed(
-        base,
-        [Task(0, IMAGE, counting(1000))],
-        noise=NOISE,
-        seed=0,
-        batch_size=64,
-        stop=lambda: len(passes) == 3,
-    )
-    assert list(answers) == [(0, {0: 192})]
+    found = answers(base, [Task(0, IMAGE, counting(1000))], until=4, batch_size=64)
+    assert list(found) == [(0, {0: 192})]
+
+
+class OutOfOrder:
+    """A voter that answers draws sample by sample, the last one first."""
+
+    appetite = 1
+
+    def __init__(self) -> None:
+        self.samples: list[tuple[Task, Draw]] = []
+
+    @property
+    def pending(self) -> int:
+        return len(self.samples)
+
+    def submit(self, task: Task, draw: Draw) -> None:
+        for sample in range(draw.start, draw.stop):
+            self.samples.append((task, Draw(draw.stage, sample, sample + 1)))
+
+    def next(self) -> tuple[Task, Draw, dict[int, int]]:
+        task, draw = self.samples.pop()
+        return task, draw, {draw.start % 3: 1}
+
+    def close(self) -> None:
+        self.samples.clear()
+
+
+def test_parts_may_come_in_any_order():
+    found = drive([Task(0, IMAGE, counting(10, 20))], OutOfOrder())
+    assert list(found) == [(0, {0: 10, 1: 10, 2: 10})]
+
+
+def test_a_later_run_goes_on_where_all_samples_before_have_come(monkeypatch):
+    """Nine of ten votes are there when the time is up, but not the first one."""
+    voter = OutOfOrder()
+    monkeypatch.setattr(voters.time, "monotonic", lambda: -len(voter.samples))
+    assert list(drive([Task(0, IMAGE, counting(10))], voter, until=-1)) == []
+
+
+def test_a_procedure_may_have_nothing_to_ask():
+    def done():
+        return "earlier"
+        yield
+
+    assert list(answers(small_net(torch.float32), [Task(4, IMAGE, done())])) == [(4, "earlier")]
 
 
 @pytest.mark.parametrize("more", ["peak(5000, 1)", "peak(10, 500)", "peak(200, 1, radii=5000)"])
@@ -177,9 +240,7 @@ def test_memory_is_flat_in_n_images_and_radii(more):
     """Peak memory of a process that samples 200 and then 5,000 copies (245 MB of noise)."""
     script = f"""
 import resource, torch
-from art_denoised.smoothing.bounds import Looks
-from art_denoised.smoothing.procedures import certifying
-from tests.smoothing.test_packing import counting, Task, run_packed, Gaussian
+from tests.smoothing.test_voters import Gaussian, Looks, Task, answers, certifying, counting
 def procedure(n, radii):
     if not radii:
         return counting(n)
@@ -188,7 +249,7 @@ def procedure(n, radii):
 def peak(n, images, radii=0):
     tasks = (Task(i, torch.zeros(3, 64, 64), procedure(n, radii)) for i in range(images))
     base = lambda x: x.flatten(1)[:, :4]
-    for _ in run_packed(base, tasks, noise=Gaussian(1.0), seed=0, batch_size=50):
+    for _ in answers(base, tasks, noise=Gaussian(1.0), seed=0, batch_size=50):
         pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 few = peak(200, 1)
@@ -215,8 +276,8 @@ def test_networks_that_flatten_with_view_get_the_default_order(digits):
         return net(x).view(len(x), -1)[:, ::16]
 
     colour = torch.rand(3, 8, 8)
-    assert not packing.takes_channels_last(lambda x: x.view(len(x), -1), colour)
-    assert packing.takes_channels_last(small_net(torch.float32), colour)
+    assert not takes_channels_last(lambda x: x.view(len(x), -1), colour)
+    assert takes_channels_last(small_net(torch.float32), colour)
     assert sum(class_counts(base, digits[0][0], 10).values()) == 10
 
 
@@ -228,6 +289,8 @@ def test_networks_that_flatten_with_view_get_the_default_order(digits):
         (lambda x: torch.zeros(1, 3), "shape"),
         (lambda x: torch.zeros(len(x), 1), "shape"),
         (lambda x: [1, 2], "list"),
+        (lambda x: (x, 1), r"tuple; .*model\(x\)\[0\]"),
+        (lambda x: {"scores": x}, r"dict; .*model\(x\)\['scores'\]"),
     ],
 )
 def test_what_is_no_logits_is_refused(output, word):

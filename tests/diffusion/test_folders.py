@@ -14,11 +14,16 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import save_file
 from torch import nn
 
+from art_denoised import load_denoiser
 from art_denoised.checks import InputError
-from art_denoised.diffusion.families import EDM, Native
-from art_denoised.diffusion.loading import load_diffusion, save_diffusion
-from art_denoised.diffusion.model import DiffusionModel
-from art_denoised.diffusion.unet import unet_diffusion
+from art_denoised.diffusion import (
+    EDM,
+    DiffusionModel,
+    Native,
+    load_diffusion,
+    save_diffusion,
+    unet_diffusion,
+)
 from tests.diffusion.test_model import Recorder, save, unet
 
 X, Y = torch.rand(2, 1, 8, 8), torch.tensor([3, 10])
@@ -70,7 +75,7 @@ def test_a_hub_id_without_safetensors(hub):
 def test_the_hub_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match="owner/name is no folder here") as caught:
+    with pytest.raises(InputError, match="owner/name is not a folder here") as caught:
         load_diffusion("owner/name")
     assert "\n" not in str(caught.value)
     for name in ("runs/a/b", "nothing", "../up/there"):
@@ -102,7 +107,7 @@ def test_files_that_cannot_be_loaded(tmp_path):
         load_diffusion(tmp_path / "a.safetensors", into=model(widths=(8, 24)))
     with pytest.raises(InputError, match="the model given has 10"):
         load_diffusion(tmp_path / "a.safetensors", into=model(), classes=9)
-    with pytest.raises(InputError, match="no file of weights"):
+    with pytest.raises(InputError, match="is not a file of weights"):
         load_diffusion(tmp_path, into=DiffusionModel(Recorder(), Native()))
 
 
@@ -173,3 +178,34 @@ def test_what_works_on_codes_is_refused(tmp_path, files, message):
         config(tmp_path / name, _class_name=kind)
     with pytest.raises(InputError, match=message):
         load_diffusion(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["timestep", "identity"])
+def test_class_embeddings_of_other_types_are_refused(tmp_path, kind):
+    options = {"num_class_embeds": None, "class_embed_type": kind}
+    save(tmp_path, unet(**options), DDPMScheduler())
+    for classes in (None, 10):
+        with pytest.raises(InputError, match=f"class_embed_type '{kind}'"):
+            load_diffusion(tmp_path, classes=classes)
+
+
+def test_a_network_that_centres_its_input_is_refused(tmp_path):
+    save(tmp_path, unet(center_input_sample=True), DDPMScheduler())
+    with pytest.raises(InputError, match="center_input_sample True"):
+        load_diffusion(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_dtype_take_float32_images(tmp_path, dtype):
+    save(tmp_path, unet(), DDPMScheduler())
+    expected = load_diffusion(tmp_path)(X, 0.25)
+    save(tmp_path, unet().to(dtype), DDPMScheduler())
+    found = load_diffusion(tmp_path)(X, 0.25)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0.02)
+
+
+def test_a_class_conditional_folder_is_no_denoiser(tmp_path):
+    save(tmp_path, unet(num_class_embeds=11), DDPMScheduler())
+    with pytest.raises(InputError, match=r"class-conditional \(11 class.*classes=10\)"):
+        load_denoiser(tmp_path)

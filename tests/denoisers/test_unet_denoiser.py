@@ -91,7 +91,7 @@ def test_folder_that_is_torn_or_holds_a_pickle_is_refused(denoiser, tmp_path):
     denoiser.unet.save_pretrained(tmp_path)
     content = (tmp_path / WEIGHTS).read_bytes()
     (tmp_path / WEIGHTS).write_bytes(content[:3000])
-    with pytest.raises(InputError, match="is no folder of a diffusers UNet2DModel"):
+    with pytest.raises(InputError, match="is not the folder of a diffusers UNet2DModel"):
         UNetDenoiser.from_folder(tmp_path)
     (tmp_path / WEIGHTS).unlink()
     torch.save(denoiser.unet.state_dict(), tmp_path / "diffusion_pytorch_model.bin")

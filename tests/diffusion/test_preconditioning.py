@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from art_denoised.checks import InputError
-from art_denoised.diffusion.families import DDPM, EDM, Flow, Native
+from art_denoised.diffusion import DDPM, EDM, Flow, Native
 
 S2 = 0.3  # variance of the images, which are Gaussian around 0: so E[x | z] is known
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
@@ -53,7 +53,7 @@ def edm_network(z, c_noise, sigma_data=0.5):
     return (posterior(x, sigma) - x * sigma_data**2 / total) * total.sqrt() / (sigma * sigma_data)
 
 
-FAMILIES = {
+KINDS = {
     "eps": (DDPM(ABAR), eps_network),
     "v": (DDPM(ABAR, "v_prediction"), v_network),
     "x0": (DDPM(ABAR, "sample"), x0_network),
@@ -63,40 +63,40 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("step", [0, 3, 100, 500, 900, 999])
-def test_every_family_gives_the_posterior_mean(name, step):
-    family, network = FAMILIES[name]
+def test_every_preconditioning_gives_the_posterior_mean(name, step):
+    preconditioning, network = KINDS[name]
     sigma = ((1 - abar_of(step)) / abar_of(step)).sqrt()  # a level of the grid: matched noise
     x = torch.linspace(-2, 2, 9, dtype=torch.float64)
-    c_skip, c_out, c_in, c_noise = family.at(sigma)
+    c_skip, c_out, c_in, c_noise = preconditioning.at(sigma)
     x_hat = c_skip * x + c_out * network(c_in * x, c_noise)
     torch.testing.assert_close(x_hat, posterior(x, sigma), rtol=1e-9, atol=1e-12)
 
 
 @given(st.floats(0.011, 150))
 def test_the_conservative_level_is_the_smallest_that_is_not_below(sigma):
-    family = DDPM(ABAR)
-    level = family.at_least(sigma)
+    ddpm = DDPM(ABAR)
+    level = ddpm.at_least(sigma)
     grid = sorted(((1 - a) / a) ** 0.5 for a in ABAR)
     assert level >= sigma
     assert level == pytest.approx(next(g for g in grid if g >= sigma), rel=1e-12)
-    step = int(family.at(torch.tensor(level, dtype=torch.float64)).c_noise)
+    step = int(ddpm.at(torch.tensor(level, dtype=torch.float64)).c_noise)
     assert ((1 - ABAR[step]) / ABAR[step]) ** 0.5 == pytest.approx(level)
 
 
 def test_levels_beyond_the_training_are_refused():
-    for family, _ in FAMILIES.values():
-        assert family.at_least(family.sigma_min / 2) == pytest.approx(family.sigma_min)
+    for one, _ in KINDS.values():
+        assert one.at_least(one.sigma_min / 2) == pytest.approx(one.sigma_min)
         with pytest.raises(InputError, match="smaller sigma"):
-            family.at_least(family.sigma_max * 1.01)
+            one.at_least(one.sigma_max * 1.01)
 
 
 def test_the_nearest_step_is_told():
-    family = DDPM(ABAR)
+    ddpm = DDPM(ABAR)
     sigma = ((1 - abar_of(torch.arange(1000))) / abar_of(torch.arange(1000))).sqrt()
-    assert torch.equal(family.at(sigma).c_noise, torch.arange(1000))
-    assert torch.equal(family.at(sigma * 1.0001).c_noise, torch.arange(1000))
+    assert torch.equal(ddpm.at(sigma).c_noise, torch.arange(1000))
+    assert torch.equal(ddpm.at(sigma * 1.0001).c_noise, torch.arange(1000))
 
 
 @pytest.mark.parametrize("abar", [(), (0.5, 0.6), (1.1, 0.5), (0.5, 0.0)])

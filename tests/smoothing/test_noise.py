@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from art_denoised.smoothing.sampling import Gaussian, Stream, StreamKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from art_denoised.smoothing.procedures import Stage
+from art_denoised.smoothing import Gaussian, Stage, Stream, StreamKey
 
 KEY = {"seed": 3, "index": 5, "stage": Stage.ESTIMATION}
 

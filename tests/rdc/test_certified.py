@@ -12,12 +12,15 @@ from art_denoised import DiffusionClassifier, LikelihoodMaximization, OneShotDen
 from art_denoised.checks import InputError
 from art_denoised.data import digits
 from art_denoised.demo import digits_diffusion
-from art_denoised.diffusion.families import EDM, Native
-from art_denoised.diffusion.model import DiffusionModel
-from art_denoised.diffusion.noised import NoisedDiffusion
-from art_denoised.diffusion.weights import Levels, noise_levels
-from art_denoised.rdc.anytime import predict_anytime
-from art_denoised.rdc.noise import LevelNoise
+from art_denoised.diffusion import (
+    EDM,
+    DiffusionModel,
+    Levels,
+    Native,
+    NoisedDiffusion,
+    noise_levels,
+)
+from art_denoised.rdc import LevelNoise, predict_anytime
 from art_denoised.smoothing.modules import DenoisedClassifier
 from tests.rdc.test_classifier import images, small_model
 
@@ -95,7 +98,7 @@ def test_elimination_and_temperature_take_noised_images():
     x_tau = x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     noised = NoisedDiffusion(digits_diffusion(), 0.5)
     dc = DiffusionClassifier(noised, levels=noise_levels(8), seed=0)
-    assert torch.equal(predict_anytime(dc, x_tau, z=1e9).labels, dc(x_tau).argmax(1))
+    assert torch.equal(predict_anytime(dc, x_tau, z=1e9).predictions, dc(x_tau).argmax(1))
     assert dc.fit_temperature(x_tau, y) == dc.temperature
     with pytest.raises(InputError, match=r"noise 0\.5, which steps within \[0, 1\] would clip"):
         LikelihoodMaximization(noised)

@@ -1,7 +1,7 @@
-"""What tells the families of diffusion models apart: how the network sees noise and answers.
+"""Preconditioning: how the network of a diffusion model sees noise, and what its output means.
 
-Every family is a linear wrapping of its network F (Karras et al., "Elucidating the Design Space of
-Diffusion-Based Generative Models", NeurIPS 2022, arXiv 2206.00364, equation 7)
+Every diffusion model is a linear wrapping of its network F (Karras et al., "Elucidating the Design
+Space of Diffusion-Based Generative Models", NeurIPS 2022, arXiv 2206.00364, equation 7)
 
     D(x; sigma) = c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x; c_noise(sigma))
 
@@ -24,7 +24,7 @@ from art_denoised.checks import InputError
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 
-class Preconditioning(NamedTuple):
+class Coefficients(NamedTuple):
     """The coefficients at given noise levels, each shaped like them."""
 
     c_skip: Tensor
@@ -33,21 +33,21 @@ class Preconditioning(NamedTuple):
     c_noise: Tensor
 
 
-class Family(ABC):
-    """How the network of a family is called. Noise levels are in the units of the network."""
+class Preconditioning(ABC):
+    """How a network is called. Noise levels are in the units of the network."""
 
     sigma_min: float
     sigma_max: float
 
     @abstractmethod
-    def at(self, sigma: Tensor) -> Preconditioning:
+    def at(self, sigma: Tensor) -> Coefficients:
         """Return the coefficients at noise levels ``sigma``, float tensor of any shape."""
 
     def at_least(self, sigma: float) -> float:
-        """Return the smallest noise level of the training, not below ``sigma``.
+        """Return the smallest noise level of the training that is not below ``sigma``.
 
         Raises:
-            InputError: The training had no level as high.
+            InputError: The highest level of the training is below ``sigma``.
         """
         if sigma > self.sigma_max:
             raise InputError(
@@ -58,13 +58,13 @@ class Family(ABC):
 
 
 @dataclass(frozen=True)
-class EDM(Family):
-    """Karras et al., table 1.
+class EDM(Preconditioning):
+    """Preconditioning of Karras et al., table 1.
 
     Attributes:
-        sigma_data: Standard deviation of the training images, in [-1, 1].
+        sigma_data: Standard deviation of the training images, in the units of the network.
         sigma_min: Lowest noise level of the training.
-        sigma_max: Highest one.
+        sigma_max: Highest noise level of the training.
 
     Example:
         >>> c_skip, c_out, c_in, c_noise = EDM().at(torch.tensor(0.5))
@@ -76,10 +76,10 @@ class EDM(Family):
     sigma_min: float = 0.002
     sigma_max: float = 80.0
 
-    def at(self, sigma: Tensor) -> Preconditioning:
+    def at(self, sigma: Tensor) -> Coefficients:
         """Return the coefficients at noise levels ``sigma``."""
         total = sigma**2 + self.sigma_data**2
-        return Preconditioning(
+        return Coefficients(
             c_skip=self.sigma_data**2 / total,
             c_out=sigma * self.sigma_data * total.rsqrt(),
             c_in=total.rsqrt(),
@@ -88,27 +88,27 @@ class EDM(Family):
 
 
 @dataclass(frozen=True)
-class DDPM(Family):
+class DDPM(Preconditioning):
     """Variance preserving, discrete time (Ho et al., NeurIPS 2020, arXiv 2006.11239).
 
     Step t shows the network z = sqrt(abar_t) x + sqrt(1 - abar_t) eps. At noise level sigma, abar =
     1 / (1 + sigma^2) and z = sqrt(abar) x_noisy. The network is told the nearest step.
 
     Attributes:
-        alphas_cumprod: abar_t of the training, falling.
-        prediction: What the network returns: the noise ("epsilon"), v = sqrt(abar) eps -
+        alphas_cumprod: Schedule abar_t of the training, falling.
+        prediction: Output of the network: the noise ("epsilon"), v = sqrt(abar) eps -
             sqrt(1 - abar) x ("v_prediction"; Salimans and Ho, ICLR 2022), or x ("sample").
 
     Raises:
-        InputError: Numbers that do not fall within (0, 1], or an unknown prediction.
+        InputError: The schedule does not fall within (0, 1], or the prediction is unknown.
 
     Example:
-        >>> family = DDPM(tuple(torch.linspace(0.999, 0.01, 1000).tolist()))
+        >>> ddpm = DDPM(tuple(torch.linspace(0.999, 0.01, 1000).tolist()))
         >>> sigma = torch.tensor(0.5)  # abar = 0.8
-        >>> c_skip, c_out, c_in, c_noise = family.at(sigma)
+        >>> c_skip, c_out, c_in, c_noise = ddpm.at(sigma)
         >>> float(c_skip), float(c_out), int(c_noise)
         (1.0, -0.5, 201)
-        >>> 0.5 <= family.at_least(0.5) < 0.502
+        >>> 0.5 <= ddpm.at_least(0.5) < 0.502
         True
     """
 
@@ -129,7 +129,7 @@ class DDPM(Family):
         if not (
             len(abar) and bool((abar > 0).all() and (abar <= 1).all() and (abar.diff() < 0).all())
         ):
-            raise InputError("alphas_cumprod must fall from at most 1 to above 0")
+            raise InputError("alphas_cumprod does not fall; give numbers from at most 1 to above 0")
 
     @property
     def sigma_min(self) -> float:  # type: ignore[override]
@@ -141,17 +141,17 @@ class DDPM(Family):
         """Noise level of the last step."""
         return float(self.sigmas[-1])
 
-    def at(self, sigma: Tensor) -> Preconditioning:
+    def at(self, sigma: Tensor) -> Coefficients:
         """Return the coefficients at noise levels ``sigma``."""
         c_in = (1 + sigma**2).rsqrt()
         c_skip, c_out = self._COEFFICIENTS[self.prediction](sigma, c_in)
         grid = self.sigmas.log().to(sigma)
         middles = (grid[1:] + grid[:-1]) / 2
         step = torch.searchsorted(middles, sigma.log().contiguous())
-        return Preconditioning(c_skip, c_out, c_in, step)
+        return Coefficients(c_skip, c_out, c_in, step)
 
     def at_least(self, sigma: float) -> float:
-        """Return the smallest noise level of a step, not below ``sigma``.
+        """Return the smallest noise level of a step that is not below ``sigma``.
 
         Raises:
             InputError: No step is as noisy.
@@ -168,16 +168,16 @@ class DDPM(Family):
 
 
 @dataclass(frozen=True)
-class Flow(Family):
+class Flow(Preconditioning):
     """Flow matching on straight paths (Lipman et al., ICLR 2023; Liu et al., ICLR 2023).
 
     z_t = (1 - t) x + t n, and the network returns the velocity n - x. Noise level sigma is t =
     sigma / (1 + sigma), and z = (1 - t) x_noisy.
 
     Attributes:
-        time_scale: What t is multiplied by before the network is told; 1000 in diffusers.
+        time_scale: Factor on t in what the network is told; 1000 in diffusers.
         sigma_min: Lowest noise level.
-        sigma_max: Highest one.
+        sigma_max: Highest noise level.
 
     Example:
         >>> c_skip, c_out, c_in, c_noise = Flow().at(torch.tensor(1.0))
@@ -189,19 +189,19 @@ class Flow(Family):
     sigma_min: float = 0.001
     sigma_max: float = 999.0
 
-    def at(self, sigma: Tensor) -> Preconditioning:
+    def at(self, sigma: Tensor) -> Coefficients:
         """Return the coefficients at noise levels ``sigma``."""
         t = sigma / (1 + sigma)
-        return Preconditioning(1 - t, -t, 1 - t, self.time_scale * t)
+        return Coefficients(1 - t, -t, 1 - t, self.time_scale * t)
 
 
 @dataclass(frozen=True)
-class Native(Family):
-    """A network that is D(x_noisy, sigma, y) itself.
+class Native(Preconditioning):
+    """No preconditioning: the network is D(x_noisy, sigma, y) itself.
 
     Attributes:
-        sigma_min: Lowest noise level of its training, in its units.
-        sigma_max: Highest one.
+        sigma_min: Lowest noise level of its training.
+        sigma_max: Highest noise level of its training.
 
     Example:
         >>> [float(c) for c in Native().at(torch.tensor(0.5))]
@@ -211,7 +211,7 @@ class Native(Family):
     sigma_min: float = 0.002
     sigma_max: float = 80.0
 
-    def at(self, sigma: Tensor) -> Preconditioning:
+    def at(self, sigma: Tensor) -> Coefficients:
         """Return the coefficients at noise levels ``sigma``."""
         one = torch.ones_like(sigma)
-        return Preconditioning(0 * sigma, one, one, sigma)
+        return Coefficients(0 * sigma, one, one, sigma)

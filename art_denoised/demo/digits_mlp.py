@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from art_denoised.diffusion.families import EDM
 from art_denoised.diffusion.model import DiffusionModel
+from art_denoised.diffusion.preconditioning import EDM
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels
@@ -18,7 +18,7 @@ class DigitsMLP(nn.Module):
     """Residual network over the 64 pixels, shifted by noise level and class.
 
     Args:
-        width: Of the hidden layers.
+        width: Width of the hidden layers.
         depth: Number of residual blocks.
 
     Example:
@@ -44,7 +44,7 @@ class DigitsMLP(nn.Module):
         self.answer = nn.Linear(width, 64)
 
     def forward(self, x: Images, c_noise: Tensor, y: Labels) -> Images:
-        """Return the network's part of the EDM preconditioning."""
+        """Return F(x; c_noise, y) of the EDM preconditioning."""
         phases = c_noise.to(x.dtype)[:, None] * self.frequencies.to(x.dtype)
         context = self.level(torch.cat([phases.sin(), phases.cos()], 1)) + self.label(y)
         h = self.pixels(x.flatten(1))

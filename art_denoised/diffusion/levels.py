@@ -1,4 +1,4 @@
-"""Noise levels of a diffusion loss, and what each of them counts: w(sigma).
+"""Noise levels of a diffusion loss and their weights w(sigma).
 
 A diffusion loss is an integral over noise levels; once discretised it is sum_l w_l ||D(x + sigma_l
 eps; sigma_l) - x||^2. The weight of a level is the loss's weighting lambda(sigma) times the length
@@ -18,7 +18,7 @@ from scipy import special
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.diffusion.families import DDPM
+from art_denoised.diffusion.preconditioning import DDPM, Preconditioning
 
 Weighting = Literal["edm", "vp_uniform", "elbo", "rdc_legacy"]
 Spacing = Literal["lognormal", "linear"]
@@ -32,11 +32,11 @@ class Levels:
     """Noise levels and their weights, in the units of the network.
 
     Attributes:
-        sigmas: Rising.
-        weights: Positive.
+        sigmas: Noise levels, rising.
+        weights: Weights, positive.
 
     Raises:
-        InputError: Not as many weights as levels, or a number that is not positive.
+        InputError: The numbers of levels and weights differ, or a number is not positive.
 
     Example:
         >>> Levels((0.5, 1.0), (2.0, 1.0)).sigmas
@@ -56,18 +56,18 @@ class Levels:
             checks.positive("noise level or weight", number)
 
     def above(self, sigma: float) -> Levels:
-        """Return the levels of at least ``sigma``, for images that hold that much noise already.
+        """Return the levels of at least ``sigma``, for images that already hold that much noise.
 
         Raises:
-            InputError: There are none.
+            InputError: No level is as high.
         """
         return self.within(sigma, math.inf)
 
     def within(self, low: float, high: float) -> Levels:
-        """Return the levels from ``low`` to ``high``, such as a model was trained on.
+        """Return the levels from ``low`` to ``high``, for example the range of a training.
 
         Raises:
-            InputError: There are none.
+            InputError: No level lies in between.
 
         Example:
             >>> noise_levels(4).within(0.1, 1.0).sigmas == noise_levels(4).sigmas[1:3]
@@ -89,20 +89,20 @@ def noise_levels(
 
     Args:
         count: Number of levels.
-        weighting: "edm": (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 under the log-normal
-            p(sigma) of the training (Karras et al. 2022). "vp_uniform": the unweighted noise
-            prediction error, 1 / sigma^2, under the same p. "elbo": dsigma / sigma^3 (Kingma et al.
-            2021). "rdc_legacy": that of the reference code of Chen et al. (ICML 2024), whose
-            log-normal has 1 / P_std for P_std by a slip of operators, and whose error is the mean
-            over pixels: multiply by the number of pixel values for the others' scale.
-        spacing: "lognormal": the middles of ``count`` intervals of equal probability under
-            p(sigma); few levels suffice. "linear": the reference's, ``count`` + 1 levels from 1e-4
-            to 3 without the last.
-        p_mean: Mean of ln(sigma) under p(sigma); that of the training.
-        p_std: Its standard deviation.
+        weighting: Weight of a level. "edm": (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 under
+            the log-normal p(sigma) of the training (Karras et al. 2022). "vp_uniform": 1 / sigma^2
+            under the same p, the unweighted noise prediction error. "elbo": dsigma / sigma^3
+            (Kingma et al. 2021). "rdc_legacy": weights of the reference code of Chen et al. (ICML
+            2024). An operator precedence slip gives its log-normal the deviation 1 / P_std, and its
+            error is the mean over pixels: multiply by the number of pixel values to compare.
+        spacing: Position of the levels. "lognormal": the middles of ``count`` intervals of equal
+            probability under p(sigma); few levels suffice. "linear": ``count`` + 1 levels from 1e-4
+            to 3 without the last, as in the reference code.
+        p_mean: Mean of ln(sigma) in the training.
+        p_std: Standard deviation of ln(sigma) in the training.
 
     Raises:
-        InputError: A value out of range.
+        InputError: A value is out of range.
 
     Example:
         >>> levels = noise_levels(4)
@@ -136,29 +136,32 @@ def noise_levels(
     return Levels(tuple(sigma.tolist()), tuple((weights * share).tolist()))
 
 
-def training_levels(family: DDPM, weighting: Literal["vp_uniform", "elbo"] = "elbo") -> Levels:
+def training_levels(
+    preconditioning: Preconditioning, weighting: Literal["vp_uniform", "elbo"] = "elbo"
+) -> Levels:
     """Return every noise level that a discrete-time model was trained on, with its weight.
 
     Args:
-        family: Of the model.
-        weighting: "vp_uniform": the mean over steps of the noise prediction error, 1 / sigma_t^2
-            (Ho et al. 2020, equation 14). "elbo": half of 1 / sigma_{t-1}^2 - 1 / sigma_t^2, the
-            evidence bound (Kingma et al. 2021, equation 13), without the first step, which has no
-            predecessor.
+        preconditioning: Preconditioning of the model, a `DDPM`.
+        weighting: Weight of a step. "vp_uniform": the mean over steps of the noise prediction
+            error, 1 / sigma_t^2 (Ho et al. 2020, equation 14). "elbo": half of 1 / sigma_{t-1}^2 -
+            1 / sigma_t^2, the evidence bound (Kingma et al. 2021, equation 13), without the first
+            step, which has no predecessor.
 
     Raises:
-        InputError: Another weighting, or a family without steps.
+        InputError: Another weighting, or a model without steps.
 
     Example:
-        >>> family = DDPM(tuple(np.linspace(0.999, 0.01, 1000).tolist()))
-        >>> len(training_levels(family).sigmas), len(training_levels(family, "vp_uniform").sigmas)
+        >>> ddpm = DDPM(tuple(np.linspace(0.999, 0.01, 1000).tolist()))
+        >>> len(training_levels(ddpm).sigmas), len(training_levels(ddpm, "vp_uniform").sigmas)
         (999, 1000)
     """
-    if not isinstance(family, DDPM):
+    if not isinstance(preconditioning, DDPM):
         raise InputError(
-            f"the family is {type(family).__name__}, which has no steps; give noise_levels(...)"
+            f"the preconditioning is {type(preconditioning).__name__}, which has no steps; "
+            "give noise_levels(...)"
         )
-    sigmas = family.sigmas.numpy()
+    sigmas = preconditioning.sigmas.numpy()
     if weighting == "vp_uniform":
         weights = sigmas**-2 / len(sigmas)
     elif weighting == "elbo":
