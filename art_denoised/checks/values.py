@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import SupportsFloat, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
 
 
 class InputError(ValueError):
-    """The input cannot be used; the message names the value and the remedy."""
+    """The input cannot be used; the message names the value and the remedy.
+
+    Args:
+        message: What is wrong, with the value.
+        **remedy: Arguments of the called function that would mend it, such as ``resume=True``; the
+            command line names their options.
+
+    Attributes:
+        remedy: These arguments and their values.
+    """
+
+    def __init__(self, message: str, **remedy: Any) -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 def positive(name: str, value: SupportsFloat) -> float:

@@ -6,7 +6,7 @@ import inspect
 import lzma
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,15 +89,29 @@ def digits(*, train: bool) -> ImageData:
     return _Pairs(images, torch.from_numpy(y[order]))
 
 
-def select(data: ImageData, skip: int = 1, limit: int | None = None) -> range:
-    """Return the indices of every ``skip``-th image, at most ``limit`` of them.
+def select(data: Sized, skip: int = 1, limit: int | None = None) -> Sequence[int]:
+    """Return the indices of every ``skip``-th image, or a random sample of them.
+
+    The sample is the same in every run and in ascending order. A smaller sample is part of a larger
+    one. It holds all classes also where the images are sorted by class.
+
+    Args:
+        data: Data set.
+        skip: Distance of the images.
+        limit: Number of images at most; None: no limit.
+
+    Raises:
+        InputError: ``skip`` or ``limit`` is below 1.
 
     Example:
-        >>> list(select(range(10), skip=4))
-        [0, 4, 8]
+        >>> list(select(range(10), skip=4)), select(range(10), limit=3)
+        ([0, 4, 8], [2, 4, 8])
     """
     indices = range(0, len(data), checks.count("skip", skip))
-    return indices if limit is None else indices[: checks.count("max", limit)]
+    if limit is None or len(indices) <= checks.count("max", limit):
+        return indices
+    order = np.random.RandomState(0).permutation(len(indices))  # numpy keeps this stream for ever
+    return [indices[place] for place in sorted(order[:limit])]
 
 
 class _Pairs:

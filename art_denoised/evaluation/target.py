@@ -218,7 +218,8 @@ class Target:
             index = indices[int(gaps.argmax())]
             raise InputError(
                 f"the model is randomised, although its first calls agreed: two calls differ for "
-                f"image {index}; give noise='fresh' and another folder"
+                f"image {index}; give noise='fresh' and another folder",
+                noise="fresh",
             )
         return (first.argmax(1) == y)[None].cpu()
 

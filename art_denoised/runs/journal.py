@@ -183,7 +183,8 @@ class Run(Generic[R]):
         if text and not resume:
             raise InputError(
                 f"{self.path.parent} already holds a run ({self.path.name}); resume it or choose "
-                "another folder"
+                "another folder",
+                resume=True,
             )
         if text and "\n" not in text and (text.startswith(_START) or _START.startswith(text)):
             self.notices.append(f"{self.path}: the header was torn; the run starts again")

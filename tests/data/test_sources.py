@@ -1,4 +1,4 @@
-"""Data sets as the command line names them. Refusals are in tests/test_cli.py."""
+"""Data sets as the command line names them. Refusals are in tests/cli/test_certify.py."""
 
 from __future__ import annotations
 
@@ -117,10 +117,23 @@ def test_torchvision_reads_what_is_there(tmp_path):
 
 def test_select():
     assert list(select(range(100), skip=30)) == [0, 30, 60, 90]
-    assert list(select(range(100), skip=30, limit=2)) == [0, 30]
     assert list(select(range(3))) == [0, 1, 2]
     with pytest.raises(InputError, match="skip"):
         select(range(3), skip=0)
+
+
+def test_a_limit_takes_a_sample_of_all():
+    few, many = select(range(1000), limit=40), select(range(1000), limit=200)
+    assert len(set(few)) == 40
+    assert set(few) < set(many)
+    assert list(few) == sorted(few)
+    for part in np.array_split(np.arange(1000), 5):
+        assert 3 <= len(set(few) & set(part.tolist())) <= 16
+    assert few == select(range(1000), limit=40)
+    assert set(select(range(1000), skip=7, limit=9)) < set(range(0, 1000, 7))
+    assert list(select(range(10), limit=10)) == list(range(10))
+    with pytest.raises(InputError, match="max is 0"):
+        select(range(3), limit=0)
 
 
 @pytest.mark.parametrize("layout", ["first", "last"])

@@ -41,7 +41,6 @@ from art_denoised.evaluation.columns import columns
 from art_denoised.evaluation.progress import Progress
 from art_denoised.runs import describe, identity
 from tests.evaluation import defects
-from tests.nets import MODEL
 
 EPS = 0.1
 FAST = {"masking_checks": False, "progress": False, "repeats": 6, "pictures": 0}
@@ -461,60 +460,6 @@ def test_bad_input(digits):
         Probes(images=0)
     with pytest.raises(InputError, match="training mode"):
         Target(nn.Sequential(nn.Dropout(), model), digits[0], noise=None, repeats=1, seed=0)
-
-
-COMMAND = ["attack", "--model", MODEL, "--data", "digits", "--max", "4", "--quiet"]
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--eps", "0.1", "--attacks", "foo"], "there is no attack 'foo'; give pgd"),
-        (["--eps", "0.1", "--attacks", "pgd:stps=3"], "unexpected keyword argument 'stps'"),
-        (["--eps", "0.1", "--attacks", "square:queries"], "option 'queries'; give name=value"),
-        (["--eps", "0.1", "--attacks", "art:"], "names no class; give for example art:"),
-        (["--eps", "0.1", "--attacks", ","], "--attacks is empty"),
-        (["--eps", "0.1", "--attacks", "apgd-ce:eot=0"], "eot is 0"),
-        (["--eps", "0.1", "--seed", "-1"], "seed is -1"),
-        (["--eps", "0.1", "--batch-size", "0"], "batch_size is 0"),
-        (["--eps", "8"], "eps is 8, more than the range of the images"),
-        (["--eps", "0.3", "--attacks", "torchattacks:PGD:eps=0.001"], "give eps to the attack"),
-        (["--eps", "0.1", "--attacks", "pgd", "--gradients", "bpda"], "this model has exact"),
-    ],
-)
-def test_a_bad_command_line_is_one_line(tmp_path, capsys, options, words):
-    assert main([*COMMAND, *options, "--out", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert words in error
-    assert error.count("\n") == 1
-    assert not (tmp_path / "attack.jsonl").exists()
-
-
-@pytest.mark.parametrize("eps", ["0", "-1", "8/0", "", "a", "1e400", "1e999999999", "nan"])
-def test_a_bad_eps_is_one_line(tmp_path, capsys, eps):
-    with pytest.raises(SystemExit) as caught:
-        main([*COMMAND, "--eps", eps, "--out", str(tmp_path)])
-    assert caught.value.code == 2
-    assert "no list of radii" in capsys.readouterr().err
-
-
-def test_the_command_chooses_attacks_that_suit_the_model(tmp_path, capsys, monkeypatch):
-    """Cut short: what is looked at is the choice."""
-    import art_denoised.cli.attack as command
-
-    monkeypatch.setattr(command, "_DETERMINISTIC", "pgd:steps=2")
-    monkeypatch.setattr(command, "_RANDOMISED", "pgd:steps=2:eot=2")
-    chosen = {}
-    for factory in (MODEL, "tests.evaluation.defects:Coin"):
-        out = tmp_path / factory.rpartition(":")[2]
-        options = ["--model", factory, "--eps", "25/255", "--no-checks", "--out", str(out)]
-        assert main([*COMMAND, *options]) == 0
-        log = read_attack_log(out)
-        chosen[log.settings["randomised"]] = log.settings["attacks"][0]["name"]
-        assert log.settings["attacks"][0]["eps"] == 25 / 255
-        assert json.loads((out / "attack.jsonl").read_text().split("\n")[0])
-    assert chosen == {False: "pgd:steps=2", True: "pgd:steps=2:eot=2"}
-    assert "attack.jsonl" in capsys.readouterr().out
 
 
 def test_a_log_of_the_first_version_is_read_and_not_continued(tmp_path, digits):
