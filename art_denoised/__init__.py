@@ -1,7 +1,7 @@
 """Denoising defences for image classifiers, with certificates and honest evaluation.
 
-The public names are listed in ``__init__.pyi``, for this module and for type checkers alike, and are
-resolved when they are first used: torch alone takes a second to import, ART several.
+The public names are listed in ``__init__.pyi``, for this module and for type checkers alike, and
+are resolved when they are first used: torch alone takes a second to import, ART several.
 """
 
 import lazy_loader as lazy

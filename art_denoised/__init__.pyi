@@ -37,7 +37,7 @@ from .networks import attacking as attacking
 from .networks import smooth_activations as smooth_activations
 from .rdc import DiffusionClassifier as DiffusionClassifier
 from .rdc import LikelihoodMaximization as LikelihoodMaximization
-from .report import report as report
+from .reports import report as report
 from .smoothing import Anytime as Anytime
 from .smoothing import AtRadii as AtRadii
 from .smoothing import BlackBox as BlackBox
@@ -50,8 +50,8 @@ from .smoothing import SmoothedClassifier as SmoothedClassifier
 from .smoothing import Smoother as Smoother
 from .smoothing import Vote as Vote
 from .smoothing import Voting as Voting
-from .training import EDMLoss as EDMLoss
 from .training import RECIPES as RECIPES
+from .training import EDMLoss as EDMLoss
 from .training import Objective as Objective
 from .training import TrainingConfig as TrainingConfig
 from .training import Validation as Validation

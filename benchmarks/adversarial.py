@@ -81,9 +81,7 @@ def plain_training(data: TensorDataset, batch: int, steps: int, size: float) -> 
         optimizer.step()
 
 
-def our_training(
-    data: TensorDataset, batch: int, steps: int, size: float, average: float
-) -> None:
+def our_training(data: TensorDataset, batch: int, steps: int, size: float, average: float) -> None:
     config = TrainingConfig(
         epochs=1, batch_size=batch, optimizer="sgd", lr=0.1, weight_decay=5e-4, clip=0.0,
         schedule="constant", average=average, augment="none", bf16=False,

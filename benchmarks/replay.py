@@ -23,8 +23,6 @@ from art_denoised.smoothing import (
     AtRadii,
     Certificate,
     Draw,
-    Looks,
-    Mixture,
     Procedure,
     Stage,
     simulate,

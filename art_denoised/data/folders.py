@@ -143,8 +143,7 @@ def _read(path: Path, grey: bool) -> torch.Tensor:
 def _refuse_transparency(path: Path, image: Image) -> None:
     """Refuse what no classifier sees: a transparent pixel has no colour."""
     if "A" in image.mode or "transparency" in image.info:
-        lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
-        if lowest < 255:
+        if np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
             raise InputError(f"{path} has transparent pixels; put it on a background first")
 
 

@@ -82,7 +82,9 @@ def _upgrade(record: dict[str, Any]) -> dict[str, Any]:
     return {"kind": "image", **{names.get(name, name): value for name, value in record.items()}}
 
 
-ANSWERS: Kind[Any] = Kind("answers", AnswerRow | FailedRow | AskedRow, _upgrade, "journal of answers")
+ANSWERS: Kind[Any] = Kind(
+    "answers", AnswerRow | FailedRow | AskedRow, _upgrade, "journal of answers"
+)
 
 
 class MissingError(Exception):

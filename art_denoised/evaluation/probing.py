@@ -11,9 +11,9 @@ from scipy import special
 from torch import Tensor, nn
 
 from art_denoised import checks
+from art_denoised.attacks.autoattack import AutoAttack
 from art_denoised.attacks.losses import margin
 from art_denoised.attacks.pgd import PGD
-from art_denoised.attacks.autoattack import AutoAttack
 from art_denoised.evaluation.attack_rows import CLEAN, AttackRow
 from art_denoised.evaluation.columns import Column
 from art_denoised.evaluation.target import Target

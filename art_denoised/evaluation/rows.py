@@ -48,7 +48,9 @@ class LabelledRow(Row, frozen=True, kw_only=True, eq=False):
         return self.prediction == self.label
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._timeless() == other._timeless()  # type: ignore[attr-defined]
+        if not isinstance(other, LabelledRow) or type(self) is not type(other):
+            return False
+        return self._timeless() == other._timeless()
 
     def __hash__(self) -> int:
         return hash((type(self), self.index, self.label, self.prediction))
@@ -208,8 +210,8 @@ def _upgrade(record: dict[str, Any]) -> dict[str, Any]:
     return {names.get(name, name): value for name, value in record.items() if name != "correct"}
 
 
-CERTIFY = Kind("certify", CertifyRow, _upgrade)
-PREDICT = Kind("predict", PredictRow, _upgrade)
+CERTIFY: Kind[Any] = Kind("certify", CertifyRow, _upgrade)
+PREDICT: Kind[Any] = Kind("predict", PredictRow, _upgrade)
 
 
 @dataclass(frozen=True)

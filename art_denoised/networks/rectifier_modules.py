@@ -63,10 +63,10 @@ def _unshare(model: nn.Module) -> set[Slot]:
         setattr(holder, attribute, kind().train(old.training))
     for module in list(model.modules()):
         for attribute, value in list(vars(module).items()):
-            kind = next((k for f, k in _FUNCTIONS.items() if f is value and callable(f)), None)
-            if kind:  # such as self.act = F.relu
+            kinds = [k for f, k in _FUNCTIONS.items() if f is value and callable(f)]
+            if kinds:  # such as self.act = F.relu
                 delattr(module, attribute)
-                setattr(module, attribute, kind().train(module.training))
+                setattr(module, attribute, kinds[0]().train(module.training))
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # its fused kernel would not call the activation
     return in_place

@@ -104,8 +104,10 @@ def predict_anytime(
         spent += len(rows) * len(chunk)
         seen = start + len(chunk)
         done[racing] = seen
-if seen < count:  # after all levels the argmin decides
-            alive &= ~(_behind(losses[:, :, :seen] - prior[:, None], alive, count, z) & racing[:, None])
+        if seen < count:  # after all levels the argmin decides
+            alive &= ~(
+                _behind(losses[:, :, :seen] - prior[:, None], alive, count, z) & racing[:, None]
+            )
     # The prior counts for as many levels as the losses do; alone, where there are none.
     total = losses.sum(2) - prior * done.clamp_min(1)[:, None]
     predictions = total.masked_fill(~alive, torch.inf).argmin(1)

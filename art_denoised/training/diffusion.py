@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.diffusion.levels import P_MEAN, P_STD
-from art_denoised.diffusion.preconditioning import EDM
 from art_denoised.diffusion.model import DiffusionModel
+from art_denoised.diffusion.preconditioning import EDM
 from art_denoised.training.config import TrainingConfig
 from art_denoised.training.loop import train
 from art_denoised.training.rows import EpochRow

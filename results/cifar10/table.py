@@ -13,11 +13,11 @@ from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
+from art_denoised.evaluation.logs import read_log
+from art_denoised.evaluation.records import CertifyRow
 from networks import CLASSES
 
 from art_denoised.evaluation.attack_report.survival import sign_test
-from art_denoised.evaluation.logs import read_log
-from art_denoised.evaluation.records import CertifyRow
 from art_denoised.evaluation.report import format_table
 from art_denoised.smoothing.statistics import top_class
 

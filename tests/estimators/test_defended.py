@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from art.attacks.evasion import FeatureAdversariesNumpy, NewtonFool
-from art.preprocessing.standardisation_mean_std import StandardisationMeanStdPyTorch
 from art.defences.postprocessor import ReverseSigmoid
 from art.estimators.classification import PyTorchClassifier
+from art.preprocessing.standardisation_mean_std import StandardisationMeanStdPyTorch
 from torch import nn
 
 from art_denoised import FeatureDenoisingClassifier, RobustDiffusionClassifier, RobustTrainer

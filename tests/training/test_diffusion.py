@@ -9,8 +9,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from art_denoised import DiffusionModel, EDMLoss, InputError, TrainingConfig, train_diffusion
-from art_denoised.diffusion import DDPM
-from art_denoised.diffusion import unet_diffusion
+from art_denoised.diffusion import DDPM, unet_diffusion
 
 CONFIG = TrainingConfig(epochs=1, batch_size=8)
 

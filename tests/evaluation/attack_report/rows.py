@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from art_denoised.evaluation import ATTACK, CHECKS, CLEAN, AttackRow, CheckRow, ImageRow
 from art_denoised.evaluation.logs import LogWriter
 from art_denoised.evaluation.records import CertifyRow
+
+from art_denoised.evaluation import ATTACK, CHECKS, CLEAN, AttackRow, CheckRow, ImageRow
 from art_denoised.runs import Run
 
 
