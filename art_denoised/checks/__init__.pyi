@@ -8,6 +8,7 @@ from .models import model_device as model_device
 from .models import model_dtype as model_dtype
 from .models import near as near
 from .models import unwrapped as unwrapped
+from .tensors import attacked_images as attacked_images
 from .tensors import class_indices as class_indices
 from .tensors import images as images
 from .tensors import labels as labels

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +67,40 @@ def images(
     if not bool(torch.isfinite(x).all()):
         raise InputError("images hold NaN or infinite pixels; clean them first")
     _check_range(x, clip_values, slack)
+    return x
+
+
+def attacked_images(
+    x: Any,
+    *,
+    clip_values: tuple[Any, Any] = (0.0, 1.0),
+    shape: Sequence[int] | None = None,
+    slack: float = 0.5,
+) -> Images:
+    """Return ``x`` as `images` does, with a warning in place of an error on pixels out of range.
+
+    Some attacks leave the range on their way and clip at the end only.
+
+    Args:
+        x: Array or tensor of shape (batch, channels, height, width), floating point.
+        clip_values: Smallest and largest pixel value.
+        shape: The (channels, height, width) that the model expects.
+        slack: How far outside ``clip_values`` pixels may lie without a warning, as a share of the
+            range.
+
+    Raises:
+        InputError: Wrong dtype or shape, NaN or infinite pixels.
+
+    Example:
+        >>> import numpy as np
+        >>> attacked_images(np.full((2, 1, 8, 8), 1.25)).shape
+        torch.Size([2, 1, 8, 8])
+    """
+    x = images(x, clip_values=clip_values, shape=shape, slack=math.inf)
+    try:
+        _check_range(x, clip_values, slack)
+    except InputError as error:
+        warnings.warn(str(error), stacklevel=3)
     return x
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -86,8 +85,7 @@ class DefendedClassifier(PyTorchClassifier):
         # Not ART's loop: its DataLoader draws from the global random state.
         self.model.train(mode=training_mode)
         with torch.no_grad():
-            images = self._check(x, slack=math.inf)
-            self._warn_of_other_units(images)
+            images = self._attacked(x)
             batches = torch.split(images, checks.count("batch_size", batch_size))
             outputs = [self.model(batch.to(self.device)).float().cpu() for batch in batches]
         return torch.cat(outputs).numpy()
@@ -215,16 +213,15 @@ class DefendedClassifier(PyTorchClassifier):
             return names[layer]
         raise InputError(f"layer is {layer!r}; give one of {', '.join(names)}, or its number")
 
-    def _warn_of_other_units(self, images: torch.Tensor) -> None:
-        low, high = (torch.as_tensor(value, dtype=images.dtype) for value in self.clip_values)
-        far = (images < 2 * low - high) | (images > 2 * high - low)
-        if not self._warned and bool(far.any()):
+    def _attacked(self, x: Any) -> torch.Tensor:
+        """Return images of an attack under way, warning once of those in other units."""
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            x = checks.attacked_images(x, clip_values=self.clip_values, shape=self.input_shape)
+        if found and not self._warned:
             self._warned = True
-            warnings.warn(
-                f"images span [{float(images.min()):g}, {float(images.max()):g}], far outside the "
-                f"clip_values ({float(low.min()):g}, {float(high.max()):g})",
-                stacklevel=3,
-            )
+            warnings.warn(str(found[0].message), stacklevel=3)
+        return x.float()
 
     def _check(self, x: Any, slack: float = 0.0) -> torch.Tensor:
         x = checks.images(x, clip_values=self.clip_values, shape=self.input_shape, slack=slack)

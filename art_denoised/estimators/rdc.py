@@ -64,7 +64,7 @@ class RobustDiffusionClassifier(DefendedClassifier):
     """
 
     estimator_params: ClassVar[list[str]] = [*DefendedClassifier.estimator_params, "seed"]
-    _shown = ("seed", "evaluations")
+    _shown = ("seed", "nfe")
 
     def __init__(
         self,

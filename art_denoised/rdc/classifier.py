@@ -126,7 +126,7 @@ class DiffusionClassifier(nn.Module):
         Raises:
             InputError: They have another shape or dtype, are not finite, or leave the range.
         """
-        return checks.images(x, slack=slack + _MOST_NOISE * self.model.noise)
+        return checks.attacked_images(x, slack=slack + _MOST_NOISE * self.model.noise)
 
     def nfe(self, images: int = 1) -> int:
         """Return the number of network evaluations (NFE) of a prediction."""

@@ -219,7 +219,7 @@ class LikelihoodMaximization(nn.Module):
         """
         if len(x) == 0:
             return x
-        x = checks.images(x, slack=0.5)
+        x = checks.attacked_images(x)
         noise = LevelNoise(self.seed, stream=_STREAM)
         if torch.is_inference_mode_enabled():  # its tensors can take no part in a gradient
             with torch.inference_mode(False):
