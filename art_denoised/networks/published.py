@@ -80,7 +80,7 @@ def load_published(
         >>> load_published("R152-Denoise.npz")
         Traceback (most recent call last):
         ...
-        art_denoised.checks.InputError: weights R152-Denoise.npz do not exist; give an .npz file
+        art_denoised.checks.values.InputError: weights R152-Denoise.npz do not exist; give an .npz file
     """
     if isinstance(architecture, str):
         if architecture not in ARCHITECTURES:
