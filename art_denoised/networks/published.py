@@ -77,10 +77,10 @@ def load_published(
         InputError: An unreadable file, an unknown architecture, or names or shapes that do not fit.
 
     Example:
-        >>> load_published("R152-Denoise.npz")
+        >>> load_published("R152.npz")
         Traceback (most recent call last):
         ...
-        art_denoised.checks.InputError: weights R152-Denoise.npz do not exist; give an .npz file
+        art_denoised.checks.values.InputError: weights R152.npz do not exist; give an .npz file
     """
     if isinstance(architecture, str):
         if architecture not in ARCHITECTURES:
