@@ -1,7 +1,7 @@
 """Options that all trainings share."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: cyclopts reads the types of inherited fields in the
+# module of the subclass, which need not know their names.
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -33,7 +33,7 @@ class TrainingData:
 
     data: Annotated[str, Parameter(metavar="DATA")]
 
-    def load(self) -> ImageData:
+    def load(self) -> "ImageData":
         """Return the training images."""
         from art_denoised.data import load_data
 
@@ -105,7 +105,7 @@ class TrainingOptions:
     bf16: Literal["auto", "on", "off"] = "auto"
     device: str = "auto"
 
-    def config(self) -> TrainingConfig:
+    def config(self) -> "TrainingConfig":
         """Return them as the library takes them, checked."""
         from art_denoised.training.config import TrainingConfig
 
@@ -114,14 +114,14 @@ class TrainingOptions:
         options["bf16"] = {"auto": None, "on": True, "off": False}[self.bf16]
         return TrainingConfig(**options)
 
-    def find_device(self) -> torch.device:
+    def find_device(self) -> "torch.device":
         """Return the device."""
         from art_denoised.models.loading import find_device
 
         return find_device(self.device)
 
 
-def print_row(row: EpochRow) -> None:
+def print_row(row: "EpochRow") -> None:
     """Print the figures of an epoch."""
     figures = {"epoch": row.epoch, "loss": row.loss, **row.figures}
     print(", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in figures.items()))
