@@ -1,7 +1,7 @@
 """Options that commands share, each described once."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: cyclopts reads the types of inherited fields in the
+# module of the subclass, which need not know their names.
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,13 +39,13 @@ class ModelOptions:
     model: Factory
     device: str = "auto"
 
-    def find_device(self) -> torch.device:
+    def find_device(self) -> "torch.device":
         """Return the device."""
         from art_denoised.models.loading import find_device
 
         return find_device(self.device)
 
-    def load(self) -> nn.Module:
+    def load(self) -> "nn.Module":
         """Return the network on its device."""
         from art_denoised.models.loading import load_module
 
@@ -72,11 +72,11 @@ class DenoisedModelOptions(ModelOptions):
         """What a log says of the choice."""
         return {"model": self.model, "denoiser": self.denoiser}
 
-    def load(self) -> nn.Module:
+    def load(self) -> "nn.Module":
         """Return the classifier."""
         return self._in_type(super().load())
 
-    def load_denoiser(self) -> nn.Module | None:
+    def load_denoiser(self) -> "nn.Module | None":
         """Return the denoiser, if one is named."""
         from art_denoised.models.loading import load_denoiser_option
 
@@ -84,7 +84,7 @@ class DenoisedModelOptions(ModelOptions):
             return None
         return self._in_type(load_denoiser_option(self.denoiser).to(self.find_device()))
 
-    def _in_type(self, network: nn.Module) -> nn.Module:
+    def _in_type(self, network: "nn.Module") -> "nn.Module":
         import torch
 
         return network if self.dtype is None else network.to(getattr(torch, self.dtype))
@@ -110,7 +110,7 @@ class DataOptions:
         """What a log says of the choice."""
         return {"data": self.data, "skip": self.skip, "max": self.max}
 
-    def load(self) -> tuple[ImageData, Sequence[int]]:
+    def load(self) -> "tuple[ImageData, Sequence[int]]":
         """Return the data set and the indices of the chosen images."""
         from art_denoised.data import load_data, select
 

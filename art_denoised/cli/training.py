@@ -1,6 +1,7 @@
 """Options that all trainings share."""
 
-# No `from __future__ import annotations`: a subclass elsewhere inherits the types, not their names.
+# No `from __future__ import annotations`: cyclopts reads the types of inherited fields in the
+# module of the subclass, which need not know their names.
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
