@@ -1,8 +1,8 @@
-"""Attack two models with the same attacks, check the figures, and write one report on both.
+"""Attack two models with the same attacks, check the results, and write one report on both.
 
     python examples/attack_a_model.py [--out DIR]
 
-Budgets are small: 20 images, PGD of 10 steps, 50 queries of Square. For figures to publish take
+Budgets are small: 20 images, PGD of 10 steps, 50 queries of Square. For results to publish take
 hundreds of images, ``AutoAttack(eps)`` whole, and the default `Probes`.
 """
 
@@ -16,10 +16,8 @@ from art_denoised import PGD, DenoisedClassifier, evaluate
 from art_denoised.attacks.suites import AutoAttack
 from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier, digits_denoiser
-from art_denoised.evaluation.attack_report.page import page
-from art_denoised.evaluation.attack_report.runs import read_models
-from art_denoised.evaluation.attack_report.text import format_comparison
 from art_denoised.evaluation.attacked.probing import Probes
+from art_denoised.reports import report
 
 ATTACKS = [
     PGD(0.05, steps=10),
@@ -45,9 +43,9 @@ def main() -> None:
             probes=Probes(images=16, steps=10, queries=50),
             resume=True,  # a killed run goes on
         )
-    models, notices = read_models([str(out / "plain"), str(out / "denoised")])
-    print(format_comparison(models, notices))
-    (out / "report.html").write_text(page(models, notices), encoding="utf-8")
+    found = report([out / "plain", out / "denoised"])
+    print(found.comparison())
+    found.write_page(out / "report.html")
     print(f"\n{out / 'report.html'} has the rest")
 
 

@@ -26,7 +26,7 @@ Attack a model and say what is left of its accuracy, and whether that figure can
 Each attack runs on every image that the model gets right. Randomised models are judged twice: as
 the attack itself counted, and in --repeats later evaluations with fresh noise (their mean, and the
 worst of them). Then masking checks look for signs that the attacks failed instead of the model
-being robust; a failed check marks the figure as not to be trusted (docs/attack.md).
+being robust; a failed check marks the result as not reliable (docs/attack.md).
 
 Rows go to OUT/attack.jsonl as they are made. An interrupted run goes on with --resume, to the same
 rows. `art-denoised report OUT` makes tables and pages of it.
@@ -197,10 +197,9 @@ def _eps(text: str) -> list[float]:
 def _attack(arguments: argparse.Namespace) -> None:
     from art_denoised import checks
     from art_denoised.data import load_data, select
-    from art_denoised.evaluation.attack_report.runs import read_models
-    from art_denoised.evaluation.attack_report.text import format_report
     from art_denoised.evaluation.attacked.run import evaluate
     from art_denoised.models.loading import find_device, load_module, load_trained
+    from art_denoised.reports.report import report
 
     # Found wanting before anything is loaded, also an eps of the default attacks.
     checks.count("seed", arguments.seed, 0)
@@ -234,7 +233,7 @@ def _attack(arguments: argparse.Namespace) -> None:
         progress=not arguments.quiet,
     )
     if log.rows:
-        print(format_report(*read_models([str(arguments.out)])))
+        report([arguments.out]).show()
     print(f"log: {arguments.out / 'attack.jsonl'}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ def add_table(commands: Any) -> None:
     command.add_argument(
         "--json",
         action="store_true",
-        help="print a list of {radius, certified_accuracy, low, high}, "
+        help="print a list of {radius, certified_accuracy, low, high, at_least}, "
         "and log where there are several",
     )
 
@@ -73,15 +73,15 @@ def add_report(commands: Any) -> None:
         commands,
         "report",
         _report,
-        "what attacks left of each model, beside what is certified",
+        "robust accuracy of each model, beside what is certified",
         description=(
             "Put runs of attack and certify into one report: robust accuracy with 95% confidence\n"
             "intervals, as each attack counted it and on fresh noise, under each attack and under\n"
             "all of them; certified accuracy beside it, which must not be larger; what the checks\n"
             "for masked gradients found. Several models are compared on the images they share.\n"
             "\n"
-            "A figure whose checks failed is marked as not to be trusted, and certified accuracy\n"
-            "above robust accuracy is said at the top. docs/report.md explains every figure."
+            "A result whose checks failed is marked as not reliable, and certified accuracy\n"
+            "above robust accuracy is said at the top. docs/report.md explains every result."
         ),
         epilog=(
             "examples:\n"
@@ -109,7 +109,7 @@ def add_report(commands: Any) -> None:
     how.add_argument(
         "--json", action="store_true", help="print everything as JSON, RobustBench's keys included"
     )
-    how.add_argument("--tsv", action="store_true", help="print one line a figure")
+    how.add_argument("--tsv", action="store_true", help="print one line for each result")
 
 
 def add_verify(commands: Any) -> None:
@@ -152,111 +152,84 @@ def add_verify(commands: Any) -> None:
 
 def summary(log: Log, path: Path) -> None:
     """Print the table of a finished run."""
-    from art_denoised.evaluation.report import format_table
+    from art_denoised.reports.certified import certified_table
 
-    print(format_table({path.parent.name or "run": log.rows}, _radii([log])))
+    certified_table({path.parent.name or "run": log}).show()
     print(f"log: {path}")
 
 
 def _table(arguments: argparse.Namespace) -> None:
-    from art_denoised.evaluation.report import accuracy_table, format_table, to_json
+    from art_denoised.reports.certified import certified_table
 
-    logs = _read_logs(arguments.logs)
-    named = {name: log.rows for name, log in logs.items()}
-    at = arguments.radii or _radii(list(logs.values()))
-    _tell_lower_bounds(logs, at)
-    if not arguments.json:
-        print(format_table(named, at))
-        return
-    entries = []
-    for name, rows in named.items():
-        which = {"log": name} if len(named) > 1 else {}
-        entries += [which | entry for entry in to_json(accuracy_table(rows, at))]
-    print(json.dumps(entries, indent=2))
+    table = certified_table(_read_logs(arguments.logs), arguments.radii)
+    if arguments.json:
+        _print_json(table.to_json())
+    else:
+        table.show()
 
 
 def _plot(arguments: argparse.Namespace) -> None:
-    from art_denoised.evaluation.report import plot_accuracy
+    from art_denoised.reports.plots import plot_certified
 
-    logs = _read_logs(arguments.logs)
-    _tell_lower_bounds(logs, None)
-    named = {name: log.rows for name, log in logs.items()}
-    plot_accuracy(named, arguments.out, title=arguments.title)
+    plot_certified(_read_logs(arguments.logs), arguments.out, arguments.title)
     print(f"plot: {arguments.out}")
 
 
-def _tell_lower_bounds(logs: Mapping[str, Log], at: Sequence[float] | None) -> None:
-    """Say which logs are of runs that stopped at other radii than ``at``; None: all radii."""
-    for name, log in logs.items():
-        asked = (log.settings or {}).get("radii")
-        if asked and (at is None or not set(at) <= set(asked)):
-            made_for = ", ".join(f"{radius:g}" for radius in asked)
-            notice = f"{name} was made for radii {made_for}; at others it gives lower bounds"
-            print(f"notice: {notice}", file=sys.stderr)
-
-
 def _report(arguments: argparse.Namespace) -> None:
-    from art_denoised.evaluation.attack_report import export, text
-    from art_denoised.evaluation.attack_report.runs import read_models
+    from art_denoised.reports.report import report
 
-    models, notices = read_models(arguments.runs)
+    found = report(arguments.runs)
     if arguments.html:
-        from art_denoised.evaluation.attack_report.page import page
-        from art_denoised.storage import write_whole
-
-        write_whole(arguments.html, page(models, notices).encode())
+        found.write_page(arguments.html)
         print(f"page: {arguments.html}", file=sys.stderr)
     if arguments.json:
-        print(json.dumps(export.to_json(models, notices), indent=2, allow_nan=False))
+        _print_json(found.to_json())
     elif arguments.tsv:
-        print(export.to_tsv(models), end="")
+        print(found.to_tsv(), end="")
     elif arguments.compare:
-        print(text.format_comparison(models, notices))
+        found.show_comparison()
     else:
-        print(text.format_report(models, notices))
+        found.show()
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from art_denoised.evaluation.report import format_table
     from art_denoised.evaluation.verify import family_wise, verify
+    from art_denoised.reports.certified import certified_table
+    from art_denoised.reports.terminal import escaped
 
-    if arguments.family_images is not None and arguments.family_alpha is None:
-        raise InputError("--family-images is of the table that --family-alpha prints; give both")
+    alpha = arguments.family_alpha
+    if arguments.family_images is not None and alpha is None:
+        raise InputError("--family-images needs --family-alpha; give both")
     wrong = 0
     for path in arguments.logs:
         log = _read(path)
         findings = verify(log)
         for finding in findings:
-            print(f"{path}: image {finding.idx}: {finding.problem}")
+            print(escaped(f"{path}: image {finding.idx}: {finding.problem}"))
         bad = len({finding.idx for finding in findings})
-        print(f"{path}: {len(log.rows) - bad} of {len(log.rows)} rows follow from their votes")
+        print(
+            escaped(
+                f"{path}: {len(log.rows) - bad} of {len(log.rows)} rows follow from their votes"
+            )
+        )
         wrong += bad
-        if arguments.family_alpha is not None and not findings:
-            together = family_wise(log, arguments.family_alpha, images=arguments.family_images)
-            named = {
-                "each": log.rows,
-                f"all together, {1 - arguments.family_alpha:g}": together.rows,
-            }
-            print(format_table(named, _radii([log])))
+        if alpha is not None and not findings:
+            together = family_wise(log, alpha, images=arguments.family_images)
+            certified_table({"each": log, f"all together, {1 - alpha:g}": together}).show()
     return 1 if wrong else 0
 
 
-def _radii(logs: Sequence[Log]) -> list[float]:
-    """Return the radii that all these logs were made for, if they agree, else a grid."""
-    from art_denoised.evaluation.report import default_radii
-
-    asked = [(log.settings or {}).get("radii") for log in logs]
-    if asked[0] and all(radii == asked[0] for radii in asked):
-        return list(asked[0])
-    return default_radii([row for log in logs for row in log.rows])
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def _read(path: Path) -> Log:
     from art_denoised.evaluation.logs import read_log
+    from art_denoised.reports.terminal import escaped
 
     log = read_log(path)
     for notice in log.notices:
-        print(f"notice: {path}: {notice}", file=sys.stderr)
+        print(escaped(f"notice: {path}: {notice}"), file=sys.stderr)
     return log
 
 

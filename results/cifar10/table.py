@@ -15,10 +15,9 @@ from pathlib import Path
 
 from networks import CLASSES
 
-from art_denoised.evaluation.attack_report.survival import sign_test
 from art_denoised.evaluation.logs import read_log
 from art_denoised.evaluation.records import CertifyRow
-from art_denoised.evaluation.report import format_table
+from art_denoised.reports import certified_table, sign_test
 from art_denoised.smoothing.statistics import top_class
 
 
@@ -44,7 +43,7 @@ def main() -> None:
             for name, log in alike.items()
         }
         print(f"sigma {sigma}, n = {n:,}\n")
-        print(format_table({name: list(rows.values()) for name, rows in named.items()}, radii))
+        print(certified_table(alike, radii))
         if len(named) > 1:
             _print_pairs(named, radii[:3])
         print("\nselected most often")

@@ -15,7 +15,7 @@ from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier
 from art_denoised.evaluation.logs import LogWriter, read_log
 from art_denoised.evaluation.records import CertifyRow, PredictRow, from_json, to_json
-from art_denoised.evaluation.report import accuracy_table
+from art_denoised.reports import accuracy_table
 from art_denoised.evaluation.run import certify_data
 from art_denoised.evaluation.tsv import HEADERS, TsvWriter
 from art_denoised.smoothing.statistics import Certificate, Vote
