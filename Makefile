@@ -1,4 +1,4 @@
-# `make demo` runs the main job, `make test` every check that CI runs. Both need Python >= 3.10.
+# `make demo` runs the main job, `make test` every check that CI runs. Both need Python >= 3.11.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

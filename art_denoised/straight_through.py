@@ -1,4 +1,4 @@
-"""One value forward, the gradient of another backward."""
+"""One value in the forward pass, the gradient of another in the backward pass."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 def straight_through(value: Tensor, stand_in: Tensor) -> Tensor:
-    """Return ``value``, to the bit; gradients go to ``stand_in`` as if it had been returned.
+    """Return ``value`` to the bit; its gradient goes to ``stand_in``, of the same shape.
 
     With the input as stand-in this is the straight-through estimator; with a differentiable
-    approximation, backward pass differentiable approximation (Athalye et al., ICML 2018, section
-    4.1). ``stand_in + (value - stand_in).detach()`` has the same gradient and rounds the value.
+    approximation it is BPDA (Athalye et al., ICML 2018, section 4.1). The usual expression
+    ``stand_in + (value - stand_in).detach()`` has the same gradient, but rounds the value.
 
     Args:
-        value: What is returned. No gradient flows into it.
-        stand_in: Of the same shape.
+        value: Tensor that is returned. No gradient flows into it.
+        stand_in: Tensor that gets the gradient as if it had been returned.
 
     Example:
         >>> x = torch.tensor([0.2, 0.7], requires_grad=True)

@@ -26,8 +26,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from art_denoised import PGD, Plan, train_robust
-from art_denoised.training.recipes import RECIPES
+from art_denoised import PGD, TrainingConfig, train_robust
+from art_denoised.training import RECIPES
 
 EPS = 8 / 255
 
@@ -65,7 +65,7 @@ def plain_pgd(
     return x_adv
 
 
-def plain_training(data: TensorDataset, batch: int, steps: int, stride: float) -> None:
+def plain_training(data: TensorDataset, batch: int, steps: int, size: float) -> None:
     net = resnet8()
     optimizer = torch.optim.SGD(
         net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
@@ -73,7 +73,7 @@ def plain_training(data: TensorDataset, batch: int, steps: int, stride: float) -
     for x, y in DataLoader(data, batch_size=batch, shuffle=True, drop_last=True):
         x = x.contiguous(memory_format=torch.channels_last)
         net.eval()
-        x_adv = plain_pgd(net, x, y, steps, stride * EPS)
+        x_adv = plain_pgd(net, x, y, steps, size * EPS)
         net.train()
         loss = F.cross_entropy(net(x_adv), y)
         optimizer.zero_grad()
@@ -81,23 +81,21 @@ def plain_training(data: TensorDataset, batch: int, steps: int, stride: float) -
         optimizer.step()
 
 
-def our_training(
-    data: TensorDataset, batch: int, steps: int, stride: float, average: float
-) -> None:
-    plan = Plan(
-        epochs=1, batch_size=batch, optimizer="sgd", rate=0.1, weight_decay=5e-4, clip=0.0,
+def our_training(data: TensorDataset, batch: int, steps: int, size: float, average: float) -> None:
+    config = TrainingConfig(
+        epochs=1, batch_size=batch, optimizer="sgd", lr=0.1, weight_decay=5e-4, clip=0.0,
         schedule="constant", average=average, augment="none", bf16=False,
     )  # fmt: skip
-    recipe = replace(RECIPES["pgd"], eps=EPS, steps=steps, stride=stride)
-    train_robust(resnet8(), data, recipe=recipe, plan=plan, progress=False)
+    recipe = replace(RECIPES["pgd"], eps=EPS, steps=steps, relative_step_size=size)
+    train_robust(resnet8(), data, recipe, config, progress=False)
 
 
-def art_training(data: TensorDataset, batch: int, steps: int, stride: float) -> None:
+def art_training(data: TensorDataset, batch: int, steps: int, size: float) -> None:
     from art.defences.trainer import AdversarialTrainerMadryPGD
 
     x, y = (tensor.numpy() for tensor in data.tensors)
     trainer = AdversarialTrainerMadryPGD(
-        art_classifier(resnet8()), nb_epochs=1, batch_size=batch, eps=EPS, eps_step=stride * EPS,
+        art_classifier(resnet8()), nb_epochs=1, batch_size=batch, eps=EPS, eps_step=size * EPS,
         max_iter=steps,
     )  # fmt: skip
     trainer.attack.set_params(verbose=False)
@@ -135,13 +133,13 @@ def attacks(steps: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def trainings(steps: int, stride: float, images: int) -> dict[str, Callable[[], object]]:
+def trainings(steps: int, size: float, images: int) -> dict[str, Callable[[], object]]:
     data, batch = TensorDataset(torch.rand(images, 3, 32, 32), torch.arange(images) % 10), 48
     return {
-        "plain loop": lambda: plain_training(data, batch, steps, stride),
-        "ours": lambda: our_training(data, batch, steps, stride, 0.0),
-        "ours, averaged weights": lambda: our_training(data, batch, steps, stride, 0.995),
-        "ART": lambda: art_training(data, batch, steps, stride),
+        "plain loop": lambda: plain_training(data, batch, steps, size),
+        "ours": lambda: our_training(data, batch, steps, size, 0.0),
+        "ours, averaged weights": lambda: our_training(data, batch, steps, size, 0.995),
+        "ART": lambda: art_training(data, batch, steps, size),
     }
 
 

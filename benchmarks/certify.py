@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from art_denoised import DenoisedSmoothing
 from art_denoised.data import digits
-from art_denoised.evaluation.tuning import tune
+from art_denoised.smoothing import best_batch_size
 
 sys.path.append(str(Path(__file__).parent.parent / "results" / "cifar10"))
 from networks import ResNet20
@@ -113,7 +113,7 @@ def fixed(network: nn.Module, repeats: int, n: int = 1000) -> float:
     """Print the first comparison, and return the seconds of a bare forward pass per sample."""
     images, sigma = enlarged(train=False)[0][:4], SIGMAS[0]
     ours, theirs = ours_and_art(network, sigma)
-    tuned, total = tune(network, images[0]).batch_size, len(images) * (n + N0)
+    tuned, total = best_batch_size(network, images[0]), len(images) * (n + N0)
     tasks: dict[str, Callable[[], object]] = {
         f"forward, batch {batch}": lambda batch=batch: forward(network, total, batch)
         for batch in BATCHES
@@ -158,7 +158,7 @@ def table(networks: dict[float, nn.Module], count: int, n: int, per_sample: floa
     )
     for sigma, network in networks.items():
         ours, _ = ours_and_art(network, sigma)
-        batch = tune(network, torch.from_numpy(images[0])).batch_size
+        batch = best_batch_size(network, torch.from_numpy(images[0]))
         radii = [k * sigma for k in range(4)]
         start = time.perf_counter()
         shares, certificates = ours.certify_table(images, labels, radii, n, batch)
@@ -191,6 +191,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100_000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--tiny", action="store_true", help="smallest sizes, to try the script")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     versions = "adversarial-robustness-toolbox"

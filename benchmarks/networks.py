@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from art_denoised.networks import operations as ours
+from art_denoised import networks as ours
 
 Form = Callable[..., Tensor]
 SIZES = ((8, 256, 28, 28), (64, 64, 16, 16))

@@ -20,8 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from art_denoised import DiffusionClassifier, DiffusionModel
-from art_denoised.diffusion.unet import unet_diffusion
-from art_denoised.diffusion.weights import Levels, noise_levels
+from art_denoised.diffusion import Levels, noise_levels, unet_diffusion
 
 CLASSES, BATCHES = 10, (16, 32, 64, 128)
 
@@ -74,8 +73,8 @@ def memory(levels: int, classes: int) -> int:
 import resource, torch
 from torch.nn import functional as F
 from art_denoised import DiffusionClassifier
-from art_denoised.diffusion.unet import unet_diffusion
-from art_denoised.diffusion.weights import noise_levels
+from art_denoised.diffusion import unet_diffusion
+from art_denoised.diffusion import noise_levels
 torch.set_num_threads(1)
 model = unet_diffusion(1, 28, classes={classes}, widths=(16, 32)).eval().requires_grad_(False)
 levels = noise_levels({levels})

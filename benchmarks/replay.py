@@ -11,25 +11,24 @@ top class is assumed, which costs the most samples.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special
 
-from art_denoised.smoothing.bounds import Anytime, Looks
-from art_denoised.smoothing.procedures import (
-    Counts,
+from art_denoised.smoothing import (
+    Anytime,
+    AtRadii,
+    Certificate,
     Draw,
     Procedure,
     Stage,
-    certifying,
     simulate,
-    tightening,
 )
-from art_denoised.smoothing.statistics import Certificate
 
+Counts = Mapping[int, int]
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 N, N0, ALPHA = 100_000, 100, 0.001
 LOGS = {0.25: (0.0, 0.25, 0.5, 0.75), 0.5: (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)}
@@ -99,14 +98,14 @@ def replay(
 
 def table(sigma: float, radii: tuple[float, ...]) -> Callable[[int | None], Procedure[Certificate]]:
     """Return the procedure for a table of radii."""
-    return lambda label: certifying(
-        Looks(100, N), n0=N0, alpha=ALPHA, sigma=sigma, radii=radii, label=label
-    )
+    stop = AtRadii(radii, N, N0, ALPHA)
+    return lambda label: stop.procedure(label, {"sigma": sigma})
 
 
 def anytime(sigma: float, n: int) -> Callable[[int | None], Procedure[Certificate]]:
     """Return the procedure for a deadline after ``n`` samples."""
-    return lambda label: tightening(Anytime(), n0=N0, n=n, alpha=ALPHA, sigma=sigma, label=label)
+    stop = Anytime(n, N0, ALPHA)
+    return lambda label: stop.procedure(label, {"sigma": sigma})
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
     python examples/attack_a_model.py [--out DIR]
 
-Budgets are small: 20 images, PGD of 10 steps, 50 queries of Square. For results to publish take
-hundreds of images, ``AutoAttack(eps)`` whole, and the default `Probes`.
+Budgets are small: 20 images, PGD of 10 steps, Square with 50 queries. For results to publish take
+hundreds of images, all of ``AutoAttack(eps)``, and the default `Probes`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 
 from art_denoised import PGD, DenoisedClassifier, evaluate
-from art_denoised.attacks.suites import AutoAttack
+from art_denoised.attacks import AutoAttack
 from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier, digits_denoiser
-from art_denoised.evaluation.attacked.probing import Probes
+from art_denoised.evaluation import Probes
 from art_denoised.reports import report
 
 ATTACKS = [
@@ -37,11 +37,11 @@ def main() -> None:
             model,
             load_data("digits"),
             ATTACKS,
-            out=out / name,
-            bare=None if model is plain else plain,  # for the check of transfer
+            run=out / name,
+            undefended=None if model is plain else plain,  # for the transfer check
             indices=range(20),
             probes=Probes(images=16, steps=10, queries=50),
-            resume=True,  # a killed run goes on
+            resume=True,  # continues an interrupted run
         )
     found = report([out / "plain", out / "denoised"])
     print(found.comparison())

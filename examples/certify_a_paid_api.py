@@ -16,11 +16,10 @@ import tempfile
 import threading
 from pathlib import Path
 
+import art_denoised as ad
 from art_denoised.data import load_data
 from art_denoised.demo import digits_denoiser
-from art_denoised.evaluation.queries import certify_queries, recertify
-from art_denoised.smoothing.blackbox import BlackBox, Budget
-from art_denoised.smoothing.http import HttpClassifier
+from art_denoised.smoothing import Retry
 
 sys.path.append(str(Path(__file__).parent.parent))
 from tests.api_server import NAMES, Service
@@ -33,32 +32,32 @@ def main() -> None:
     arguments = parser.parse_args()
     with Service(failures=0.2) as service:
         threading.Thread(target=service.serve_forever, daemon=True).start()
-        box = BlackBox(
-            HttpClassifier(service.url, answer="predictions.0.label"),
-            workers=4,
-            backoff=0.01,
-            budget=Budget(cost=5.0, cost_per_query=0.0015),
-        )
-        log = certify_queries(
-            box,
-            load_data("digits"),
-            arguments.out,
+        box = ad.BlackBox(
+            ad.HttpClassifier(service.url, answer="predictions.0.label"),
             classes=NAMES,
-            sigma=0.25,
-            denoiser=digits_denoiser(),
+            retry=Retry(backoff=0.01),
+            budget=ad.Budget(cost=5.0, cost_per_query=0.0015),
+        )
+        smoother = ad.Smoother(box, sigma=0.25, denoiser=digits_denoiser())
+        log = ad.certify(
+            smoother,
+            load_data("digits"),
+            ad.FixedN(100, n0=20),
+            run=arguments.out,
             indices=range(arguments.images),
-            identity={
-                "classifier": "api_server"
-            },  # by default the URL, whose port is new each time
+            # By default the URL, whose port is new each time.
+            identity={"classifier": "api_server"},
             resume=True,
         )
         service.shutdown()
     for row in log.rows:
-        said = "abstained" if row.predict < 0 else f"{NAMES[row.predict]}, radius {row.radius:.3f}"
-        print(f"image {row.idx} ({NAMES[row.label]}): {said}")
+        said = "abstained"
+        if row.prediction >= 0:
+            said = f"{NAMES[row.prediction]}, radius {row.radius:.3f}"
+        print(f"image {row.index} ({NAMES[row.label]}): {said}")
     print(f"{box.spent} queries, {box.spent * box.budget.cost_per_query:.2f} paid")
 
-    offline = recertify(arguments.out / "answers.jsonl", alpha=0.05)
+    offline = ad.recertify(arguments.out / "answers.jsonl", alpha=0.05)
     gain = sum(b.radius - a.radius for a, b in zip(log.rows, offline.rows, strict=True))
     print(f"at alpha = 0.05, without a query: radii {gain / len(log.rows):.3f} larger on average")
 

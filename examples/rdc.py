@@ -14,8 +14,8 @@ import torch
 from art_denoised import PGD, RobustDiffusionClassifier, evaluate
 from art_denoised.data import load_data
 from art_denoised.demo import digits_diffusion
-from art_denoised.diffusion.weights import noise_levels
-from art_denoised.rdc.anytime import predict_anytime
+from art_denoised.diffusion import noise_levels
+from art_denoised.rdc import predict_anytime
 
 IMAGES = 20
 
@@ -28,14 +28,14 @@ def main() -> None:
         digits_diffusion(), input_shape=(1, 8, 8), eta=0.15, levels=noise_levels(8), seed=0
     )
     maximization, classifier = rdc.model
-    print(f"passes of the network for one prediction: {rdc.evaluations}")
+    print(f"network evaluations (NFE) for one prediction: {rdc.nfe}")
 
     # On images that are not attacked, and before the attack: it decides how strong that looks.
     print(f"temperature: {classifier.fit_temperature(x[200:], y[200:]):.2f}")
 
     likelier = maximization(x[:IMAGES])
     found = predict_anytime(classifier, likelier)
-    print(f"the classifier's {found.full} passes, unlikely classes dropped: {found.evaluations}")
+    print(f"NFE of the classifier: {found.full_nfe}; with unlikely classes dropped: {found.nfe}")
 
     log = evaluate(
         rdc.model, data, [PGD(0.15, steps=5)], indices=range(IMAGES), masking_checks=False

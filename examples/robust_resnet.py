@@ -16,9 +16,9 @@ from art.attacks.evasion import ProjectedGradientDescent
 from torch import nn
 from torchvision.models import resnet18
 
-from art_denoised import FeatureDenoisingClassifier, Plan, RobustTrainer
+from art_denoised import FeatureDenoisingClassifier, RobustTrainer, TrainingConfig
 from art_denoised.data import load_data
-from art_denoised.training.recipes import Adversarial
+from art_denoised.training import Adversarial
 
 EPS = 0.1
 
@@ -43,10 +43,10 @@ def main() -> None:
         operation="dot_product",
         activation="silu",
     )
-    plan = Plan(epochs=arguments.epochs, batch_size=64, augment="crop", average=0.9)
-    recipe = Adversarial(eps=0.15, steps=1, stride=1.0)
+    config = TrainingConfig(epochs=arguments.epochs, batch_size=64, augment="crop", average=0.9)
+    recipe = Adversarial(eps=0.15, steps=1, relative_step_size=1.0)
     x, y = arrays(train=True)
-    RobustTrainer(classifier, recipe=recipe, plan=plan).fit(
+    RobustTrainer(classifier, recipe=recipe, config=config).fit(
         x[: arguments.images], y[: arguments.images]
     )
 

@@ -44,7 +44,7 @@ def main() -> None:
     fit(
         classifier,
         steps=1500 // share,
-        rate=2e-3,
+        lr=2e-3,
         loss=lambda x, y: F.cross_entropy(classifier(x), y),
     )
     classifier.eval().requires_grad_(False)
@@ -57,8 +57,8 @@ def main() -> None:
     def stability(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(classifier(denoiser(*noisy(x))), classifier(x).argmax(1))
 
-    fit(denoiser, steps=3000 // share, rate=3e-3, loss=mse)
-    fit(denoiser, steps=9000 // share, rate=2e-3, loss=stability)
+    fit(denoiser, steps=3000 // share, lr=3e-3, loss=mse)
+    fit(denoiser, steps=9000 // share, lr=2e-3, loss=stability)
     denoiser.eval()
 
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -74,11 +74,11 @@ def main() -> None:
             print(f"{name}: sigma {sigma}: accuracy {plain:.4f} plain, {denoised:.4f} denoised")
 
 
-def fit(model: nn.Module, *, steps: int, rate: float, loss: Loss) -> None:
+def fit(model: nn.Module, *, steps: int, lr: float, loss: Loss) -> None:
     x, y = tensors(train=True)
     model.train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps)
     for _ in tqdm(range(steps)):
         batch = torch.randint(len(x), (128,))
         value = loss(shifted(x[batch]), y[batch])

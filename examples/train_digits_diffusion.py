@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from art_denoised import DiffusionClassifier, Plan, train_diffusion
+from art_denoised import DiffusionClassifier, EDMLoss, TrainingConfig, train_diffusion
 from art_denoised.data import digits
-from art_denoised.demo.diffusion import untrained
-from art_denoised.diffusion.weights import noise_levels
+from art_denoised.demo.digits_mlp import untrained
+from art_denoised.diffusion import noise_levels
 
 
 def main() -> None:
@@ -29,17 +29,17 @@ def main() -> None:
     torch.set_num_threads(1)  # another count would round otherwise and end in other weights
     torch.manual_seed(arguments.seed)
     model = untrained()
-    plan = Plan(
+    config = TrainingConfig(
         epochs=8 if arguments.quick else 800,
         batch_size=256,
-        rate=2e-3,
+        lr=2e-3,
         weight_decay=0.0,
         average=0.995,
         augment="none",
         bf16=False,
         seed=arguments.seed,
     )
-    train_diffusion(model, digits(train=True), plan=plan, p_mean=-0.8)
+    train_diffusion(model, digits(train=True), EDMLoss(p_mean=-0.8), config)
     arguments.out.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), arguments.out / "digits_diffusion.safetensors")
 

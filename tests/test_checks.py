@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torchvision.ops import StochasticDepth
+from torchvision.ops import DropBlock2d
 
 from art_denoised import checks
 from art_denoised.checks import InputError
 
 X = torch.full((2, 3, 4, 4), 0.5)
+
+
+def flat(x: torch.Tensor) -> torch.Tensor:
+    return x.flatten(1)
+
+
+class Functional(nn.Module):
+    """Drops values in training mode, which its class does not say."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(flat(x), 0.5, self.training)
 
 
 @pytest.mark.parametrize(
@@ -43,19 +56,25 @@ X = torch.full((2, 3, 4, 4), 0.5)
         (lambda: checks.labels([0, -1]), ["label -1", "from 0"]),
         (lambda: checks.labels([0.0, 1.0]), ["float32", "integer"]),
         (lambda: checks.labels([[0, 1]]), ["(1, 2)"]),
-        (lambda: checks.eval_mode(nn.Sequential(nn.Dropout())), ["Dropout", "'0'", "eval()"]),
+        (
+            lambda: checks.eval_mode(nn.Sequential(nn.Dropout())),
+            ["Sequential", "the top", "eval()"],
+        ),
         (lambda: checks.eval_mode(nn.BatchNorm2d(3)), ["BatchNorm2d", "eval()"]),
         (
-            lambda: checks.eval_mode(nn.InstanceNorm2d(3, track_running_stats=True)),
-            ["InstanceNorm"],
+            lambda: checks.eval_mode(nn.Sequential(nn.Linear(2, 2)).eval().append(Functional())),
+            ["Functional", "'1'"],
         ),
-        (lambda: checks.eval_mode(nn.RReLU()), ["RReLU"]),
         (lambda: checks.indices([0, 5], 5), ["image 5", "0 to 4"]),
         (lambda: checks.indices([-1], 5), ["index is -1"]),
         (lambda: checks.indices(np.array([1, 2, 1]), 5), ["image 1", "twice"]),
-        (lambda: checks.eval_mode(nn.LSTM(2, 2, 2, dropout=0.1)), ["LSTM"]),
-        (lambda: checks.eval_mode(nn.MultiheadAttention(2, 2, dropout=0.1)), ["Multihead"]),
-        (lambda: checks.eval_mode(StochasticDepth(0.1, "row")), ["StochasticDepth"]),
+        (lambda: checks.eval_mode(DropBlock2d(0.1, 3)), ["DropBlock2d"]),
+        (lambda: checks.classifier(Functional(), X), ["Functional", "eval()"]),
+        (lambda: checks.classifier(lambda x: x, X), ["(1, 3, 4, 4)"]),
+        (lambda: checks.classifier(lambda x: flat(x - x.mean(0)), X), ["other images", "batch"]),
+        (lambda: checks.classifier(lambda x: flat(x + torch.rand(1)), X), ["two answers"]),
+        (lambda: checks.classifier(lambda x: flat(x)[:, : 2 * len(x)], X), ["2 logits", "4"]),
+        (lambda: checks.classifier(lambda x: 1 / 0, X), ["ZeroDivisionError", "(3, 4, 4)"]),
         (lambda: checks.labels(["cat"]), ["class indices"]),
         (lambda: checks.logits(X, 2), ["(2, 3, 4, 4)", "(2, classes)"]),
         (lambda: checks.logits(X[:, 0, 0] * float("nan"), 2), ["NaN"]),
@@ -83,15 +102,27 @@ def test_what_is_fine_passes():
     low, high = np.zeros((3, 4, 4)), np.full((3, 4, 4), 0.6)
     assert checks.images(X, clip_values=(low, high)).shape == X.shape
     assert checks.labels(np.array([0, 2], np.uint8), 3).tolist() == [0, 2]
-    checks.eval_mode(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
-    checks.eval_mode(nn.Dropout().eval())
+    checks.eval_mode(nn.Sequential(nn.Dropout(), nn.ReLU()).eval())
     checks.eval_mode(lambda x: x)
-    checks.eval_mode(
-        nn.Sequential(nn.InstanceNorm2d(3), nn.LSTM(2, 2), StochasticDepth(0.1, "row").eval())
-    )
     for kind in ("u2", "u4", "i1"):
         assert checks.labels(np.array([0, 2], kind), 3).tolist() == [0, 2]
 
 
 def test_input_error_is_a_value_error():
     assert issubclass(InputError, ValueError)
+
+
+def test_a_classifier_gives_its_number_of_classes():
+    x = X.clone()
+    assert checks.classifier(flat, x) == 48
+    assert checks.classifier(lambda x: SimpleNamespace(logits=flat(x)), x) == 48
+    assert checks.classifier(lambda x: flat(x).masked_fill(flat(x) > 0.5, -torch.inf), x) == 48
+    assert checks.classifier(lambda x: flat(x + torch.rand(1)), x, random=True) == 48
+    assert checks.classifier(lambda x: flat(x.sub_(0.5)), x) == 48
+    assert torch.equal(x, X)  # it got copies
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_rounding_does_not_make_a_classifier_random(dtype):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 200), nn.Linear(200, 10)).to(dtype).eval()
+    assert checks.classifier(net, X.to(dtype)) == 10

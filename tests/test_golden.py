@@ -1,4 +1,4 @@
-"""The commands write what they wrote before the redesign: `tests/golden/cases.py` says what that is.
+"""The commands write what they wrote before the redesign (`tests/golden/cases.py`).
 
 Votes, counts, radii and outcomes are compared exactly, weights and logits with a tolerance: other
 processors round them differently.

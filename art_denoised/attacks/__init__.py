@@ -1,1 +1,5 @@
-"""Attacks on any torch module: PGD with EOT, BPDA, and faces onto the libraries of the field."""
+"""Attacks: PGD, BPDA, and faces onto AutoAttack and torchattacks."""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

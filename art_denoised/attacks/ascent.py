@@ -1,4 +1,4 @@
-"""Gradient ascent within a ball of images, the steps of attacks and of adversarial training."""
+"""Gradient ascent within a ball of images: the steps of attacks and of adversarial training."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ Norm = Literal["linf", "l2"]
 
 
 def project(x_adv: Images, x: Images, eps: float, norm: Norm = "linf") -> Images:
-    """Return the images within ``eps`` of ``x`` and in [0, 1] that lie near ``x_adv``.
+    """Project ``x_adv`` to the images within ``eps`` of ``x`` and in [0, 1].
 
-    For l_inf the nearest ones. For l2 first onto the ball and then into [0, 1], which stays in the
-    ball because ``x`` is in [0, 1]. Both up to the rounding of one addition.
+    For l_inf this is the nearest image. For l2 it is projected onto the ball and then clipped to
+    [0, 1], which stays in the ball because ``x`` is in [0, 1]. Both hold up to the rounding of one
+    addition.
 
     Example:
         >>> x = torch.full((1, 1, 1, 2), 0.9)
@@ -57,15 +58,21 @@ def ascend(
 
 
 def random_point(
-    x: Images, eps: float, norm: Norm = "linf", generator: torch.Generator | None = None
+    x: Images,
+    eps: float,
+    norm: Norm = "linf",
+    generator: torch.Generator | None = None,
+    *,
+    clip: bool = True,
 ) -> Images:
     """Return points drawn uniformly from the balls about ``x``, clipped to [0, 1].
 
     Args:
         x: Images.
-        eps: Radius.
-        norm: Of the ball.
-        generator: On the device of ``x``; None: torch's global random state.
+        eps: Radius of the ball.
+        norm: Norm of the ball.
+        generator: Generator on the device of ``x``; None: torch's global random state.
+        clip: Whether points are clipped to [0, 1].
 
     Example:
         >>> x = torch.rand(2, 3, 8, 8)
@@ -74,10 +81,12 @@ def random_point(
     """
     like: dict[str, Any] = {"device": x.device, "dtype": x.dtype, "generator": generator}
     if norm == "linf":
-        return project(x + eps * (2 * torch.rand(x.shape, **like) - 1), x, eps, norm)
-    normal = torch.randn(x.shape, **like)
-    radius = torch.rand((len(x), 1, 1, 1), **like) ** (1 / x[0].numel())
-    return project(x + eps * radius * normal / _length(normal), x, eps, norm)
+        point = x + eps * (2 * torch.rand(x.shape, **like) - 1)
+    else:
+        normal = torch.randn(x.shape, **like)
+        radius = torch.rand((len(x), 1, 1, 1), **like) ** (1 / x[0].numel())
+        point = x + eps * radius * normal / _length(normal)
+    return project(point, x, eps, norm) if clip else point
 
 
 def perturb(
@@ -90,16 +99,16 @@ def perturb(
     steps: int,
     norm: Norm = "linf",
 ) -> Images:
-    """Return where ``steps`` of ascent lead, with no more work than that: for training.
+    """Return the end of some steps of ascent, without bookkeeping: for training.
 
     Args:
-        loss: Images to one value each, which is raised.
+        loss: Function from images to one value each, which is maximised.
         x: Centre of the ball.
-        start: Where to begin, in the ball.
-        eps: Radius, image units.
+        start: First point, in the ball.
+        eps: Radius of the ball, image units.
         step_size: Length of a step, image units.
-        steps: How many.
-        norm: Of ball and steps.
+        steps: Number of steps.
+        norm: Norm of ball and steps.
 
     Example:
         >>> x = torch.full((1, 1, 2, 2), 0.5)

@@ -1,4 +1,4 @@
-"""Undo what attacks leave behind in the process and in the model's layers."""
+"""Undoing what attacks leave behind in the process and in the model's layers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 @contextlib.contextmanager
 def contained(module: nn.Module, seed: int) -> Iterator[None]:
-    """Seed the global generators, and put back their states and the layers' modes at the end.
+    """Seed the global generators; restore their states and the layers' modes at the end.
 
-    The module's forward passes draw from a stream of their own meanwhile.
+    Meanwhile the module's forward passes draw from a stream of their own.
 
     Example:
         >>> before = torch.get_rng_state()
@@ -69,14 +69,14 @@ class Generators(NamedTuple):
 
     @classmethod
     def now(cls) -> Generators:
-        """Return the present states."""
+        """Return the current states."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
         state = np.random.get_state()  # noqa: NPY002
         return cls(torch.get_rng_state(), cuda, state, random.getstate())
 
     @classmethod
     def seeded(cls, seed: int, stream: int) -> Generators:
-        """Return states that depend on seed and stream alone, changing none."""
+        """Return states that depend on seed and stream alone; the current ones do not change."""
         before = cls.now()
         number = int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
         torch.manual_seed(number)
@@ -95,7 +95,7 @@ class Generators(NamedTuple):
         return differing + (["random"] if self.python != other.python else [])
 
     def put_back(self) -> None:
-        """Make these the present states."""
+        """Make these the current states."""
         torch.set_rng_state(self.cpu)
         if self.cuda:
             torch.cuda.set_rng_state_all(self.cuda)

@@ -1,4 +1,4 @@
-"""What attacks raise: one number an image, larger the more wrong the classifier is.
+"""Losses that attacks maximise: one number per image, larger the more wrong the classifier is.
 
 With ``target`` they are larger the closer the classifier is to answering ``target``.
 """
@@ -34,9 +34,9 @@ def cross_entropy(logits: Logits, y: Labels, target: Labels | None = None) -> Te
 
 
 def margin(logits: Logits, y: Labels, target: Labels | None = None) -> Tensor:
-    """How far the best wrong logit, or the target's, is above that of ``y``.
+    """Difference between the best wrong logit, or the target's, and the logit of ``y``.
 
-    Without saturation, unlike cross-entropy (Carlini & Wagner 2017, f_6).
+    It does not saturate, unlike cross-entropy (Carlini & Wagner 2017, f_6).
 
     Example:
         >>> margin(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
@@ -50,13 +50,13 @@ def margin(logits: Logits, y: Labels, target: Labels | None = None) -> Tensor:
 
 
 def dlr(logits: Logits, y: Labels, target: Labels | None = None) -> Tensor:
-    """Difference of logits ratio: the margin, whatever the scale of the logits.
+    """Difference of logits ratio: the margin, independent of the scale of the logits.
 
     (max_{i != y} z_i - z_y) / (z_pi1 - z_pi3), or with a target (z_t - z_y) / (z_pi1 - (z_pi3 +
     z_pi4) / 2); pi orders the logits (Croce & Hein, ICML 2020, equations 6 and 7).
 
     Raises:
-        InputError: Fewer than three classes, with a target four.
+        InputError: There are fewer than three classes, with a target four.
 
     Example:
         >>> dlr(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
@@ -66,7 +66,7 @@ def dlr(logits: Logits, y: Labels, target: Labels | None = None) -> Tensor:
     if logits.shape[1] < needed:
         raise InputError(
             f"the model has {logits.shape[1]} classes and this DLR loss needs {needed}; "
-            "take the margin loss"
+            "use the margin loss"
         )
     top = logits.topk(needed, dim=1).values
     low = top[:, 2] if target is None else (top[:, 2] + top[:, 3]) / 2

@@ -1,4 +1,4 @@
-"""PGD for evaluation: restarts, targets, EOT, and the worst image that was seen is kept."""
+"""PGD for evaluation: restarts, targets, EOT; the worst image seen is kept."""
 
 from __future__ import annotations
 
@@ -24,32 +24,33 @@ Target = Literal["random", "least_likely", "likeliest"]
 class PGD:
     """Projected gradient descent (Madry et al., ICLR 2018): an `Attack`.
 
-    Of all points visited the one is returned that most draws of the model get wrong, and among
-    those the one with the highest loss. An image is fooled when it is no longer classified as
-    ``y``, also where the steps went towards a target.
+    It returns the point visited that most draws of the model get wrong, and among those the one
+    with the highest loss. An image is fooled when it is no longer classified as ``y``, also if the
+    steps went towards a target.
 
-    Each image has its own random numbers, of (seed, restart, its index in the call): results do
-    not depend on ``batch_size``, up to the rounding of the model. The global random state, the
-    training flags, weights and gradients of the model are left alone; the model runs in eval mode.
+    Each image has its own random numbers, determined by the seed, the restart and its index in the
+    call: results do not depend on ``batch_size``, up to the rounding of the model. The global
+    random state and the training flags, weights and gradients of the model are left alone; the
+    model runs in eval mode, on copies of the images.
 
     Args:
         eps: Radius of the ball, in units of images in [0, 1].
         norm: "linf" or "l2".
-        steps: Steps of each restart.
-        step_size: Their length; None: 2.5 eps / steps.
-        loss: "ce", "margin" or "dlr" (`art_denoised.attacks.losses`).
-        targeted: False; or towards a wrong class, "random", "least_likely", or "likeliest": in the
-            first restart the likeliest one, in the second the second.
-        restarts: How often to begin anew.
-        random_start: Begin at a uniformly random point of the ball; else at the image.
-        eot: Gradients are averaged over so many draws of a randomised model, one after another:
-            memory is that of one.
-        seed: Of the starts and random targets.
-        batch_size: Images at once; None: all.
+        steps: Number of steps of each restart.
+        step_size: Length of a step; None: 2.5 eps / steps.
+        loss: "ce", "margin" or "dlr".
+        targeted: False; or kind of the wrong class to aim at: "random", "least_likely", or
+            "likeliest" (the likeliest one in the first restart, the second in the second).
+        restarts: Number of starts.
+        random_start: Whether to begin at a uniformly random point of the ball instead of the image.
+        eot: Number of draws of a randomised model over which gradients are averaged, one after
+            another: memory is that of one.
+        seed: Seed of the starts and random targets.
+        batch_size: Number of images at once; None: all.
 
     Raises:
-        InputError: A value out of range. When called: no images in [0, 1], no logits, NaN among
-            those of a point visited, or too few classes for the loss.
+        InputError: A value is out of range. When called: the images are not in [0, 1], the model
+            returns no logits or NaN, or has too few classes for the loss.
 
     Example:
         >>> from art_denoised.demo import digits_classifier
@@ -88,6 +89,11 @@ class PGD:
         if self.batch_size is not None:
             checks.count("batch_size", self.batch_size)
 
+    @property
+    def nfe(self) -> int:
+        """Number of function evaluations for an image: forward passes, most with a gradient."""
+        return self.restarts * (self.steps + 1) * self.eot
+
     def __call__(self, model: nn.Module, x: Images, y: Labels) -> Images:
         """Return ``x_adv``, shaped like ``x``, within ``eps`` of it and in [0, 1].
 
@@ -104,7 +110,7 @@ class PGD:
         parts = []
         with torch.inference_mode(False), torch.enable_grad(), in_eval(model):
             x, y = x.detach().clone(), y.clone()  # normal tensors, also of inference tensors
-            classes = checks.class_count(model, x[:1])
+            classes = checks.class_count(model, x[:1].clone())
             checks.labels(y, classes)
             for first in range(0, len(x), size):
                 part = slice(first, min(first + size, len(x)))
@@ -136,7 +142,7 @@ class PGD:
         fooled = torch.zeros_like(loss)
         for _ in range(self.eot):
             leaf = x_adv.detach().requires_grad_()
-            logits = model(leaf)
+            logits = model(leaf.clone())  # it may write into its input
             losses = LOSSES[self.loss](logits, y, target)
             # In the images alone: weights take part in no gradient and accumulate none.
             gradient += torch.autograd.grad(losses.sum(), leaf)[0]
@@ -152,7 +158,7 @@ class PGD:
         loss = x_adv.new_zeros(len(x_adv))
         fooled = torch.zeros_like(loss)
         for _ in range(self.eot):
-            logits = model(x_adv)
+            logits = model(x_adv.clone())
             loss += LOSSES[self.loss](logits, y, target)
             fooled += _fooled(logits, y)
         return fooled, loss
@@ -162,7 +168,7 @@ class PGD:
         """Return all classes but ``y``, the likeliest first, if they are asked for."""
         if self.targeted not in ("least_likely", "likeliest"):
             return None
-        answers = [checks.logits(model(x), len(x)) for _ in range(self.eot)]
+        answers = [checks.logits(model(x.clone()), len(x)) for _ in range(self.eot)]
         score = torch.stack(answers).log_softmax(2).mean(0)
         return score.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)[:, :-1]
 
@@ -186,9 +192,8 @@ class PGD:
     def _start(self, x: Images, generators: list[torch.Generator]) -> Images:
         if not self.random_start:
             return x
-        centres = torch.split(
-            x.cpu(), 1
-        )  # drawn there, so that all devices begin at the same points
+        # Drawn on the CPU, so that all devices begin at the same points.
+        centres = torch.split(x.cpu(), 1)
         points = zip(centres, generators, strict=True)
         return torch.cat([random_point(c, self.eps, self.norm, g) for c, g in points]).to(x.device)
 
@@ -204,7 +209,7 @@ class _Worst:
     def check(self) -> None:
         """Raise if logits were NaN at a point seen. Once a restart: it waits for the device."""
         if bool(self._unread):
-            raise InputError("the model returned NaN logits under attack; mend it, and begin again")
+            raise InputError("the model returned NaN logits under attack; mend the model")
 
     def see(self, x_adv: Images, fooled: Tensor, loss: Tensor) -> None:
         self._unread |= fooled.isnan().any()

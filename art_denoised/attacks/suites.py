@@ -1,24 +1,17 @@
 """One face for the attacks of other libraries: ``attack(model, x, y) -> x_adv``.
 
-The libraries run as they are. What they leave behind in the process is undone here: the global
-seeds that they set, the modes of the model's layers, AutoAttack's trace function, counters and log.
-And a defence that draws from the global generators gets a stream of its own while it is attacked,
-so that an attack which resets the seed does not learn, or freeze, its noise.
+The libraries run unchanged. What they leave behind in the process is undone: global seeds, modes of
+the model's layers, AutoAttack's trace function, counters and log. A defence that draws from the
+global generators gets a stream of its own while it is attacked, so that an attack which resets the
+seed neither learns nor freezes its noise.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
 import inspect
-import io
-import logging
-import sys
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -32,17 +25,15 @@ from art_denoised.types import Images, Labels
 
 Norm = Literal["linf", "l2"]
 NORMS = ("linf", "l2")
-GRADIENT_FREE = ("square",)
-_SINGLE = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
-_INSTALL = "install it with: pip install '.[attacks]' in its clone"
+INSTALL = "install it with: pip install '.[attacks]' in its clone"
 
 
 class Outcome(NamedTuple):
-    """What an attack came to.
+    """The result of an attack.
 
     Attributes:
         x_adv: Attacked images.
-        counted: Whether the attack itself counted each as still right; None: it does not count.
+        counted: Whether the attack itself judged each to be still right; None: it does not judge.
         flags: Warnings of the library about the model.
     """
 
@@ -58,9 +49,9 @@ class Suite(ABC):
     Attributes:
         eps: Radius of the ball, image units.
         norm: "linf" or "l2".
-        seed: Of its random choices.
+        seed: Seed of its random choices.
         gradient_free: Whether it sees scores or labels alone.
-        mixed: Whether only some of its parts do: what it breaks, gradients need not have found.
+        mixed: Whether a part of it does, so that its successes need not be due to gradients.
     """
 
     gradient_free: ClassVar[bool] = False
@@ -80,7 +71,7 @@ class Suite(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """A short name for tables."""
+        """Short name for tables."""
 
     @abstractmethod
     def run(self, model: Any, x: Images, y: Labels) -> Outcome:
@@ -92,197 +83,11 @@ class Suite(ABC):
             return self.run(model, x, y).x_adv
 
 
-@dataclass(frozen=True)
-class AutoAttack(Suite):
-    """AutoAttack, whole or in parts, from pyautoattack or, without it, the official package.
-
-    Source: Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of
-    diverse parameter-free attacks" (ICML 2020, arXiv 2003.01690).
-
-    Its count of a randomised model is that of the attack's last draw: evaluate again with fresh
-    noise, as `art_denoised.evaluate` does.
-
-    Attributes:
-        version: "standard", or "rand" for randomised models (EOT over 20 draws, no Square).
-        parts: A subset in order, such as ("apgd-ce", "square"), instead of a version.
-        steps: Of APGD and FAB.
-        queries: Of Square.
-        eot: Gradients averaged a step of APGD; by default 20 for "rand" and else 1.
-
-    Example:
-        >>> from art_denoised.demo import digits_classifier
-        >>> attack = AutoAttack(0.2, parts=("apgd-ce",), steps=5)
-        >>> x = torch.rand(2, 1, 8, 8)
-        >>> x_adv = attack(digits_classifier(), x, torch.tensor([3, 8]))
-        >>> attack.name, bool((x_adv - x).abs().max() <= 0.2 + 1e-6)
-        ('apgd-ce', True)
-    """
-
-    version: Literal["standard", "rand"] = "standard"
-    parts: tuple[str, ...] = ()
-    steps: int = 100
-    queries: int = 5000
-    eot: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.count("steps", self.steps)
-        checks.count("queries", self.queries)
-        if self.eot is not None:
-            checks.count("eot", self.eot)
-        if self.version not in ("standard", "rand"):
-            raise InputError(f"version is {self.version!r}; give standard or rand")
-        for part in self.parts:
-            if part not in _SINGLE:
-                raise InputError(f"AutoAttack has no part {part!r}; give of {', '.join(_SINGLE)}")
-
-    @property
-    def name(self) -> str:
-        """Its parts, or its version."""
-        if self.parts:
-            return "+".join(self.parts)
-        return "autoattack" if self.version == "standard" else "autoattack-rand"
-
-    @property
-    def gradient_free(self) -> bool:  # type: ignore[override]
-        """Whether it is Square alone."""
-        return set(self.parts) == set(GRADIENT_FREE)
-
-    @property
-    def mixed(self) -> bool:  # type: ignore[override]
-        """Whether it holds Square beside attacks that take gradients; the standard version does."""
-        if not self.parts:
-            return self.version == "standard"
-        return not self.gradient_free and not set(GRADIENT_FREE).isdisjoint(self.parts)
-
-    def run(self, model: Any, x: Images, y: Labels) -> Outcome:
-        """Attack; the flags are AutoAttack's warnings.
-
-        Raises:
-            InputError: Neither package is installed, or the model has too few classes.
-        """
-        module = as_module(model)
-        package = _autoattack_package()
-        classes = checks.class_count(module, x[:1])
-        self._check_classes(classes)
-        attack = self._build(package, module, x.device, classes)
-        with _autoattack_flags(package) as flags, contextlib.redirect_stdout(io.StringIO()):
-            if package == "pyautoattack":
-                found = attack.run_standard_evaluation(x, y, batch_size=len(x))
-            else:
-                found = attack.run_standard_evaluation(x, y, bs=len(x), return_labels=True)
-        x_adv, y_adv = found
-        return Outcome(x_adv.detach(), y_adv == y, tuple(dict.fromkeys(flags)))
-
-    def _build(self, package: str, module: nn.Module, device: torch.device, classes: int) -> Any:
-        version, parts = ("custom", list(self.parts)) if self.parts else (self.version, None)
-        options: dict[str, Any] = {
-            "norm": {"linf": "Linf", "l2": "L2"}[self.norm],
-            "eps": self.eps,
-            "version": version,
-            "seed": self.seed,
-            "device": str(device),
-            "attacks" if package == "pyautoattack" else "attacks_to_run": parts,
-        }
-        if package == "autoattack":
-            options["verbose"] = False
-            options["attacks_to_run"] = parts or []
-        attack = importlib.import_module(package).AutoAttack(module, **options)
-        targets = min(9, classes - 1)
-        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = targets
-        attack.apgd.n_restarts = attack.fab.n_restarts = 1  # those of the standard version
-        attack.fab.n_iter = self.steps
-        for apgd in (attack.apgd, attack.apgd_targeted):
-            apgd.n_iter = apgd.n_iter_orig = self.steps
-            apgd.n_iter_2 = max(int(0.22 * self.steps), 1)  # as in its constructor
-            apgd.n_iter_min = max(int(0.06 * self.steps), 1)
-            apgd.size_decr = max(int(0.03 * self.steps), 1)
-        if self.eot is not None:
-            attack.apgd.eot_iter = attack.apgd_targeted.eot_iter = self.eot
-        attack.square.n_queries = self.queries
-        return attack
-
-    def _check_classes(self, classes: int) -> None:
-        """DLR needs three classes and its targeted form four: AutoAttack crashes otherwise."""
-        needed = {"apgd-dlr": 3, "apgd-t": 4}
-        parts = self.parts or (("apgd-dlr",) if self.version == "rand" else ("apgd-t",))
-        for part in parts:
-            if classes < needed.get(part, 2):
-                raise InputError(
-                    f"{part} of AutoAttack needs {needed[part]} classes and the model has "
-                    f"{classes}; give the parts apgd-ce, fab-t and square instead"
-                )
-
-
-@dataclass(frozen=True)
-class TorchAttack(Suite):
-    """Any attack of torchattacks, by the name of its class.
-
-    ``norm``, ``seed`` and ``n_classes`` are handed on where the class takes them. Classes without
-    ``eps`` look for the nearest adversarial (CW, DeepFool): what they find outside the ball is a
-    failure, and the image itself is returned.
-
-    Attributes:
-        kind: Name of the class.
-        options: Its other arguments.
-
-    Example:
-        >>> from art_denoised.demo import digits_classifier
-        >>> attack = TorchAttack(0.2, kind="PGD", options={"alpha": 0.05, "steps": 5})
-        >>> x = torch.rand(2, 1, 8, 8)
-        >>> attack(digits_classifier(), x, torch.tensor([3, 8])).shape
-        torch.Size([2, 1, 8, 8])
-    """
-
-    kind: str = "PGD"
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_given(self.options)
-
-    @property
-    def name(self) -> str:
-        """Of the library and the class."""
-        return f"torchattacks:{self.kind}"
-
-    @property
-    def gradient_free(self) -> bool:  # type: ignore[override]
-        """Whether it uses scores alone."""
-        return self.kind in ("Square", "OnePixel", "Pixle", "SPSA")
-
-    @property
-    def mixed(self) -> bool:  # type: ignore[override]
-        """Whether it is AutoAttack, with Square in it."""
-        return self.kind == "AutoAttack" and self.options.get("version") != "rand"
-
-    def run(self, model: Any, x: Images, y: Labels) -> Outcome:
-        """Attack.
-
-        Raises:
-            InputError: torchattacks is not installed or has no such attack, or an option is wrong.
-        """
-        module = as_module(model)
-        known = _torchattacks_class(self.kind)
-        given = {
-            "eps": self.eps,
-            "norm": {"linf": "Linf", "l2": "L2"}[self.norm],
-            "seed": self.seed,
-            "n_classes": checks.class_count(module, x[:1]),
-        }
-        options, bounded = fill_in(known, given, self.options)
-        with contextlib.redirect_stdout(io.StringIO()):
-            attack = known(module, **options)
-            attack.set_device(x.device)
-            x_adv = attack(x, y).detach()
-        return Outcome(x_adv if bounded else keep_inside(x, x_adv, self.norm, self.eps))
-
-
 def as_module(model: Any) -> nn.Module:
     """Return the module of an ART estimator; a module is returned as it is.
 
     Raises:
-        InputError: Neither, or an estimator that is not what its module is.
+        InputError: It is neither, or the estimator transforms images or answers outside its module.
     """
     module = model if isinstance(model, nn.Module) else getattr(model, "model", None)
     if not isinstance(module, nn.Module):
@@ -306,31 +111,56 @@ def _is_identity(step: Any) -> bool:
 
 
 def refuse_given(options: Mapping[str, Any]) -> None:
-    """Check that options do not say again what an attack is told by its own arguments.
+    """Check that options do not repeat arguments of the attack itself.
 
     Raises:
-        InputError: They name eps, norm or seed: rows under one eps would be of another.
+        InputError: They name eps, norm or seed, so that rows of one eps would be of another.
 
     Example:
         >>> refuse_given({"steps": 20})
     """
-    for name in ("eps", "norm", "seed"):
-        if name in options:
-            raise InputError(
-                f"the options hold {name} = {options[name]!r}; give {name} to the attack itself"
-            )
+    own = {"eps": "eps", "max_epsilon": "eps", "norm": "norm", "seed": "seed"}
+    for option in own.keys() & options.keys():
+        raise InputError(
+            f"the options hold {option} = {options[option]!r}; give {own[option]} to the attack "
+            "itself"
+        )
+
+
+def check_norm(library: str, kind: str, norm: str, fixed: Mapping[str, str]) -> None:
+    """Check that an attack whose norm is fixed was asked for in that norm.
+
+    Args:
+        library: Name of its library.
+        kind: Name of its class.
+        norm: Norm that was asked for.
+        fixed: Norms of the classes that have one alone.
+
+    Raises:
+        InputError: Its norm is another.
+
+    Example:
+        >>> check_norm("torchattacks", "PGDL2", "l2", {"PGD": "linf", "PGDL2": "l2"})
+    """
+    own = fixed.get(kind, norm)
+    if own != norm:
+        twins = (f"{kind}L2", kind.removesuffix("L2"))
+        twin = next((f" or the class {t}" for t in twins if fixed.get(t) == norm), "")
+        raise InputError(
+            f"norm is {norm!r}, but the norm of {kind} of {library} is {own!r}; give that{twin}"
+        )
 
 
 def fill_in(
     known: type, given: Mapping[str, Any], options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], bool]:
-    """Return the arguments for a class: ``options``, and of ``given`` what it takes beside them.
+    """Return the arguments of a class: ``options``, and what it takes of ``given``.
 
     Returns:
-        The arguments, and whether ``eps`` is among those it takes.
+        The arguments, and whether the class takes the radius of a ball.
 
     Raises:
-        InputError: It has no argument of the name of an option.
+        InputError: The class has no argument of the name of an option.
 
     Example:
         >>> fill_in(nn.Dropout, {"eps": 0.1, "p": 0.3}, {})
@@ -343,7 +173,7 @@ def fill_in(
                 f"{known.__name__} has no option {option!r}; it has {', '.join(parameters)}"
             )
     taken = {name: value for name, value in given.items() if name in parameters}
-    return {**taken, **options}, "eps" in parameters
+    return {**taken, **options}, not {"eps", "max_epsilon"}.isdisjoint(parameters)
 
 
 def keep_inside(x: Images, x_adv: Images, norm: str, eps: float) -> Images:
@@ -376,49 +206,3 @@ def distances(x: Images, x_adv: Images) -> dict[str, Tensor]:
     """
     change = (x_adv - x).flatten(1)
     return {"linf": change.abs().amax(1), "l2": change.norm(dim=1)}
-
-
-def _autoattack_package() -> str:
-    for package in ("pyautoattack", "autoattack"):
-        if importlib.util.find_spec(package) is not None:
-            return package
-    raise InputError(f"AutoAttack needs pyautoattack; {_INSTALL}")
-
-
-@contextlib.contextmanager
-def _autoattack_flags(package: str) -> Iterator[list[str]]:
-    """Collect AutoAttack's warnings, and put back the logger, the counters and the trace.
-
-    It finds "dynamic" defences by counting calls with a trace function; the counters are never
-    set back, so after one such model all others of the process would be flagged too.
-    """
-    flags: list[str] = []
-    counters = importlib.import_module(f"{package}.checks").funcs
-    logger, trace = logging.getLogger("auto-attack"), sys.gettrace()
-    before = (logger.handlers, logger.propagate, logger.level)
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: flags.append(record.getMessage())  # type: ignore[method-assign]
-    logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.WARNING)
-    counters.update(dict.fromkeys(counters, 0))
-    try:
-        with warnings.catch_warnings(record=True) as caught:  # the official package warns
-            warnings.simplefilter("always")
-            yield flags
-        flags += [str(one.message) for one in caught if one.category is Warning]
-    finally:
-        counters.update(dict.fromkeys(counters, 0))
-        sys.settrace(trace)
-        logger.handlers, logger.propagate = before[0], before[1]
-        logger.setLevel(before[2])
-
-
-def _torchattacks_class(kind: str) -> Any:
-    try:
-        import torchattacks
-    except ImportError:
-        raise InputError(f"this attack needs torchattacks; {_INSTALL}") from None
-    known = getattr(torchattacks, kind, None)
-    if not (inspect.isclass(known) and issubclass(known, torchattacks.attack.Attack)):
-        raise InputError(f"torchattacks has no attack {kind!r}; for example PGD, APGD or Square")
-    return known

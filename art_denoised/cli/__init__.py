@@ -1,88 +1,120 @@
-"""The command line: parse, call, and turn errors into one line and exit code 2."""
+"""The command line: parse, call one function of the library, and say on one line what is wrong."""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from art_denoised import __version__
-from art_denoised.checks import InputError
-from art_denoised.cli import attack, read, run, train, train_robust
-from art_denoised.cli.parser import Parser
+from art_denoised.cli.page import show_group
 
-_DESCRIPTION = """\
-Defend image classifiers by denoising, certify them, and attack them honestly.
-
-  art-denoised demo                 see the whole job on handwritten digits, in about a minute
-  art-denoised certify ...          certify a data set: one label and l2 radius an image
-  art-denoised predict ...          predict with the smoothed classifier, abstaining where unsure
-  art-denoised attack ...           attack a model, and check that the figure can be believed
-  art-denoised train-denoiser ...   train a denoiser for a classifier, seen or only queried
-  art-denoised train-diffusion ...  train a class-conditional diffusion model
-  art-denoised train-robust ...     train a classifier adversarially
-  art-denoised table LOG...         certified accuracy at chosen radii
-  art-denoised plot LOG... -o FILE  certified accuracy against radius, as a picture
-  art-denoised report RUN...        what attacks left of each model, beside what is certified
-  art-denoised verify LOG...        recompute every row of a log from its votes
-
-Each command explains itself: art-denoised certify --help
-"""
+_PROGRAM = "art-denoised"
+_GROUPS = {
+    "Start here": ("demo",),
+    "Evaluate": ("certify", "predict", "attack"),
+    "Train": ("train-denoiser", "train-diffusion", "train-robust"),
+    "Read results": ("table", "plot", "report", "verify"),
+}
+_MODULES = {  # of each command
+    **dict.fromkeys(("demo", "certify", "predict"), "certify"),
+    "attack": "attack",
+    **dict.fromkeys(("train-denoiser", "train-diffusion"), "train"),
+    "train-robust": "train_robust",
+    **dict.fromkeys(_GROUPS["Read results"], "read"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
+    Args:
+        argv: Words after the name of the program; None: those of the process.
+
     Returns:
-        0 on success, 1 where `verify` found rows that do not follow, 2 with one line on standard
-        error for input that cannot be used or a file that cannot be written, 130 when interrupted.
+        0 on success, 1 where `verify` found wrong rows, 2 with one line on standard error for input
+        that cannot be used or a file that cannot be written, 130 when interrupted.
 
     Example:
         >>> main(["table", "missing.jsonl"])
         2
     """
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return arguments.run(arguments) or 0
+        _refuse_empty(words)
+        options: Mapping[str, Any] = {"exit_on_error": False, "print_error": False}
+        app = build_app()
+        if not words or words[0] in app.help_flags:
+            for name in _MODULES:
+                app[name]  # imports the command, whose summary the page shows
+        return app(words, result_action="return_value", **options) or 0
     except BrokenPipeError:
         sys.stderr.close()  # the reader has gone, as in `... | head`
         return 0
-    except (InputError, OSError) as error:
-        from art_denoised.models.loading import one_line
-
-        print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        print(
-            f"{parser.prog}: interrupted; what was done is kept, --resume goes on", file=sys.stderr
-        )
-        return 130
+        return _fail("interrupted; completed rows are kept, --resume continues", 130)
+    except CycloptsError as error:
+        command = " ".join([_PROGRAM, *(error.command_chain or ())])
+        return _fail(f"{str(error).rstrip('.')} (see {command} --help)")
+    except OSError as error:
+        return _fail(error)
+    except ValueError as error:
+        from art_denoised.checks import InputError  # imports torch
+
+        if not isinstance(error, InputError):
+            raise
+        return _fail(f"{error}{_remedy(error.remedy)}")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands.
+def build_app() -> App:
+    """Return the application; the module of a command is imported when it is needed.
 
     Example:
-        >>> build_parser().parse_args(["demo", "--images", "200"]).images
-        200
+        >>> build_app()["table"].name
+        ('table',)
     """
-    parser = Parser(
-        prog="art-denoised",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    app = App(
+        name=_PROGRAM,
+        help="Defend image classifiers by denoising, certify them, and attack them honestly.\n\n"
+        "Each command explains itself: art-denoised certify --help",
+        version=f"{_PROGRAM} {__version__}",
+        help_format="plaintext",
+        suppress_keyboard_interrupt=False,
+        help_formatter=show_group,
+        group_parameters=Group("Options", sort_key=100),
+        # The last one counts where an option is repeated, as in `wrapper --sigma 0.5 "$@"`.
+        default_parameter=Parameter(negative=(), allow_repeating=True, show_env_var=False),
     )
-    parser.add_argument("--version", action="version", version=f"art-denoised {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    run.add_certify(commands)
-    run.add_predict(commands)
-    attack.add_attack(commands)
-    train.add_train_denoiser(commands)
-    train.add_train_diffusion(commands)
-    train_robust.add_train_robust(commands)
-    read.add_table(commands)
-    read.add_plot(commands)
-    read.add_report(commands)
-    read.add_verify(commands)
-    run.add_demo(commands)
-    return parser
+    for order, (title, names) in enumerate(_GROUPS.items()):
+        group = Group(title, sort_key=order)
+        for place, name in enumerate(names):
+            function = f"art_denoised.cli.{_MODULES[name]}:{name.replace('-', '_')}"
+            app.command(function, name=name, group=group, sort_key=place)
+    app["--help"].group = app["--version"].group = Group("Options", sort_key=100)
+    return app
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Refuse an empty word: an unset variable of the shell, which no option can mean."""
+    for before, word in zip(["", *words], words, strict=False):
+        name, equals, value = word.partition("=")
+        if not word or (name.startswith("--") and equals and not value):
+            option = name or (before if before.startswith("-") else "an argument")
+            raise CycloptsError(msg=f"{option} is empty; give a value or leave it out")
+
+
+def _remedy(arguments: Mapping[str, Any]) -> str:
+    """Return the options for these arguments of the library, such as ``resume=True``."""
+    words = [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        for name, value in arguments.items()
+    ]
+    return f" (pass {' '.join(words)})" if words else ""
+
+
+def _fail(message: object, code: int = 2) -> int:
+    line = " ".join(str(message).split()) or type(message).__name__
+    print(f"{_PROGRAM}: error: {line}", file=sys.stderr)
+    return code

@@ -2,242 +2,191 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
-from art_denoised.checks import InputError
-from art_denoised.cli.parser import add_command, radii
+from cyclopts import CycloptsError, Parameter
+
+from art_denoised.cli.options import notice
+from art_denoised.cli.words import Radii
 
 if TYPE_CHECKING:
-    from art_denoised.evaluation.records import Log
+    from art_denoised.evaluation.rows import Log
 
-_LOG_HELP = "certify.jsonl, or a TSV with columns idx label predict radius correct time"
-
-
-def add_table(commands: Any) -> None:
-    """Add `table`."""
-    command = add_command(
-        commands,
-        "table",
-        _table,
-        "certified accuracy at chosen radii",
-        description=(
-            "Print certified accuracy with 95% confidence intervals, from logs of certify or from\n"
-            "the TSV logs of other projects (Cohen et al., Salman et al., Carlini et al.).\n"
-            "An image counts at r when its certified label is right and its radius at least r."
-        ),
-        epilog="example:\n    art-denoised table runs/*/certify.jsonl --radii 0,0.25,0.5",
-    )
-    command.add_argument("logs", nargs="+", type=Path, metavar="LOG", help=_LOG_HELP)
-    command.add_argument(
-        "--radii",
-        type=radii,
-        metavar="R,R,...",
-        help="l2 radii (default: those that the logs were made for, or a grid up to the last)",
-    )
-    command.add_argument(
-        "--json",
-        action="store_true",
-        help="print a list of {radius, certified_accuracy, low, high, at_least}, "
-        "and log where there are several",
-    )
+Logs = Annotated[Path, Parameter(name="LOG", required=True)]
 
 
-def add_plot(commands: Any) -> None:
-    """Add `plot`."""
-    command = add_command(
-        commands,
-        "plot",
-        _plot,
-        "certified accuracy against radius",
-        description=(
-            "Draw certified accuracy against radius, for each log a curve with its 95% confidence\n"
-            "band. Logs are those of certify or TSV logs of other projects."
-        ),
-        epilog="example:\n    art-denoised plot runs/*/certify.jsonl -o accuracy.pdf",
-    )
-    command.add_argument("logs", nargs="+", type=Path, metavar="LOG", help=_LOG_HELP)
-    command.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="FILE", help=".png, .pdf or .svg"
-    )
-    command.add_argument("--title", help="a title above the plot")
+def table(*logs: Logs, radii: Radii | None = None, json: bool = False) -> None:
+    """Print certified accuracy at chosen radii.
 
+    An image counts at radius r if its certified label is right and its radius
+    is at least r. Intervals have 95% confidence.
 
-def add_report(commands: Any) -> None:
-    """Add `report`."""
-    command = add_command(
-        commands,
-        "report",
-        _report,
-        "robust accuracy of each model, beside what is certified",
-        description=(
-            "Put runs of attack and certify into one report: robust accuracy with 95% confidence\n"
-            "intervals, as each attack counted it and on fresh noise, under each attack and under\n"
-            "all of them; certified accuracy beside it, which must not be larger; what the checks\n"
-            "for masked gradients found. Several models are compared on the images they share.\n"
-            "\n"
-            "A result whose checks failed is marked as not reliable, and certified accuracy\n"
-            "above robust accuracy is said at the top. docs/report.md explains every result."
-        ),
-        epilog=(
-            "examples:\n"
-            "    art-denoised report runs/denoised\n"
-            "  two models side by side, and a page to send:\n"
-            "    art-denoised report runs/plain runs/denoised --compare --html report.html\n"
-            "  two runs of one model, such as other attacks or other images of it:\n"
-            "    art-denoised report ours=runs/pgd ours=runs/square"
-        ),
-    )
-    command.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUN",
-        help="folder with attack.jsonl, certify.jsonl or both (or such a file); NAME=FOLDER names "
-        "the model, and runs of one name are one model",
-    )
-    command.add_argument(
-        "--html", type=Path, metavar="FILE", help="write a page that needs no network and no script"
-    )
-    command.add_argument(
-        "--compare", action="store_true", help="print one column a model, all attacks together"
-    )
-    how = command.add_mutually_exclusive_group()
-    how.add_argument(
-        "--json", action="store_true", help="print everything as JSON, RobustBench's keys included"
-    )
-    how.add_argument("--tsv", action="store_true", help="print one line for each result")
+    For example:
+      art-denoised table runs/plain runs/denoised --radii 0,0.25,0.5
 
-
-def add_verify(commands: Any) -> None:
-    """Add `verify`."""
-    command = add_command(
-        commands,
-        "verify",
-        _verify,
-        "recompute every row of a log from its votes",
-        description=(
-            "Recompute label, bound and radius of every row from its votes, alpha, sigma and\n"
-            "mode, and say which rows do not follow. Exit code 0: all follow; 1: some do not.\n"
-            "That the votes are those of the network cannot be seen from a log."
-        ),
-        epilog=(
-            "examples:\n"
-            "    art-denoised verify runs/denoised/certify.jsonl\n"
-            "  a table whose certificates hold all together, with probability 0.95:\n"
-            "    art-denoised verify runs/denoised/certify.jsonl --family-alpha 0.05"
-        ),
-    )
-    command.add_argument(
-        "logs", nargs="+", type=Path, metavar="LOG", help="certify.jsonl or predict.jsonl"
-    )
-    command.add_argument(
-        "--family-alpha",
-        type=float,
-        metavar="A",
-        help="also print the table at alpha = A / images, where all certificates of a log hold "
-        "together with probability 1 - A; not for a log with rows that do not follow",
-    )
-    command.add_argument(
-        "--family-images",
-        type=int,
-        metavar="M",
-        help="images that the run was planned for, if the log has fewer: their number must be "
-        "fixed before the votes are seen (default: those in the log)",
-    )
-
-
-def summary(log: Log, path: Path) -> None:
-    """Print the table of a finished run."""
+    Args:
+        logs: Folder of a certify run, its certify.jsonl, or a TSV log with the columns idx, label,
+            predict, radius, correct and time (Cohen et al., Salman et al., Carlini et al.).
+        radii: l2 radii. By default those that the logs were made for, or a grid.
+        json: Print a JSON list of {radius, certified_accuracy, low, high, at_least}, with log if
+            there are several. at_least: a lower bound, because the run stopped at other radii.
+    """
     from art_denoised.reports.certified import certified_table
 
-    certified_table({path.parent.name or "run": log}).show()
-    print(f"log: {path}")
-
-
-def _table(arguments: argparse.Namespace) -> None:
-    from art_denoised.reports.certified import certified_table
-
-    table = certified_table(_read_logs(arguments.logs), arguments.radii)
-    if arguments.json:
-        _print_json(table.to_json())
+    found = certified_table(_read_all(logs), radii)
+    if json:
+        _print_json(found.to_json())
     else:
-        table.show()
+        found.show()
 
 
-def _plot(arguments: argparse.Namespace) -> None:
+def plot(
+    *logs: Logs,
+    out: Annotated[Path, Parameter(alias="-o", metavar="FILE")],
+    title: str | None = None,
+) -> None:
+    """Plot certified accuracy against radius.
+
+    Each log is a curve with its 95% confidence band.
+
+    For example:
+      art-denoised plot runs/plain runs/denoised -o accuracy.pdf
+
+    Args:
+        logs: Folder or log of a certify run, as for table.
+        out: Picture to write: .png, .pdf or .svg.
+        title: Title above the plot.
+    """
     from art_denoised.reports.plots import plot_certified
 
-    plot_certified(_read_logs(arguments.logs), arguments.out, arguments.title)
-    print(f"plot: {arguments.out}")
+    plot_certified(_read_all(logs), out, title)
+    print(f"plot: {out}")
 
 
-def _report(arguments: argparse.Namespace) -> None:
+def report(
+    *runs: Annotated[str, Parameter(name="RUN", required=True)],
+    html: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    compare: bool = False,
+    json: bool = False,
+    tsv: bool = False,
+) -> None:
+    """Report robust accuracy under attack beside certified accuracy.
+
+    Robust accuracy has 95% confidence intervals and is given as each attack
+    counted it and on fresh noise, for each attack and for all together.
+    Certified accuracy stands beside it and must not be larger. A result whose
+    masking checks failed is marked as not reliable. Several models are compared
+    on the images they share. docs/report.md explains every result.
+
+    Two models side by side, and a page to send:
+      art-denoised report runs/plain runs/denoised --compare --html report.html
+
+    Two runs of one model, such as other attacks or other images:
+      art-denoised report ours=runs/pgd ours=runs/square
+
+    Args:
+        runs: Folder with attack.jsonl, certify.jsonl or both, or such a file. NAME=FOLDER names the
+            model; runs of one name are one model.
+        html: Page to write; it needs no network and no script.
+        compare: Print one column for each model, all attacks together.
+        json: Print everything as JSON, with the keys of RobustBench.
+        tsv: Print one line for each result.
+    """
     from art_denoised.reports.report import report
 
-    found = report(arguments.runs)
-    if arguments.html:
-        found.write_page(arguments.html)
-        print(f"page: {arguments.html}", file=sys.stderr)
-    if arguments.json:
+    if json and tsv:
+        raise CycloptsError(msg="--json excludes --tsv; give one of them")
+    found = report(runs)
+    if html is not None:
+        found.write_page(html)
+        print(f"page: {html}", file=sys.stderr)
+    if json:
         _print_json(found.to_json())
-    elif arguments.tsv:
+    elif tsv:
         print(found.to_tsv(), end="")
-    elif arguments.compare:
+    elif compare:
         found.show_comparison()
     else:
         found.show()
 
 
-def _verify(arguments: argparse.Namespace) -> int:
+def verify(
+    *logs: Annotated[Path, Parameter(name="LOG", required=True)],
+    family_alpha: Annotated[float | None, Parameter(metavar="A")] = None,
+    family_images: Annotated[int | None, Parameter(metavar="M")] = None,
+) -> int:
+    """Recompute every row of a log from its votes.
+
+    Label, bound and radius of each row are recomputed from its votes, alpha,
+    sigma and mode. Exit code 0: all rows are consistent with their votes; 1:
+    some are not. A log cannot show that the votes are those of the network.
+
+    To also print a table whose certificates hold all together:
+      art-denoised verify runs/denoised --family-alpha 0.05
+
+    Args:
+        logs: Folder of a run, certify.jsonl or predict.jsonl.
+        family_alpha: Also print the table at alpha = A / images, where all certificates of a log
+            hold together with probability 1 - A. Needs a log whose rows are all consistent.
+        family_images: Number of images that the run was planned for, if the log has fewer. It must
+            be fixed before the votes are seen. By default the number in the log.
+    """
     from art_denoised.evaluation.verify import family_wise, verify
     from art_denoised.reports.certified import certified_table
     from art_denoised.reports.terminal import escaped
 
-    alpha = arguments.family_alpha
-    if arguments.family_images is not None and alpha is None:
-        raise InputError("--family-images needs --family-alpha; give both")
+    if family_images is not None and family_alpha is None:
+        raise CycloptsError(msg="--family-images needs --family-alpha; give both")
     wrong = 0
-    for path in arguments.logs:
+    for path in logs:
         log = _read(path)
         findings = verify(log)
         for finding in findings:
-            print(escaped(f"{path}: image {finding.idx}: {finding.problem}"))
-        bad = len({finding.idx for finding in findings})
-        print(
-            escaped(
-                f"{path}: {len(log.rows) - bad} of {len(log.rows)} rows follow from their votes"
-            )
-        )
+            where = "" if finding.index is None else f"image {finding.index}: "
+            print(escaped(f"{path}: {where}{finding.problem}"))
+        bad = len({finding.index for finding in findings})
         wrong += bad
-        if alpha is not None and not findings:
-            together = family_wise(log, alpha, images=arguments.family_images)
-            certified_table({"each": log, f"all together, {1 - alpha:g}": together}).show()
+        total = len(log.rows)
+        print(escaped(f"{path}: {total - bad} of {total} rows follow from their votes"))
+        if family_alpha is not None and not findings:
+            together = family_wise(log, family_alpha, images=family_images)
+            certified_table({"each": log, f"all together, {1 - family_alpha:g}": together}).show()
     return 1 if wrong else 0
+
+
+def summary(log: Log, path: Path) -> None:
+    """Print what a finished certify run found and what it cost."""
+    from art_denoised.reports.certified import certified_table
+
+    if log.rows:
+        certified_table({path.parent.name or "run": log}).show()
+    print(f"log: {path}")
+    samples = sum(row.n0 + row.drawn for row in log.rows)
+    print(f"{samples:,} samples for {len(log.rows)} images")
+
+
+def _read(path: Path) -> Log:
+    from art_denoised.evaluation.rows import read_log
+
+    log = read_log(path)
+    for text in log.notices:
+        notice(f"{path}: {text}")
+    return log
+
+
+def _read_all(paths: Sequence[Path]) -> dict[str, Log]:
+    from art_denoised.checks import InputError
+
+    logs = {str(path): _read(path) for path in paths}
+    for name, log in logs.items():
+        if log.kind != "certify":
+            raise InputError(f"{name} is a log of {log.kind}; give a log of certify, with radii")
+    return logs
 
 
 def _print_json(value: object) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
-
-
-def _read(path: Path) -> Log:
-    from art_denoised.evaluation.logs import read_log
-    from art_denoised.reports.terminal import escaped
-
-    log = read_log(path)
-    for notice in log.notices:
-        print(escaped(f"notice: {path}: {notice}"), file=sys.stderr)
-    return log
-
-
-def _read_logs(paths: Sequence[Path]) -> dict[str, Log]:
-    logs = {}
-    for path in paths:
-        log = _read(path)
-        if log.kind != "certify":
-            raise InputError(f"{path} is a log of {log.kind}; give a log of certify, with radii")
-        logs[str(path)] = log
-    return logs

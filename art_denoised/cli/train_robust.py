@@ -1,199 +1,229 @@
-"""The command that trains classifiers adversarially: train-robust."""
+"""The command that trains classifiers adversarially."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from art_denoised.checks import InputError
-from art_denoised.cli.parser import add_command, fraction
-from art_denoised.cli.train import add_holdout_options, add_plan_options, read_holdout, read_plan
+from cyclopts import CycloptsError, Group, Parameter
+
+from art_denoised.cli.options import MODEL, RunOptions, notice
+from art_denoised.cli.training import (
+    Optimizer,
+    Schedule,
+    TrainingOptions,
+    ValidatedData,
+    print_row,
+)
+from art_denoised.cli.words import Factory, Norm, Number
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from art_denoised.training.recipes import Adversarial, Trades
-
-_DESCRIPTION = """\
-Train a classifier to be robust: at each step on images that an attack has just changed.
-
-recipes:                                                        default eps   cost
-  pgd                PGD training (Madry et al. 2018)                 8/255   12
-  trades             clean loss + divergence (Zhang et al. 2019)      8/255   13
-  sat                a single step, random start (Xie et al. 2020)    4/255    3
-  feature-denoising  30 steps to random targets, a fifth of batches
-                     from the clean image, smoothed labels
-                     (Xie et al. 2019)                               16/255   32
-  clean              no attack: the control                               -    1
-
-cost: time of a training, about, with that of clean as 1, at the recipe's steps.
-
-The network may be changed first: --feature-denoising puts denoising blocks into it, --activation
-replaces its ReLUs. Single-step training can collapse (catastrophic overfitting: one step no longer
-fools the network, many do). With --holdout this is seen, said and logged.
-
-OUT gets model.safetensors (averaged weights), train.jsonl and a checkpoint, from which --resume
-goes on exactly.
-"""
-
-_EPILOG = """\
-examples:
-  handwritten digits, in seconds:
-    art-denoised train-robust --model art_denoised.demo:digits_network --data digits \\
-        --recipe sat --eps 0.15 --epochs 6 --rate 0.2 --augment none --holdout digits \\
-        --out runs/digits
-
-  a ResNet with four denoising blocks and a smooth activation, on a folder of images:
-    art-denoised train-robust --model mynets:resnet18 --data imagefolder:train \\
-        --holdout imagefolder:val --recipe pgd --eps 8/255 --feature-denoising gaussian \\
-        --activation silu --best --out runs/resnet18
-"""
+    from art_denoised.training.robust import Validation
 
 
-def add_train_robust(commands: Any) -> None:
-    """Add `train-robust`."""
-    from art_denoised.data import SPECS
-    from art_denoised.training.adversarial import PLAN
+@Parameter(name="*", group=MODEL)
+@dataclass(frozen=True, kw_only=True)
+class ClassifierOptions:
+    """Which classifier is trained.
 
-    command = add_command(
-        commands,
-        "train-robust",
-        _train_robust,
-        "train a classifier adversarially",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-    )
-    add = command.add_argument
-    add(
-        "--model",
-        required=True,
-        metavar="FACTORY",
-        help="package.module:factory of the classifier, of images in [0, 1]; what is random in it "
-        "is drawn from --seed",
-    )
-    add("--data", required=True, metavar="DATA", help=f"training images: {SPECS}")
-    add("--recipe", required=True, help="pgd, trades, sat, feature-denoising or clean")
-    add(
-        "--eps",
-        type=fraction,
-        metavar="E",
-        help="radius of the attack in units of images in [0, 1], such as 8/255",
-    )
-    add("--norm", help="linf or l2 (default: linf)")
-    add("--steps", type=int, metavar="K", help="of the attack (default: the recipe's)")
-    add(
-        "--stride",
-        type=fraction,
-        metavar="S",
-        help="length of its steps as a share of eps (default: the recipe's; of feature-denoising "
-        "max(1/255, eps / steps))",
-    )
-    add(
-        "--feature-denoising",
-        metavar="OPERATION",
-        help="put denoising blocks of this operation into the network: gaussian, dot_product, "
-        "mean, median, ...",
-    )
-    add(
-        "--where",
-        metavar="PLACES",
-        help="where: stages, all, or names of modules or globs, joined by commas "
-        "(default: stages, after the last block of each)",
-    )
-    add(
-        "--activation",
-        metavar="NAME",
-        help="replace ReLU by silu, gelu, elu, celu, softplus (a = 10) or smoothrelu",
-    )
-    add_holdout_options(command, "attacked")
-    add("--judge-steps", type=int, default=10, help="of that attack (default: %(default)s)")
-    add("--best", action="store_true", help="keep the weights of the epoch most robust on them")
-    add("--stop", action="store_true", help="end at catastrophic overfitting")
-    add_plan_options(command, PLAN)
-    add("--out", type=Path, required=True, metavar="DIR", help="folder for weights and log")
+    Attributes:
+        model: Function that returns the classifier, as package.module:function; its random weights
+            are drawn from --seed.
+        feature_denoising: Operation of denoising blocks to put into the network: gaussian,
+            dot_product, mean, median, ...
+        where: Places of the blocks: stages (after the last block of each), all, or names of modules
+            or globs, joined by commas. By default stages.
+        activation: Activation that replaces ReLU: silu, gelu, elu, celu, mish, softplus (a = 10)
+            or smoothrelu.
+    """
+
+    model: Factory
+    feature_denoising: Annotated[str | None, Parameter(metavar="OPERATION")] = None
+    where: Annotated[str | None, Parameter(metavar="PLACES")] = None
+    activation: Annotated[str | None, Parameter(metavar="NAME")] = None
+
+    def __post_init__(self) -> None:
+        """Refuse places without blocks."""
+        if self.where and not self.feature_denoising:
+            raise CycloptsError(msg="--where places blocks; give --feature-denoising as well")
+
+    @property
+    def changes(self) -> dict[str, str | None]:
+        """What is changed in the network."""
+        names = ("feature_denoising", "where", "activation")
+        return {name: getattr(self, name) for name in names}
+
+    def build(self, shape: tuple[int, int, int]) -> nn.Module:
+        """Return the network, changed, for images of this shape."""
+        from art_denoised.models.loading import load_module
+        from art_denoised.networks.cost import added_cost
+        from art_denoised.networks.trained import change_network
+
+        changes = {**self.changes, "input_shape": shape}
+        model = load_module("--model", self.model)
+        smooth = change_network(model, {**changes, "feature_denoising": None})
+        changed = change_network(smooth, {**changes, "activation": None})
+        if self.feature_denoising:
+            notice(f"denoising blocks: {added_cost(smooth, changed, shape)}")
+        return changed
 
 
-def _train_robust(arguments: argparse.Namespace) -> None:
-    from safetensors.torch import save
+@Parameter(name="*", group=Group("Recipe", sort_key=3))
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """Against which attack a classifier is trained.
 
-    from art_denoised.data import load_data
-    from art_denoised.models.loading import find_device
-    from art_denoised.storage import write_whole
-    from art_denoised.training.adversarial import OverfittingWarning, train_robust
+    Attributes:
+        recipe: pgd, trades, sat, sat-release, feature-denoising or clean; see above.
+        eps: Radius of the attack, such as 8/255; pixels are in [0, 1]. By default the recipe's.
+        norm: Norm of the ball. By default linf.
+        steps: Number of steps of the attack. By default the recipe's.
+        step_size: Step size as a share of eps. By default the recipe's.
+        judge_steps: Number of steps of the attack on the validation images.
+        best: Keep the weights of the epoch that is most robust on the validation images.
+        stop: Stop at catastrophic overfitting.
+    """
 
-    plan, device, recipe = read_plan(arguments), find_device(arguments.device), _recipe(arguments)
-    data = load_data(arguments.data, train=True)
-    changes = {n: getattr(arguments, n) for n in ("feature_denoising", "where", "activation")}
-    shape = tuple(data[0][0].shape)
-    model = _build(arguments, {**changes, "input_shape": shape}, device).to(device)
+    recipe: Annotated[str, Parameter(metavar="NAME")]
+    eps: Number | None = None
+    norm: Norm | None = None
+    steps: int | None = None
+    step_size: Annotated[Number | None, Parameter(name=("--step-size", "--stride"))] = None
+    judge_steps: int = 10
+    best: bool = False
+    stop: bool = False
+
+    def build(self) -> Adversarial | Trades:
+        """Return the recipe with these values."""
+        from dataclasses import replace
+
+        from art_denoised.checks import InputError
+        from art_denoised.training.recipes import RECIPES
+
+        if self.recipe not in RECIPES:
+            known = ", ".join(sorted(RECIPES))
+            raise InputError(f"--recipe is {self.recipe!r}; give one of {known}")
+        given: dict[str, Any] = {"eps": self.eps, "norm": self.norm, "steps": self.steps}
+        given["relative_step_size"] = self.step_size
+        changes = {name: value for name, value in given.items() if value is not None}
+        if self.recipe == "clean" and changes:
+            option = min(changes).removeprefix("relative_").replace("_", "-")
+            raise InputError(f"--recipe clean has no attack; leave --{option} out")
+        return replace(RECIPES[self.recipe], **changes)
+
+    def validation(self, pairs: Any) -> Validation | None:
+        """Return what is measured on pairs that are not trained on."""
+        from art_denoised.training.robust import Validation
+
+        if pairs is not None:
+            return Validation(pairs, self.judge_steps, self.best, self.stop)
+        if self.best or self.stop:
+            option = "--best" if self.best else "--stop"
+            raise CycloptsError(msg=f"{option} needs validation images; give --validation")
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustTrainingOptions(TrainingOptions):
+    """How a classifier is trained: other defaults."""
+
+    optimizer: Optimizer = "sgd"
+    lr: Annotated[Number, Parameter(name=("--lr", "--rate"))] = 0.1
+    weight_decay: float = 5e-4
+    clip: float = 0.0
+    schedule: Schedule = "one-cycle"
+    average: float = 0.995
+
+
+_TRAINING = RobustTrainingOptions()
+
+
+def train_robust(
+    *,
+    classifier: ClassifierOptions,
+    data: ValidatedData,
+    recipe: RecipeOptions,
+    training: RobustTrainingOptions = _TRAINING,
+    run: RunOptions,
+) -> None:
+    r"""Train a classifier adversarially.
+
+    Each step uses images that an attack has just changed. The network may be
+    changed first: --feature-denoising puts denoising blocks into it, --activation
+    replaces its ReLUs. Single-step training can collapse (catastrophic
+    overfitting: one step no longer fools the network, many do). With
+    --validation this is detected, printed and logged.
+
+    Recipes:                                              default eps  cost
+      pgd                PGD training (Madry et al. 2018)       8/255    12
+      trades             clean loss + divergence (Zhang 2019)   8/255    13
+      sat                one step, random start (Xie 2020)      4/255     3
+      sat-release        sat as its release trains: a fifth of
+                         batches from the clean image,
+                         smoothed labels                        4/255     3
+      feature-denoising  30 steps to random targets, a fifth
+                         of batches from the clean image,
+                         smoothed labels (Xie et al. 2019)     16/255    32
+      clean              no attack: the control                     -     1
+    Cost is the approximate time of a training, that of clean being 1.
+
+    DIR gets model.safetensors (averaged weights), train.jsonl and a checkpoint,
+    from which --resume continues exactly.
+
+    Handwritten digits, in seconds:
+      art-denoised train-robust --model art_denoised.demo:digits_network \
+          --data digits --validation digits --recipe sat --eps 0.15 \
+          --epochs 6 --lr 0.2 --augment none --out runs/digits
+
+    A ResNet with denoising blocks and a smooth activation:
+      art-denoised train-robust --model mynets:resnet18 \
+          --data imagefolder:train --validation imagefolder:val --best \
+          --recipe pgd --eps 8/255 --feature-denoising gaussian \
+          --activation silu --out runs/resnet18
+    """
+    from art_denoised.training.robust import OverfittingWarning, train_robust
+    from art_denoised.training.seeds import seeded
+
+    config, device, attack = training.config(), training.find_device(), recipe.build()
+    validation, images = recipe.validation(data.load_validation()), data.load()
+    channels, height, width = images[0][0].shape
+    shape = (channels, height, width)
+    with seeded(training.seed, device):
+        model = classifier.build(shape).to(device)
     with _notices(OverfittingWarning):
         rows = train_robust(
             model,
-            data,
-            recipe=recipe,
-            plan=plan,
-            holdout=read_holdout(arguments),
-            judge_steps=arguments.judge_steps,
-            best=arguments.best,
-            stop_on_overfitting=arguments.stop,
-            out=arguments.out,
-            resume=arguments.resume,
-            identity={"model": arguments.model, "data": arguments.data, **changes},
-            tensorboard=arguments.tensorboard,
-            progress=not arguments.quiet,
+            images,
+            attack,
+            config,
+            validation=validation,
+            run=run.out,
+            resume=run.resume,
+            progress=not run.quiet,
         )
-    path = arguments.out / "model.safetensors"
-    weights = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
-    note = {"model": arguments.model, **changes, "input_shape": shape, "recipe": arguments.recipe}
-    # One entry alone: of several the format writes the order at random.
-    write_whole(path, save(weights, {"art_denoised": json.dumps(note)}))
-    row = max(rows, key=lambda row: row["robust"]) if arguments.best else rows[-1]
-    figures = {name: value for name, value in row.items() if name not in ("rate", "seconds")}
-    print(", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in figures.items()))
+    path = run.out / "model.safetensors"
+    note = {"model": classifier.model, **classifier.changes, "input_shape": shape}
+    _save(model, path, {**note, "recipe": recipe.recipe})
+    print_row(max(rows, key=lambda row: row.figures["robust"]) if recipe.best else rows[-1])
     print(f"model: {path}")
 
 
-def _recipe(arguments: argparse.Namespace) -> Adversarial | Trades:
-    from dataclasses import replace
+def _save(model: nn.Module, path: Path, note: Mapping[str, Any]) -> None:
+    from safetensors.torch import save
 
-    from art_denoised.training.recipes import RECIPES
+    from art_denoised.runs.files import write_whole
 
-    if arguments.recipe not in RECIPES:
-        raise InputError(
-            f"--recipe is {arguments.recipe!r}; give one of {', '.join(sorted(RECIPES))}"
-        )
-    given = {n: getattr(arguments, n) for n in ("eps", "norm", "steps", "stride")}
-    changes = {name: value for name, value in given.items() if value is not None}
-    if arguments.recipe == "clean" and changes:
-        raise InputError(f"--recipe clean has no attack; leave --{min(changes)} out")
-    return replace(RECIPES[arguments.recipe], **changes)
-
-
-def _build(
-    arguments: argparse.Namespace, changes: Mapping[str, Any], device: torch.device
-) -> nn.Module:
-    """Return the network named, changed as asked, its random parts drawn from the seed."""
-    from art_denoised.models.loading import change_network, load_module
-    from art_denoised.networks.surgery import added_cost
-    from art_denoised.training.seeds import seeded
-
-    if changes["where"] and not changes["feature_denoising"]:
-        raise InputError("--where says where blocks go; give --feature-denoising as well")
-    with seeded(arguments.seed, device):
-        model = load_module("--model", arguments.model)
-        smooth = change_network(model, {**changes, "feature_denoising": None})
-        changed = change_network(smooth, {**changes, "activation": None})
-    if changes["feature_denoising"]:
-        cost = added_cost(smooth, changed, changes["input_shape"])
-        print(f"the denoising blocks: {cost}", file=sys.stderr)
-    return changed
+    weights = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
+    # One entry alone: of several the format writes the order at random.
+    write_whole(path, save(weights, {"art_denoised": json.dumps(note)}))
 
 
 @contextmanager
@@ -205,7 +235,7 @@ def _notices(kind: type[Warning]) -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
             if issubclass(category, kind):
-                print(f"notice: {message}", file=sys.stderr)
+                notice(str(message))
             else:
                 shown(message, category, *place)
 

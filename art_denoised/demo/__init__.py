@@ -9,9 +9,10 @@ from pathlib import Path
 
 from torch import nn
 
-from art_denoised.demo.diffusion import untrained
-from art_denoised.denoisers.checkpoints import load_denoiser, load_weights
+from art_denoised.demo.digits_mlp import untrained
+from art_denoised.denoisers.checkpoints import load_denoiser
 from art_denoised.diffusion.model import DiffusionModel
+from art_denoised.models.weights import load_weights
 
 _FOLDER = Path(__file__).parent
 

@@ -9,12 +9,15 @@ from pathlib import Path
 import torch
 
 from art_denoised import checks
-from art_denoised.data import load_data, select
+from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier, digits_denoiser
-from art_denoised.evaluation.run import certify_data
+from art_denoised.evaluation.certify import certify
+from art_denoised.evaluation.tsv import write_tsv
 from art_denoised.reports.certified import certified_table
 from art_denoised.reports.plots import plot_certified
 from art_denoised.smoothing.modules import DenoisedClassifier
+from art_denoised.smoothing.smoother import Smoother
+from art_denoised.smoothing.stops import FixedN
 
 SIGMAS = (0.25, 0.5)
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -27,8 +30,8 @@ def run_demo(
 
     Args:
         out: Folder for the four logs, ``table.txt`` and ``certified_accuracy.png``.
-        images: How many of the 500 held-out images.
-        n: Estimation samples an image.
+        images: Number of images, of the 500 that are held out.
+        n: Number of samples that bound the probability of a class.
         seed: Seed of the noise.
         resume: Continue an interrupted demo.
 
@@ -40,7 +43,7 @@ def run_demo(
     """
     out = Path(out)
     data = load_data("digits")
-    indices = select(data, limit=checks.count("images", images))
+    indices = range(min(checks.count("images", images), len(data)))
     classifier, denoiser = digits_classifier(), digits_denoiser()
     print(
         f"Certifying {len(indices)} held-out handwritten digits with {n:,} samples each.\n"
@@ -53,22 +56,20 @@ def run_demo(
             "with denoiser": DenoisedClassifier(classifier, denoiser, sigma=sigma),
         }
         for how, base in bases.items():
-            name = f"sigma {sigma:g}, {how}"
+            name, run = f"sigma {sigma:g}, {how}", out / f"sigma-{sigma:g}-{how.replace(' ', '-')}"
             print(name)
+            smoother = Smoother(base, sigma=sigma, seed=seed, batch_size=100)
             with _one_thread():
-                log = certify_data(
-                    base,
+                log = certify(
+                    smoother,
                     data,
-                    out / f"sigma-{sigma:g}-{how.replace(' ', '-')}",
-                    sigma=sigma,
-                    n=n,
-                    seed=seed,
-                    batch_size=100,
+                    FixedN(n),
+                    run=run,
                     indices=indices,
                     identity={"data": "digits"},
                     resume=resume,
-                    tsv=True,
                 )
+            write_tsv(log, run / "certify.tsv")
             named[name] = log
     table = str(certified_table(named, RADII))
     print(f"\n{table}\n")
@@ -81,7 +82,7 @@ def run_demo(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Images of 8x8 are too small to share: two threads would mostly wait for each other."""
+    """Use one thread: images of 8x8 are too small to share."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

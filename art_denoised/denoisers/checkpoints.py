@@ -1,4 +1,4 @@
-"""Checkpoints of denoisers: finding out what they hold."""
+"""Checkpoints of denoisers; the architecture is inferred from the file."""
 
 from __future__ import annotations
 
@@ -12,29 +12,25 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from art_denoised.checks import InputError
-from art_denoised.denoisers.dncnn import DnCNN
-from art_denoised.denoisers.memnet import MemNet
+from art_denoised.denoisers.architectures import DnCNN, MemNet, UNetDenoiser
 from art_denoised.denoisers.one_shot import OneShotDenoiser
-from art_denoised.denoisers.unet import UNetDenoiser
-from art_denoised.diffusion.loading import find_scheduler
-from art_denoised.models.weights import fitting_state, strip_prefixes
-from art_denoised.models.weights import load_weights as load_weights
-from art_denoised.models.weights import read_state_dict as read_state_dict
-from art_denoised.storage import write_whole
+from art_denoised.diffusion.schedulers import find_scheduler
+from art_denoised.models.weights import fitting_state, read_state_dict, strip_prefixes
+from art_denoised.runs.files import write_whole
 
 _UNET_CONFIG = "unet_config"
 
 
 def load_denoiser(path: Path | str) -> nn.Module:
-    """Load a denoiser in eval mode, its architecture and dtype read off the checkpoint.
+    """Load a denoiser in eval mode; architecture and dtype are those of the checkpoint.
 
     Args:
-        path: A checkpoint of `DnCNN` or `MemNet` in any of the field's forms, a file of
-            `save_denoiser`; a diffusers folder with a scheduler (`OneShotDenoiser`), or without, of
-            a UNet2DModel that predicts the noise (`UNetDenoiser`).
+        path: Checkpoint of `DnCNN` or `MemNet`, file of `save_denoiser`, or diffusers folder: with
+            a scheduler a diffusion model (`OneShotDenoiser`), without one a UNet2DModel that
+            predicts the noise (`UNetDenoiser`).
 
     Raises:
-        InputError: Unreadable, or of none of these architectures.
+        InputError: The file cannot be read, or holds none of these architectures.
 
     Example:
         >>> from art_denoised.demo import digits_denoiser  # loads its weights through this
@@ -53,8 +49,8 @@ def load_denoiser(path: Path | str) -> nn.Module:
             denoiser = None
     if denoiser is None:
         raise InputError(
-            f"checkpoint {path} is neither DnCNN, MemNet nor a saved U-Net (first key "
-            f"{min(state)!r}); give package.module:factory for another denoiser"
+            f"checkpoint {path} is not DnCNN, MemNet or a saved U-Net (first key {min(state)!r}); "
+            "give package.module:factory for another denoiser"
         )
     # assign: a certificate holds for the weights as saved, in their dtype
     denoiser.load_state_dict(fitting_state(denoiser, state, path), assign=True)
@@ -64,9 +60,12 @@ def load_denoiser(path: Path | str) -> nn.Module:
 def save_denoiser(denoiser: nn.Module, path: Path | str) -> None:
     """Write a denoiser to one .safetensors file that `load_denoiser` reads, all or nothing.
 
+    Args:
+        denoiser: `DnCNN`, `MemNet` or `UNetDenoiser`.
+        path: Output file, ending in .safetensors.
+
     Raises:
-        InputError: Another type than DnCNN, MemNet or UNetDenoiser, another suffix, or a place that
-            cannot be written.
+        InputError: The denoiser has another type, the path another suffix, or it cannot be written.
 
     Example:
         >>> import tempfile
@@ -78,7 +77,7 @@ def save_denoiser(denoiser: nn.Module, path: Path | str) -> None:
     path = Path(path)
     check_saveable(denoiser)
     if path.suffix != ".safetensors":
-        raise InputError(f"{path} does not end in .safetensors; weights are saved in no other form")
+        raise InputError(f"the file is {path}; give one that ends in .safetensors")
     metadata = {"format": "pt"}
     if type(denoiser) is UNetDenoiser:
         metadata[_UNET_CONFIG] = json.dumps(_public(denoiser.unet.config))  # type: ignore[arg-type]
@@ -87,18 +86,18 @@ def save_denoiser(denoiser: nn.Module, path: Path | str) -> None:
 
 
 def check_saveable(denoiser: nn.Module) -> None:
-    """Check that `save_denoiser` knows the type of a denoiser, before one that is trained.
+    """Check that `save_denoiser` can save a denoiser; call it before a training.
 
     Raises:
-        InputError: Another type than DnCNN, MemNet or UNetDenoiser.
+        InputError: The denoiser is not a `DnCNN`, `MemNet` or `UNetDenoiser`.
 
     Example:
         >>> check_saveable(DnCNN(1, depth=3, width=4))
     """
     if type(denoiser) not in (DnCNN, MemNet, UNetDenoiser):  # a subclass comes back as its base
         raise InputError(
-            f"{type(denoiser).__name__} is not DnCNN, MemNet or UNetDenoiser; train it in Python "
-            "and save its state_dict with safetensors.torch.save_file"
+            f"the denoiser is a {type(denoiser).__name__}; give DnCNN, MemNet or UNetDenoiser, or "
+            "train it in Python and save its state_dict with safetensors.torch.save_file"
         )
 
 

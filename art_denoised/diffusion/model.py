@@ -1,40 +1,42 @@
-"""A diffusion model of any family as D(x_noisy, sigma, y), on images in [0, 1]."""
+"""A diffusion model as D(x_noisy, sigma, y), on images in [0, 1]."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.diffusion.families import Family
+from art_denoised.diffusion.preconditioning import Preconditioning
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Sigmas
 
 
 class DiffusionModel(nn.Module):
-    """The posterior mean E[x | x_noisy, y] of a diffusion model, whatever its family.
+    """The posterior mean E[x | x_noisy, y] of a diffusion model of any family.
 
-    It is a `Denoiser`, in the units of images in [0, 1]: a network that lives in [-1, 1] sees
-    images twice as large and noise of 2 sigma, and knows nothing else.
+    It is a `Denoiser` of images in [0, 1]. A network that lives in [-1, 1] sees images twice as
+    large and noise of 2 sigma; only this class knows. The network computes in the dtype of its own
+    weights, whatever the dtype of the images.
 
     Args:
-        network: Called as ``network(x, c_noise, y)`` with images in its own range, c_noise of shape
-            (batch,), and class indices (batch,) or None; returns what the family says, one
-            channel for each of ``x``.
-        family: How the network sees noise.
-        classes: Number of classes of a conditional network; None: it knows none.
-        null_class: Class index that stands for no class; None: a conditional network has to be
-            given a class always.
-        image_range: Smallest and largest pixel value in the network's units.
+        network: Network, called as ``network(x, c_noise, y)`` with images in its own range, c_noise
+            of shape (batch,), and class indices (batch,) or None. It returns one channel for each
+            channel of ``x``; the preconditioning says what they mean.
+        preconditioning: How the network sees noise.
+        classes: Number of classes of a conditional network; None: unconditional.
+        null_class: Class index that stands for no class; None: a conditional network always needs a
+            class.
+        image_range: Smallest and largest pixel value in the units of the network.
 
     Raises:
-        InputError: A null class without classes, or an empty range.
+        InputError: A null class without classes or among them, or an empty range.
 
     Example:
-        >>> from art_denoised.diffusion.families import Native
+        >>> from art_denoised.diffusion.preconditioning import Native
         >>> class Shrink(nn.Module):  # the posterior mean of N(0, 1) images
         ...     def forward(self, x, sigma, y):
         ...         return x / (1 + sigma.reshape(-1, 1, 1, 1) ** 2)
@@ -44,10 +46,13 @@ class DiffusionModel(nn.Module):
         0.625
     """
 
+    noise: float = 0.0
+    """Standard deviation of the noise in the images that the model describes, image units."""
+
     def __init__(
         self,
         network: nn.Module,
-        family: Family,
+        preconditioning: Preconditioning,
         *,
         classes: int | None = None,
         null_class: int | None = None,
@@ -62,44 +67,40 @@ class DiffusionModel(nn.Module):
             )
         if not image_range[0] < image_range[1]:
             raise InputError(f"image_range is {image_range}; give the lower end first")
-        self.network, self.family = network, family
+        self.network, self.preconditioning = network, preconditioning
+        self.training = network.training
         self.classes, self.null_class = classes, null_class
         self.image_range = image_range
 
     def extra_repr(self) -> str:
-        """Return what it is, beside its network."""
+        """Return the settings beside the network."""
         return (
-            f"{self.family}, classes={self.classes}, null_class={self.null_class}, "
+            f"{self.preconditioning}, classes={self.classes}, null_class={self.null_class}, "
             f"image_range={self.image_range}"
         )
 
     @property
-    def noise(self) -> float:
-        """Standard deviation of the noise in the images that it models, image units."""
-        return 0.0
-
-    @property
     def scale(self) -> float:
-        """Length of the network's range: noise of sigma is this many sigma to it."""
+        """Length of the network's range: sigma in image units is scale * sigma to the network."""
         return self.image_range[1] - self.image_range[0]
 
     @property
     def sigma_min(self) -> float:
         """Lowest noise level of the training, in image units."""
-        return self.family.sigma_min / self.scale
+        return self.preconditioning.sigma_min / self.scale
 
     @property
     def sigma_max(self) -> float:
         """Highest noise level of the training, in image units."""
-        return self.family.sigma_max / self.scale
+        return self.preconditioning.sigma_max / self.scale
 
     def at_least(self, sigma: float) -> float:
-        """Return the smallest noise level of the training, not below ``sigma``; image units.
+        """Return the smallest noise level of the training not below ``sigma``; image units.
 
         Raises:
-            InputError: The training had none as high.
+            InputError: The highest level of the training is below ``sigma``.
         """
-        level = self.family.at_least(sigma * self.scale) / self.scale
+        level = self.preconditioning.at_least(sigma * self.scale) / self.scale
         return max(level, sigma)  # not below, in floating point either
 
     def forward(self, x_noisy: Images, sigma: Sigmas, y: Labels | None = None) -> Images:
@@ -107,21 +108,21 @@ class DiffusionModel(nn.Module):
 
         Args:
             x_noisy: Clean images in [0, 1] plus noise.
-            sigma: Standard deviation of the noise in image units, one number or one an image.
-            y: Class indices, the null class among them; None: of no class.
+            sigma: Standard deviation of the noise in image units, one number or one per image.
+            y: Class indices, which may be the null class; None: no class.
 
         Raises:
-            InputError: A class to a network that knows none, none to one that needs it, or one
-                that it does not know.
+            InputError: A class for an unconditional network, no class for one that needs it, or an
+                unknown class.
         """
         # In float32 at least: half precision would round steps and levels.
         precision = torch.promote_types(x_noisy.dtype, torch.float32)
         level = torch.as_tensor(sigma, dtype=precision, device=x_noisy.device) * self.scale
         level = level.reshape(-1).expand(len(x_noisy))
-        c_skip, c_out, c_in, c_noise = self.family.at(level)
+        c_skip, c_out, c_in, c_noise = self.preconditioning.at(level)
         low, column = self.image_range[0], (-1, 1, 1, 1)
         x = low + self.scale * x_noisy
-        network_in = (c_in.reshape(column) * x).to(x_noisy.dtype)
+        network_in = (c_in.reshape(column) * x).to(parameter_dtype(self.network, x_noisy))
         answer = self.network(network_in, c_noise, self._labels(y, x_noisy))
         x_hat = c_skip.reshape(column) * x + c_out.reshape(column) * answer
         return ((x_hat - low) / self.scale).to(x_noisy.dtype)
@@ -146,3 +147,91 @@ class DiffusionModel(nn.Module):
         if self.null_class is None:
             raise InputError("the diffusion model has no null class; give the class of each image")
         return torch.full((len(x),), self.null_class, device=x.device)
+
+
+class NoisedDiffusion(DiffusionModel):
+    """E[x_tau | x_s, y] of images x_tau that already hold noise tau, from a model of clean images.
+
+    x_s holds additional noise rho, s^2 = tau^2 + rho^2. Given the clean image, a share tau^2 / s^2
+    of the noise of x_s is that of x_tau, so with D the model of clean images
+
+        E[x_tau | x_s, y] = x_s + (rho^2 / s^2) (D(x_s; s, y) - x_s)
+
+    A `DiffusionClassifier` over it classifies noised images. With the weights of the evidence bound
+    this is the exact posterior noised diffusion classifier (EPNDC) of Chen et al., "Your Diffusion
+    Model is Secretly a Certifiably Robust Classifier" (NeurIPS 2024, arXiv 2402.02316): its loss
+    at a step from rho to rho' is (1 / rho^2 - 1 / rho'^2) / 2 times the squared error at rho'
+    (docs/rdc.md). An evaluation takes one call of the network, as on clean images.
+
+    Args:
+        model: Diffusion model of clean images.
+        noise: Standard deviation tau in image units; above 0.
+
+    Raises:
+        InputError: The model was not trained on such noise.
+
+    Example:
+        >>> from art_denoised import DiffusionClassifier
+        >>> from art_denoised.demo import digits_diffusion
+        >>> from art_denoised.data import load_data
+        >>> x = torch.stack([load_data("digits")[i][0] for i in range(4)])
+        >>> noised = x + 0.25 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+        >>> classifier = DiffusionClassifier(NoisedDiffusion(digits_diffusion(), 0.25), seed=0)
+        >>> classifier(noised).argmax(1).tolist() == [load_data("digits")[i][1] for i in range(4)]
+        True
+    """
+
+    def __init__(self, model: DiffusionModel, noise: float) -> None:
+        super().__init__(
+            model.network,
+            model.preconditioning,
+            classes=model.classes,
+            null_class=model.null_class,
+            image_range=model.image_range,
+        )
+        self.noise = checks.sigma(noise)
+        model.at_least(self.noise)
+        self.train(model.training)
+
+    def extra_repr(self) -> str:
+        """Return the settings beside the network."""
+        return f"{super().extra_repr()}, noise={self.noise}"
+
+    @property
+    def sigma_min(self) -> float:
+        """Lowest additional noise: 0 where tau is itself a level of the training."""
+        return max(super().sigma_min ** 2 - self.noise**2, 0.0) ** 0.5
+
+    @property
+    def sigma_max(self) -> float:
+        """Highest additional noise."""
+        return float((super().sigma_max ** 2 - self.noise**2) ** 0.5)
+
+    def at_least(self, sigma: float) -> float:
+        """Return the smallest additional noise, not below ``sigma``, whose sum was trained on."""
+        total = super().at_least((sigma**2 + self.noise**2) ** 0.5)
+        return max((total**2 - self.noise**2) ** 0.5, sigma)
+
+    def forward(self, x_noisy: Images, sigma: Sigmas, y: Labels | None = None) -> Images:
+        """Return E[x_tau | x_s, y].
+
+        Args:
+            x_noisy: Images x_s.
+            sigma: Additional noise rho in image units, one number or one per image.
+            y: Class indices, which may be the null class; None: no class.
+        """
+        rho = torch.as_tensor(sigma, device=x_noisy.device).reshape(-1).expand(len(x_noisy))
+        total = (rho.double() ** 2 + self.noise**2).sqrt()
+        share = (rho.double() / total).square().to(x_noisy.dtype).reshape(-1, 1, 1, 1)
+        x_hat = super().forward(x_noisy, total.to(rho.dtype), y)
+        return x_noisy + share * (x_hat - x_noisy)
+
+
+def parameter_dtype(module: nn.Module, x: Tensor) -> torch.dtype:
+    """Return the dtype of a module's first weights; that of ``x`` if it has none.
+
+    Example:
+        >>> parameter_dtype(nn.Linear(2, 2).half(), torch.zeros(1))
+        torch.float16
+    """
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), x.dtype)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.diffusion.families import EDM
 from art_denoised.diffusion.model import DiffusionModel
+from art_denoised.diffusion.preconditioning import EDM
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels
@@ -22,8 +22,8 @@ class UNetNetwork(nn.Module):
     """Calls a UNet2DModel as `DiffusionModel` calls its network.
 
     Args:
-        unet: The UNet2DModel.
-        patch: Squares of that many pixels are folded into its channels and back.
+        unet: UNet2DModel.
+        patch: Side of the squares of pixels that are folded into channels and back.
     """
 
     def __init__(self, unet: Any, *, patch: int = 1) -> None:
@@ -31,7 +31,7 @@ class UNetNetwork(nn.Module):
         self.unet, self.patch = unet, checks.count("patch", patch)
 
     def forward(self, x: Images, c_noise: torch.Tensor, y: Labels | None) -> Images:
-        """Return what the U-Net predicts."""
+        """Return the U-Net's prediction."""
         folded = F.pixel_unshuffle(x, self.patch)
         return F.pixel_shuffle(self.unet(folded, c_noise, class_labels=y).sample, self.patch)
 
@@ -48,17 +48,17 @@ def unet_diffusion(
     """Build an untrained EDM over a small U-Net.
 
     Args:
-        channels: Of the images.
-        size: Height and width; divisible by the patch, and then by 2 for each width after the
-            first.
+        channels: Number of image channels.
+        size: Height and width of the images; divisible by the patch, and then by 2 for each width
+            after the first.
         classes: Number of classes, to which a null class is added; None: unconditional.
-        widths: Channels at each resolution, the full one first; multiples of 8.
-        layers: Residual blocks at each resolution.
-        patch: Fold squares of patch x patch pixels into channels first: the same U-Net then costs
-            1 / patch^2 as much.
+        widths: Number of channels at each resolution, the full one first; multiples of 8.
+        layers: Number of residual blocks at each resolution.
+        patch: Side of the squares of pixels that are folded into channels first: the same U-Net
+            then costs 1 / patch^2 as much.
 
     Raises:
-        InputError: Sizes that do not fit together.
+        InputError: The sizes do not fit together.
 
     Example:
         >>> model = unet_diffusion(1, 8, classes=10, widths=(8, 16))

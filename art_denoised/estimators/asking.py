@@ -1,4 +1,4 @@
-"""Estimators of ART as classifiers that can only be asked."""
+"""Estimators of ART as query-only classifiers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from art_denoised.smoothing.blackbox import Answer, Ask
 
 
 def ask_estimator(estimator: Any) -> Ask:
-    """Return an ART classifier, such as a BlackBoxClassifier, as `BlackBox` asks it.
+    """Return the function by which a `BlackBox` queries an ART classifier.
 
     Args:
-        estimator: Its ``predict`` gives a row of scores an image. A row that is all zero, as ART
-            writes an abstention, holds NaN or has no finite maximum, is an empty answer.
+        estimator: Classifier whose ``predict`` gives a row of scores for each image. A row that
+            is all zero, as ART writes an abstention, holds NaN or has no finite maximum, is an
+            empty answer.
 
     Raises:
-        InputError: Not an ART classifier.
+        InputError: It is not an ART classifier.
 
     Example:
         >>> from art.estimators.classification import BlackBoxClassifier

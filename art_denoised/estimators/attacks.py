@@ -18,6 +18,7 @@ from art_denoised.attacks.suites import (
     Outcome,
     Suite,
     as_module,
+    check_norm,
     fill_in,
     keep_inside,
     refuse_given,
@@ -39,9 +40,11 @@ _GRADIENT_FREE = (
     "ZooAttack",
 )
 
+_FIXED_NORMS = {"BasicIterativeMethod": "linf", "VirtualAdversarialMethod": "l2"}
+
 
 @dataclass(frozen=True)
-class ARTAttack(Suite):
+class ArtAttack(Suite):
     """Any evasion attack of ART, by the name of its class.
 
     ART estimators are attacked as they are; a plain module is put into a PyTorchClassifier first.
@@ -56,7 +59,7 @@ class ARTAttack(Suite):
     Example:
         >>> import torch
         >>> from art_denoised.demo import digits_classifier
-        >>> attack = ARTAttack(0.2, kind="ProjectedGradientDescent", options={"max_iter": 5})
+        >>> attack = ArtAttack(0.2, kind="ProjectedGradientDescent", options={"max_iter": 5})
         >>> x = torch.rand(2, 1, 8, 8)
         >>> attack(digits_classifier(), x, torch.tensor([3, 8])).shape
         torch.Size([2, 1, 8, 8])
@@ -68,6 +71,7 @@ class ARTAttack(Suite):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_given(self.options)
+        check_norm("ART", self.kind, self.norm, _FIXED_NORMS)
 
     @property
     def name(self) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import TYPE_CHECKING, Any
+import math
+import warnings
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -36,15 +38,14 @@ def optimizer_like(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.
 class _Whole(nn.Module):
     """What ART calls: the outputs of all layers, here of one, which is the module.
 
-    ART's own takes an nn.Sequential apart, and its TRADES trainer then reads the output of the
-    first layer as logits.
+    ART's own wrapper takes an nn.Sequential apart, and its TRADES trainer then reads the output of
+    the first layer as logits.
     """
 
-    get_layers = ("output",)
-
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, layers: list[str]) -> None:
         super().__init__()
         self._model = model
+        self.get_layers = layers
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         return [self._model(x)]
@@ -53,9 +54,16 @@ class _Whole(nn.Module):
 class DefendedClassifier(PyTorchClassifier):
     """An ART classifier over a module that is the whole defence.
 
-    Beside ART's: input is checked, the global random state is left alone, and pickles leave no
-    files behind.
+    Beside ART's: input is checked, the global random state is left alone, pickles leave no files
+    behind, and preprocessing belongs to the module, so that predictions and gradients are of one
+    function.
     """
+
+    # Whether the layers of the module see one row an image: those of a defence that makes many
+    # noisy copies of an image do not, and detectors would read samples as images.
+    _layers_see_images: ClassVar[bool] = False
+    _shown: ClassVar[tuple[str, ...]] = ()  # attributes in the repr, beside those of all
+    _warned = False
 
     def predict(
         self, x: np.ndarray, batch_size: int = 128, training_mode: bool = False, **kwargs: Any
@@ -63,9 +71,9 @@ class DefendedClassifier(PyTorchClassifier):
         """Return the outputs of ``.model``, exactly.
 
         Args:
-            x: Images (batch, channels, height, width), float. They may leave ``clip_values`` a
-                little, as those of an attack under way do.
-            batch_size: Images at once.
+            x: Images (batch, channels, height, width), float. Images outside ``clip_values``, as
+                attacks make that clip at the end only, are classified with one warning.
+            batch_size: Number of images at once.
             training_mode: As in ART, which also leaves the model in this mode.
             **kwargs: Ignored, as in ART.
 
@@ -73,12 +81,13 @@ class DefendedClassifier(PyTorchClassifier):
             float32 array (batch, nb_classes).
 
         Raises:
-            InputError: Shape, dtype, NaN, or images in other units.
+            InputError: Shape, dtype, NaN or infinite pixels.
         """
         # Not ART's loop: its DataLoader draws from the global random state.
         self.model.train(mode=training_mode)
         with torch.no_grad():
-            images = self._check(x, slack=1.0)
+            images = self._check(x, slack=math.inf)
+            self._warn_of_other_units(images)
             batches = torch.split(images, checks.count("batch_size", batch_size))
             outputs = [self.model(batch.to(self.device)).float().cpu() for batch in batches]
         return torch.cat(outputs).numpy()
@@ -98,20 +107,79 @@ class DefendedClassifier(PyTorchClassifier):
         y = check_and_transform_label_format(y, self.nb_classes)
         return super().loss_gradient(x, y, training_mode=training_mode, **kwargs)
 
+    def get_activations(
+        self,
+        x: np.ndarray | torch.Tensor,
+        layer: int | str | None = None,
+        batch_size: int = 128,
+        framework: bool = False,
+    ) -> np.ndarray | torch.Tensor:
+        """Return the output of a layer of ``.model``.
+
+        Args:
+            x: Images (batch, channels, height, width).
+            layer: Name or number of the layer, as in ``layer_names``.
+            batch_size: Number of images at once; with ``framework`` all are.
+            framework: Return a tensor that can be differentiated.
+
+        Returns:
+            Activations, one row for each image.
+
+        Raises:
+            InputError: No such layer, or a defence whose layers see noisy copies and not images.
+        """
+        hooked = dict(self.model.named_modules())[self._layer(layer)]
+        found: list[torch.Tensor] = []
+        handle = hooked.register_forward_hook(lambda module, args, output: found.append(output))
+        self.model.eval()
+        try:
+            if framework:
+                self.model(torch.as_tensor(x).to(self.device))
+                return found[0]
+            with torch.no_grad():
+                for batch in torch.split(torch.as_tensor(x), batch_size):
+                    self.model(batch.to(self.device))
+        finally:
+            handle.remove()
+        return torch.cat(found).cpu().numpy()
+
     def set_params(self, **kwargs: Any) -> None:
-        """Set parameters by name, as in ART, which cannot take the module that it hands out."""
+        """Set parameters by name, as in ART, which cannot take the module that it hands out.
+
+        Raises:
+            InputError: Preprocessing or postprocessing, which predictions and gradients would see
+                differently.
+        """
+        for name in ("preprocessing", "preprocessing_defences", "postprocessing_defences"):
+            if kwargs.get(name):
+                raise InputError(
+                    f"{name} is {kwargs[name]}; it must be part of the module: wrap the classifier "
+                    "in a PyTorchClassifier with torch preprocessing and build the defence over it"
+                )
         model = kwargs.pop("model", None)
         if model is not None:
             self._model = self._make_model_wrapper(model).to(self._device)
         super().set_params(**kwargs)
 
     def clone_for_refitting(self) -> Self:
-        """Return a copy with freshly initialised weights and its own optimizer."""
+        """Return a copy with its own optimizer, in which what ``fit`` trains is fresh."""
         clone = copy.deepcopy(self)
         clone.reset()
         if self._optimizer is not None:
             clone._optimizer = optimizer_like(self._optimizer, clone.model)
         return clone
+
+    def reset(self) -> None:
+        """Initialise what ``fit`` trains, and nothing else."""
+        trained = self._trained_by_fit
+        if trained is not None:
+            trained.apply(_initialise)
+
+    def __repr__(self) -> str:
+        """Return defence, noise, classes and device in a line."""
+        names = (*self._shown, "input_shape", "nb_classes", "clip_values")
+        told = [f"{name}={getattr(self, name)!r}" for name in names]
+        return f"{type(self).__name__}({', '.join(told)}, device={str(self.device)!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return everything but the device; unlike ART's, writes no files."""
@@ -126,8 +194,37 @@ class DefendedClassifier(PyTorchClassifier):
         self._device = torch.device(f"cuda:{torch.cuda.current_device()}" if gpu else "cpu")
         self._model = self._make_model_wrapper(state["_model"]).to(self._device)
 
+    @property
+    def _trained_by_fit(self) -> nn.Module | None:
+        return self.model
+
     def _make_model_wrapper(self, model: nn.Module) -> nn.Module:
-        return _Whole(model)
+        layers = [name for name, _ in model.named_children()] if self._layers_see_images else []
+        return _Whole(model, layers)
+
+    def _layer(self, layer: int | str | None) -> str:
+        names = self.layer_names
+        if not self._layers_see_images:
+            raise InputError(
+                f"layers of {type(self).__name__} see noisy copies, not images; put the classifier "
+                "behind it into a PyTorchClassifier and ask that one"
+            )
+        if isinstance(layer, str) and layer in names:
+            return layer
+        if isinstance(layer, int) and -len(names) <= layer < len(names):
+            return names[layer]
+        raise InputError(f"layer is {layer!r}; give one of {', '.join(names)}, or its number")
+
+    def _warn_of_other_units(self, images: torch.Tensor) -> None:
+        low, high = (torch.as_tensor(value, dtype=images.dtype) for value in self.clip_values)
+        far = (images < 2 * low - high) | (images > 2 * high - low)
+        if not self._warned and bool(far.any()):
+            self._warned = True
+            warnings.warn(
+                f"images span [{float(images.min()):g}, {float(images.max()):g}], far outside the "
+                f"clip_values ({float(low.min()):g}, {float(high.max()):g})",
+                stacklevel=3,
+            )
 
     def _check(self, x: Any, slack: float = 0.0) -> torch.Tensor:
         x = checks.images(x, clip_values=self.clip_values, shape=self.input_shape, slack=slack)
@@ -140,3 +237,9 @@ class DefendedClassifier(PyTorchClassifier):
         classes = checks.class_count(self.model, grey)
         if classes != self.nb_classes:
             raise InputError(f"nb_classes is {self.nb_classes} but the model returns {classes}")
+
+
+def _initialise(module: nn.Module) -> None:
+    start_again = getattr(module, "reset_parameters", None)
+    if callable(start_again):
+        start_again()

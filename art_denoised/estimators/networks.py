@@ -20,9 +20,10 @@ from art_denoised.estimators.preprocessing import without_preprocessing
 from art_denoised.networks.activation_surgery import smooth_activations
 from art_denoised.networks.feature_denoising import Operation
 from art_denoised.networks.surgery import add_feature_denoising
-from art_denoised.training.adversarial import PLAN, train_robust
-from art_denoised.training.plan import Plan
+from art_denoised.training.config import TrainingConfig
 from art_denoised.training.recipes import Recipe
+from art_denoised.training.robust import ROBUST_CONFIG, train_robust
+from art_denoised.training.rows import EpochRow
 
 
 class FeatureDenoisingClassifier(DefendedClassifier):
@@ -60,6 +61,8 @@ class FeatureDenoisingClassifier(DefendedClassifier):
         (2, 10)
     """
 
+    _layers_see_images = True
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -79,7 +82,7 @@ class FeatureDenoisingClassifier(DefendedClassifier):
         channels, height, width = (checks.count("input_shape", size) for size in input_shape)
         shape, model = (channels, height, width), copy.deepcopy(backbone)
         if activation is not None:
-            model = smooth_activations(model, activation)
+            model = smooth_activations(model, activation, input_shape=shape)
         if operation is not None:
             model = add_feature_denoising(
                 model, where, operation, input_shape=shape, **(block or {})
@@ -104,11 +107,11 @@ class RobustTrainer(Trainer):
     Args:
         classifier: Any PyTorchClassifier for images in [0, 1]. Its module is trained, behind its
             preprocessing; its optimizer and loss are not used.
-        recipe: As for `train_robust`.
-        plan: As for `train_robust`.
+        recipe: Recipe as `train_robust` takes it.
+        config: How to train.
 
     Attributes:
-        rows: One an epoch of the last training.
+        rows: Rows of the epochs of the last training.
 
     Raises:
         InputError: No PyTorchClassifier, or preprocessing that is not torch.
@@ -131,15 +134,21 @@ class RobustTrainer(Trainer):
         classifier: PyTorchClassifier,
         *,
         recipe: str | Recipe = "pgd",
-        plan: Plan = PLAN,
+        config: TrainingConfig = ROBUST_CONFIG,
     ) -> None:
         if not isinstance(classifier, PyTorchClassifier):
             raise InputError(
                 f"classifier is a {type(classifier).__name__}; give an ART PyTorchClassifier"
             )
+        clip = classifier.clip_values
+        if clip is not None and (np.any(clip[0] != 0) or np.any(clip[1] != 1)):
+            raise InputError(
+                f"the classifier's clip_values are {clip}; training takes images in [0, 1]: put the "
+                "scaling into its preprocessing"
+            )
         super().__init__(classifier)
-        self.recipe, self.plan = recipe, plan
-        self.rows: list[dict[str, float]] = []
+        self.recipe, self.config = recipe, config
+        self.rows: list[EpochRow] = []
         self._model = without_preprocessing(classifier)
 
     def fit(
@@ -157,26 +166,26 @@ class RobustTrainer(Trainer):
             x: Images (batch, channels, height, width) in [0, 1].
             y: Labels: indices (batch,), or one-hot (batch, nb_classes).
             validation_data: Images and labels that are attacked after each epoch.
-            batch_size: In place of the plan's.
-            nb_epochs: In place of the plan's.
-            **kwargs: Further options of `train_robust`, such as ``out``, ``resume`` and
-                ``progress``, which is off unless it is asked for.
+            batch_size: Number of images in a step; None: that of the config.
+            nb_epochs: Number of passes over the images; None: that of the config.
+            **kwargs: Further options of `train_robust`: ``run``, ``resume`` and ``progress``, which
+                is off by default.
 
         Raises:
-            InputError: As for `train_robust`.
+            InputError: `train_robust` refuses.
         """
-        plan = replace(
-            self.plan,
-            batch_size=self.plan.batch_size if batch_size is None else batch_size,
-            epochs=self.plan.epochs if nb_epochs is None else nb_epochs,
+        config = replace(
+            self.config,
+            batch_size=self.config.batch_size if batch_size is None else batch_size,
+            epochs=self.config.epochs if nb_epochs is None else nb_epochs,
         )
-        held_out = None if validation_data is None else self._data(*validation_data)
+        validation = None if validation_data is None else self._data(*validation_data)
         self.rows = train_robust(
             self._model,
             self._data(x, y),
-            recipe=self.recipe,
-            plan=plan,
-            holdout=held_out,
+            self.recipe,
+            config,
+            validation=validation,
             **{"progress": False, **kwargs},
         )
 

@@ -61,6 +61,7 @@ class _Preprocessed(nn.Module):
     def __init__(self, steps: list[Any], model: nn.Module) -> None:
         super().__init__()
         self.steps, self.model = steps, model
+        self.training = model.training
         # What tells it from another, to whom a run or a log belongs: ART's objects do not say it.
         self.parameters_of_steps = [
             {name: getattr(step, name, None) for name in step.params} for step in steps

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from art_denoised import checks
+from art_denoised.diffusion.levels import Levels
 from art_denoised.diffusion.model import DiffusionModel
-from art_denoised.diffusion.weights import Levels
 from art_denoised.estimators.defended import DefendedClassifier
 from art_denoised.rdc.classifier import DiffusionClassifier
 from art_denoised.rdc.cost import Cost, preview_cost
-from art_denoised.rdc.likelihood import Form, Gradient, LikelihoodMaximization
+from art_denoised.rdc.likelihood import FormName, Gradient, LikelihoodMaximization, named_form
 
 
 class RobustDiffusionClassifier(DefendedClassifier):
@@ -53,7 +53,7 @@ class RobustDiffusionClassifier(DefendedClassifier):
 
     Example:
         >>> from art_denoised.demo import digits_diffusion
-        >>> from art_denoised.diffusion.weights import noise_levels
+        >>> from art_denoised.diffusion.levels import noise_levels
         >>> from art_denoised.data import load_data
         >>> rdc = RobustDiffusionClassifier(
         ...     digits_diffusion(), input_shape=(1, 8, 8), eta=0.1, levels=noise_levels(8), seed=0
@@ -64,6 +64,7 @@ class RobustDiffusionClassifier(DefendedClassifier):
     """
 
     estimator_params: ClassVar[list[str]] = [*DefendedClassifier.estimator_params, "seed"]
+    _shown = ("seed", "evaluations")
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class RobustDiffusionClassifier(DefendedClassifier):
         input_shape: tuple[int, int, int],
         steps: int = 5,
         eta: float = 8 / 255,
-        form: Form = "adam",
+        form: FormName = "adam",
         gradient: Gradient = "exact",
         rate: float = 0.05,
         levels: Levels | None = None,
@@ -105,10 +106,8 @@ class RobustDiffusionClassifier(DefendedClassifier):
                     diffusion,
                     steps=steps,
                     eta=eta,
-                    form=form,
+                    form=named_form(form, lr=rate, levels=levels),
                     gradient=gradient,
-                    rate=rate,
-                    levels=levels,
                     seed=seed,
                     bf16=bf16,
                 ),
@@ -163,11 +162,6 @@ class RobustDiffusionClassifier(DefendedClassifier):
         return preview_cost(self.model, self.input_shape, images=images, batch=None)
 
     @property
-    def evaluations(self) -> int:
-        """Passes of the network that a prediction of one image takes."""
-        classifier = self.model[-1]
-        steps = sum(
-            stage.steps * (1 if stage.form == "adam" else len(stage.levels.sigmas))
-            for stage in self.model[:-1]
-        )
-        return classifier.evaluations(1) + steps
+    def nfe(self) -> int:
+        """Number of network evaluations of a prediction of one image."""
+        return sum(stage.nfe() for stage in self.model)

@@ -18,9 +18,9 @@ from art_denoised.estimators.certifying import CertifyingMixin
 from art_denoised.estimators.defended import DefendedClassifier
 from art_denoised.estimators.preprocessing import without_preprocessing
 from art_denoised.smoothing.modules import DenoisedClassifier, SmoothedClassifier
-from art_denoised.smoothing.sampling import fresh_seed
-from art_denoised.training.denoiser import Objective, train_denoiser
-from art_denoised.training.plan import Plan
+from art_denoised.smoothing.noise import fresh_seed
+from art_denoised.training.config import TrainingConfig
+from art_denoised.training.denoiser import DenoiserLoss, Objective, train_denoiser
 from art_denoised.types import Denoiser
 
 
@@ -179,7 +179,7 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
         batch_size: int = 128,
         nb_epochs: int = 20,
         *,
-        objective: str | Objective = "stability",
+        objective: str | DenoiserLoss = "stability",
         rate: float = 1e-3,
         augment: str = "none",
         verbose: bool = False,
@@ -195,7 +195,7 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
             batch_size: Images a step.
             nb_epochs: Passes over the images.
             objective: "mse", "stability", "classification", "hybrid", or a function like
-                `art_denoised.training.denoiser.stability`.
+                `art_denoised.training.stability`.
             rate: Peak learning rate.
             augment: "crop+flip", "crop" or "none".
             verbose: Show progress.
@@ -213,20 +213,18 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
         if (low != 0).any() or (high != 1).any():
             raise InputError(f"clip_values are {self.clip_values}; denoisers are trained in [0, 1]")
         labels = checks.class_indices(y, self.nb_classes)
-        plan = Plan(
+        config = TrainingConfig(
             epochs=nb_epochs,
             batch_size=batch_size,
-            rate=rate,
+            lr=rate,
             augment=augment,  # type: ignore[arg-type]
             seed=self._seed_for_call(),
         )
         train_denoiser(
             denoiser,
             torch.utils.data.TensorDataset(self._check(x), labels),
-            objective=objective,
-            classifiers=[base.classifier],
-            sigma=self.sigma,
-            plan=plan,
+            Objective(objective, sigma=self.sigma, classifier=base.classifier),
+            config,
             progress=verbose,
         )
 

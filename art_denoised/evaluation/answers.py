@@ -1,125 +1,135 @@
-"""The journal of answers that were paid for."""
+"""Answers that were paid for: on the disk before anything else happens, and never asked twice."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from art_denoised.checks import InputError
+from art_denoised.data.chosen import Chosen
+from art_denoised.evaluation.rows import CERTIFY, CertifyRow, Index, Log
+from art_denoised.runs.identity import describe, fingerprint
+from art_denoised.runs.identity import identity as identity_of
+from art_denoised.runs.journal import Kind, Row, Run, read_run
 from art_denoised.smoothing.blackbox import Answer, Vocabulary
-from art_denoised.smoothing.procedures import Counts, Draw, Stage
+from art_denoised.smoothing.bounds import Looks
+from art_denoised.smoothing.procedures import Counts, Draw, Stage, simulate
 from art_denoised.smoothing.statistics import Certificate
-from art_denoised.storage import Closing, Journal, tensors_fingerprint
-from art_denoised.types import Image
+from art_denoised.smoothing.stops import FIRST_LOOK, AtRadii, FixedN
 
-TITLE = "journal of answers"
-Key = tuple[int, int, int]  # image, stage, sample
+if TYPE_CHECKING:
+    from art_denoised.smoothing.smoother import Smoother
+    from art_denoised.types import Image
+
+Key: TypeAlias = tuple[int, int, int]  # image, stage, sample
+
+
+class AnswerRow(Row, frozen=True, kw_only=True, tag="answer", tag_field="kind"):
+    """One answer: a class name or index, or None."""
+
+    index: Index
+    stage: Index
+    sample: Index
+    answer: str | int | None
+
+    @property
+    def key(self) -> Key:
+        """Image, stage and sample."""
+        return self.index, self.stage, self.sample
+
+
+class FailedRow(Row, frozen=True, kw_only=True, tag="failed", tag_field="kind"):
+    """An attempt that may have been paid in vain."""
+
+    reason: str
+    queries: Index
+
+    @property
+    def key(self) -> None:
+        """Nothing: each attempt counts."""
+        return None
+
+
+class AskedRow(Row, frozen=True, kw_only=True, tag="image", tag_field="kind"):
+    """The image that answers are about, and its class.
+
+    Attributes:
+        index: Index of the image.
+        label: True class.
+        pixels: Hash of the image.
+    """
+
+    index: Index
+    label: Index
+    pixels: str
+
+    @property
+    def key(self) -> int:
+        """The index."""
+        return self.index
+
+
+def _upgrade(record: dict[str, Any]) -> dict[str, Any]:
+    if "failed" in record:
+        return {"kind": "failed", "reason": record["failed"], "queries": record["queries"]}
+    if "answer" in record:
+        return {**record, "kind": "answer", "index": record["idx"]}
+    names = {"idx": "index", "image": "pixels"}
+    return {"kind": "image", **{names.get(name, name): value for name, value in record.items()}}
+
+
+ANSWERS: Kind[Any] = Kind(
+    "answers", AnswerRow | FailedRow | AskedRow, _upgrade, "journal of answers"
+)
 
 
 class MissingError(Exception):
-    """Samples without an answer."""
+    """Samples of a draw have no answer."""
 
-    def __init__(self, index: int, draw: Draw, samples: Sequence[int]) -> None:
+    def __init__(self, index: int, draw: Draw, samples: list[int]) -> None:
         self.samples = samples
         super().__init__(
             f"holds {draw.stop - len(samples)} of the {draw.stop} samples of image {index} that "
-            f"are needed ({draw.stage.name.lower()}); give a smaller n or n0, or go on with "
-            "certify_queries"
+            f"are needed ({draw.stage.name.lower()}); give a smaller n or n0, or resume the run"
         )
 
 
-class Held:
-    """The answers in a journal."""
+class Answers:
+    """The answers in a journal.
 
-    def __init__(self, path: Path, words: Vocabulary, records: Sequence[Mapping[str, Any]]) -> None:
+    Args:
+        words: Classes that answers are read as.
+        rows: Rows of the journal.
+
+    Raises:
+        InputError: A row holds an answer that is none.
+    """
+
+    def __init__(self, words: Vocabulary, rows: Iterable[Any]) -> None:
         self._words = words
-        self._answers: dict[Key, int] = {}
-        self._count: Counter[int] = Counter()
-        self.labels: dict[int, int] = {}
-        self._images: dict[int, str] = {}
+        self._classes: dict[Key, int] = {}
+        self._asked: dict[int, AskedRow] = {}
         self.spent = 0
-        for number, record in enumerate(records, start=2):
-            try:
-                self._read(record)
-            except (KeyError, TypeError, ValueError) as error:
-                raise InputError(f"{path}:{number} is damaged ({error})") from None
+        for row in rows:
+            self._take(row)
 
-    def _read(self, record: Mapping[str, Any]) -> None:
-        if "failed" in record:
-            self.spent += record["queries"]
-        elif "answer" in record:
-            self._keep((record["idx"], record["stage"], record["sample"]), record["answer"])
-            self.spent += 1
-        else:
-            self.labels[record["idx"]] = record["label"]
-            self._images[record["idx"]] = record["image"]
+    @property
+    def labels(self) -> dict[int, int]:
+        """The class of each image that was asked about."""
+        return {index: row.label for index, row in sorted(self._asked.items())}
 
-    def _keep(self, key: Key, answer: Answer) -> None:
-        self._answers[key] = self._words.index(answer)
-        self._count[key[0]] += 1
-
-    def check(self, index: int, label: int, x: Image) -> None:
-        """Refuse another image or label than the one that the answers are about.
-
-        Raises:
-            InputError: It is another one.
-        """
-        if index not in self.labels:
-            return
-        changes = []
-        if label != self.labels[index]:
-            changes.append(f"label {self.labels[index]} -> {label}")
-        if tensors_fingerprint(x) != self._images[index]:
-            changes.append("pixels differ")
-        if changes:
-            raise InputError(
-                f"image {index} is not the one that the journal holds answers about "
-                f"({', '.join(changes)}); give the same data or choose another folder"
-            )
-
-    def count(self, index: int) -> int:
-        """How many answers about an image there are."""
-        return self._count[index]
-
-    def finished(self, index: int, n0: int, n: int) -> bool:
-        """Whether there are so many answers about an image."""
-        draws = Draw(Stage.SELECTION, 0, n0), Draw(Stage.ESTIMATION, 0, n)
-        return not any(self.missing(index, draw) for draw in draws)
+    def get(self, key: Key) -> int | None:
+        """Return the class that a sample was answered with; None: not asked yet."""
+        return self._classes.get(key)
 
     def missing(self, index: int, draw: Draw) -> list[int]:
-        """Which samples of a draw have no answer."""
-        stage = int(draw.stage)
+        """Return the samples of a draw that have no answer."""
         samples = range(draw.start, draw.stop)
-        return [s for s in samples if (index, stage, s) not in self._answers]
-
-    def certificate(
-        self,
-        index: int,
-        plan: Mapping[str, Any],
-        record: Mapping[str, Any],
-        *,
-        stopped_early: bool,
-    ) -> Certificate:
-        """Certify from all samples; of a run that stopped early, from the best look it reached.
-
-        Raises:
-            MissingError: There are not all of them.
-        """
-        selection = self.votes(index, Draw(Stage.SELECTION, 0, plan["n0"]))
-        whole = {**record, "alpha": plan["alpha"], "bound": plan["bound"]}
-        skipped = Certificate.from_counts(selection, {}, **whole)
-        best, counts, reached = skipped, Counter[int](), 0
-        for start, stop in pairwise((0, *plan["bound"].counts)):
-            draw = Draw(Stage.ESTIMATION, start, stop)
-            if stopped_early and self.missing(index, draw):
-                break
-            counts, reached = counts + Counter(self.votes(index, draw)), stop
-            found = Certificate.from_counts(selection, counts, **whole)
-            best = max(best, found, key=lambda c: (c.p_lower, c.n))
-        return best.after(drawn=reached)
+        return [s for s in samples if (index, int(draw.stage), s) not in self._classes]
 
     def votes(self, index: int, draw: Draw) -> Counts:
         """Count the answers of a draw.
@@ -127,59 +137,268 @@ class Held:
         Raises:
             MissingError: There are not all of them.
         """
-        missing = self.missing(index, draw)
-        if missing:
+        if missing := self.missing(index, draw):
             raise MissingError(index, draw, missing)
-        samples = range(draw.start, draw.stop)
-        return Counter(self._answers[index, int(draw.stage), sample] for sample in samples)
+        stage, samples = int(draw.stage), range(draw.start, draw.stop)
+        return Counter(self._classes[index, stage, sample] for sample in samples)
 
-
-class Answers(Held, Closing):
-    """The answers in a journal that is being written; a context manager."""
-
-    def __init__(
-        self, path: Path, settings: Mapping[str, Any], words: Vocabulary, resume: bool
-    ) -> None:
-        self._journal = Journal(path, TITLE, settings, resume=resume)
-        try:
-            super().__init__(path, words, self._journal.records)
-        except BaseException:
-            self._journal.close()
-            raise
-
-    def close(self) -> None:
-        """Close the journal."""
-        self._journal.close()
-
-    def begin(self, index: int, label: int, x: Image) -> None:
-        """Note the class of an image, and which one it is."""
-        if index not in self.labels:
-            record = {"idx": index, "label": label, "image": tensors_fingerprint(x)}
-            self._journal.append(record)
-            self._read(record)
-
-    def add(self, answers: Mapping[Key, Answer]) -> None:
-        """Write answers that have come: first of all, since they are paid.
+    def check(self, index: int, label: int, x: Image) -> None:
+        """Refuse an image or label that is not the one that the answers are about.
 
         Raises:
-            InputError: One is none. The others were written.
+            InputError: It is another one.
+        """
+        asked = self._asked.get(index)
+        if asked is None:
+            return
+        changes = [f"label is {asked.label}, not {label}"] if label != asked.label else []
+        changes += ["pixels differ"] if fingerprint(x) != asked.pixels else []
+        if changes:
+            raise InputError(
+                f"image {index} is not the one that the journal holds answers about "
+                f"({', '.join(changes)}); give the same data or choose another folder"
+            )
+
+    def _take(self, row: Any) -> None:
+        if isinstance(row, AskedRow):
+            self._asked[row.index] = row
+            return
+        if isinstance(row, AnswerRow):
+            self._classes[row.key] = self._words.index(row.answer)
+        self.spent += row.queries if isinstance(row, FailedRow) else 1
+
+
+class AnswerRun(Answers):
+    """A journal of answers that is being written: the ledger of a voter; a context manager.
+
+    Args:
+        folder: Folder of the run.
+        smoother: A smoother of a query-only base classifier.
+        stop: When an image is done: the number of answers depends on it, so a later run must not
+            choose another one, knowing the votes.
+        resume: Continue the journal if it exists.
+        identity: What else must agree.
+
+    Raises:
+        InputError: As `Run` raises it.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        smoother: Smoother,
+        stop: FixedN | AtRadii,
+        *,
+        resume: bool = False,
+        identity: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._box: Any = smoother.base
+        words: Vocabulary = self._box.words
+        denoiser = smoother.denoiser
+        settings = {
+            "classifier": describe(getattr(self._box, "identity", None)),
+            "denoiser": None if denoiser is None else identity_of(denoiser),
+            **(identity or {}),
+            "sigma": smoother.sigma,
+            "seed": smoother.seed,
+            **{name: value for name, value in stop.settings.items() if name != "alpha"},
+            "classes": list(words.classes),  # answers are kept as indices of them
+        }
+        begun = (Path(folder) / f"{ANSWERS.name}.jsonl").exists()
+        log = Path(folder) / f"{CERTIFY.name}.jsonl"
+        if log.exists() and not begun:
+            raise InputError(
+                f"{folder} already holds a run of another kind ({log.name} without answers); "
+                "choose another folder"
+            )
+        self._run: Run[Any] = Run(folder, ANSWERS, settings, resume=resume)
+        try:
+            super().__init__(words, self._run.rows.values())
+        except BaseException:
+            self._run.close()
+            raise
+        log.unlink(missing_ok=True)  # all of it follows from the answers, and is made again
+
+    def __enter__(self) -> AnswerRun:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._run.close()
+
+    def begin(self, index: int, label: int, x: Image) -> None:
+        """Note the class of an image, and which one it is, before it is asked about."""
+        self.check(index, label, x)
+        if index not in self._asked:
+            self._append(AskedRow(index=index, label=label, pixels=fingerprint(x)))
+
+    def keep(self, answers: Mapping[Key, Answer]) -> None:
+        """Write answers that have come, first of all.
+
+        Raises:
+            InputError: One is no answer. The others were written.
         """
         bad: InputError | None = None
-        for key, answer in answers.items():
+        for (index, stage, sample), answer in answers.items():
             try:
                 label = self._words.index(answer)
             except InputError as error:
                 bad = error
                 self.fail(str(error), 1)
                 continue
-            index, stage, sample = key
             plain = answer if answer is None or isinstance(answer, str) else label
-            record = {"idx": index, "stage": stage, "sample": sample, "answer": plain}
-            self._journal.append(record)
-            self._keep(key, plain)
+            self._append(AnswerRow(index=index, stage=stage, sample=sample, answer=plain))
         if bad is not None:
             raise bad
 
     def fail(self, reason: str, queries: int) -> None:
         """Note an attempt that may have been paid in vain."""
-        self._journal.append({"failed": reason, "queries": queries})
+        self._append(FailedRow(reason=reason, queries=queries))
+
+    def check_budget(
+        self, images: Chosen, stop: FixedN | AtRadii, record: Mapping[str, Any]
+    ) -> None:
+        """Refuse a run that the budget cannot pay, before anything is asked.
+
+        Args:
+            images: Images of the run.
+            stop: When an image is done.
+            record: What a certificate says of its samples.
+
+        Raises:
+            BudgetError: The fewest queries that the images will still take exceed it.
+        """
+        self._box.spent = max(self._box.spent, self.spent)
+        needed = sum(self._needed(*image, stop=stop, record=record) for image in images)
+        self._box.budget.check(self._box.spent, needed)
+
+    def _needed(
+        self,
+        index: int,
+        x: Image,
+        label: int,
+        *,
+        stop: FixedN | AtRadii,
+        record: Mapping[str, Any],
+    ) -> int:
+        self.check(index, label, x)
+        try:
+            simulate(stop.procedure(label, record), partial(self.votes, index))
+        except MissingError as missing:
+            # With labels the selection alone may show that the image is misclassified.
+            by_labels = isinstance(stop, AtRadii) and stop.labels
+            first = FIRST_LOOK if isinstance(stop, AtRadii) else stop.n
+            held = sum(key[0] == index for key in self._classes)
+            return max(len(missing.samples), stop.n0 + (0 if by_labels else first) - held)
+        return 0
+
+    def _append(self, row: Row) -> None:
+        self._run.append([row])
+        self._take(row)
+
+
+def recertify(
+    run: Path | str,
+    *,
+    alpha: float,
+    n0: int | None = None,
+    n: int | None = None,
+    synonyms: Mapping[str, str] | None = None,
+) -> Log:
+    """Certify again from the answers in a journal, asking nothing.
+
+    That is possible at another alpha, with other synonyms, or with fewer samples. For the
+    certificates to hold, these must not be chosen by what they make of the answers. The number of
+    answers of a run with radii depends on the votes, so its journal is certified at the looks of
+    that run and no others. Images that an interrupted run did not finish are left out.
+
+    Args:
+        run: Folder of the run, or its ``answers.jsonl``.
+        alpha: Failure probability of each certificate.
+        n0: Number of selection samples; None: that of the run.
+        n: Number of estimation samples; None: that of the run.
+        synonyms: Other words for the classes: word -> name.
+
+    Returns:
+        The log; its ``notices`` name the images that were left out.
+
+    Raises:
+        InputError: The journal does not hold these samples, is damaged, or a value is out of range;
+            or another number of samples is asked of a run with radii.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from art_denoised.evaluation.certify import certify
+        >>> from art_denoised.smoothing.blackbox import BlackBox
+        >>> from art_denoised.smoothing.smoother import Smoother
+        >>> data = [(torch.zeros(1, 8, 8), 0), (torch.ones(1, 8, 8), 1)]
+        >>> box = BlackBox(lambda images: ["dark"] * len(images), classes=["dark", "light"])
+        >>> smoother, stop = Smoother(box, sigma=0.25), FixedN(50, n0=20)
+        >>> with tempfile.TemporaryDirectory() as run:
+        ...     _ = certify(smoother, data, stop, run=run, indices=[0], progress=False)
+        ...     log = recertify(run, alpha=0.05)
+        >>> log.rows[0].radius, box.spent
+        (0.392612, 70)
+    """
+    contents = read_run(run, ANSWERS)
+    settings = contents.settings
+    words = Vocabulary(tuple(settings["classes"]), dict(synonyms or {}))
+    held = Answers(words, contents.rows.values())
+    early = bool(settings.get("radii"))
+    last = settings["n"] if "n" in settings else settings["looks"][1]  # as version 1 wrote it
+    if early and (n0, n) != (None, None):
+        raise InputError(
+            f"n0 is {n0} and n is {n}, but the number of answers in {run} depends on the votes; "
+            "leave n0 and n as they were"
+        )
+    stop = FixedN(last if n is None else n, settings["n0"] if n0 is None else n0, alpha)
+    bound = AtRadii(settings["radii"], last, stop.n0, alpha).bound if early else stop.bound
+    record = {
+        "alpha": stop.alpha,
+        "sigma": settings["sigma"],
+        "seed": settings["seed"],
+        "bound": bound,
+    }
+    rows, unfinished = [], []
+    for index, label in held.labels.items():
+        if label >= len(words.classes):
+            raise InputError(
+                f"image {index}: label {label} is out of range; the journal is damaged"
+            )
+        try:
+            certificate = _certificate(held, index, stop.n0, bound, record, early)
+        except MissingError as missing:
+            whole = [Draw(Stage.SELECTION, 0, settings["n0"])]
+            whole += [] if early else [Draw(Stage.ESTIMATION, 0, last)]
+            if not any(held.missing(index, draw) for draw in whole):
+                raise InputError(f"{run} {missing}") from None
+            unfinished.append(str(index))
+            continue
+        rows.append(CertifyRow.of(index, label, certificate))
+    if unfinished and not rows:
+        raise InputError(f"{run} holds no finished image; resume the run")
+    left_out = f"left out, since the run did not finish them: images {', '.join(unfinished)}"
+    notices = (*contents.notices, *([left_out] if unfinished else []))
+    plan = {"alpha": alpha, "n0": stop.n0, "n": bound.last, "dtype": "float32", "noise": "gaussian"}
+    return Log("certify", {**settings, **plan}, tuple(rows), notices)
+
+
+def _certificate(
+    held: Answers,
+    index: int,
+    n0: int,
+    bound: Looks,
+    record: Mapping[str, Any],
+    stopped_early: bool,
+) -> Certificate:
+    """Certify from all samples; of a run that stopped early, from the best look it reached."""
+    selection = held.votes(index, Draw(Stage.SELECTION, 0, n0))
+    best, counts, reached = Certificate.from_counts(selection, {}, **record), Counter[int](), 0
+    for start, end in pairwise((0, *bound.counts)):
+        draw = Draw(Stage.ESTIMATION, start, end)
+        if stopped_early and held.missing(index, draw):
+            break
+        counts, reached = counts + Counter(held.votes(index, draw)), end
+        found = Certificate.from_counts(selection, counts, **record)
+        best = max(best, found, key=lambda c: (c.p_lower, c.n))
+    return best.after(drawn=reached)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from art_denoised import checks
-from art_denoised.evaluation.runner import Runner
-from art_denoised.smoothing.procedures import Counts, Draw, Procedure, Stage, simulate
+from art_denoised.checks import InputError
+from art_denoised.data.chosen import Chosen
+from art_denoised.data.sources import ImageData
+from art_denoised.evaluation.certify import answers
+from art_denoised.smoothing.procedures import Counts, Draw, Stage, simulate
+from art_denoised.smoothing.queries import QueryOnly
+from art_denoised.smoothing.smoother import Smoother
+from art_denoised.smoothing.stops import AtRadii, FixedN
 
-_SIMULATIONS = 4  # of each pilot image
+_SIMULATIONS = 4  # for each pilot image
+_PILOT_SAMPLES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +29,13 @@ class Preview:
     """The expected cost of a run.
 
     Attributes:
-        images: Images of the run.
-        samples: Expected samples, n0 included.
+        images: Number of images of the run.
+        samples: Expected number of samples, n0 included.
         low: Lower end of the 95% interval for that number, over the choice of pilot images.
         high: Upper end of it.
-        fixed: Samples if none were saved by stopping early.
+        fixed: Number of samples if none were saved by stopping early.
         seconds: Expected time at the pilot's speed.
-        cost: Expected cost, in the unit of what a sample costs.
+        cost: Expected cost, in the unit of the cost of a sample.
     """
 
     images: int
@@ -51,72 +59,81 @@ class Preview:
 
 
 def preview(
-    run: Runner,
-    procedure: Callable[[int, int, dict[str, Any]], Procedure[Any]],
+    smoother: Smoother,
+    data: ImageData,
+    stop: FixedN | AtRadii,
     *,
-    most: int,
+    indices: Sequence[int] | None = None,
     pilot: int = 16,
-    pilot_samples: int = 100,
     cost_per_sample: float = 0.0,
 ) -> Preview:
-    """Estimate samples, time and cost of a run before it is begun.
+    """Estimate samples, time and cost of `certify` before it is begun.
 
     A few images, evenly spaced, are sampled a little, from a noise stream of its own: none of the
-    samples, nor any choice made from them, enters a certificate. The run's own procedure is then
-    simulated on class probabilities drawn from what the pilot leaves possible.
+    samples, nor any choice made from them, enters a certificate. The stop rule's own procedure is
+    then simulated on class probabilities drawn from what the pilot leaves possible.
 
     Args:
-        run: Model, data and noise.
-        procedure: As for `Runner.answers`.
-        most: Samples of an image when nothing stops early, n0 included.
-        pilot: Pilot images.
-        pilot_samples: Samples of each.
-        cost_per_sample: For networks that are paid by the query.
+        smoother: What will be certified.
+        data: Pairs of an image and its class.
+        stop: When an image is done. `Anytime` has no cost of its own.
+        indices: Indices of the images; None: all.
+        pilot: Number of pilot images.
+        cost_per_sample: Price of a sample, for networks that are paid by the query.
+
+    Raises:
+        InputError: There are no images, or a value is out of range.
 
     Example:
-        >>> from art_denoised.demo import digits_classifier
         >>> from art_denoised.data import load_data
-        >>> from art_denoised.evaluation.run import certifying_procedure
-        >>> runner = Runner(digits_classifier(), load_data("digits"), 0.1, "gaussian", 0, 64)
-        >>> plan = certifying_procedure(n0=100, n=10_000, alpha=0.001, radii=[0.1])
-        >>> cost = preview(runner, plan, most=10_100, pilot=4)
+        >>> from art_denoised.demo import digits_classifier
+        >>> smoother = Smoother(digits_classifier(), sigma=0.1)
+        >>> cost = preview(smoother, load_data("digits"), AtRadii([0.1], n=10_000), pilot=4)
         >>> cost.images, cost.samples < 500 * 10_100, cost.fixed
         (500, True, 5050000)
     """
-    indices = list(run.indices)
-    pilot = min(checks.count("pilot", pilot), len(indices))
-    chosen = [indices[i] for i in np.linspace(0, len(indices) - 1, pilot).astype(int)]
-
-    def sampled(index: int, label: int, record: dict[str, Any]) -> Procedure[Any]:
-        return _pilot(pilot_samples, label, record)
-
+    if not isinstance(stop, (FixedN, AtRadii)):
+        raise InputError(f"stop is {stop!r}; a preview needs FixedN or AtRadii")
+    if isinstance(smoother.base, QueryOnly):
+        raise InputError("a preview would pay for its pilot; multiply n by the price of a query")
+    if not 0 <= cost_per_sample < float("inf"):
+        raise InputError(f"cost_per_sample is {cost_per_sample}; give a number >= 0")
+    images = Chosen(data, indices)
+    if not len(images):
+        raise InputError("there are no images; give at least one")
+    x, _ = images[images.indices[0]]
+    images.classes = smoother.check(smoother.prepare(x[None]))
+    pilot = min(checks.count("pilot", pilot), len(images))
+    chosen = [images.indices[i] for i in np.linspace(0, len(images) - 1, pilot).astype(int)]
     start = time.perf_counter()
-    answers = [(index, answer) for index, _, answer, _ in run.answers(chosen, sampled)]
-    rate = pilot * pilot_samples / (time.perf_counter() - start)
+    with closing(smoother.voter()) as voter:
+        sampled = answers(smoother, images, _pilot, todo=chosen, voter=voter)
+        found = [answer for _, _, answer, _ in sampled]
+    samples_a_second = pilot * _PILOT_SAMPLES / (time.perf_counter() - start)
 
     rng = np.random.default_rng(0)
     needed = []
-    for index, (label, record, counts) in answers:
+    for label, record, counts in found:
         for _ in range(_SIMULATIONS):
-            votes = _votes(counts, rng)
-            needed.append(simulate(procedure(index, label, dict(record)), votes)[1])
+            procedure = stop.procedure(label, record)
+            needed.append(simulate(procedure, _votes(counts, rng))[1])
     means = np.reshape(needed, (pilot, _SIMULATIONS)).mean(1)
     mean = float(means.mean())
     half = 1.96 * float(means.std(ddof=1)) / pilot**0.5 if pilot > 1 else mean
-    total, fixed = len(indices) * mean, len(indices) * most
+    total, fixed = len(images) * mean, len(images) * (stop.n0 + stop.n)
     return Preview(
-        images=len(indices),
+        images=len(images),
         samples=total,
-        low=max(0.0, len(indices) * (mean - half)),
-        high=min(len(indices) * (mean + half), fixed),
+        low=max(0.0, len(images) * (mean - half)),
+        high=min(len(images) * (mean + half), fixed),
         fixed=fixed,
-        seconds=total / rate,
+        seconds=total / samples_a_second,
         cost=total * cost_per_sample,
     )
 
 
-def _pilot(n: int, label: int, record: dict[str, Any]) -> Generator[Draw, Counts, Any]:
-    counts = yield Draw(Stage.PILOT, 0, n)
+def _pilot(index: int, label: int, record: Mapping[str, Any]) -> Generator[Draw, Counts, Any]:
+    counts = yield Draw(Stage.PILOT, 0, _PILOT_SAMPLES)
     return label, record, counts
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
-from collections.abc import Iterable, Iterator
+import io
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+
+import msgspec
 
 from art_denoised.checks import InputError
-from art_denoised.evaluation.records import CertifyRow, Log, PredictRow, Row, parse_radius
-from art_denoised.smoothing.statistics import ABSTAIN
-from art_denoised.storage import Closing
+from art_denoised.evaluation.rows import CertifyRow, LabelledRow, Log, PredictRow
+from art_denoised.runs.files import write_whole
 
 HEADERS = {
     "certify": "idx\tlabel\tpredict\tradius\tcorrect\ttime",
@@ -18,61 +20,45 @@ HEADERS = {
 }
 
 
-class TsvWriter(Closing):
-    """Writes the field's TSV beside a log, row by row; a context manager.
+def write_tsv(log: Log, path: Path | str) -> None:
+    """Write a log in the field's columns.
 
     Args:
-        path: The file, written anew.
-        kind: "certify" or "predict".
-        rows: Rows to begin with.
-        enabled: Whether to write at all.
+        log: Log of certify or predict.
+        path: File to write; replaced if it exists.
+
+    Raises:
+        InputError: The file cannot be written.
 
     Example:
         >>> import tempfile
+        >>> row = CertifyRow(index=7, label=3, prediction=3, radius=0.25, seconds=1.5)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with TsvWriter(Path(folder, "a.tsv"), "certify", []) as table:
-        ...         table.append(CertifyRow(7, 3, 3, 0.25, seconds=1.5))
+        ...     write_tsv(Log("certify", None, (row,)), Path(folder, "a.tsv"))
         ...     print(Path(folder, "a.tsv").read_text().splitlines()[1].split())
         ['7', '3', '3', '0.250000', '1', '0:00:01.500000']
     """
-
-    def __init__(self, path: Path, kind: str, rows: Iterable[Row], *, enabled: bool = True) -> None:
-        self._file: TextIO | None = None
-        if enabled:
-            self._file = path.open("w", encoding="utf-8", buffering=1)
-            self._file.write(HEADERS[kind] + "\n")
-            for row in rows:
-                self.append(row)
-
-    def close(self) -> None:
-        """Close the table."""
-        if self._file is not None:
-            self._file.close()
-
-    def append(self, row: Row) -> None:
-        """Write one row."""
-        if self._file is not None:
-            self._file.write(_tsv_line(row))
-
-
-def _tsv_line(row: Row) -> str:
-    cells = [str(row.idx), str(row.label), str(row.predict)]
-    if isinstance(row, CertifyRow):
-        cells.append(f"{row.radius:.6f}")  # exact: radii are multiples of 1e-6, rounded down
-    cells += [str(int(row.correct)), str(datetime.timedelta(seconds=row.seconds))]
-    return "\t".join(cells) + "\n"
+    text = io.StringIO()
+    table = csv.writer(text, delimiter="\t", lineterminator="\n")
+    table.writerow(HEADERS[log.kind].split("\t"))
+    for row in log.rows:
+        # Six decimals are exact: radii are rounded down to multiples of 1e-6.
+        radius = [f"{row.radius:.6f}"] if log.kind == "certify" else []
+        time = datetime.timedelta(seconds=row.seconds)
+        table.writerow([row.index, row.label, row.prediction, *radius, int(row.correct), time])
+    write_whole(Path(path), text.getvalue().encode())
 
 
 def read_tsv(path: Path, kind: str, text: str) -> Log:
     r"""Read the text of a TSV log, header included.
 
     Args:
-        path: For messages.
+        path: File that the text is from, for messages.
         kind: "certify" or "predict".
-        text: The file's contents.
+        text: Contents of the file.
 
     Raises:
-        InputError: A line before the last is damaged.
+        InputError: A line before the last is damaged, or an image is there twice.
 
     Example:
         >>> text = HEADERS["predict"] + "\n0\t3\t3\t1\t15.4\n"
@@ -80,38 +66,41 @@ def read_tsv(path: Path, kind: str, text: str) -> Log:
         15.4
     """
     lines = text.split("\n")
-    rows: list[Row] = []
+    rows: dict[int, LabelledRow] = {}
     columns: list[int] = []
     notices = []
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip():
             continue
         try:
-            row, column = _from_cells(kind, line.rstrip("\r").split("\t"))
+            row, column = _row(kind, line.rstrip("\r").split("\t"))
         except (ValueError, IndexError) as error:
             if number == len(lines):
                 notices.append("a torn last line was left out")
                 break
             raise InputError(f"{path}:{number} is damaged: {error}") from None
-        rows.append(row)
+        if row.index in rows:
+            raise InputError(f"{path}:{number} holds {row.index} a second time; remove one of them")
+        rows[row.index] = row
         columns.append(column)
-    notices += _check_correct(rows, columns)
-    return Log(kind, None, tuple(rows), tuple(notices))
+    notices += _check_correct(rows.values(), columns)
+    return Log(kind, None, tuple(rows.values()), tuple(notices))
 
 
-def _from_cells(kind: str, cells: list[str]) -> tuple[Row, int]:
-    if len(cells) != len(HEADERS[kind].split("\t")):
-        raise ValueError(f"{len(cells)} cells")
-    idx, label, predict = (int(cell) for cell in cells[:3])
-    seconds, column = _seconds(cells[-1]), int(float(cells[-2]))
-    if predict < ABSTAIN:
-        raise ValueError(f"predicted class {predict}")
-    if kind == "predict":
-        return PredictRow(idx, label, predict, seconds), column
-    return CertifyRow(idx, label, predict, parse_radius(cells[3]), seconds), column
+def _row(kind: str, cells: Sequence[str]) -> tuple[LabelledRow, int]:
+    names = HEADERS[kind].split("\t")
+    if len(cells) != len(names):
+        raise ValueError(f"{len(cells)} cells, not {len(names)}")
+    record = {"index": int(cells[0]), "label": int(cells[1]), "prediction": int(cells[2])}
+    known = {**record, "seconds": _seconds(cells[-1])}
+    if kind == "certify":
+        known["radius"] = float(cells[3])
+    row = msgspec.convert(known, CertifyRow if kind == "certify" else PredictRow)
+    return row, int(float(cells[-2]))
 
 
-def _check_correct(rows: Iterable[Row], columns: Iterable[int]) -> Iterator[str]:
+def _check_correct(rows: Iterable[LabelledRow], columns: Iterable[int]) -> Iterator[str]:
+    columns = list(columns)
     wrong = sum(int(row.correct) != column for row, column in zip(rows, columns, strict=True))
     if wrong:
         total = " (it holds a running total)" if max(columns) > 1 else ""

@@ -4,39 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.evaluation.records import CertifyRow, Log, Row
-from art_denoised.smoothing.bounds import Anytime, Looks
-from art_denoised.smoothing.certify import FIRST_LOOK
+from art_denoised.data.chosen import index_range, labels_fingerprint
+from art_denoised.evaluation.rows import CertifyRow, LabelledRow, Log, PredictRow
+from art_denoised.smoothing.bounds import Looks, Mixture
 from art_denoised.smoothing.statistics import Certificate, Vote, top_class
+from art_denoised.smoothing.stops import FIRST_LOOK
 
 _P_TOLERANCE = 1e-9  # other versions of scipy
 _RADIUS_TOLERANCE = 1.5e-6  # one step of the rounding down, at worst
 
 
-class Finding(NamedTuple):
-    """A row that does not follow from its votes and the settings of its run."""
+@dataclass(frozen=True)
+class Finding:
+    """Something in a log that does not follow from its votes and the settings of its run.
 
-    idx: int
+    Attributes:
+        index: Index of the image; None where the log as a whole is meant.
+        problem: What is wrong.
+    """
+
+    index: int | None
     problem: str
 
 
 def verify(log: Log) -> list[Finding]:
     """Recompute label, bound and radius of every row from its counts, alpha, sigma and mode.
 
-    What is checked: that the votes were looked at where the plan in the log's settings allows it,
-    that alpha, sigma, seed, type and noise are those of the settings, and that label, p_lower,
-    p-value and radius follow. What cannot be checked: that the votes are those of the network.
+    It is checked that the votes were looked at where the plan in the log's settings allows it, that
+    alpha, sigma, seed, type and noise are those of the settings, that label, p_lower, p-value and
+    radius follow, and that images and labels are those of the header. It cannot be checked that
+    the votes are those of the network (docs/logs.md).
 
     Args:
-        log: Of certify or predict, as `read_log` returns it.
+        log: Log of certify or predict, as `read_log` returns it.
 
     Returns:
-        What is wrong, nothing for a log that is sound.
+        What is wrong; nothing for a sound log.
 
     Raises:
         InputError: The log has no votes (a TSV).
@@ -44,17 +52,19 @@ def verify(log: Log) -> list[Finding]:
     Example:
         >>> c = Certificate.from_counts({3: 50}, {3: 1000}, alpha=0.001, sigma=0.25)
         >>> settings = {"alpha": 0.001, "sigma": 0.25, "n0": 50, "n": 1000, "seed": 0}
-        >>> row = CertifyRow(7, label=3, predict=3, radius=c.radius, seconds=1, certificate=c)
+        >>> row = CertifyRow.of(7, 3, c)
         >>> verify(Log("certify", settings, (row,)))
         []
-        >>> forged = replace(row, radius=0.9, certificate=replace(c, radius=0.9))
+        >>> import msgspec
+        >>> forged = msgspec.structs.replace(row, radius=0.9)
         >>> verify(Log("certify", settings, (forged,)))
-        [Finding(idx=7, problem='radius is 0.9, the votes give 0.615815')]
+        [Finding(index=7, problem='radius is 0.9, the votes give 0.615815')]
     """
     settings = log.settings
     if settings is None:
         raise InputError("the log is a TSV, without votes; give the certify.jsonl of the run")
-    return [Finding(row.idx, problem) for row in log.rows for problem in _problems(row, settings)]
+    of_rows = [Finding(row.index, problem) for row in log.rows for problem in _of(row, settings)]
+    return of_rows + [Finding(None, problem) for problem in _of_images(log.rows, settings)]
 
 
 def family_wise(log: Log, alpha: float, *, images: int | None = None) -> Log:
@@ -74,8 +84,8 @@ def family_wise(log: Log, alpha: float, *, images: int | None = None) -> Log:
 
     Example:
         >>> c = Certificate.from_counts({3: 50}, {3: 1000}, alpha=0.001, sigma=0.25)
-        >>> row = CertifyRow(7, label=3, predict=3, radius=c.radius, seconds=1, certificate=c)
-        >>> family_wise(Log("certify", {}, (row, replace(row, idx=8))), 0.002).rows[0].radius
+        >>> rows = tuple(CertifyRow.of(index, 3, c) for index in (7, 8))
+        >>> family_wise(Log("certify", {}, rows), 0.002).rows[0].radius
         0.615815
     """
     images = max(len(log.rows), 1) if images is None else checks.count("images", images)
@@ -86,13 +96,30 @@ def family_wise(log: Log, alpha: float, *, images: int | None = None) -> Log:
     for row in log.rows:
         if not isinstance(row, CertifyRow) or row.certificate is None:
             raise InputError("the log has no votes of certify; give a certify.jsonl")
-        c = row.certificate.at(each)
-        rows.append(replace(row, predict=c.label, radius=c.radius, certificate=c))
+        rows.append(CertifyRow.of(row.index, row.label, row.certificate.at(each), row.seconds))
     return replace(log, rows=tuple(rows))
 
 
-def _problems(row: Row, settings: Mapping[str, Any]) -> Iterator[str]:
-    answer = row.certificate if isinstance(row, CertifyRow) else row.vote
+def _of_images(rows: tuple[LabelledRow, ...], settings: Mapping[str, Any]) -> Iterator[str]:
+    """Compare the images of the rows with those in the header; older logs do not name them."""
+    if "indices" not in settings:
+        return
+    planned = index_range(settings["indices"])
+    foreign = [row.index for row in rows if row.index not in planned]
+    if foreign:
+        yield f"image {foreign[0]} is not among the {len(planned)} images of the header"
+    elif len(rows) == len(planned):
+        labels = labels_fingerprint((row.index, row.label) for row in rows)
+        if labels != settings["labels"]:
+            yield "labels are not those of the header"
+
+
+def _of(row: LabelledRow, settings: Mapping[str, Any]) -> Iterator[str]:
+    answer: Certificate | Vote | None = None
+    if isinstance(row, CertifyRow):
+        answer = row.certificate
+    elif isinstance(row, PredictRow):
+        answer = row.vote
     if answer is None:
         yield "there are no votes"
         return
@@ -104,21 +131,17 @@ def _problems(row: Row, settings: Mapping[str, Any]) -> Iterator[str]:
         yield f"noise is {answer.noise}, that of the run {settings.get('noise')}"
     if isinstance(answer, Vote):
         yield from _vote_problems(answer, settings)
-    else:
-        yield from _certificate_problems(answer, settings)
-        if answer.n == 0 and top_class(answer.selection_counts) == row.label:
-            yield "it was left as wrong, but the selected class is its label"
-        if isinstance(row, CertifyRow) and row.radius != answer.radius:
-            yield f"radius is {row.radius:g}, that of its certificate {answer.radius:g}"
-    if row.predict != answer.label:
-        yield f"predict is {row.predict}, the certified label {answer.label}"
+        return
+    yield from _certificate_problems(answer, settings)
+    if answer.n == 0 and top_class(answer.selection_counts) == row.label:
+        yield "it was skipped as misclassified, but the selected class is its label"
 
 
 def _certificate_problems(c: Certificate, settings: Mapping[str, Any]) -> Iterator[str]:
     if c.n0 != settings.get("n0"):
         yield f"the class was selected from {c.n0} samples, not {settings.get('n0')}"
     skipped = c.n == 0 and bool(settings.get("use_labels"))
-    if isinstance(c.bound, Anytime):
+    if isinstance(c.bound, Mixture):
         planned = [c.bound.a, c.bound.b] == settings.get("prior")
     else:
         last = settings.get("n", 0)
@@ -129,7 +152,7 @@ def _certificate_problems(c: Certificate, settings: Mapping[str, Any]) -> Iterat
         return
     if c.tv < 0 or (c.tv == 0) != (c.noise == "gaussian"):
         yield f"tv is {c.tv}, with {c.noise} noise"
-    if c.drawn < c.n:
+    if c.drawn < c.n or (skipped and c.drawn):
         yield f"{c.drawn} samples were drawn, but {c.n} counted"
     again = c.at(c.alpha)
     if c.label != again.label:

@@ -1,7 +1,7 @@
-"""Smooth activations, and rectifiers that are smooth in the backward pass only.
+"""Smooth activations, and ReLU with a smooth backward pass.
 
-From smooth adversarial training (Xie et al. 2020, arXiv 2006.14536). SiLU, GELU, ELU and CELU are
-torch's own; ELU is smooth (C1) only at alpha = 1, CELU always.
+Source: Xie et al., "Smooth Adversarial Training" (2020, arXiv 2006.14536). SiLU, GELU, ELU, CELU
+and Mish are torch's own. ELU is smooth (C1) only at alpha = 1, CELU always.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _LARGEST_LOG = 80.0
 
 
 class ParametricSoftplus(nn.Module):
-    """(1 / alpha) log(1 + exp(alpha x)): ReLU with a rounded corner (section 4.1 of the paper).
+    """(1 / alpha) log(1 + exp(alpha x)): ReLU with a rounded corner (section 4.1).
 
     Args:
-        alpha: How sharp the corner is; fixed. The paper's is 10.
+        alpha: Sharpness of the corner, fixed. The paper uses 10.
 
     Raises:
         InputError: alpha is not positive and finite.
@@ -43,23 +43,23 @@ class ParametricSoftplus(nn.Module):
         self.alpha = checks.positive("alpha", alpha)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activations, of the shape and dtype of ``x``."""
+        """Return the activations, in the shape and dtype of ``x``."""
         return F.softplus(x, beta=self.alpha, threshold=_LINEAR)
 
     def extra_repr(self) -> str:
-        """Return what ``print`` shows of it."""
+        """Return the options that ``print`` shows."""
         return f"alpha={self.alpha}"
 
 
 class SmoothReLU(nn.Module):
-    """x - (1 / alpha) log(alpha x + 1) for x >= 0, and 0 below (section 5.1 of the paper).
+    """x - (1 / alpha) log(alpha x + 1) for x >= 0, and 0 below (section 5.1).
 
-    alpha is the square of a learnt ``root``, as in the release, so it stays positive.
-    `smooth_activations` gives every call its own. Half precision is computed in float32.
+    alpha is the square of a learnt ``root``, as in the release, so it stays positive. Half
+    precision is computed in float32.
 
     Args:
-        alpha: What it starts from; the release's 400, a root of 20, by default.
-        learnable: False: ``root`` is a buffer, and takes no gradient.
+        alpha: Initial value of alpha. The release uses 400, a root of 20.
+        learnable: Whether ``root`` is a parameter; otherwise it is a buffer.
 
     Raises:
         InputError: alpha is not positive and finite.
@@ -84,11 +84,11 @@ class SmoothReLU(nn.Module):
             self.register_buffer("root", root)
 
     def reset_parameters(self) -> None:
-        """Start again."""
+        """Set alpha to its initial value."""
         nn.init.constant_(self.root, math.sqrt(self.started))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activations, of the shape and dtype of ``x``."""
+        """Return the activations, in the shape and dtype of ``x``."""
         wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         alpha = self.root.to(wide.dtype).square()
         positive = wide.clamp_min(0)
@@ -96,28 +96,29 @@ class SmoothReLU(nn.Module):
         return (positive - log / alpha).to(x.dtype)
 
     def extra_repr(self) -> str:
-        """Return how it was made, which training does not change."""
+        """Return the options of the constructor, which training does not change."""
         return f"alpha={self.started}, learnable={isinstance(self.root, nn.Parameter)}"
 
 
 class SplitReLU(nn.Module):
     """ReLU in the forward pass; in the backward pass the derivative of a smooth function.
 
-    The study of section 3 of the paper: better gradients for the attacker, the optimiser or both,
-    with the function of the network left as it is. A step is the attacker's inside
-    ``with attacking(model):``, in either mode, and the optimiser's elsewhere in training mode.
+    The study of section 3: better gradients for the attacker, the optimiser or both, without a
+    change of the function. A step belongs to the attacker inside ``with attacking(model):``, in
+    either mode, and to the optimiser outside of it in training mode.
 
-    In eval mode outside of `attacking` it is ReLU, gradient and all, whatever ``smooth_in`` is: so
-    every attack that judges the network takes the gradient that is that of the network, and what
-    it finds can be compared between the three. Copies of it are not `attacking`.
+    In eval mode outside of `attacking` it is ReLU with the gradient of ReLU, whatever
+    ``smooth_in`` is. So every attack that evaluates the network takes the gradient of the network
+    itself, and results for the three values can be compared. Copies are never `attacking`.
 
     Args:
-        smooth: Whose derivative is taken; `ParametricSoftplus` (10) by default, as in the paper.
-        smooth_in: "attacker", "optimiser" or "both": the steps that take it.
+        smooth: Function whose derivative is taken. The default, as in the paper, is
+            `ParametricSoftplus` (10).
+        smooth_in: "attacker", "optimiser" or "both": steps that take the smooth derivative.
 
     Raises:
-        InputError: Another ``smooth_in``, or a smooth function that learns: the forward pass does
-            not depend on it, so there is nothing it could learn.
+        InputError: Another ``smooth_in``, or a smooth function with parameters. These would not
+            learn, because the forward pass does not depend on them.
 
     Example:
         >>> split = SplitReLU(smooth_in="attacker")
@@ -143,9 +144,9 @@ class SplitReLU(nn.Module):
         self.attacking = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ReLU(x), with the gradient that the step asks for."""
-        step = "attacker" if self.attacking else "optimiser" if self.training else "judge"
-        smooth = self.smooth_in == step or (self.smooth_in == "both" and step != "judge")
+        """Return ReLU(x), with the gradient of the current step."""
+        step = "attacker" if self.attacking else "optimiser" if self.training else "evaluation"
+        smooth = self.smooth_in == step or (self.smooth_in == "both" and step != "evaluation")
         if not (smooth and torch.is_grad_enabled()):
             return F.relu(x)
         s = self.smooth(x)
@@ -153,21 +154,21 @@ class SplitReLU(nn.Module):
         return F.relu(x).detach() + (s - s.detach())
 
     def extra_repr(self) -> str:
-        """Return what ``print`` shows of it."""
+        """Return the options that ``print`` shows."""
         return f"smooth_in={self.smooth_in!r}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy takes: nothing would ever end the step of a copy made inside it."""
+        """Return the state of a copy: `attacking` would never end for one made inside it."""
         return {**self.__dict__, "attacking": False}
 
 
 @contextmanager
 def attacking(model: nn.Module) -> Iterator[None]:
-    """Mark the steps taken inside as the attacker's, for every `SplitReLU` of the model.
+    """Mark the steps inside as the attacker's, for every `SplitReLU` of the model.
 
-    It sets an attribute of these modules and puts it back: threads that share a model share it,
-    and copies of the model, also those made inside, do not.
-    What has left the model by then (`torch.export`) keeps the step it was exported in.
+    It sets an attribute of these modules and restores it at the end. Threads that share a model
+    share the mark; copies of the model do not have it. A program made by `torch.export` keeps the
+    step it was exported in.
 
     Example:
         >>> model = nn.Sequential(SplitReLU())

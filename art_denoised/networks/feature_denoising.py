@@ -1,4 +1,4 @@
-"""The denoising block of Xie et al., a thin face over `art_denoised.networks.operations`."""
+"""The denoising block of Xie et al. as a module; `operations` has its mathematics."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Kind(NamedTuple):
     windowed: bool = False  # takes kernel_size
 
 
-def _itself(x: Tensor) -> Tensor:
+def _identity(x: Tensor) -> Tensor:
     return x
 
 
@@ -43,28 +43,28 @@ _KINDS = {
     "bilateral_dot_product": _Kind(operations.bilateral_dot_product, pairwise=True, windowed=True),
     "mean": _Kind(operations.local_mean, windowed=True),
     "median": _Kind(operations.local_median, windowed=True),
-    "none": _Kind(_itself),
+    "none": _Kind(_identity),
 }
 
 
 class FeatureDenoising(nn.Module):
-    """Features to denoised features of the same shape: y = x + BN(conv1x1(op(x))).
+    """Denoising block: y = x + BN(conv1x1(op(x))), features of one shape in and out.
 
     Source: Xie et al., "Feature Denoising for Improving Adversarial Robustness" (CVPR 2019, arXiv
-    1812.03411), figures 4 and 5. The scale of the batch norm starts at zero, so a fresh block is
-    the identity, exactly, and can be put into a trained network.
+    1812.03411), figures 4 and 5. The scale of the batch norm starts at zero, so a new block is
+    exactly the identity and can be put into a trained network.
 
     Args:
-        channels: Of the features.
+        channels: Number of channels of the features.
         operation: "gaussian" or "dot_product" over all positions, "bilateral_gaussian" or
             "bilateral_dot_product" over a window, "mean" or "median" over a window, or "none": the
-            1x1 convolution alone, the control for what a block's parameters do by themselves.
-        embedding: Compare positions through two 1x1 convolutions to half the channels (theta, phi),
-            or compare the features themselves. Of the first four operations.
-        kernel_size: Of the window, odd.
-        conv: Ablation (section 6.1): without it, its batch norm goes too, and op(x) is added as it
-            is. Such a block is **not** the identity at the start.
-        residual: Ablation: without it y = BN(conv1x1(op(x))), its scale starting at one, since
+            1x1 convolution alone, which is the control for the parameters of a block.
+        embedding: Whether positions are compared through two 1x1 convolutions to half the channels
+            (theta, phi) or by the features themselves. Only the first four operations use it.
+        kernel_size: Size of the window, odd.
+        conv: Ablation (section 6.1): False removes the convolution and its batch norm, so op(x) is
+            added as it is. Such a block is **not** the identity at the start.
+        residual: Ablation: False gives y = BN(conv1x1(op(x))). Its scale starts at one, because
             zero would cut the network in two.
 
     Raises:
@@ -115,7 +115,7 @@ class FeatureDenoising(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights afresh, after those of the parts: what ART's ``reset`` calls."""
+        """Draw the initial weights again. ART's ``reset`` calls this after those of the parts."""
         for embed in self.embeddings.values():
             if isinstance(embed, nn.Conv2d):
                 nn.init.normal_(embed.weight, std=0.01)
@@ -125,13 +125,13 @@ class FeatureDenoising(nn.Module):
             nn.init.zeros_(self.bn.weight)
 
     def forward(self, x: Features) -> Features:
-        """Return denoised features, of the shape, dtype and layout of ``x``."""
+        """Return denoised features, in the shape, dtype and layout of ``x``."""
         y = self.denoise(x, *(embed(x) for embed in self.embeddings.values()))
         y = self.bn(self.conv(y))
         return x + y if self.residual else y
 
     def extra_repr(self) -> str:
-        """Return all that tells two blocks apart: the options that the operation takes."""
+        """Return the options that the operation takes, which tell two blocks apart."""
         options = ", ".join(f"{name}={value}" for name, value in self._options.items())
         return f"{self.channels}, {self.operation!r}, {options}"
 

@@ -2,12 +2,16 @@
 
 Source: Xie et al., "Feature Denoising for Improving Adversarial Robustness" (CVPR 2019, arXiv
 1812.03411), section 4. Each is a mean over positions j, weighted by f(x_i, x_j) / C(x) (eq. 1-3),
-or a median. Features have shape (batch, channels, height, width), any floating-point dtype.
-Everything can be differentiated twice. Which form is fast was measured (benchmarks/networks.py).
+or a median. Features have shape (batch, channels, height, width) and any floating-point dtype.
+All operations can be differentiated twice. The fast form of each was chosen by measurement
+(benchmarks/networks.py).
 
-Outside the image there is nothing: windows of the local operations are cut off at the border and
-normalised by what is left. Only the median, which needs an odd number of values to be one of them,
-repeats the outermost pixels.
+Windows are cut off at the border of the image and normalised by the positions that are left. Only
+the median repeats the outermost pixels, because it must be one of an odd number of values.
+
+The operations that compare positions take two embeddings of x: theta, the queries, and phi, the
+keys, with d channels each. Without embeddings both are x itself. ``kernel_size`` is the odd size of
+the window.
 """
 
 from __future__ import annotations
@@ -23,20 +27,15 @@ from torch.nn import functional as F
 Features: TypeAlias = Float[Tensor, "batch channels height width"]
 Embedded: TypeAlias = Float[Tensor, "batch embedded height width"]
 
-_IN_CACHE = 1 << 18  # elements worked on at once; larger temporaries fall out of a CPU's cache
+CACHE_ELEMENTS = 1 << 18  # elements of one step on a CPU; larger temporaries leave its cache
 
 
 def non_local_gaussian(x: Features, theta: Embedded, phi: Embedded) -> Features:
     """Mean of x over all positions, weighted by a softmax of theta_i . phi_j / sqrt(d).
 
-    Section 4.1, "Gaussian (softmax)". On a CPU images are taken one by one: no kernel fuses
-    embeddings narrower than the values, and one image's weights fit in the cache. Otherwise the
-    fused attention, whose memory is linear in the number of positions.
-
-    Args:
-        x: The features that are averaged.
-        theta: Their embedding as queries, d channels; x itself for none.
-        phi: Their embedding as keys, d channels.
+    Section 4.1, "Gaussian (softmax)". A CPU has no fused kernel for embeddings narrower than the
+    values, so it computes the weights of a few images at a time, which fit in its cache. Elsewhere
+    this is the fused attention, whose memory is linear in the number of positions.
 
     Example:
         >>> x = torch.rand(2, 4, 5, 5)
@@ -49,7 +48,7 @@ def non_local_gaussian(x: Features, theta: Embedded, phi: Embedded) -> Features:
         query, key, value = (features.transpose(1, 2)[:, None] for features in (t, p, g))
         y = F.scaled_dot_product_attention(query, key, value)[:, 0].transpose(1, 2)
     else:
-        size = max(1, _IN_CACHE // t.shape[2] ** 2)  # images whose weights stay in the cache
+        size = max(1, CACHE_ELEMENTS // t.shape[2] ** 2)  # images whose weights stay in the cache
         parts = zip(*(f.split(size) for f in (t * t.shape[1] ** -0.5, p, g)), strict=True)
         y = torch.cat([gi @ torch.softmax(ti.mT @ pi, -1).mT for ti, pi, gi in parts])
     return y.reshape(x.shape)
@@ -58,13 +57,8 @@ def non_local_gaussian(x: Features, theta: Embedded, phi: Embedded) -> Features:
 def non_local_dot_product(x: Features, theta: Embedded, phi: Embedded) -> Features:
     """Sum of theta_i . phi_j x_j over all positions j, divided by their number.
 
-    Section 4.1, "Dot product". The product of three matrices is associative, so the cheaper order
-    is taken: through positions x positions, or through channels x channels.
-
-    Args:
-        x: The features that are averaged.
-        theta: Their embedding as queries, d channels; x itself for none.
-        phi: Their embedding as keys, d channels.
+    Section 4.1, "Dot product". The product of three matrices is associative; the cheaper order is
+    computed, through positions x positions or through channels x channels.
 
     Example:
         >>> x = torch.ones(2, 3, 4, 4)
@@ -85,13 +79,7 @@ def bilateral_gaussian(
 ) -> Features:
     """Mean of x over a window, weighted by a softmax of theta_i . phi_j / sqrt(d) over the window.
 
-    Section 4.2, with the weights of `non_local_gaussian`; neighbours outside the image weigh 0.
-
-    Args:
-        x: The features that are averaged.
-        theta: Their embedding as queries, d channels; x itself for none.
-        phi: Their embedding as keys, d channels.
-        kernel_size: Of the window, odd.
+    Section 4.2, with the weights of `non_local_gaussian`. Neighbours outside the image weigh 0.
 
     Example:
         >>> x = torch.ones(2, 3, 4, 4)
@@ -114,12 +102,6 @@ def bilateral_dot_product(
 
     Section 4.2, with the weights of `non_local_dot_product`.
 
-    Args:
-        x: The features that are averaged.
-        theta: Their embedding as queries, d channels; x itself for none.
-        phi: Their embedding as keys, d channels.
-        kernel_size: Of the window, odd.
-
     Example:
         >>> x = torch.ones(2, 3, 4, 4)
         >>> torch.allclose(bilateral_dot_product(x, x, x), 3 * x)
@@ -134,14 +116,9 @@ def bilateral_dot_product(
 
 
 def local_mean(x: Features, kernel_size: int = 3) -> Features:
-    """Mean over a window, of each channel; section 4.3.
+    """Mean of each channel over a window (section 4.3).
 
-    Of features in the usual layout a CPU takes the mean several times faster as a depthwise
-    convolution.
-
-    Args:
-        x: The features.
-        kernel_size: Of the window, odd.
+    On a CPU, for contiguous features, a depthwise convolution is several times faster than pooling.
 
     Example:
         >>> local_mean(torch.eye(3)[None, None])[0, 0, 1]
@@ -155,14 +132,10 @@ def local_mean(x: Features, kernel_size: int = 3) -> Features:
 
 
 def local_median(x: Features, kernel_size: int = 3) -> Features:
-    """Median over a window, of each channel; section 4.4. Outermost pixels are repeated.
+    """Median of each channel over a window (section 4.4), with the outermost pixels repeated.
 
-    3x3 windows go through a network of comparators that shares the sorted columns. The gradient
-    goes to the value that is the median; among equal ones to one of them.
-
-    Args:
-        x: The features.
-        kernel_size: Of the window, odd.
+    A 3x3 window goes through a network of comparators that shares sorted columns. The gradient
+    goes to the value that is the median; of several equal values, to one.
 
     Example:
         >>> local_median(torch.eye(4)[None, None])[0, 0, 1]
@@ -180,7 +153,7 @@ def local_median(x: Features, kernel_size: int = 3) -> Features:
 
 
 class _Median(torch.autograd.Function):
-    """The 3x3 median that remembers which neighbour it was: one byte a value."""
+    """The 3x3 median, which remembers in one byte a value which neighbour it was."""
 
     @staticmethod
     def forward(planes: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,7 +181,7 @@ class _Median(torch.autograd.Function):
 
 
 def _median_of_chunks(planes: Tensor, neighbour: Tensor | None) -> Tensor:
-    """3x3 medians, (planes, height, width); ``neighbour`` receives which of 0..8 each was."""
+    """3x3 medians of (planes, height, width); ``neighbour`` receives which of 0..8 each was."""
     h, w = planes.shape[1:]
     out = torch.empty_like(planes)
     places = [None] * len(_chunks(out)) if neighbour is None else _chunks(neighbour)
@@ -223,9 +196,9 @@ def _median_of_chunks(planes: Tensor, neighbour: Tensor | None) -> Tensor:
 
 
 def _median_3x3(padded: Tensor) -> Tensor:
-    """Sort each column of three, once for the three windows it is in; then three medians of three.
+    """Median of nine: the median of the largest low, the middle mid and the smallest high.
 
-    The median of nine is that of the largest low, the middle mid and the smallest high.
+    Each column of three is sorted into low, mid and high once, for the three windows it is in.
     """
     h, w = padded.shape[1] - 2, padded.shape[2] - 2
     a, b, c = (padded[:, i : i + h] for i in range(3))
@@ -261,7 +234,7 @@ def _window_products(theta: Tensor, phi: Tensor, kernel_size: int) -> Tensor:
 
 
 def _window_sum(weights: Tensor, x: Tensor, kernel_size: int) -> Tensor:
-    """Sum of the neighbours of x, weighted; neighbours are views, never copied."""
+    """Weighted sum of the neighbours of x, which are views and not copies."""
     views = _views(x, kernel_size)
     y = weights[:, :1] * views[0]
     for number, view in enumerate(views[1:], 1):
@@ -290,7 +263,7 @@ def _repeat_border(planes: Tensor, width: int) -> Tensor:
 
 
 def _image_chunks(*features: Tensor) -> list[tuple[Tensor, ...]]:
-    """Split the batch of all alike, by the size of the first."""
+    """Split the batch of several features alike, by the size of the first."""
     if not _in_chunks(features[0]):
         return [features]
     size = len(_chunks(features[0])[0]) or 1
@@ -298,10 +271,10 @@ def _image_chunks(*features: Tensor) -> list[tuple[Tensor, ...]]:
 
 
 def _chunks(x: Tensor) -> tuple[Tensor, ...]:
-    """Split along the first axis to what stays in a CPU's cache; elsewhere not at all."""
+    """Split along the first axis into parts that fit in the cache of a CPU; elsewhere do not."""
     if not _in_chunks(x):
         return (x,)
-    return torch.split(x, max(1, _IN_CACHE // max(1, math.prod(x.shape[1:]))))
+    return torch.split(x, max(1, CACHE_ELEMENTS // max(1, math.prod(x.shape[1:]))))
 
 
 def _in_chunks(x: Tensor) -> bool:
@@ -309,5 +282,5 @@ def _in_chunks(x: Tensor) -> bool:
 
 
 def _traced() -> bool:
-    """Whether a compiler or exporter looks on, which wants one plain graph, and fuses it itself."""
+    """Whether a compiler or exporter traces this: it needs one plain graph, and fuses it itself."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]

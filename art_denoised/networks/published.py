@@ -1,8 +1,8 @@
 """The ImageNet networks that Xie et al. released as npz files of TensorFlow, as torch modules.
 
 Source: Xie et al., "Feature Denoising for Improving Adversarial Robustness" (CVPR 2019) and the
-names in its code, which builds on tensorpack. The files are CC-BY-NC, so none comes with this
-package. Needs torchvision.
+names in its code, which builds on tensorpack. The files are CC-BY-NC, so this package has none of
+them. Needs torchvision.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -34,11 +34,12 @@ class Architecture:
 
     Args:
         depths: Number of residual blocks in each of the four stages.
-        groups: Of the 3x3 convolutions.
-        width_per_group: Of the 3x3 convolutions, in the first stage.
-        after: Denoising blocks follow no block, the last one of each stage, or every one.
-        operation: Of the denoising blocks.
-        embedding: Of the denoising blocks.
+        groups: Number of groups of the 3x3 convolutions.
+        width_per_group: Width of a group of the 3x3 convolutions in the first stage.
+        after: Residual blocks that a denoising block follows: none, the last one of each stage,
+            or every one.
+        operation: Operation of the denoising blocks, see `FeatureDenoising`.
+        embedding: Whether the denoising blocks have embeddings.
     """
 
     depths: tuple[int, int, int, int]
@@ -61,19 +62,19 @@ def load_published(
 ) -> nn.Module:
     """Load a released npz file as a classifier in eval mode.
 
-    It takes RGB images in [0, 1], NCHW, of any size (224 in the release), and returns logits. The
-    file's own convention is met inside: pixels become 2x - 1 (x / 127.5 - 1 of 8 bits), the
-    channels of the first convolution are turned from BGR to RGB once, and padding is TensorFlow's
-    SAME, which depends on the parity of the size. The network's names are torchvision's; a
-    residual block with a denoising block after it is ``.block``, that one ``.denoise``.
+    The classifier takes RGB images in [0, 1], NCHW, of any size (224 in the release), and returns
+    logits. It converts to the conventions of the file: pixels become 2x - 1 (x / 127.5 - 1 of 8
+    bits), the first convolution is turned from BGR to RGB at loading, and padding is TensorFlow's
+    SAME, which depends on the parity of the size. Names are torchvision's; a residual block with a
+    denoising block after it is ``.block``, and the denoising block ``.denoise``.
 
     Args:
         path: The .npz file. Nothing in it is executed.
         architecture: "resnet152", "resnet152_denoise", "resnext101_denoise_all", or an
-            `Architecture` for a network of your own with the release's names.
+            `Architecture` for a network of your own with the names of the release.
 
     Raises:
-        InputError: Unreadable, an unknown architecture, or names or shapes that do not fit.
+        InputError: An unreadable file, an unknown architecture, or names or shapes that do not fit.
 
     Example:
         >>> load_published("R152-Denoise.npz")
@@ -90,15 +91,14 @@ def load_published(
     arrays = _read(Path(path))
     classes = arrays["linear/b"].size if "linear/b" in arrays else 1000
     with torch.device("meta"):  # shapes alone: nothing is drawn or allocated to be replaced
-        network = _build(architecture, classes)
-    sources = dict(_sources(architecture))
+        network = build(architecture, classes)
+    names = dict(array_names(architecture))
     own = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
-    _check_names(path, {source.name for source in sources.values()}, arrays.keys())
-    state = {}
-    for name, tensor in own.items():
-        source = sources[name]
-        value = _as_torch(path, source.name, arrays[source.name], tuple(tensor.shape), source.axes)
-        state[name] = value
+    _check_names(path, set(names.values()), arrays.keys())
+    state = {
+        name: _as_torch(path, names[name], arrays[names[name]], tuple(tensor.shape))
+        for name, tensor in own.items()
+    }
     state["conv1.weight"] = state["conv1.weight"].flip(1)  # BGR to RGB
     for name in network.state_dict().keys() - own.keys():
         state[name] = torch.tensor(0)
@@ -115,27 +115,35 @@ class _SameConv2d(nn.Conv2d):
     """A convolution with TensorFlow's SAME padding."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(F.pad(input, _same(input, self.kernel_size[0], self.stride[0])))
+        return super().forward(_pad(input, self.kernel_size[0], self.stride[0]))
 
 
 class _SameMaxPool2d(nn.MaxPool2d):
-    """Max pooling with TensorFlow's SAME padding, which never wins."""
+    """Max pooling with TensorFlow's SAME padding, by -inf."""
 
     def forward(self, input: Tensor) -> Tensor:
-        padding = _same(input, int(self.kernel_size), int(self.stride))  # type: ignore[arg-type]
-        return super().forward(F.pad(input, padding, value=-torch.inf))
+        kernel, stride = int(self.kernel_size), int(self.stride)  # type: ignore[arg-type]
+        return super().forward(_pad(input, kernel, stride, -torch.inf))
 
 
-def _same(x: Tensor, kernel: int, stride: int) -> list[int]:
-    """TensorFlow's padding, as `F.pad` takes it: ceil(size / stride) outputs, the odd one after."""
-    padding = []
-    for size in (x.shape[3], x.shape[2]):
-        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-        padding += [total // 2, total - total // 2]
-    return padding
+def _pad(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
+    width, height = (same_padding(size, kernel, stride) for size in (x.shape[3], x.shape[2]))
+    return F.pad(x, (*width, *height), value=value)
 
 
-def _build(architecture: Architecture, classes: int) -> ResNet:
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Return TensorFlow's SAME padding before and after: for ceil(size / stride) outputs.
+
+    Example:
+        >>> same_padding(224, 7, 2), same_padding(299, 7, 2)
+        ((2, 3), (3, 3))
+    """
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def build(architecture: Architecture, classes: int) -> ResNet:
+    """Return the network of an architecture, with weights drawn at random."""
     network = ResNet(
         Bottleneck,
         list(architecture.depths),
@@ -165,24 +173,14 @@ def _same_conv(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 def _denoised(architecture: Architecture) -> set[tuple[int, int]]:
-    """(stage, block), from zero, that a denoising block comes after."""
+    """Return (stage, block), from zero, of the residual blocks that a denoising block follows."""
     blocks = [(g, i) for g, depth in enumerate(architecture.depths) for i in range(depth)]
     last = {(g, depth - 1) for g, depth in enumerate(architecture.depths)}
     return {"none": set(), "stage": last, "block": set(blocks)}[architecture.after]
 
 
-_HWIO_TO_OIHW, _TRANSPOSED, _AS_IT_IS = (3, 2, 0, 1), (1, 0), (0,)
-
-
-class _Source(NamedTuple):
-    """Where a tensor is in the file, and how its axes are permuted to torch's."""
-
-    name: str
-    axes: tuple[int, ...]
-
-
-def _sources(architecture: Architecture) -> Iterator[tuple[str, _Source]]:
-    """Each tensor of the network, num_batches_tracked aside, and its array in the file."""
+def array_names(architecture: Architecture) -> Iterator[tuple[str, str]]:
+    """Yield the name of each tensor, num_batches_tracked aside, and that of its array in a file."""
     denoised = _denoised(architecture)
     yield from _layer("conv0", "conv1", "bn1")
     for g, depth in enumerate(architecture.depths):
@@ -201,22 +199,18 @@ def _sources(architecture: Architecture) -> Iterator[tuple[str, _Source]]:
                 ours = f"{place}.denoise"
                 yield from _layer(f"{theirs}/conv", f"{ours}.conv", f"{ours}.bn")
                 for name in ("theta", "phi") if architecture.embedding else ():
-                    source = _Source(f"{theirs}/embedding_{name}/W", _HWIO_TO_OIHW)
-                    yield f"{ours}.embeddings.{name}.weight", source
-    yield "fc.weight", _Source("linear/W", _TRANSPOSED)
-    yield "fc.bias", _Source("linear/b", _AS_IT_IS)
+                    yield f"{ours}.embeddings.{name}.weight", f"{theirs}/embedding_{name}/W"
+    yield "fc.weight", "linear/W"
+    yield "fc.bias", "linear/b"
 
 
-def _layer(theirs: str, conv: str, bn: str) -> Iterator[tuple[str, _Source]]:
-    """A convolution and its batch norm."""
-    yield f"{conv}.weight", _Source(f"{theirs}/W", _HWIO_TO_OIHW)
-    for ours, name in (
-        ("weight", "gamma"),
-        ("bias", "beta"),
-        ("running_mean", "mean/EMA"),
-        ("running_var", "variance/EMA"),
-    ):
-        yield f"{bn}.{ours}", _Source(f"{theirs}/bn/{name}", _AS_IT_IS)
+def _layer(theirs: str, conv: str, bn: str) -> Iterator[tuple[str, str]]:
+    """Yield the names of a convolution and its batch norm."""
+    yield f"{conv}.weight", f"{theirs}/W"
+    yield f"{bn}.weight", f"{theirs}/bn/gamma"
+    yield f"{bn}.bias", f"{theirs}/bn/beta"
+    yield f"{bn}.running_mean", f"{theirs}/bn/mean/EMA"
+    yield f"{bn}.running_var", f"{theirs}/bn/variance/EMA"
 
 
 # The ways in which np.load fails; a single array (.npy) fails as a context manager.
@@ -227,7 +221,7 @@ _UNREADABLE = (
 
 
 def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """Read named arrays, without the ":0" that TensorFlow ends names with."""
+    """Read named arrays, without the ":0" at the end of TensorFlow's names."""
     if not path.is_file():
         raise InputError(f"weights {path} do not exist; give an .npz file")
     try:
@@ -235,7 +229,7 @@ def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
             return {name.removesuffix(":0"): file[name] for name in file.files}
     except _UNREADABLE:
         raise InputError(
-            f"weights {path} are no intact .npz file of plain arrays; give the released file"
+            f"weights {path} are not an intact .npz file of arrays; give the released file"
         ) from None
 
 
@@ -252,15 +246,16 @@ def _check_names(path: Path | str, wanted: set[str], found: Any) -> None:
         )
 
 
-def _as_torch(
-    path: Path | str, name: str, array: Any, shape: tuple[int, ...], axes: tuple[int, ...]
-) -> Tensor:
-    wanted = [0] * len(shape)  # the shape in the file
-    for own, axis in enumerate(axes):
-        wanted[axis] = shape[own]
-    if array.dtype.kind != "f" or array.shape != tuple(wanted):
+# Order of the axes in torch of an array of 4, 2 or 1 axes: convolutions are HWIO, matrices (I, O).
+_AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
+
+
+def _as_torch(path: Path | str, name: str, array: Any, shape: tuple[int, ...]) -> Tensor:
+    axes = _AXES[len(shape)]
+    wanted = tuple(shape[axes.index(axis)] for axis in range(len(shape)))  # in the file
+    if array.dtype.kind != "f" or array.shape != wanted:
         raise InputError(
             f"weights {path} do not fit the architecture: {name} is {array.dtype} of shape "
-            f"{array.shape}, not floating point of shape {tuple(wanted)}"
+            f"{array.shape}, not floating point of shape {wanted}"
         )
     return torch.from_numpy(np.ascontiguousarray(array.transpose(axes), dtype=np.float32))

@@ -1,8 +1,8 @@
-"""Predictions of a diffusion classifier from a part of its evaluations.
+"""Predictions of a diffusion classifier from a part of its network evaluations.
 
-The noise of a level is shared by all classes, so classes are compared in pairs, level by level,
-and most are out of the race after a few levels. Levels are taken in an order in which every
-beginning is spread over all of them.
+All classes share the noise of a level, so classes are compared in pairs, level by level, and most
+can be dropped after a few levels. Levels are taken in an order of which every beginning is spread
+over all of them.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AnytimePrediction:
-    """What `predict_anytime` found, and what it took.
+    """The result of `predict_anytime`.
 
     Attributes:
-        labels: (batch,) predicted classes.
-        decided: (batch,) whether one class was left, or all levels were evaluated for those that
-            were; False where the budget ran out before.
-        evaluations: Passes of the network, in all.
-        full: Passes that the full computation takes.
+        predictions: Predicted classes, (batch,).
+        decided: Whether one class was left, or all levels were evaluated for those that were left,
+            (batch,); False where the budget ran out before.
+        nfe: Number of network evaluations.
+        full_nfe: Number of network evaluations of the full computation.
     """
 
-    labels: Labels
+    predictions: Labels
     decided: Tensor
-    evaluations: int
-    full: int
+    nfe: int
+    full_nfe: int
 
 
 @torch.no_grad()
@@ -53,17 +53,17 @@ def predict_anytime(
     After m of L levels, a class is dropped if the projected difference of its loss to the leader's,
     L / m times the sum of their paired differences so far, exceeds z of its standard errors (with
     the correction for a finite number of levels). This is no proof: `disagreement` measures how
-    often the answer is another one than that of all levels.
+    often the prediction differs from that of all levels.
 
     Args:
-        classifier: With a seed, its answer is compared level by level with the full computation.
+        classifier: Diffusion classifier.
         x: Images (batch, channels, height, width) in [0, 1].
-        z: Standard errors; larger is safer and slower.
-        first: Levels before the first class is dropped; then as many again before each look.
-        budget: Most passes of the network, in all; None: no limit.
+        z: Number of standard errors; larger is safer and slower.
+        first: Number of levels before each round of elimination.
+        budget: Largest number of network evaluations in all; None: no limit.
 
     Raises:
-        InputError: A value out of range, or images that cannot be used.
+        InputError: A value is out of range, or the images cannot be used.
 
     Example:
         >>> from art_denoised.demo import digits_diffusion
@@ -71,15 +71,15 @@ def predict_anytime(
         >>> x = torch.stack([load_data("digits")[i][0] for i in range(8)])
         >>> classifier = DiffusionClassifier(digits_diffusion(), seed=0)
         >>> found = predict_anytime(classifier, x)
-        >>> bool((found.labels == classifier(x).argmax(1)).all())
+        >>> bool((found.predictions == classifier(x).argmax(1)).all())
         True
-        >>> found.evaluations < found.full / 3
+        >>> found.nfe < found.full_nfe / 3
         True
     """
     x, z = classifier.checked(x), checks.positive("z", z)
     first = max(checks.count("first", first), 2)
     count, classes = len(classifier.levels.sigmas), classifier.classes
-    full = classifier.evaluations(len(x))
+    full = classifier.nfe(len(x))
     left = full if budget is None else checks.count("budget", budget, 0)
     noise, order = LevelNoise(classifier.seed), _spread(count)
     alive = torch.ones(len(x), classes, dtype=torch.bool, device=x.device)
@@ -104,25 +104,29 @@ def predict_anytime(
         spent += len(rows) * len(chunk)
         seen = start + len(chunk)
         done[racing] = seen
-        alive &= ~(_behind(losses[:, :, :seen] - prior[:, None], alive, count, z) & racing[:, None])
+        if seen < count:  # after all levels the argmin decides
+            alive &= ~(
+                _behind(losses[:, :, :seen] - prior[:, None], alive, count, z) & racing[:, None]
+            )
     # The prior counts for as many levels as the losses do; alone, where there are none.
     total = losses.sum(2) - prior * done.clamp_min(1)[:, None]
-    labels = total.masked_fill(~alive, torch.inf).argmin(1)
+    predictions = total.masked_fill(~alive, torch.inf).argmin(1)
     decided = (alive.sum(1) == 1) | (done == count)
-    return AnytimePrediction(labels, decided, spent, full)
+    return AnytimePrediction(predictions, decided, spent, full)
 
 
 @torch.no_grad()
 def disagreement(classifier: DiffusionClassifier, x: Images, **options: float) -> float:
-    """Return the share of images that `predict_anytime` labels otherwise than all levels do.
+    """Return the share of images for which `predict_anytime` and all levels disagree.
 
     Args:
-        classifier: With a seed, so that both see the same noise.
+        classifier: Diffusion classifier with a seed, so that both see the same noise.
         x: Images.
-        **options: For `predict_anytime`.
+        **options: Options of `predict_anytime`.
 
     Raises:
-        InputError: No seed, or as for `predict_anytime`.
+        InputError: The classifier has no seed, a value is out of range, or the images cannot be
+            used.
 
     Example:
         >>> from art_denoised.demo import digits_diffusion
@@ -132,13 +136,13 @@ def disagreement(classifier: DiffusionClassifier, x: Images, **options: float) -
         0.0
     """
     if classifier.seed is None:
-        raise checks.InputError("the classifier draws fresh noise in every call; give it a seed")
+        raise checks.InputError("the seed is None, so noise is fresh in every call; give a seed")
     found = predict_anytime(classifier, x, **options)  # type: ignore[arg-type]
-    return float((found.labels != classifier(x).argmax(1)).double().mean())
+    return float((found.predictions != classifier(x).argmax(1)).double().mean())
 
 
 def _behind(losses: Tensor, alive: Tensor, count: int, z: float) -> Tensor:
-    """Which classes are behind the leader for good, (batch, classes)."""
+    """Return which classes cannot catch up with the leader, (batch, classes)."""
     seen = losses.shape[2]
     leader = losses.sum(2).masked_fill(~alive, torch.inf).argmin(1)
     difference = losses - losses[torch.arange(len(losses)), leader][:, None]

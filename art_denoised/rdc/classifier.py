@@ -11,26 +11,24 @@ from torch.utils.checkpoint import checkpoint
 
 from art_denoised import checks
 from art_denoised.checks import InputError
+from art_denoised.diffusion.levels import Levels, noise_levels
 from art_denoised.diffusion.model import DiffusionModel
-from art_denoised.diffusion.weights import Levels, noise_levels
-from art_denoised.rdc.gradients import refuse_second_derivatives
 from art_denoised.rdc.noise import LevelNoise
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Logits
 
-
 _MOST_NOISE = 8.0  # standard deviations that noise in an image may reach
 
 
 class DiffusionClassifier(nn.Module):
-    """Images to logits by the likelihood that a diffusion model gives them under each class.
+    """Classify images by the likelihood that a diffusion model gives them under each class.
 
     ``logits[y] = log p(y) - sum_l w_l ||D(x + sigma_l eps_l; sigma_l, y) - x||^2 / temperature`` in
-    the units of the network, summed over pixels, eps_l shared by all classes: what makes few levels
-    suffice. Gradients in x are exact: the network evaluations of the forward pass are taken again
-    in the backward pass, with the same noise, for those classes alone whose logit has a gradient.
-    So memory depends on neither levels nor classes.
+    the units of the network, summed over pixels. All classes share eps_l, so that few levels
+    suffice. Gradients in x are exact: the backward pass evaluates the network again with the same
+    noise, for the classes alone whose logit has a gradient. So memory depends on neither levels nor
+    classes.
 
     It starts in eval mode, where the weights of the network get no gradient. In training mode they
     do, at the cost of a backward pass through all classes.
@@ -39,22 +37,27 @@ class DiffusionClassifier(nn.Module):
     2305.15241), section 3.1; Li et al. (ICCV 2023) for shared noise.
 
     Args:
-        model: Class-conditional, in eval mode.
+        model: Class-conditional diffusion model, in eval mode.
         levels: Noise levels and weights; `noise_levels` (32) by default.
-        seed: Fixes the noise: a deterministic function of each image. None: fresh in every call.
-        prior: p(y) of each class; None: uniform.
-        temperature: Divides the likelihood term. 1 is Bayes' rule if the loss were an exact bound.
-            It changes no prediction, but an attack on cross-entropy is the weaker, and the defence
-            flattered, the further it is off: use `fit_temperature` before (docs/rdc.md).
-        max_batch: Network evaluations at once.
-        bf16: Autocast the network to bfloat16.
-        recompute: Take the evaluations again in the backward pass. False: the gradients of all
-            classes are taken along with the forward pass, at the memory of an image a class. That
-            takes two thirds of the time for losses that involve every class, such as cross-entropy,
-            and more for those of a few, such as margins. The gradients are the same.
+        seed: Seed of the noise, which makes the answer a deterministic function of each image;
+            None: fresh noise in every call.
+        prior: Probabilities p(y) of the classes; None: uniform.
+        temperature: Divisor of the likelihood term; 1 is Bayes' rule if the loss were an exact
+            bound. It changes no prediction. But an attack on cross-entropy gets weaker the further
+            it is off, which flatters the defence: use `fit_temperature` first (docs/rdc.md).
+        max_batch: Number of network evaluations at once.
+        bf16: Whether the network is autocast to bfloat16.
+        recompute: Whether the backward pass evaluates the network again. False: the forward pass
+            takes the gradients of all classes, at the memory of one image per class. That takes two
+            thirds of the time for losses that involve every class, such as cross-entropy, and more
+            for margins. The gradients are the same.
+
+    Attributes:
+        seed: Seed of the noise; None: fresh noise in every call. It may be set.
 
     Raises:
-        InputError: A model without classes, levels outside its training, or a value out of range.
+        InputError: The model is unconditional, was not trained on the levels, or a value is out of
+            range.
 
     Example:
         >>> from art_denoised.demo import digits_diffusion
@@ -94,14 +97,17 @@ class DiffusionClassifier(nn.Module):
         self.register_buffer("log_prior", _log_prior(prior, self.classes))
         self.eval()
 
+    # Streams of noise and recomputed gradients cannot be traced: compile the network instead.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Images) -> Logits:
         """Return logits of shape (batch, classes), differentiable in ``x``.
 
         Raises:
-            InputError: Images in other units, which may leave [0, 1] by no more than half its
-                length, as those of an attack under way, and the noise that the model expects in
-                them; or an answer that is not finite.
+            InputError: The images leave [0, 1] by more than half its length, beside the noise that
+                the model expects in them; or the network's answer is not finite.
         """
+        if len(x) == 0:
+            return x.new_zeros(0, self.classes)
         x = self.checked(x, slack=0.5)
         noise = LevelNoise(self.seed)
         along = not self.recompute and torch.is_grad_enabled() and x.requires_grad
@@ -111,32 +117,32 @@ class DiffusionClassifier(nn.Module):
         return self.log_prior.to(losses) - losses / self.temperature
 
     def checked(self, x: Images, *, slack: float = 0.0) -> Images:
-        """Return images, which may hold the noise that the model expects in them, checked.
+        """Return images, checked; they may hold the noise that the model expects in them.
 
         Args:
             x: Images.
-            slack: As for `checks.images`, on top of that noise.
+            slack: Share of the range by which pixels may leave [0, 1] on top of that noise.
 
         Raises:
-            InputError: As for `checks.images`.
+            InputError: They have another shape or dtype, are not finite, or leave the range.
         """
         return checks.images(x, slack=slack + _MOST_NOISE * self.model.noise)
 
-    def evaluations(self, images: int) -> int:
-        """Return how many passes of the network a prediction of so many images takes."""
+    def nfe(self, images: int = 1) -> int:
+        """Return the number of network evaluations (NFE) of a prediction."""
         return images * self.classes * len(self.levels.sigmas)
 
     @torch.no_grad()
     def fit_temperature(self, x: Images, y: Labels) -> float:
-        """Choose the temperature under which held-out labels are most probable, and return it.
+        """Set the temperature under which validation labels are most probable, and return it.
 
         Args:
-            x: Held-out images.
-            y: Their classes.
+            x: Validation images, not used in the training.
+            y: Classes of the images.
 
         Raises:
-            InputError: Images or labels that cannot be used, or that leave the temperature open,
-                as training images do: where no image is wrong, any low temperature is the best.
+            InputError: Images or labels cannot be used, or they do not determine the temperature:
+                where no image is wrong, as among training images, the lowest one is always best.
         """
         x, y = self.checked(x), checks.labels(y, self.classes)
         if len(x) != len(y):
@@ -152,7 +158,7 @@ class DiffusionClassifier(nn.Module):
         if fitted in (grid[0], grid[-1]):
             raise InputError(
                 f"no temperature fits these {len(x)} images: all are classified correctly by far, "
-                "or as good as at random; give other held-out images, or more"
+                "or almost at random; give other validation images, or more"
             )
         self.temperature = fitted
         return fitted
@@ -173,15 +179,13 @@ class DiffusionClassifier(nn.Module):
             count = len(self.levels.sigmas)
             yield per_level // count, per_level % count, chunk % self.classes
 
-    def errors(
-        self, x: Images, at: tuple[Tensor, Tensor, Tensor], noise: LevelNoise | _Offset
-    ) -> Tensor:
+    def errors(self, x: Images, at: tuple[Tensor, Tensor, Tensor], noise: LevelNoise) -> Tensor:
         """Return weighted errors w_l ||D - x||^2 before the temperature, differentiable in ``x``.
 
         Args:
             x: Images.
             at: Indices of image, level and class of each row.
-            noise: Of the pass that the rows are a part of.
+            noise: Noise of the pass that the rows are a part of.
         """
         images, levels, classes = at
         eps = noise(x, images.tolist(), levels.tolist())
@@ -202,7 +206,7 @@ class DiffusionClassifier(nn.Module):
 
 
 class _Losses(torch.autograd.Function):
-    """The diffusion loss of each (image, class), and its gradient: taken again, or taken along."""
+    """The diffusion loss of each (image, class); its gradient is recomputed or taken along."""
 
     @staticmethod
     def forward(
@@ -242,40 +246,43 @@ def _recomputed(
     table = gradient[:, None, :].expand(-1, len(classifier.levels.sigmas), -1)
     rows = table.flatten().nonzero().flatten()
     total = torch.zeros_like(x)
-    for at in classifier._chunks(rows):
-        first, last = int(at[0].min()), int(at[0].max()) + 1
+    for images, levels, classes in classifier._chunks(rows):
+        first, last = int(images.min()), int(images.max()) + 1
+        eps = noise(x, images.tolist(), levels.tolist())
         with torch.enable_grad():
             part = x[first:last].detach().requires_grad_()
-            inside = (at[0] - first, at[1], at[2])
-            errors = classifier.errors(part, inside, _Offset(noise, first))
-            value = (errors * gradient[at[0], at[2]]).sum()
+            errors = classifier._errors(part[images - first], eps, levels, classes)
+            value = (errors * gradient[images, classes]).sum()
             (share,) = torch.autograd.grad(value, part)
         total[first:last] += share
     return total
 
 
-class _Offset:
-    """The noise of images that are a part of the batch."""
-
-    def __init__(self, noise: LevelNoise, first: int) -> None:
-        self._noise, self._first = noise, first
-
-    def __call__(self, x: Images, images: Sequence[int], levels: Sequence[int]) -> Images:
-        return self._noise(x, [image + self._first for image in images], levels)
-
-
 def check_levels(model: DiffusionModel, levels: Levels) -> None:
-    """Check that the model was trained on such noise.
+    """Check that the model was trained on such noise levels.
 
     Raises:
-        InputError: It was not.
+        InputError: A level is outside the range of its training.
     """
     low, high = model.sigma_min * model.scale, model.sigma_max * model.scale
     if min(levels.sigmas) < low * (1 - 1e-6) or max(levels.sigmas) > high * (1 + 1e-6):
         raise InputError(
             f"noise levels go from {min(levels.sigmas):g} to {max(levels.sigmas):g}, but the "
             f"diffusion model was trained on {low:g} to {high:g} (units of the network); give "
-            "levels within, such as levels.within(low, high)"
+            f"levels.within({low:g}, {high:g})"
+        )
+
+
+def refuse_second_derivatives() -> None:
+    """Raise in a backward pass that autograd records, which it does to differentiate it again.
+
+    Raises:
+        InputError: It is recorded; the second derivative would be wrong without notice.
+    """
+    if torch.is_grad_enabled():
+        raise InputError(
+            "gradients of a diffusion classifier or of likelihood maximization cannot be "
+            "differentiated again; take them without create_graph=True"
         )
 
 

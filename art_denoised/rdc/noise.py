@@ -15,14 +15,14 @@ from art_denoised.types import Images
 class LevelNoise:
     """Standard normal noise for each (image, level), the same in a forward pass and its gradient.
 
-    With a seed, all images share the noise of a level: each is then a deterministic function of
-    its own pixels, whatever its batch. Without one, every image of every call has its own, so that
-    copies of an image in a batch (EOT) see independent noise. It comes from generators of its own;
-    the global random state is neither read nor changed.
+    With a seed, all images share the noise of a level: the result for an image is then a
+    deterministic function of its pixels, whatever its batch. Without one, every image of every call
+    has its own noise, so copies of an image in a batch (EOT) see independent noise. The global
+    random state is neither read nor changed.
 
     Args:
-        seed: Of the noise; None: fresh.
-        stream: Names a user of the seed; others, with the same seed, draw independent noise.
+        seed: Seed of the noise; None: fresh noise.
+        stream: Name of the user of the seed; other streams of a seed are independent.
 
     Example:
         >>> x = torch.zeros(2, 1, 8, 8)
@@ -52,5 +52,6 @@ class LevelNoise:
     def _draw(self, key: tuple[int, int], x: Images) -> Tensor:
         generator = torch.Generator(x.device)
         sequence = np.random.SeedSequence(self._seed, spawn_key=(*self._stream, *key))
-        generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        # 63 bits: the generator of a GPU takes no more.
+        generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
         return torch.randn(x.shape[1:], generator=generator, device=x.device, dtype=x.dtype)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from art_denoised.checks import InputError
-from art_denoised.evaluation.records import CertifyRow, Log
+from art_denoised.evaluation.rows import CertifyRow, Log
 from art_denoised.reports.terminal import Column, Table, show, text
-from art_denoised.smoothing.bounds import Looks
 from art_denoised.smoothing.statistics import (
     ABSTAIN,
     TableRow,
@@ -32,7 +31,10 @@ def accuracy_table(rows: Sequence[CertifyRow], radii: Sequence[float]) -> list[T
         InputError: There are no rows.
 
     Example:
-        >>> rows = [CertifyRow(i, label=1, predict=1, radius=i / 4, seconds=0) for i in range(4)]
+        >>> rows = [
+        ...     CertifyRow(index=i, label=1, prediction=1, radius=i / 4, seconds=0)
+        ...     for i in range(4)
+        ... ]
         >>> [entry.certified_accuracy for entry in accuracy_table(rows, [0.0, 0.5])]
         [1.0, 0.5]
     """
@@ -71,7 +73,7 @@ class CertifiedRun:
             images=len(rows),
             accuracy=tuple(accuracy_table(rows, radii)),
             at_least=tuple(is_lower_bound(radius, asked) for radius in radii),
-            abstained=sum(row.predict == ABSTAIN for row in rows) / len(rows),
+            abstained=sum(row.prediction == ABSTAIN for row in rows) / len(rows),
             acr=average_certified_radius(*_columns(rows))[0],
             acr_at_least=any(map(_stopped_at_radii, rows)),
         )
@@ -122,7 +124,7 @@ class CertifiedTable:
         Where there are several runs, "log" names the run.
 
         Example:
-            >>> row = CertifyRow(0, label=1, predict=1, radius=0.5, seconds=0)
+            >>> row = CertifyRow(index=0, label=1, prediction=1, radius=0.5, seconds=0)
             >>> table = certified_table({"ours": Log("certify", None, (row,))}, [0.25])
             >>> table.to_json()[0]["certified_accuracy"]
             1.0
@@ -149,7 +151,10 @@ def certified_table(
         InputError: A log holds no rows.
 
     Example:
-        >>> rows = [CertifyRow(i, label=1, predict=1, radius=i / 4, seconds=0) for i in range(4)]
+        >>> rows = [
+        ...     CertifyRow(index=i, label=1, prediction=1, radius=i / 4, seconds=0)
+        ...     for i in range(4)
+        ... ]
         >>> table = certified_table({"ours": Log("certify", None, tuple(rows))}, [0.0, 0.5])
         >>> print("\n".join(str(table).splitlines()[1:4]))
                 images        r=0      r=0.5  abstain     ACR
@@ -165,7 +170,7 @@ def default_radii(logs: Sequence[Log]) -> list[float]:
     """Return the radii that runs stopped at; without any, 0 and up to six round steps.
 
     Example:
-        >>> row = CertifyRow(0, label=1, predict=1, radius=0.8, seconds=0)
+        >>> row = CertifyRow(index=0, label=1, prediction=1, radius=0.8, seconds=0)
         >>> default_radii([Log("certify", None, (row,))])
         [0.0, 0.25, 0.5, 0.75]
         >>> default_radii([Log("certify", {"radii": [0.7]}, (row,))])
@@ -224,8 +229,7 @@ def _cells(run: CertifiedRun) -> tuple[str | tuple[str, ...], ...]:
 
 
 def _stopped_at_radii(row: CertifyRow) -> bool:
-    bound = None if row.certificate is None else row.certificate.bound
-    return isinstance(bound, Looks) and bound.first < bound.last
+    return row.mode == "looks"
 
 
 def _columns(rows: Sequence[CertifyRow]) -> tuple[list[bool], list[float]]:

@@ -51,7 +51,7 @@ def differences(models: Sequence[Model]) -> list[Difference]:
     with equal index and label count as the same; `conflicts` says where runs name other data.
 
     Example:
-        >>> from art_denoised.evaluation.attacked.records import AttackRow
+        >>> from art_denoised.evaluation.attack_rows import AttackRow
         >>> def model(name, right):
         ...     row = AttackRow(0, 1, "pgd", "exact", "l2", 0.5, True, right, (right,), 0, 0, 0)
         ...     return Model(name, (row,))
@@ -80,7 +80,7 @@ def conflicts(models: Sequence[Model]) -> list[str]:
     Models are compared with the first: if all equal it, they equal each other.
 
     Example:
-        >>> from art_denoised.evaluation.attacked.records import AttackRow
+        >>> from art_denoised.evaluation.attack_rows import AttackRow
         >>> rows = [
         ...     AttackRow(i, 1, "pgd", "exact", "l2", 0.5, True, True, (True,), 0, 0, 0)
         ...     for i in range(2)

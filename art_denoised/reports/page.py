@@ -46,7 +46,7 @@ def page(models: Sequence[Model], notices: Sequence[str] = ()) -> str:
         notices: Remarks on the logs.
 
     Example:
-        >>> from art_denoised.evaluation.attacked.records import AttackRow
+        >>> from art_denoised.evaluation.attack_rows import AttackRow
         >>> row = AttackRow(0, 1, "pgd", "exact", "l2", 0.5, True, True, (True,), 0, 0, 0.1)
         >>> "<h1>Robustness report</h1>" in page([Model("ours", (row,))])
         True

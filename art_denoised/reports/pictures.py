@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
-from art_denoised.evaluation.attacked.records import AttackRow, ImageRow
+from art_denoised.evaluation.attack_rows import AttackRow, ImageRow
 from art_denoised.reports.results import Model, eps_name
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from art_denoised.checks import InputError
-from art_denoised.evaluation.records import CertifyRow, Log
+from art_denoised.evaluation.rows import CertifyRow, Log
 from art_denoised.reports.certified import accuracy_table, asked_radii
 from art_denoised.reports.results import Model
 from art_denoised.reports.terminal import escaped
@@ -40,7 +40,10 @@ def plot_certified(logs: Mapping[str, Log], path: Path | str, title: str | None 
 
     Example:
         >>> import tempfile
-        >>> rows = [CertifyRow(i, label=1, predict=1, radius=i / 4, seconds=0) for i in range(4)]
+        >>> rows = [
+        ...     CertifyRow(index=i, label=1, prediction=1, radius=i / 4, seconds=0)
+        ...     for i in range(4)
+        ... ]
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     plot_certified({"ours": Log("certify", None, tuple(rows))}, folder + "/a.svg")
         ...     "<svg" in Path(folder, "a.svg").read_text()
@@ -62,7 +65,7 @@ def certified_figure(logs: Mapping[str, Log], title: str | None = None) -> Figur
     """Return the figure that `plot_certified` saves.
 
     Example:
-        >>> row = CertifyRow(0, label=1, predict=1, radius=0.5, seconds=0)
+        >>> row = CertifyRow(index=0, label=1, prediction=1, radius=0.5, seconds=0)
         >>> figure = certified_figure({"ours": Log("certify", {"radii": [0.5]}, (row,))})
         >>> figure.axes[0].get_legend_handles_labels()[1]
         ['ours (lower bound except at r = 0.5)']

@@ -10,7 +10,7 @@ from typing import Any
 
 from art_denoised.attacks.suites import NORMS
 from art_denoised.checks import InputError
-from art_denoised.evaluation.attacked.records import (
+from art_denoised.evaluation.attack_rows import (
     CHECKS,
     CLEAN,
     AttackLog,
@@ -18,14 +18,16 @@ from art_denoised.evaluation.attacked.records import (
     read_attack_log,
     unmade,
 )
-from art_denoised.evaluation.logs import read_log
-from art_denoised.evaluation.records import Log
+from art_denoised.evaluation.rows import Log, read_log
 from art_denoised.reports.certified import asked_radii
 from art_denoised.reports.results import Model
 from art_denoised.reports.words import unfinished
 
 # Logs of one model agree in these. Seeds may differ: shards of a run may have their own.
-_SAME = ("model", "weights", "options", "data", "classes", "randomised", "noise", "repeats")
+_SAME = (
+    *("model", "weights", "options", "structure", "attributes"),
+    *("data", "classes", "randomised", "noise", "repeats"),
+)
 
 
 def read_models(runs: Sequence[str]) -> tuple[list[Model], list[str]]:
@@ -103,12 +105,8 @@ def _attack_log(path: Path) -> AttackLog:
     if not (isinstance(listed, list) and all(map(_is_attack, listed))):
         raise InputError(f"{path}: the attacks in its settings are damaged")
     for row in log.rows:
-        if not _well_formed(row):
-            raise InputError(f"{path}: the row of image {row.index!r} is damaged")
-    for check in log.checks:
-        texts = isinstance(check.name, str) and isinstance(check.finding, str)
-        if not texts or check.passed not in (True, False, None):
-            raise InputError(f"{path}: the row of check {check.name!r} is damaged")
+        if row.norm not in NORMS or not 0 <= row.eps < math.inf or not row.seconds >= 0:
+            raise InputError(f"{path}: the row of image {row.index} is damaged")
     for picture in log.images:
         try:
             size = picture.array.size if picture.array.ndim == 3 else 0
@@ -124,18 +122,6 @@ def _is_attack(one: Any) -> bool:
         isinstance(one, Mapping)
         and isinstance(one.get("eps", 0), int | float)
         and isinstance(one.get("gradients", []), list)
-    )
-
-
-def _well_formed(row: AttackRow) -> bool:
-    numbers = (row.eps, row.seconds)
-    return (
-        type(row.index) is type(row.label) is int
-        and row.norm in NORMS
-        and all(isinstance(number, int | float) for number in numbers)
-        and all(0 <= number < math.inf for number in numbers)
-        and isinstance(row.clean, bool)
-        and isinstance(row.counted, bool)
     )
 
 

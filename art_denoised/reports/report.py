@@ -10,7 +10,7 @@ from typing import Any
 from art_denoised.reports import export, tables, terminal
 from art_denoised.reports.reading import read_models
 from art_denoised.reports.results import Model
-from art_denoised.storage import write_whole
+from art_denoised.runs.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,12 @@ def report(runs: Sequence[str | Path]) -> Report:
 
     Example:
         >>> import tempfile
-        >>> from art_denoised.evaluation.attacked.records import AttackLogWriter, AttackRow
+        >>> from art_denoised.evaluation import ATTACK, AttackRow
+        >>> from art_denoised.runs import Run
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with AttackLogWriter(Path(folder, "attack.jsonl"), {"model": "net"}) as log:
-        ...         log.append(
-        ...             AttackRow(0, 1, "pgd", "exact", "l2", 0.5, True, True, (True,), 0, 0, 0)
+        ...     with Run(folder, ATTACK, {"model": "net"}) as run:
+        ...         run.append(
+        ...             [AttackRow(0, 1, "pgd", "exact", "l2", 0.5, True, True, (True,), 0, 0, 0)]
         ...         )
         ...     found = report([f"ours={folder}"])
         >>> found.models[0].headlines[0].fresh.value

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from art_denoised.evaluation.attacked.records import (
+from art_denoised.evaluation.attack_rows import (
     CLEAN,
     AttackRow,
     CheckRow,
     ImageRow,
     verdict,
 )
-from art_denoised.evaluation.records import CertifyRow
+from art_denoised.evaluation.rows import CertifyRow
 from art_denoised.reports.certified import accuracy_table, is_lower_bound
 from art_denoised.reports.survival import Share, Survival, kept, share, sign_test, together
 
@@ -242,7 +242,7 @@ class Model:
         )
 
     def _agreement(self, ball: Ball) -> Agreement:
-        certificates = {row.idx: row for row in self.certified}
+        certificates = {row.index: row for row in self.certified}
         left = self.survivals[ball]
         paired = [
             index
@@ -254,7 +254,7 @@ class Model:
         of_certified = [certificates[index] for index in paired] or list(self.certified)
         robust = share([left[index].fresh for index in paired or left])
         entry = accuracy_table(of_certified, [ball.eps])[0]
-        held = {row.idx for row in of_certified if row.correct and row.radius >= ball.eps}
+        held = {row.index for row in of_certified if row.correct and row.radius >= ball.eps}
         broken = tuple(index for index in paired if index in held and not kept(left[index]))
         spared = sum(index not in held and kept(left[index]) for index in paired)
         assert robust is not None  # a headline has images

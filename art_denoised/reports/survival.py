@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from scipy import stats
 
-from art_denoised.evaluation.attacked.records import AttackRow
+from art_denoised.evaluation.attack_rows import AttackRow
 from art_denoised.smoothing.statistics import Interval, proportion_interval
 
 

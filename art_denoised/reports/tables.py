@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from art_denoised.evaluation.records import Log
+from art_denoised.evaluation.rows import Log
 from art_denoised.reports.certified import (
     LOWER_BOUND,
     certified_table,
@@ -57,12 +57,14 @@ def comparison_blocks(models: Sequence[Model], notices: Sequence[str] = ()) -> l
         models: At least one model.
         notices: Remarks on the logs.
     """
-    rows = [("", *(verdict_words(model) if model.columns else "" for model in models))]
+    verdicts = [_mark(model) + verdict_words(model) if model.columns else "" for model in models]
     names = tuple(Column(model.name, width=16) for model in models)
     shown = certified_radii(models)
     bounds = [any(is_lower_bound(radius, model.asked) for radius in shown) for model in models]
     note = (LOWER_BOUND,) if any(bounds) else ()
-    table = Table((Column("", left=True), *names), (*_comparison_rows(models), *rows), note=note)
+    table = Table(
+        (Column("", left=True), *names), (*_comparison_rows(models), ("", *verdicts)), note=note
+    )
     changes = Lines(tuple(map(difference_words, differences(models))))
     return _filled([_alarm(models), table, changes, _notices(models, notices)])
 
@@ -117,12 +119,15 @@ def _comparison_rows(models: Sequence[Model]) -> Iterator[tuple[Cell, ...]]:
         yield ("clean", *(_share_cell(model.clean) for model in models))
     for ball in sorted({ball for model in models for ball in model.columns}):
         found = [{r.ball: r.fresh for r in model.headlines}.get(ball) for model in models]
-        marks = ["! " * (model.trusted is False) for model in models]
-        yield (str(ball), *map(_share_cell, found, marks))
+        yield (str(ball), *map(_share_cell, found, map(_mark, models)))
     for radius in certified_radii(models):
         found = [model.certified_share(radius) for model in models]
         marks = [">=" * is_lower_bound(radius, model.asked) for model in models]
         yield (f"certified, l2 r={radius:g}", *map(_share_cell, found, marks))
+
+
+def _mark(model: Model) -> str:
+    return "! " * (model.trusted is False)
 
 
 def _share_cell(share: Share | None, mark: str = "") -> Cell:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from art_denoised.evaluation.attacked.records import CHECKS, CLEAN, AttackRow
+from art_denoised.evaluation.attack_rows import CHECKS, CLEAN, AttackRow
 from art_denoised.reports.compare import Difference
 from art_denoised.reports.results import Agreement, Model, eps_name
 from art_denoised.reports.survival import Share

@@ -6,6 +6,7 @@ function that was attacked is the function that was certified" is a comparison o
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -60,14 +61,20 @@ def identity(model: Any) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
+def versions(*libraries: str) -> dict[str, str]:
     """Return the versions of the packages on which rows depend, and of Python.
+
+    Args:
+        libraries: Further packages, which are left out where they are not installed.
 
     Example:
         >>> sorted(versions())
         ['art-denoised', 'numpy', 'python', 'torch']
     """
     found = {name: metadata.version(name) for name in _PACKAGES}
+    for name in libraries:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
     return {**found, "python": platform.python_version()}
 
 
@@ -82,15 +89,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         >>> differences({"n": 1000, "data": {"first": 0}}, {"n": 500, "data": {"first": 0}})
         'n is 1000, not 500'
     """
-    old, new = dict(_dotted(old)), dict(_dotted(new))
-    changes = []
-    for name in {**old, **new}:
-        was, now = old.get(name), new.get(name)
-        if was == now:
-            continue
-        hashes = isinstance(was, str) and isinstance(now, str) and _HASH.fullmatch(was)
-        changes.append(f"{name} differs" if hashes else f"{name} is {was!r}, not {now!r}")
-    return ", ".join(changes)
+    return ", ".join(_changes(old, new))
 
 
 def check_same(where: object, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -236,9 +235,16 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _dotted(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name in {**old, **new}:
+        was, now, full = old.get(name), new.get(name), f"{prefix}{name}"
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            yield from _changes(was, now, f"{full}.")
+        elif was != now:
+            plain = not any(_is_opaque(value) for value in (was, now))
+            yield f"{full} is {was!r}, not {now!r}" if plain else f"{full} differs"
+
+
+def _is_opaque(value: Any) -> bool:
+    """Whether a value tells a reader nothing: a hash, or a mapping that the other side lacks."""
+    return isinstance(value, Mapping) or (isinstance(value, str) and bool(_HASH.fullmatch(value)))

@@ -27,8 +27,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One line of a journal. A subclass adds fields; the file holds them under their names."""
 
     @property
-    def key(self) -> Hashable:
-        """What the row is about; a journal holds one valid row for each key."""
+    def key(self) -> Hashable | None:
+        """What the row is about: a journal holds one valid row for each key, all rows of None."""
         raise NotImplementedError
 
     def replaces(self, earlier: Any) -> bool:
@@ -158,7 +158,8 @@ class Run(Generic[R]):
         """Write rows, all or none; a killed process may leave a torn last line."""
         rows = list(rows)
         self._write([msgspec.to_builtins(row, str_keys=True) for row in rows])
-        self.rows.update((row.key, row) for row in rows)
+        for row in rows:
+            self.rows[_key(row, len(self.rows))] = row
 
     def _write(self, records: Iterable[Mapping[str, Any]]) -> None:
         lines = b"".join(json.dumps(r, allow_nan=False).encode() + b"\n" for r in records)
@@ -182,7 +183,8 @@ class Run(Generic[R]):
         if text and not resume:
             raise InputError(
                 f"{self.path.parent} already holds a run ({self.path.name}); resume it or choose "
-                "another folder"
+                "another folder",
+                resume=True,
             )
         if text and "\n" not in text and (text.startswith(_START) or _START.startswith(text)):
             self.notices.append(f"{self.path}: the header was torn; the run starts again")
@@ -237,11 +239,16 @@ def read_run(path: Path | str, *kinds: Kind[Any]) -> Contents[Any]:
             )
         except (msgspec.MsgspecError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{path}:{number} is damaged ({error})") from None
-        if row.key in rows and not row.replaces(rows[row.key]):
-            raise InputError(f"{path}:{number} holds {row.key} a second time; remove one of them")
-        rows[row.key] = row
+        key = _key(row, len(rows))
+        if key in rows and not row.replaces(rows[key]):
+            raise InputError(f"{path}:{number} holds {key} a second time; remove one of them")
+        rows[key] = row
     notices = ("a torn last line was left out",) if torn.strip() else ()
     return Contents(kind, settings, rows, version, notices, raw.rfind(b"\n") + 1)
+
+
+def _key(row: Row, number: int) -> Hashable:
+    return ("row", number) if row.key is None else row.key
 
 
 def _find(path: Path, kinds: tuple[Kind[Any], ...]) -> Path:

@@ -1,1 +1,5 @@
-"""Randomized and denoised smoothing as plain torch: statistics, sampling, certificates, modules."""
+"""Randomized and denoised smoothing: who samples, when to stop, what is certified."""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

@@ -1,19 +1,17 @@
-"""Classifiers that can only be asked: each answer costs money, and some never come.
+"""Query-only classifiers: each answer costs money, and some never come.
 
-Nothing here knows of certificates or files. A `BlackBox` asks about images, several at a time,
-tries again where the failure may pass, keeps to a budget, and hands over each answer the moment it
-comes.
+Nothing here knows of certificates or files. A `BlackBox` queries a classifier about images, tries
+again after failures that may pass, and keeps to a budget.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +19,11 @@ from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.smoothing.statistics import ABSTAIN
 
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
 NO_ANSWER = ABSTAIN  # votes for it select nothing and count against every class
+LONGEST_LABEL = 200  # characters of an answer that are kept
 _LONGEST_WAIT = 60.0
 
 Answer = str | int | None
@@ -32,8 +34,8 @@ class TransientError(Exception):
     """A failure that may pass, such as an overloaded server.
 
     Args:
-        reason: In words.
-        retry_after: Seconds after which the server wants to be asked again; None: it did not say.
+        reason: Description of the failure.
+        retry_after: Seconds after which the server wants to be queried again; None: unknown.
     """
 
     def __init__(self, reason: str, retry_after: float | None = None) -> None:
@@ -45,18 +47,22 @@ class BudgetError(InputError):
     """The budget does not suffice."""
 
 
+class StoppedError(Exception):
+    """The run was stopped before the query was sent."""
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What may be spent, over all runs of one journal; failed attempts count.
+    """Limit on what is spent, over all runs of one journal; failed attempts count.
 
     Attributes:
-        queries: Most queries; None: no limit.
-        cost: Most to pay; None: no limit.
-        cost_per_query: In the unit of ``cost``.
+        queries: Largest number of queries; None: no limit.
+        cost: Largest sum to pay; None: no limit.
+        cost_per_query: Price of a query, in the unit of ``cost``.
 
     Raises:
-        InputError: A number that is negative or infinite, or a cost limit without the cost of a
-            query.
+        InputError: A number is negative or infinite, or there is a cost limit without the price
+            of a query.
 
     Example:
         >>> Budget(cost=1.0, cost_per_query=0.25).limit
@@ -81,7 +87,7 @@ class Budget:
 
     @property
     def limit(self) -> float:
-        """Most queries that both limits allow, infinite without limits."""
+        """Largest number of queries that both limits allow, infinite without limits."""
         by_cost = float("inf")
         if self.cost is not None:
             by_cost = int(self.cost / self.cost_per_query * (1 + 1e-12))
@@ -90,8 +96,12 @@ class Budget:
     def check(self, spent: int, needed: int) -> None:
         """Refuse work that cannot be paid.
 
+        Args:
+            spent: Number of queries so far.
+            needed: Number of further queries.
+
         Raises:
-            BudgetError: ``needed`` queries after those ``spent`` are beyond the limit.
+            BudgetError: All together are beyond the limit.
 
         Example:
             >>> Budget(queries=100).check(spent=40, needed=60)
@@ -99,9 +109,47 @@ class Budget:
         if spent + needed > self.limit:
             price = f" ({needed * self.cost_per_query:,.2f})" if self.cost_per_query else ""
             raise BudgetError(
-                f"{needed:,} more queries{price} are needed, but only {self.limit - spent:,.0f} of "
-                f"the budget are left; raise it, or take fewer images or samples"
+                f"{needed:,} more queries{price} are needed, but the budget has only "
+                f"{self.limit - spent:,.0f} left; raise it, or take fewer images or samples"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """When a query that failed is tried again.
+
+    Attributes:
+        times: Number of retries.
+        backoff: Seconds before the first retry, doubled for each next one, at most a minute. A
+            server that says how long to wait is obeyed, within that minute.
+        transient: Exceptions that may pass, beside `TransientError`.
+
+    Raises:
+        InputError: A value is out of range.
+
+    Example:
+        >>> Retry(backoff=0.5).wait(2, TimeoutError())
+        2.0
+    """
+
+    times: int = 5
+    backoff: float = 1.0
+    transient: tuple[type[Exception], ...] = (ConnectionError, TimeoutError)
+
+    def __post_init__(self) -> None:
+        checks.count("times", self.times, 0)
+        if not 0 <= self.backoff < float("inf"):
+            raise InputError(f"backoff is {self.backoff}; give seconds >= 0")
+
+    def wait(self, retries: int, error: BaseException | None) -> float:
+        """Return the seconds to wait before the next retry.
+
+        Args:
+            retries: Number of retries so far.
+            error: Why the last attempt failed.
+        """
+        said = getattr(error, "retry_after", None)
+        return float(min(self.backoff * 2**retries if said is None else said, _LONGEST_WAIT))
 
 
 @dataclass(frozen=True)
@@ -109,11 +157,12 @@ class Vocabulary:
     """The classes that answers are read as.
 
     Attributes:
-        classes: Their names, in the order of the labels.
+        classes: Names of the classes, in the order of the labels.
         synonyms: Other words for them: word -> name. Neither case nor space around them matters.
 
     Raises:
-        InputError: A class or a synonym twice, one without letters, or a synonym of no class.
+        InputError: A class or a synonym is there twice, is empty or too long, or a synonym is of
+            no class.
 
     Example:
         >>> words = Vocabulary(("cat", "dog"), {"tabby": "cat"})
@@ -129,6 +178,8 @@ class Vocabulary:
             plain = {_plain(word) for word in words}
             if len(plain) != len(words) or "" in plain:
                 raise InputError(f"{what} are {list(words)}; give each once, and none empty")
+            if any(len(word) > LONGEST_LABEL for word in words):
+                raise InputError(f"{what} hold a word of more than {LONGEST_LABEL} characters")
         for word, name in self.synonyms.items():
             if _plain(name) not in map(_plain, self.classes):
                 raise InputError(f"synonym {word!r} is of {name!r}, which is none of the classes")
@@ -140,23 +191,26 @@ class Vocabulary:
 
     @property
     def other(self) -> int:
-        """Index of an answer that names none of the classes: a class of its own."""
+        """Index that stands for any answer that names none of the classes."""
         return len(self.classes)
 
     def index(self, answer: Answer) -> int:
         """Return the class of an answer, -1 for an empty one.
 
-        Empty is None, or a text without letters. A number is an index already.
+        Args:
+            answer: A word, an index of a class, or None. None and a blank text are empty.
 
         Raises:
-            InputError: A number that is no index of a class, or another type.
+            InputError: A number that is not an index of a class, a boolean, or another type.
         """
         if answer is None or (isinstance(answer, str) and not _plain(answer)):
             return NO_ANSWER
         if isinstance(answer, str):
             return self._indices.get(_plain(answer), self.other)
-        with suppress(AttributeError, TypeError):  # numbers of numpy and torch too
-            if 0 <= (index := int(answer.__index__())) < len(self.classes):
+        with suppress(AttributeError, TypeError):  # numbers of numpy and torch, too
+            index = int(answer.__index__())
+            boolean = "bool" in str(getattr(answer, "dtype", type(answer)))
+            if not boolean and 0 <= index < len(self.classes):
                 return index
         raise InputError(
             f"the classifier answered {answer!r}; it must answer the name of a class, an index "
@@ -165,44 +219,45 @@ class Vocabulary:
 
 
 class BlackBox:
-    """Asks a classifier that costs money and fails.
+    """A classifier that can only be queried, costs money and fails.
 
     Args:
-        ask: Images (batch, channels, height, width), float32 and not clipped, to one answer each:
-            a class name or index, or None. Called from several threads.
-        batch_size: Images a call; a call counts as so many queries.
-        workers: Calls under way at once.
-        retries: How often a call is tried again.
-        backoff: Seconds before the first retry, doubled for each next one, at most a minute; a
-            server that says how long to wait is obeyed, within that minute.
-        transient: Exceptions of ``ask`` that may pass, beside `TransientError`.
-        budget: What may be spent.
+        ask: Function from images (batch, channels, height, width), float32 and not clipped, to an
+            answer for each: the name of a class, its index, or None. It is called from several
+            threads.
+        classes: Names of the classes, in the order of the labels. Any other word is one more
+            class, the last; an empty answer is none, and can never be certified.
+        synonyms: Other words for the classes: word -> name.
+        batch_size: Number of images in a call; a call counts as so many queries.
+        workers: Number of calls at once.
+        retry: When a query that failed is tried again.
+        budget: Limit on what is spent.
 
     Attributes:
-        spent: Queries so far, failed ones included. Set it to go on from an earlier run.
-        identity: What ``ask`` says of itself as ``ask.identity``, as `HttpClassifier` does; None if
-            it says nothing.
+        words: Classes and synonyms, by which answers are read.
+        spent: Number of queries so far, failed ones included.
+        identity: What ``ask.identity`` says, as that of `HttpClassifier` does; None if it says
+            nothing.
 
     Raises:
-        InputError: A value out of range, or ``ask`` cannot be called.
+        InputError: A value is out of range, or ``ask`` cannot be called.
 
     Example:
-        >>> box = BlackBox(lambda images: ["cat" if x.mean() > 0.5 else "dog" for x in images])
-        >>> answers = {}
-        >>> box.ask_all({"a": np.ones((3, 8, 8)), "b": np.zeros((3, 8, 8))}.items(), answers.update)
-        >>> sorted(answers.items())
-        [('a', 'cat'), ('b', 'dog')]
+        >>> box = BlackBox(lambda x: ["cat" if image.mean() > 0.5 else "dog" for image in x],
+        ...     classes=["cat", "dog"])
+        >>> box.query(np.ones((1, 3, 8, 8), np.float32)), box.spent
+        (['cat'], 1)
     """
 
     def __init__(
         self,
         ask: Ask,
+        classes: Sequence[str],
+        synonyms: Mapping[str, str] | None = None,
         *,
         batch_size: int = 1,
         workers: int = 4,
-        retries: int = 5,
-        backoff: float = 1.0,
-        transient: tuple[type[Exception], ...] = (ConnectionError, TimeoutError),
+        retry: Retry | None = None,
         budget: Budget | None = None,
     ) -> None:
         if not callable(ask):
@@ -210,115 +265,103 @@ class BlackBox:
                 f"ask is a {type(ask).__name__}, which cannot be called; give a function of "
                 "images, of an ART estimator ask_estimator(estimator)"
             )
+        self.words = Vocabulary(tuple(classes), dict(synonyms or {}))
         self.batch_size = checks.count("batch_size", batch_size)
         self.workers = checks.count("workers", workers)
-        self.retries = checks.count("retries", retries, 0)
+        self.retry = Retry() if retry is None else retry
         self.budget = Budget() if budget is None else budget
         self.spent = 0
         self.identity: Any = getattr(ask, "identity", None)
-        self._ask, self._backoff = ask, backoff
-        self._transient: tuple[type[Exception], ...] = (TransientError, *transient)
+        self._ask = ask
         self._lock = threading.Lock()
-        self._stopped = threading.Event()
 
-    def ask_all(
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels."""
+        return self.words.classes
+
+    def label(self, answer: Answer) -> int:
+        """Return the class of an answer, -1 for an empty one; see `Vocabulary.index`."""
+        return self.words.index(answer)
+
+    def query(
         self,
-        queries: Iterable[tuple[Any, np.ndarray]],
-        answered: Callable[[Mapping[Any, Answer]], None],
+        images: np.ndarray,
         failed: Callable[[str, int], None] = lambda reason, queries: None,
-    ) -> None:
-        """Ask about all images, and return when all answers have come.
+        stopped: threading.Event | None = None,
+    ) -> list[Answer]:
+        """Return the classifier's answers to one call.
 
         Args:
-            queries: (key, image) pairs, consumed as workers become free.
-            answered: Called with key -> answer as soon as a call returns, one call at a time.
-            failed: Called with reason and queries of each attempt in vain, likewise.
+            images: Images (batch, channels, height, width).
+            failed: Called with reason and number of queries of each attempt that failed.
+            stopped: Event that ends waiting for a retry.
 
         Raises:
-            BudgetError: The budget is used up. Answers that have come were handed over.
-            InputError: ``ask`` failed for good, or returned something else than an answer an image.
-                The same holds.
+            BudgetError: The budget is used up.
+            InputError: The classifier failed for good, or did not give an answer for each image.
+            StoppedError: ``stopped`` was set before the query was sent.
         """
-        batches = _batches(queries, self.batch_size)
-        under_way: set[Future[None]] = set()
-        self._stopped.clear()
-        with ThreadPoolExecutor(self.workers) as pool:
-            try:
-                for batch in batches:
-                    under_way.add(pool.submit(self._call, batch, answered, failed))
-                    if len(under_way) >= self.workers:
-                        done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-                        for call in done:
-                            call.result()
-                for call in under_way:
-                    call.result()
-            except BaseException:
-                self._stopped.set()  # calls under way are finished and handed over, none is begun
-                raise
+        from tenacity import (
+            Retrying,
+            retry_if_exception_type,
+            sleep_using_event,
+            stop_after_attempt,
+        )
 
-    def _call(
-        self,
-        batch: list[tuple[Any, np.ndarray]],
-        answered: Callable[[Mapping[Any, Answer]], None],
-        failed: Callable[[str, int], None],
-    ) -> None:
-        images = np.stack([image for _, image in batch])
-        for attempt in range(self.retries + 1):
-            with self._lock:
-                if self._stopped.is_set():
-                    return
-                self.budget.check(self.spent, len(batch))
-                self.spent += len(batch)
-            try:
-                answers = list(self._ask(images))
-                if len(answers) != len(batch):
-                    raise InputError(
-                        f"the classifier gave {len(answers)} answers for {len(batch)} images"
-                    )
-            except Exception as error:
-                with self._lock:
-                    failed(_reason(error), len(batch))
-                if not isinstance(error, self._transient):
-                    raise _final(error) from error
-                if attempt == self.retries:
-                    raise InputError(
-                        f"the classifier failed {attempt + 1} times in a row ({_reason(error)}); "
-                        "answers so far are kept, --resume goes on"
-                    ) from error
-                self._stopped.wait(self._pause(error, attempt))
-                continue
-            with self._lock:
-                answered({key: a for (key, _), a in zip(batch, answers, strict=True)})
-            return
+        stopped = threading.Event() if stopped is None else stopped
+        transient: tuple[type[Exception], ...] = (TransientError, *self.retry.transient)
 
-    def _pause(self, error: Exception, attempt: int) -> float:
-        said = getattr(error, "retry_after", None)
-        return float(min(self._backoff * 2**attempt if said is None else said, _LONGEST_WAIT))
+        def wait(state: RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome else None
+            return self.retry.wait(state.attempt_number - 1, error)
 
+        try:
+            for attempt in Retrying(
+                retry=retry_if_exception_type(transient),
+                stop=stop_after_attempt(self.retry.times + 1),
+                wait=wait,
+                sleep=sleep_using_event(stopped),
+                reraise=True,
+            ):
+                with attempt:
+                    return self._once(images, failed, stopped)
+        except (InputError, StoppedError):
+            raise
+        except transient as error:
+            raise InputError(
+                f"the classifier failed {self.retry.times + 1} times in a row ({_reason(error)}); "
+                "answers so far are kept"
+            ) from error
+        except Exception as error:
+            raise InputError(
+                f"the classifier failed ({type(error).__name__}: {_reason(error)}); answers so far "
+                "are kept"
+            ) from error
+        raise AssertionError("the last attempt returns or raises")
 
-def _batches(
-    queries: Iterable[tuple[Any, np.ndarray]], size: int
-) -> Iterable[list[tuple[Any, np.ndarray]]]:
-    batch = []
-    for query in queries:
-        batch.append(query)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    def _once(
+        self, images: np.ndarray, failed: Callable[[str, int], None], stopped: threading.Event
+    ) -> list[Answer]:
+        with self._lock:
+            if stopped.is_set():
+                raise StoppedError
+            self.budget.check(self.spent, len(images))
+            self.spent += len(images)
+        try:
+            answers = list(self._ask(images))
+            if len(answers) != len(images):
+                raise InputError(
+                    f"the classifier gave {len(answers)} answers for {len(images)} images"
+                )
+        except Exception as error:
+            failed(_reason(error), len(images))
+            raise
+        return [a[:LONGEST_LABEL] if isinstance(a, str) else a for a in answers]
 
 
 def _plain(word: str) -> str:
     return word.strip().casefold()
-
-
-def _final(error: Exception) -> InputError:
-    if isinstance(error, InputError):
-        return error
-    return InputError(
-        f"the classifier failed ({type(error).__name__}: {_reason(error)}); answers so far are kept"
-    )
 
 
 def _reason(error: BaseException) -> str:

@@ -6,7 +6,7 @@ Sampling may stop early only if the bound allows for it. The three ways of this 
 - all samples first, then one bound: Clopper-Pearson, `Looks.fixed`;
 - a bound at each of some sample counts planned beforehand, the failure probability alpha divided
   among them: `Looks` (the union bound);
-- a bound that holds at all sample counts at once, whoever stops for whatever reason: `Anytime`
+- a bound that holds at all sample counts at once, whoever stops for whatever reason: `Mixture`
   (Ville's inequality for a beta-binomial mixture martingale).
 
 docs/sequential.md has the theorems. Every bound is rounded down.
@@ -129,7 +129,7 @@ def _look_counts(first: int, last: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Anytime:
+class Mixture:
     """A bound that holds at all sample counts at once: a beta-binomial mixture.
 
     For a true probability p the mixture likelihood ratio
@@ -147,7 +147,7 @@ class Anytime:
             prior is sound.
 
     Example:
-        >>> Anytime().p_lower(1000, 1000, alpha=0.001) < lower_confidence_bound(1000, 1000, 0.001)
+        >>> Mixture().p_lower(1000, 1000, alpha=0.001) < lower_confidence_bound(1000, 1000, 0.001)
         True
     """
 
@@ -181,4 +181,4 @@ class Anytime:
         return max(root * (1 - _SAFETY) - 2e-15, 0.0)
 
 
-Bound: TypeAlias = Looks | Anytime
+Bound: TypeAlias = Looks | Mixture

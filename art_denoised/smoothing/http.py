@@ -2,49 +2,56 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
-import http.client
 import io
 import json
 import re
-import urllib.error
+import ssl
 import urllib.parse
-import urllib.request
 from collections.abc import Mapping
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.smoothing.blackbox import Answer, TransientError
 
+if TYPE_CHECKING:
+    import httpx
+
+_LARGEST_REPLY = 10**6  # bytes
+
 
 class HttpClassifier:
-    """Asks an HTTP service that takes an image and answers in JSON.
+    """Queries an HTTP service that takes an image and answers in JSON.
 
-    Posts ``{image_field: PNG in base64}``, the image clipped to [0, 1] and rounded to 8 bits: that
-    is part of the function that is certified. A hash of the image goes along as Idempotency-Key,
-    by which a service can tell a repeated question from a new one, and need not charge for it.
-    Redirects are not followed: they would take the headers to another host and lose the image.
+    It posts ``{image_field: PNG in base64}``, the image clipped to [0, 1] and rounded to 8 bits:
+    that is part of the function that is certified. A hash of the image goes along as
+    Idempotency-Key, by which a service can tell a repeated query from a new one, and need not
+    charge for it. Redirects are not followed: they would take the headers to another host and lose
+    the image. It needs the extra "api" (``pip install 'art-denoised[api]'``).
 
     Args:
-        url: Of the service, http or https; credentials go into ``headers``.
-        answer: Where the answer stands in the reply: keys and positions joined by dots, as in
+        url: URL of the service, http or https; credentials go into ``headers``.
+        answer: Place of the answer in the reply: keys and positions joined by dots, as in
             "predictions.0.label". Where the way ends at null, an empty object or a list that is too
             short, the answer is empty.
-        headers: Sent along, such as an authorization; no message names their values.
+        headers: Headers to send, such as an authorization; no message shows their values.
         image_field: Name of the field with the image.
-        timeout: Seconds to wait for a reply.
+        timeout: Seconds until the whole reply must have come.
 
     Attributes:
-        identity: What tells this service from others, for journals: not what stands after ? in the
-            URL, where keys stand.
+        identity: What tells this service from others, for journals; without the part of the URL
+            after ``?``, where keys may stand.
 
     Raises:
-        InputError: ``url`` is none, or a header cannot be sent. When called: more than one image,
-            of whose answers those that came would be lost if another failed; or the service
-            refuses, redirects, or replies without an answer.
+        InputError: The URL, a header or the timeout cannot be used. When called: there is more
+            than one image, of whose answers those that came would be lost if another failed; or
+            the service refuses, redirects, or replies without an answer or with more than 1 MB.
 
     Example:
         >>> ask = HttpClassifier("http://localhost:8000/classify", answer="predictions.0.label")
@@ -62,14 +69,13 @@ class HttpClassifier:
         timeout: float = 30.0,
     ) -> None:
         self.url, self.answer, self.image_field = _checked(url), answer, image_field
-        self.headers, self.timeout = _sendable(headers or {}), timeout
-        self._opener = urllib.request.build_opener(_NoRedirects)
+        self.headers = _sendable(headers or {})
+        self.timeout = checks.positive("timeout", timeout)
 
     @property
     def identity(self) -> dict[str, str]:
         """What tells this service from others."""
-        url = re.split(r"[?#]", self.url)[0]
-        return {"url": url, "answer": self.answer, "image_field": self.image_field}
+        return {"url": _shown(self.url), "answer": self.answer, "image_field": self.image_field}
 
     def __call__(self, images: np.ndarray) -> list[Answer]:
         """Return the answer for the one image of a batch."""
@@ -77,60 +83,85 @@ class HttpClassifier:
             raise InputError(
                 f"the service takes one image a call, not {len(images)}; give BlackBox batch_size=1"
             )
-        return [self._ask(images[0])]
+        png = encode_png(images[0])
+        body = json.dumps({self.image_field: base64.b64encode(png).decode()})
+        headers = {
+            "Content-Type": "application/json",
+            "Accept-Encoding": "identity",  # so that the size of a reply is what was received
+            "Idempotency-Key": hashlib.sha256(png).hexdigest(),
+            **self.headers,
+        }
+        return [_find(_parsed(*self._reply(body, headers)), self.answer)]
 
-    def _ask(self, image: np.ndarray) -> Answer:
-        png = encode_png(image)
-        request = urllib.request.Request(
-            self.url,
-            data=json.dumps({self.image_field: base64.b64encode(png).decode()}).encode(),
-            headers={
-                "Content-Type": "application/json",
-                "Idempotency-Key": hashlib.sha256(png).hexdigest(),
-                **self.headers,
-            },
-        )
+    def _reply(self, body: str, headers: Mapping[str, str]) -> tuple[httpx.Response, bytes]:
+        import httpx
+
         try:
-            with self._opener.open(request, timeout=self.timeout) as stream:
-                reply = json.load(stream)
-        except urllib.error.HTTPError as error:
-            with error:
-                if error.code in (408, 429) or error.code >= 500:
-                    raise TransientError(
-                        f"HTTP {error.code} {error.reason}", _seconds(error.headers)
-                    ) from None
-                if 300 <= error.code < 400:
-                    raise InputError(
-                        f"the service redirects to {error.headers.get('Location')}; if you trust "
-                        "it with images and headers, give that url"
-                    ) from None
-                raise InputError(
-                    f"the service refused with HTTP {error.code} {error.reason}; check url, "
-                    "credentials and image size"
-                ) from None
-        # A reply that is no JSON was cut off, or is of a gateway that is overloaded.
-        except (
-            OSError,
-            http.client.HTTPException,
-            json.JSONDecodeError,
-            UnicodeDecodeError,
-        ) as error:
+            # httpx limits the time between bytes; a server may send one now and then for ever.
+            return asyncio.run(asyncio.wait_for(self._post(body, headers), self.timeout))
+        except (TimeoutError, asyncio.TimeoutError):
+            raise TransientError(f"no reply within {self.timeout:g} seconds") from None
+        except (httpx.HTTPError, OSError) as error:
             raise TransientError(f"{type(error).__name__}: {error}") from None
-        return _find(reply, self.answer)
+
+    async def _post(self, body: str, headers: Mapping[str, str]) -> tuple[httpx.Response, bytes]:
+        import httpx
+
+        content = b""
+        async with (
+            httpx.AsyncClient(timeout=None, verify=self._certificates) as client,
+            client.stream("POST", self.url, content=body, headers=headers) as response,
+        ):
+            async for chunk in response.aiter_raw():
+                content += chunk
+                if len(content) > _LARGEST_REPLY:
+                    raise InputError(
+                        f"the service replied with more than {_LARGEST_REPLY:,} bytes; give the "
+                        "URL of a classifier"
+                    )
+        return response, content
+
+    @cached_property
+    def _certificates(self) -> ssl.SSLContext:
+        return ssl.create_default_context()  # costs more than a query, so it is made once
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return everything but the certificates, which cannot be pickled."""
+        return {k: v for k, v in self.__dict__.items() if k != "_certificates"}
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *arguments: Any) -> None:
-        """Leave the redirect to be raised as an HTTPError."""
+def _parsed(response: httpx.Response, content: bytes) -> Any:
+    """Return the JSON of a reply, or raise what its status means."""
+    status = f"HTTP {response.status_code} {response.reason_phrase[:80]!a}"
+    if response.status_code in (408, 429) or response.status_code >= 500:
+        raise TransientError(status, _seconds(response.headers))
+    if 300 <= response.status_code < 400:
+        raise InputError(
+            f"the service redirects to {_shown(response.headers.get('Location', ''))}; if you "
+            "trust it with images and headers, give that url"
+        )
+    if response.status_code >= 400:
+        raise InputError(
+            f"the service refused with {status}; check url, credentials and image size"
+        )
+    try:
+        return json.loads(content)
+    # A reply that is no JSON was cut off, or is of a gateway that is overloaded.
+    except (ValueError, RecursionError) as error:
+        raise TransientError(f"{type(error).__name__}: {error}") from None
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """Return an image (channels, height, width) in [0, 1] as PNG, clipped and rounded to 8 bits.
+    """Return an image as PNG, clipped to [0, 1] and rounded to 8 bits.
+
+    Args:
+        image: Array (channels, height, width).
 
     Raises:
-        InputError: Neither one nor three channels.
+        InputError: The image has neither one nor three channels.
 
     Example:
+        >>> import numpy as np
         >>> encode_png(np.zeros((3, 8, 8)))[1:4]
         b'PNG'
     """
@@ -144,24 +175,30 @@ def encode_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def _shown(url: str) -> str:
+    """Return a URL as messages and journals may show it: without keys and passwords."""
+    bare = re.split(r"[?#]", url)[0]
+    return ascii(re.sub(r"(?<=//)[^/]*@", "***@", bare))[1:-1][:300]
+
+
 def _checked(url: str) -> str:
     """Return a URL that requests can be made of."""
     try:
         parts = urllib.parse.urlsplit(url)
-        parts.port  # noqa: B018  raises where it is no number
+        parts.port  # noqa: B018  raises where it is not a number
         good = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
     except ValueError:
         good = False
     if not good or re.search(r"[^!-~]", url):
         raise InputError(
-            f"url is {url!r}; give one that begins http:// or https:// and a host, without "
+            f"url is '{_shown(url)}'; give one that begins http:// or https:// and a host, without "
             "credentials, and percent-encoded"
         )
     return url
 
 
 def _sendable(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return headers that HTTP takes; their values are secrets and stay out of messages."""
+    """Return headers that HTTP takes; values are secrets, and stay out of messages."""
     for name, value in headers.items():
         if not (
             re.fullmatch(r"[\w!#-'*+.^`|~-]+", name, re.ASCII) and re.fullmatch(r"[\t -~]*", value)
@@ -174,6 +211,7 @@ def _sendable(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _find(reply: Any, path: str) -> Answer:
+    """Return the answer at a place of a reply."""
     for step in path.split("."):
         if _is_empty(reply):
             return None
@@ -182,13 +220,18 @@ def _find(reply: Any, path: str) -> Answer:
         elif isinstance(reply, dict) and step in reply:
             reply = reply[step]
         else:
-            held = f"keys {', '.join(reply)}" if isinstance(reply, dict) else f"{str(reply)[:80]!r}"
+            held = f"{str(reply)[:80]!r}"
+            if isinstance(reply, dict):
+                held = f"keys {', '.join(reply)[:200]!a}"
             raise InputError(f"the reply has no {step!r} of answer={path!r}, but {held}")
     if _is_empty(reply):
         return None
-    if isinstance(reply, (str, int)):
+    if isinstance(reply, (str, int)) and not isinstance(reply, bool):
         return reply
-    raise InputError(f"the service answered {str(reply)[:80]!r} at {path!r}; name a text or index")
+    raise InputError(
+        f"the service answered {str(reply)[:80]!r} at answer={path!r}; give the place of a class "
+        "name or index"
+    )
 
 
 def _is_empty(reply: Any) -> bool:

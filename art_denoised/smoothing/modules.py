@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,24 +11,26 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from art_denoised import checks
+from art_denoised.checks import InputError
+from art_denoised.smoothing.noise import Gaussian, Stream, StreamKey, fresh_seed
 from art_denoised.smoothing.procedures import Stage
-from art_denoised.smoothing.sampling import Gaussian, Stream, StreamKey, fresh_seed, model_dtype
 
 if TYPE_CHECKING:
-    from art_denoised.types import Denoiser, Images, Logits
+    from art_denoised.types import Classifier, Denoiser, Images, Logits
 
 
 class DenoisedClassifier(nn.Module):
     """Classifier behind a denoiser: the base classifier of denoised smoothing.
 
-    ``forward(x_noisy) = classifier(denoiser(x_noisy, sigma))``. It adds no noise itself.
+    ``forward(x_noisy) = classifier(denoiser(x_noisy, sigma))``. It adds no noise itself. It is in
+    training mode if a part of it is.
 
     Source: Salman et al., "Denoised Smoothing" (NeurIPS 2020, arXiv 2003.01908), equation 3.
 
     Args:
-        classifier: Clean images to logits.
-        denoiser: Noisy images and sigma to clean images.
-        sigma: Noise level that the denoiser is told, image units.
+        classifier: Module or function from clean images to logits.
+        denoiser: Function from noisy images and sigma to clean images.
+        sigma: Noise level that the denoiser is told, in image units.
 
     Raises:
         InputError: sigma is not a positive number.
@@ -41,16 +43,21 @@ class DenoisedClassifier(nn.Module):
         torch.Size([2, 10])
     """
 
-    def __init__(self, classifier: nn.Module, denoiser: Denoiser, *, sigma: float) -> None:
+    def __init__(self, classifier: Classifier, denoiser: Denoiser, *, sigma: float) -> None:
         super().__init__()
         self.classifier = classifier
         self.denoiser = denoiser
         self.sigma = checks.positive("sigma", sigma)
+        self.training = checks.in_training(classifier, denoiser)
 
     def forward(self, x_noisy: Images) -> Logits:
         """Return the classifier's logits on the denoised images."""
-        logits: Logits = self.classifier(self.denoiser(x_noisy, self.sigma))
+        logits: Logits = checks.unwrapped(self.classifier(self.purify(x_noisy)))
         return logits
+
+    def purify(self, x_noisy: Images) -> Images:
+        """Return the denoised images, which the classifier sees."""
+        return self.denoiser(x_noisy, self.sigma)
 
 
 class SmoothedClassifier(nn.Module):
@@ -63,19 +70,20 @@ class SmoothedClassifier(nn.Module):
     With a ``seed`` the m noise tensors are fixed and shared by all images: a deterministic
     function of each image alone, whatever its batch. With ``seed=None`` every image of every
     call gets fresh noise; AutoAttack then calls the defence randomized (use its version 'rand').
-    The global random state is neither read nor changed, and noise is added in eval mode too.
+    The global random state is neither read nor changed, and noise is added in eval mode, too.
 
     Args:
-        base: Images to logits.
+        base: Module from images to logits.
         sigma: Standard deviation of the noise in image units.
-        samples: Noise samples m an image.
-        seed: Fixes the noise; None draws it afresh from the operating system's entropy.
-        max_batch: Noisy images that go through ``base`` at once, when there are fewer images than
-            that. Under autograd larger batches are recomputed in pieces in the backward pass,
-            so memory grows with ``samples`` by the noise alone.
+        samples: Number m of noise samples for an image.
+        seed: Seed of the noise; None draws it afresh from the operating system's entropy.
+        max_batch: Number of noisy images that go through ``base`` at once, when there are fewer
+            images than that. Under autograd larger batches are recomputed in pieces in the
+            backward pass, so memory grows with ``samples`` by the noise alone.
 
     Raises:
-        InputError: A value out of range.
+        InputError: A value is out of range. From `forward`: the module is traced or exported
+            without a seed, which would freeze noise that should be fresh.
 
     Example:
         >>> import torch
@@ -101,14 +109,19 @@ class SmoothedClassifier(nn.Module):
         self.samples = checks.count("samples", samples)
         self.seed = seed if seed is None else checks.count("seed", seed, 0)
         self.max_batch = checks.count("max_batch", max_batch)
+        self.training = checks.in_training(base)
 
     def forward(self, x: Images) -> Logits:
         """Return log-probabilities of shape (batch, classes), differentiable in ``x``."""
-        x = x.to(model_dtype(self.base))
-        at_once = max(1, self.max_batch // len(x))
+        if self.seed is None and _is_traced():
+            raise InputError("seed is None, and tracing would freeze the noise; set a seed")
+        x = x.to(checks.model_dtype(self.base))
+        at_once = max(1, self.max_batch // max(1, len(x)))
         recompute = torch.is_grad_enabled() and self.samples > at_once
+        streams = self._streams(x)
         total: torch.Tensor | None = None
-        for noise in self._noise(x, at_once):
+        for done in range(0, self.samples, at_once):
+            noise = _take(streams, min(at_once, self.samples - done), x.dtype)
             if recompute:
                 part = checkpoint(
                     self._log_sum_softmax, x, noise, use_reentrant=False, preserve_rng_state=False
@@ -119,25 +132,30 @@ class SmoothedClassifier(nn.Module):
         assert total is not None
         return total - math.log(self.samples)
 
-    def _noise(self, x: Images, at_once: int) -> Iterator[torch.Tensor]:
-        """Yield noise of shape (s, 1 or batch, channels, height, width), s at most at_once."""
-        fixed = self.seed is not None
-        seed = self.seed if self.seed is not None else fresh_seed()
-        streams = [
-            Stream(
-                Gaussian(self.sigma),
-                StreamKey(seed, i, Stage.SMOOTHING),
-                x.shape[1:],
-                x.device,
-            )
-            for i in range(1 if fixed else len(x))
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _streams(self, x: Images) -> list[Stream]:
+        """Return one stream of noise for all images, or one for each where it is fresh."""
+        seed = fresh_seed() if self.seed is None else self.seed
+        return [
+            Stream(Gaussian(self.sigma), StreamKey(seed, i, Stage.SMOOTHING), x.shape[1:], x.device)
+            for i in range(len(x) or 1 if self.seed is None else 1)
         ]
-        for done in range(0, self.samples, at_once):
-            size = min(at_once, self.samples - done)
-            yield torch.stack([stream.take(size) for stream in streams], dim=1).to(x.dtype)
 
     def _log_sum_softmax(self, x: Images, noise: torch.Tensor) -> Logits:
         noisy = torch.add(x, noise, alpha=self.sigma)
-        logits = self.base(noisy.flatten(0, 1))
-        log_probabilities = torch.log_softmax(logits, dim=1).reshape(*noisy.shape[:2], -1)
-        return torch.logsumexp(log_probabilities, dim=0)
+        logits = checks.unwrapped(self.base(noisy.flatten(0, 1)))
+        log_probabilities = torch.log_softmax(logits, dim=1)
+        shape = (*noisy.shape[:2], logits.shape[1])
+        return torch.logsumexp(log_probabilities.reshape(shape), dim=0)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _take(streams: list[Stream], n: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return noise of shape (n, 1 or batch, channels, height, width): it comes from numpy."""
+    return torch.stack([stream.take(n) for stream in streams], dim=1).to(dtype)
+
+
+def _is_traced() -> bool:
+    is_exporting = getattr(torch.compiler, "is_exporting", bool)  # since torch 2.7
+    is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
+    return is_tracing() or is_exporting()

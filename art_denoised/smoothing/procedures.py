@@ -18,12 +18,12 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from scipy import special, stats
 
-from art_denoised.smoothing.bounds import Anytime, Looks
+from art_denoised.smoothing.bounds import Looks, Mixture
 from art_denoised.smoothing.statistics import ABSTAIN, Certificate, Vote, top_class
 
 # A radius is given up when the rest of the samples would need a success rate that has less than
 # this posterior probability. Measured in benchmarks/replay.py: the table loses at most 0.4 points.
-_FUTILE = 0.01
+FUTILE = 0.01
 
 Counts: TypeAlias = Mapping[int, int]
 T = TypeVar("T")
@@ -102,7 +102,7 @@ def certifying(
 
 
 def tightening(
-    bound: Anytime,
+    bound: Mixture,
     *,
     n0: int,
     n: int,
@@ -126,9 +126,9 @@ def tightening(
         >>> record = {"n0": 50, "alpha": 0.001, "sigma": 0.25}
         >>> def unanimous(draw):
         ...     return {3: draw.stop - draw.start}
-        >>> first, _ = simulate(tightening(Anytime(), n=100, **record), unanimous)
+        >>> first, _ = simulate(tightening(Mixture(), n=100, **record), unanimous)
         >>> second, samples = simulate(
-        ...     tightening(Anytime(), n=500, earlier=first, **record), unanimous
+        ...     tightening(Mixture(), n=500, earlier=first, **record), unanimous
         ... )
         >>> second.radius > first.radius, second.n, samples
         (True, 500, 400)
@@ -188,7 +188,7 @@ def _futile(bound: Looks, k: int, n: int, alpha: float, ratio: float) -> bool:
     if n == bound.last:
         return True
     q = (_needed(bound.last, bound.level(bound.last, alpha), ratio) - k) / (bound.last - n)
-    return q > 1 or (q > 0 and float(special.betaincc(k + 0.5, n - k + 0.5, q)) < _FUTILE)
+    return q > 1 or (q > 0 and float(special.betaincc(k + 0.5, n - k + 0.5, q)) < FUTILE)
 
 
 @lru_cache(maxsize=1024)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,6 @@ from art_denoised.attacks.losses import cross_entropy
 from art_denoised.attacks.pgd import PGD
 from art_denoised.checks import InputError
 from art_denoised.networks.activations import attacking
-from art_denoised.storage import weights_fingerprint
 from art_denoised.types import Images, Labels, Logits
 
 
@@ -30,7 +28,7 @@ class Recipe(Protocol):
 
     @property
     def norm(self) -> Norm:
-        """Of the ball."""
+        """Norm of the ball."""
         ...
 
     def loss(self, model: nn.Module, x: Images, y: Labels, /) -> Tensor:
@@ -43,21 +41,22 @@ class Adversarial:
     """Train on adversarial images alone: PGD training and its single-step and targeted kinds.
 
     During the attack all modules are in eval mode (batch norm uses its running statistics), as in
-    Xie et al., and marked as `attacking`; then the batch of adversarial images is one of training.
+    Xie et al., and marked as `attacking`. The step is then taken in training mode.
 
     Attributes:
-        eps: Radius of the ball, in units of images in [0, 1]; 0: no attack, clean training.
+        eps: Radius of the ball, for images in [0, 1]; 0: no attack, clean training.
         norm: "linf" or "l2".
-        steps: Of the attack.
-        stride: Length of a step, as a share of ``eps``; None: a step is max(1/255, eps / steps), as
-            in Xie et al. (CVPR 2019), section 5.
-        targeted: Towards a uniformly random wrong class.
-        clean_starts: Share of batches in which the attack begins at the image and not at a random
+        steps: Number of steps of the attack.
+        relative_step_size: Length of a step, relative to ``eps``; None: a step is max(1/255, eps /
+            steps), as in Xie et al. (CVPR 2019), section 5.
+        targeted: Whether the attack aims at a uniformly random wrong class.
+        clean_starts: Share of batches in which the attack starts at the image and not at a random
             point of the ball.
-        label_smoothing: Of the loss that is minimised.
+        clip_starts: Whether random starts are clipped to [0, 1]. Steps always are.
+        label_smoothing: Label smoothing of the loss that is minimised.
 
     Raises:
-        InputError: A value out of range.
+        InputError: A value is out of range.
 
     Example:
         >>> from art_denoised.demo import digits_network
@@ -69,35 +68,36 @@ class Adversarial:
     eps: float = 8 / 255
     norm: Norm = "linf"
     steps: int = 10
-    stride: float | None = 0.25
+    relative_step_size: float | None = 0.25
     targeted: bool = False
     clean_starts: float = 0.0
+    clip_starts: bool = True
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         _check_ball(self.eps, self.norm, self.steps)
-        if self.stride is not None:
-            checks.positive("stride", self.stride)
+        if self.relative_step_size is not None:
+            checks.positive("relative_step_size", self.relative_step_size)
         for name in ("clean_starts", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give a share in [0, 1]")
 
     def loss(self, model: nn.Module, x: Images, y: Labels) -> Tensor:
         """Return the cross-entropy of adversarial images."""
-        logits = _answer(model, self.attack(model, x, y) if self.eps else x)
+        logits = _logits(model, self.attack(model, x, y) if self.eps else x)
         return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
 
     @property
     def step_size(self) -> float:
-        """Length of a step, image units."""
-        if self.stride is None:
+        """Length of a step, in image units."""
+        if self.relative_step_size is None:
             return max(1 / 255, self.eps / self.steps)
-        return self.stride * self.eps
+        return self.relative_step_size * self.eps
 
     def attack(self, model: nn.Module, x: Images, y: Labels) -> Images:
         """Return adversarial images; draws from torch's global random state."""
         clean = self.clean_starts > 0 and float(torch.rand(())) < self.clean_starts
-        start = x if clean else random_point(x, self.eps, self.norm)
+        start = x if clean else random_point(x, self.eps, self.norm, clip=self.clip_starts)
         share = torch.rand(len(y), device=y.device) if self.targeted else None
 
         def loss(x_adv: Images) -> Tensor:
@@ -119,20 +119,20 @@ class Adversarial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trades:
-    """TRADES: clean cross-entropy, and the worst divergence from the clean answer in the ball.
+    """TRADES: clean cross-entropy plus the largest divergence from the clean prediction.
 
-    CE(f(x), y) + beta max KL(p(x) || p(x')), the attack beginning at x + 0.001 n, n normal (Zhang
-    et al., ICML 2019, equation 5 and algorithm 1).
+    CE(f(x), y) + beta max KL(p(x) || p(x')) over the ball; the attack starts at x + 0.001 n with n
+    normal (Zhang et al., ICML 2019, equation 5 and algorithm 1).
 
     Attributes:
-        eps: Radius of the ball, in units of images in [0, 1].
+        eps: Radius of the ball, for images in [0, 1].
         norm: "linf" or "l2".
-        steps: Of the attack.
-        stride: Length of a step, as a share of ``eps``.
-        beta: Weight of the divergence; the paper's 1 / lambda.
+        steps: Number of steps of the attack.
+        relative_step_size: Length of a step, relative to ``eps``.
+        beta: Weight of the divergence, the paper's 1 / lambda.
 
     Raises:
-        InputError: A value out of range.
+        InputError: A value is out of range.
 
     Example:
         >>> from art_denoised.demo import digits_network
@@ -144,24 +144,24 @@ class Trades:
     eps: float = 8 / 255
     norm: Norm = "linf"
     steps: int = 10
-    stride: float = 0.25
+    relative_step_size: float = 0.25
     beta: float = 6.0
 
     def __post_init__(self) -> None:
         _check_ball(self.eps, self.norm, self.steps)
-        checks.positive("stride", self.stride)
+        checks.positive("relative_step_size", self.relative_step_size)
         checks.positive("beta", self.beta)
 
     def loss(self, model: nn.Module, x: Images, y: Labels) -> Tensor:
         """Return the loss of TRADES."""
         x_adv = self.attack(model, x)
-        clean, attacked = _answer(model, x), _answer(model, x_adv)
+        clean, attacked = _logits(model, x), _logits(model, x_adv)
         return F.cross_entropy(clean, y) + self.beta * _divergence(clean, attacked).mean()
 
     def attack(self, model: nn.Module, x: Images) -> Images:
-        """Return the images that are answered most differently from ``x``."""
+        """Return the images whose prediction differs most from that of ``x``."""
         with in_eval(model), attacking(model):
-            # Not under no_grad: autocast would keep the weights that it converts there, without
+            # Not under no_grad: autocast would cache the weights that it casts there, without
             # gradient, for the step.
             clean = model(x).float().detach()
             return perturb(
@@ -169,7 +169,7 @@ class Trades:
                 x,
                 (x + 0.001 * torch.randn_like(x)).clamp(0, 1),
                 eps=self.eps,
-                step_size=self.stride * self.eps,
+                step_size=self.relative_step_size * self.eps,
                 steps=self.steps,
                 norm=self.norm,
             )
@@ -192,7 +192,7 @@ def _check_ball(eps: float, norm: Norm, steps: int) -> None:
     PGD(eps, norm=norm, steps=steps)  # checks them
 
 
-def _answer(model: nn.Module, x: Images) -> Logits:
+def _logits(model: nn.Module, x: Images) -> Logits:
     """Return the logits of a model in training mode."""
     logits = model(x)
     if not isinstance(logits, Tensor):
@@ -206,11 +206,21 @@ def _answer(model: nn.Module, x: Images) -> Logits:
 RECIPES: dict[str, Adversarial | Trades] = {
     "clean": Adversarial(eps=0.0),
     "pgd": Adversarial(),  # Madry et al., ICLR 2018: steps of 2/255
-    "sat": Adversarial(eps=4 / 255, steps=1, stride=1.0),  # Xie et al. 2020
+    # Xie et al. 2020: as the paper describes it, and as its release trains, which takes starts,
+    # smoothing and warm-up from the recipe of 2019.
+    "sat": Adversarial(eps=4 / 255, steps=1, relative_step_size=1.0),
+    "sat-release": Adversarial(
+        eps=4 / 255,
+        steps=1,
+        relative_step_size=1.0,
+        clean_starts=0.2,
+        clip_starts=False,
+        label_smoothing=0.1,
+    ),
     "feature-denoising": Adversarial(  # Xie et al., CVPR 2019
         eps=16 / 255,
         steps=30,
-        stride=None,
+        relative_step_size=None,
         targeted=True,
         clean_starts=0.2,
         label_smoothing=0.1,
@@ -223,7 +233,7 @@ def find_recipe(recipe: str | Recipe) -> Recipe:
     """Return the recipe of this name, or the recipe itself.
 
     Raises:
-        InputError: There is none of this name.
+        InputError: No recipe has this name.
 
     Example:
         >>> find_recipe("sat").eps == 4 / 255
@@ -234,43 +244,3 @@ def find_recipe(recipe: str | Recipe) -> Recipe:
     if recipe not in RECIPES:
         raise InputError(f"recipe is {recipe!r}; give one of {', '.join(RECIPES)}")
     return RECIPES[recipe]
-
-
-def describe(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe as plain values, for the log: the same for the same recipe in any process.
-
-    Example:
-        >>> describe(RECIPES["trades"])["recipe"], describe(RECIPES["trades"])["beta"]
-        ('Trades', 6.0)
-    """
-    kind = type(recipe)
-    if isinstance(recipe, (Adversarial, Trades)):
-        return {"recipe": kind.__name__, **asdict(recipe)}
-    return {
-        "recipe": f"{kind.__module__}.{kind.__qualname__}",
-        "eps": recipe.eps,
-        "norm": recipe.norm,
-        "options": {name: _plain(value) for name, value in _held(recipe).items()},
-    }
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON holds it, equal in another process; of what it cannot, the type."""
-    if value is None or isinstance(value, (str, int, float)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, nn.Module):
-        return weights_fingerprint(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return {name: _plain(item) for name, item in _held(value).items()}
-    named = value if hasattr(value, "__qualname__") else type(value)  # a class, a function
-    return f"{named.__module__}.{named.__qualname__}"
-
-
-def _held(value: Any) -> dict[str, Any]:
-    if is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in fields(value)}
-    return dict(getattr(value, "__dict__", {}))

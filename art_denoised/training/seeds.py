@@ -1,4 +1,4 @@
-"""Random states of a training, each from a key of its own."""
+"""Random states of a training, each seeded by a key of its own."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 
 def derived(key: Sequence[int]) -> int:
-    """Return a seed of 64 bits, for keys of equal length in all likelihood each another one.
+    """Return a seed of 64 bits, which differs between keys of equal length.
 
-    Zeros at the end of a key do not count: the seed of [0, 1, 0] is that of [0, 1].
+    Zeros at the end of a key are ignored: [0, 1, 0] has the seed of [0, 1].
 
     Example:
         >>> derived([0, 1]) == derived([0, 1]), derived([0, 1]) == derived([0, 2])
@@ -23,13 +23,13 @@ def derived(key: Sequence[int]) -> int:
 
 @contextmanager
 def seeded(key: Sequence[int] | int, device: torch.device) -> Iterator[None]:
-    """Seed torch's random states of the CPU and of one device, and put them back afterwards.
+    """Seed torch's random states of the CPU and of one device, and restore them afterwards.
 
-    Those of other devices are not touched, as `torch.manual_seed` would.
+    Unlike `torch.manual_seed`, it leaves other devices alone.
 
     Args:
-        key: See `derived`; a whole number is the seed itself.
-        device: The state of an accelerator other than CUDA is seeded and not put back.
+        key: Key from which a seed is derived; an integer is the seed itself.
+        device: Device whose state is seeded. That of accelerators other than CUDA is not restored.
 
     Example:
         >>> with seeded([0, 1], torch.device("cpu")):

@@ -1,43 +1,48 @@
-"""All that a training holds between two steps, and its checkpoint."""
+"""Everything that a training holds between two steps, and its checkpoint."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from art_denoised.checks import InputError
-from art_denoised.storage import write_whole
-from art_denoised.training.plan import Plan
+from art_denoised.runs.files import write_whole
+from art_denoised.training.config import TrainingConfig
+from art_denoised.training.optim import make_optimizer, make_schedule, moving_average
+from art_denoised.training.rows import EpochRow
 
 
 class State:
-    """All that a checkpoint holds."""
+    """Network, optimizer, schedule, average and progress of a training.
 
-    def __init__(self, network: nn.Module, trained: list[nn.Parameter], plan: Plan) -> None:
-        self.network, self._trained, self._clip = network, trained, plan.clip
-        self.optimizer = _optimizer(trained, plan)
-        self.average: AveragedModel | None = None
-        if plan.average:
-            rule = _warm_average(plan.average)
-            self.average = AveragedModel(network, avg_fn=rule, use_buffers=True)
-        self.best: dict[str, Tensor] = {}
-        self.step, self.last = 0, math.nan
-        self.rows: list[dict[str, float]] = []
-        self._losses: list[float] = []
-        self._seconds, self._since = 0.0, time.monotonic()
-        self._saved = time.monotonic()
-        self._settings: dict[str, Any] = {}
+    Args:
+        network: Network that is trained.
+        config: How to train it.
+        steps: Number of steps of the whole training.
+
+    Attributes:
+        step: Number of steps taken.
+        loss: Loss of the last step.
+        rows: Rows of the finished epochs.
+    """
+
+    def __init__(self, network: nn.Module, config: TrainingConfig, steps: int) -> None:
+        self._network, self._clip = network, config.clip
+        self._trained = [p for p in network.parameters() if p.requires_grad]
+        self._optimizer = make_optimizer(network, config)
+        self._schedule = make_schedule(self._optimizer, config, steps)
+        self._average = moving_average(network, config.average) if config.average else None
+        self._best: dict[str, Tensor] = {}
+        self.step, self.loss, self.rows = 0, math.nan, list[EpochRow]()
+        self._losses, self._lr, self._clock = list[float](), 0.0, _Clock()
 
     def take(self, loss: Tensor) -> None:
         """Take one step of the optimizer."""
@@ -47,144 +52,106 @@ class State:
                 f"the loss is a {type(loss).__name__}{shape}; return a scalar tensor that depends "
                 "on the network, such as the mean over the images"
             )
-        self.optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.last = float(loss.detach())
-        if not math.isfinite(self.last):
+        self.loss = float(loss.detach())
+        if not math.isfinite(self.loss):
             raise InputError(
-                f"the loss became {self.last} at step {self.step}; train with a smaller rate"
+                f"the loss became {self.loss} at step {self.step}; train with a smaller lr"
             )
         if self._clip:
             nn.utils.clip_grad_norm_(self._trained, self._clip)
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update_parameters(self.network)
-        self._losses.append(self.last)
+        self._lr = float(self._schedule.get_last_lr()[0])
+        self._optimizer.step()
+        self._schedule.step()
+        if self._average is not None:
+            self._average.update_parameters(self._network)
+        self._losses.append(self.loss)
         self.step += 1
 
-    def finish_epoch(self, epoch: int, rate: float) -> dict[str, float]:
-        """Add a row to the log and return it."""
-        self._lap()
-        row = {
-            "epoch": epoch,
-            "loss": round(float(np.mean(self._losses)), 6),
-            "rate": rate,
-            "seconds": round(self._seconds, 1),
-        }
+    @property
+    def result(self) -> nn.Module:
+        """Network with the weights that the training would return now."""
+        return self._network if self._average is None else self._average.module
+
+    def finish_epoch(self, figures: dict[str, float], keep_best: str | None) -> None:
+        """Add a row.
+
+        Args:
+            figures: What was measured after the epoch.
+            keep_best: Figure whose highest value decides which weights are returned.
+        """
+        row = EpochRow(
+            epoch=len(self.rows) + 1,
+            loss=round(float(np.mean(self._losses)), 6),
+            lr=float(f"{self._lr:.9g}"),
+            seconds=round(self._clock.seconds, 1),
+            figures=figures,
+        )
+        if keep_best and all(figures[keep_best] > old.figures[keep_best] for old in self.rows):
+            self._best = {name: v.clone() for name, v in self.result.state_dict().items()}
         self.rows.append(row)
-        self._losses, self._seconds = [], 0.0
-        return row
-
-    @contextmanager
-    def averaged(self) -> Iterator[nn.Module]:
-        """Lend the network as it would be returned."""
-        yield self.network if self.average is None else self.average.module
-
-    def keep_best(self, figure: str) -> None:
-        """Keep the weights as they would be returned if ``figure`` was never as high."""
-        if all(self.rows[-1][figure] > row[figure] for row in self.rows[:-1]):
-            with self.averaged() as weights:
-                self.best = {name: value.clone() for name, value in weights.state_dict().items()}
+        self._losses, self._clock = [], _Clock()
 
     def give_back(self) -> None:
         """Put the averaged or the best weights into the network."""
-        if self.best:
-            self.network.load_state_dict(self.best)
-        elif self.average is not None:
-            self.network.load_state_dict(self.average.module.state_dict())
-        self.network.eval()
+        if self._best:
+            self._network.load_state_dict(self._best)
+        elif self._average is not None:
+            self._network.load_state_dict(self._average.module.state_dict())
+        self._network.eval()
 
-    def is_due(self, every: float) -> bool:
-        """Whether the last checkpoint is ``every`` seconds old."""
-        return time.monotonic() - self._saved >= every
-
-    def open(self, folder: Path, settings: Mapping[str, Any], resume: bool) -> None:
-        """Go on from the checkpoint in ``folder``, if there is one."""
-        self._settings = json.loads(json.dumps(settings))
-        path = folder / "checkpoint.pt"
-        if not path.exists():
-            if (folder / "train.jsonl").exists():
-                raise InputError(
-                    f"{folder} holds the log of a training and no checkpoint to go on from; choose "
-                    "another folder"
-                )
-            return
-        if not resume:
-            raise InputError(
-                f"{folder} already holds a training; pass --resume to continue it or choose "
-                "another folder"
-            )
-        try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-            notes = json.loads(saved["notes"])
-        except Exception as error:  # torch has many ways to say that a file is none of its own
-            raise InputError(
-                f"{path} is no checkpoint of ours ({type(error).__name__}); choose another folder"
-            ) from None
-        old = notes["settings"]
-        names = [n for n in {**old, **self._settings} if old.get(n) != self._settings.get(n)]
-        if names:
-            changes = ", ".join(f"{n} {old.get(n)!r} -> {self._settings.get(n)!r}" for n in names)
-            raise InputError(f"{path} is one of other settings ({changes}); choose another folder")
-        self.network.load_state_dict(saved["network"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        if self.average is not None:
-            self.average.load_state_dict(saved["average"])
-        self.best = saved["best"]
-        self.step, self.rows = notes["step"], notes["rows"]
-        self._losses, self._seconds = notes["losses"], notes["seconds"]
-        self._write_log(folder)
-
-    def save(self, folder: Path) -> None:
-        """Write the checkpoint and the log, whole."""
-        self._lap()
-        notes = {
-            "settings": self._settings,
+    def save(self, path: Path) -> None:
+        """Write the checkpoint, whole."""
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        progress = {
+            "best": self._best,
             "step": self.step,
-            "rows": self.rows,
+            "rows": msgspec.to_builtins(self.rows),
             "losses": self._losses,
-            "seconds": self._seconds,
-        }
-        state = {
-            "notes": json.dumps(notes),
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": {} if self.average is None else self.average.state_dict(),
-            "best": self.best,
+            "lr": self._lr,
+            "seconds": self._clock.seconds,
         }
         buffer = BytesIO()
-        torch.save(state, buffer)
-        write_whole(folder / "checkpoint.pt", buffer.getvalue())
-        self._write_log(folder)
-        self._saved = time.monotonic()
+        torch.save({**parts, **progress}, buffer)
+        write_whole(path, buffer.getvalue())
 
-    def _lap(self) -> None:
-        now = time.monotonic()
-        self._seconds, self._since = self._seconds + now - self._since, now
+    def load(self, path: Path) -> None:
+        """Continue from a checkpoint.
 
-    def _write_log(self, folder: Path) -> None:
-        header = {"art_denoised": "training log", "version": 1, "settings": self._settings}
-        lines = [json.dumps(line) + "\n" for line in (header, *self.rows)]
-        write_whole(folder / "train.jsonl", "".join(lines).encode())
+        Raises:
+            InputError: The file is not a checkpoint of this training.
+        """
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            for name, part in self._parts().items():
+                part.load_state_dict(saved[name])
+            self.rows = msgspec.convert(saved["rows"], list[EpochRow])
+            self._best, self.step = saved["best"], int(saved["step"])
+            self._losses, self._lr = saved["losses"], saved["lr"]
+            self._clock = _Clock(saved["seconds"])
+        except Exception as error:  # torch has many ways to refuse a file
+            raise InputError(
+                f"{path} is not a checkpoint of this training ({type(error).__name__}); choose "
+                "another folder"
+            ) from None
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {
+            "network": self._network,
+            "optimizer": self._optimizer,
+            "schedule": self._schedule,
+            "average": self._average,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
 
 
-def _optimizer(trained: list[nn.Parameter], plan: Plan) -> torch.optim.Optimizer:
-    if plan.optimizer == "adam":
-        return torch.optim.Adam(trained, plan.rate, weight_decay=plan.weight_decay)
-    return torch.optim.SGD(
-        trained,
-        plan.rate,
-        momentum=plan.momentum,
-        weight_decay=plan.weight_decay,
-        nesterov=plan.momentum > 0,
-    )
+class _Clock:
+    """Time since it was made, and before that."""
 
+    def __init__(self, before: float = 0.0) -> None:
+        self._since = time.monotonic() - before
 
-def _warm_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    def average(old: Tensor, new: Tensor, n: Tensor | int) -> Tensor:
-        if not (old.is_floating_point() or old.is_complex()):
-            return new  # a counter, a mask: there is no mean of them
-        weight = max(1 - decay, 9 / (10 + int(n)))
-        return old + ((new - old) * weight).to(old.dtype)
-
-    return average
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._since

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from art_denoised import DiffusionClassifier, load_diffusion
 from art_denoised.data import load_data
-from art_denoised.diffusion.weights import noise_levels
+from art_denoised.diffusion import noise_levels
 from art_denoised.smoothing.statistics import proportion_interval
 
 LEVELS, P_STD, MEANS = 16, 0.8, (-0.5, 0.0, 0.5)

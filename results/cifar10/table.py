@@ -15,8 +15,8 @@ from pathlib import Path
 
 from networks import CLASSES
 
-from art_denoised.evaluation.logs import read_log
-from art_denoised.evaluation.records import CertifyRow
+from art_denoised import read_log
+from art_denoised.evaluation import CertifyRow
 from art_denoised.reports import certified_table, sign_test
 from art_denoised.smoothing.statistics import top_class
 
@@ -39,7 +39,7 @@ def main() -> None:
         if any(log.settings["radii"] != radii for log in alike.values()):
             raise SystemExit(f"the logs at sigma {sigma}, n = {n} stopped at several sets of radii")
         named = {
-            name: {row.idx: row for row in log.rows if isinstance(row, CertifyRow)}
+            name: {row.index: row for row in log.rows if isinstance(row, CertifyRow)}
             for name, log in alike.items()
         }
         print(f"sigma {sigma}, n = {n:,}\n")

@@ -17,11 +17,11 @@ from rdc import EPS, ETA, LEVELS, diffusion_classifier
 from torch import nn
 
 from art_denoised import DiffusionClassifier, LikelihoodMaximization
-from art_denoised.attacks.pgd import PGD
+from art_denoised.attacks import PGD
 from art_denoised.data import digits
 from art_denoised.demo import digits_diffusion
-from art_denoised.diffusion.weights import noise_levels
-from art_denoised.rdc.cost import preview_cost
+from art_denoised.diffusion import noise_levels
+from art_denoised.rdc import preview_cost
 from art_denoised.smoothing.statistics import proportion_interval
 
 

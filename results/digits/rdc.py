@@ -20,17 +20,16 @@ from torch.nn import functional as F
 from art_denoised import DiffusionClassifier, LikelihoodMaximization
 from art_denoised.data import digits
 from art_denoised.demo import digits_classifier, digits_diffusion
-from art_denoised.diffusion.weights import noise_levels
-from art_denoised.rdc.anytime import disagreement, predict_anytime
+from art_denoised.diffusion import noise_levels
+from art_denoised.rdc import disagreement, predict_anytime
 from art_denoised.smoothing.statistics import proportion_interval
 
 EPS, ETA, LEVELS = 0.15, 0.15, 16
 
 
-def rdc(steps: int, gradient: str = "exact", form: str = "adam") -> nn.Module:
-    model, levels = digits_diffusion(), noise_levels(LEVELS)
-    options = {"eta": ETA, "gradient": gradient, "form": form, "levels": levels, "seed": 0}
-    lm = LikelihoodMaximization(model, steps=steps, **options)
+def rdc(steps: int, gradient: str = "exact") -> nn.Module:
+    model = digits_diffusion()
+    lm = LikelihoodMaximization(model, steps=steps, eta=ETA, gradient=gradient, seed=0)
     return nn.Sequential(lm, diffusion_classifier()).eval()
 
 
@@ -99,9 +98,9 @@ def main() -> None:
     everything = DiffusionClassifier(digits_diffusion(), seed=0)
     images = torch.stack([digits(train=False)[i][0] for i in range(300)])
     found = predict_anytime(everything, images)
-    saving, other = found.full / found.evaluations, disagreement(everything, images)
+    saving, other = found.full_nfe / found.nfe, disagreement(everything, images)
     print("\nelimination of classes, 300 images, 32 levels:")
-    print(f"{saving:.1f}x fewer evaluations, another answer for {other:.1%}")
+    print(f"{saving:.1f}x fewer network evaluations, another prediction for {other:.1%}")
 
 
 if __name__ == "__main__":

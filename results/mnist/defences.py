@@ -8,7 +8,8 @@ from networks import HERE, diffusion
 from torch import nn
 
 from art_denoised import DiffusionClassifier, LikelihoodMaximization
-from art_denoised.diffusion.weights import noise_levels
+from art_denoised.diffusion import noise_levels
+from art_denoised.rdc import Adam
 
 LEVELS, P_MEAN, P_STD, MAX_BATCH = 8, 0.3, 0.8, 80
 STEPS, ETA, RATE = 5, 0.2, 0.1
@@ -37,6 +38,6 @@ def rdc(
     rate: float = RATE,
 ) -> nn.Module:
     lm = LikelihoodMaximization(
-        diffusion(), steps=steps, eta=eta, rate=rate, gradient=gradient, seed=seed
+        diffusion(), steps=steps, eta=eta, form=Adam(rate), gradient=gradient, seed=seed
     )
     return nn.Sequential(lm, diffusion_classifier(seed=seed)).eval()

@@ -12,7 +12,7 @@ from torch import nn
 
 from art_denoised import DiffusionModel, load_diffusion
 from art_denoised.data import load_data
-from art_denoised.denoisers.checkpoints import load_weights
+from art_denoised.models import load_weights
 
 HERE = Path(__file__).parent
 

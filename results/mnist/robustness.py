@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from art_denoised.storage import Journal
 from defences import diffusion_classifier, rdc
 from networks import HERE, adversarial, held_out, plain
 from torch import nn
 
-from art_denoised.attacks.pgd import PGD
-from art_denoised.rdc.cost import preview_cost
-from art_denoised.storage import Journal
+from art_denoised.attacks import PGD
+from art_denoised.rdc import preview_cost
 
 DRAWS, BATCH, SEED = 10, 10, 0
 THREATS = (("linf", 0.2), ("linf", 0.1), ("l2", 1.5))

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from art_denoised.storage import read_journal
 from networks import HERE
 from robustness import THREATS, jobs
 
 from art_denoised.smoothing.statistics import proportion_interval
-from art_denoised.storage import read_journal
 
 # What counts in a line is the worst that these attacks did to each image.
 LINES = {

@@ -10,6 +10,7 @@ a random start; eps rises over the first quarter. One thread.
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,9 +18,8 @@ from networks import HERE, cnn, held_out
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from art_denoised import Plan
 from art_denoised.data import load_data
-from art_denoised.training.loop import train
+from art_denoised.training import Evaluation, TrainingConfig, train
 
 EPS, STEP, STEPS = 0.2, 0.05, 7
 
@@ -48,6 +48,35 @@ def pgd(network, x: torch.Tensor, y: torch.Tensor, eps: float, steps: int) -> to
     return x_adv.detach()
 
 
+@dataclass(frozen=True)
+class Loss:
+    """Cross-entropy, with ``warm`` steps until eps is full; 0: on clean images."""
+
+    warm: int
+
+    def __call__(self, network, x: torch.Tensor, y: torch.Tensor, step: int) -> torch.Tensor:
+        if self.warm:
+            x = pgd(network, x, y, EPS * min(1.0, (step + 1) / self.warm), STEPS)
+        return F.cross_entropy(network(x), y)
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Accuracy on these images, clean and under PGD."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+
+    def __call__(self, averaged, rows) -> dict[str, float]:
+        with torch.random.fork_rng(), torch.enable_grad():
+            torch.manual_seed(0)
+            x_adv = pgd(averaged, self.x, self.y, EPS, 20)
+        clean, robust = (
+            float((averaged(x).argmax(1) == self.y).double().mean()) for x in (self.x, x_adv)
+        )
+        return {"validation": clean, "validation_linf_0.2_pgd20": robust}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=("plain", "adversarial"))
@@ -57,37 +86,20 @@ def main() -> None:
     torch.set_num_threads(1)
     adversarial = arguments.kind == "adversarial"
     epochs = arguments.epochs or (6 if adversarial else 5)
-    plan = Plan(epochs=epochs, batch_size=128, rate=2e-3, augment="none", average=0.99)
+    config = TrainingConfig(epochs=epochs, batch_size=128, lr=2e-3, augment="none", average=0.99)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = cnn()
     data = InMemory(load_data(f"imagefolder:{HERE / 'data' / 'train'}", train=True))
-    warm = epochs * (len(data) // plan.batch_size) // 4
-    held_x, held_y = held_out(10, first=5)
-
-    def loss(x: torch.Tensor, y: torch.Tensor, step: int) -> torch.Tensor:
-        if adversarial:
-            x = pgd(network, x, y, EPS * min(1.0, (step + 1) / warm), STEPS)
-        return F.cross_entropy(network(x), y)
-
-    def evaluate(averaged) -> dict[str, float]:
-        with torch.random.fork_rng(), torch.enable_grad():
-            torch.manual_seed(0)
-            x_adv = pgd(averaged, held_x, held_y, EPS, 20)
-        clean, robust = (
-            float((averaged(x).argmax(1) == held_y).double().mean()) for x in (held_x, x_adv)
-        )
-        return {"validation": clean, "validation_linf_0.2_pgd20": robust}
-
+    loss = Loss(epochs * (len(data) // config.batch_size) // 4 if adversarial else 0)
     rows = train(
         network,
         data,
         loss,
-        plan,
-        out=arguments.out or HERE.parents[1] / "runs" / f"mnist-{arguments.kind}",
+        config,
+        evaluation=Evaluation(Robustness(*held_out(10, first=5))),
+        run=arguments.out or HERE.parents[1] / "runs" / f"mnist-{arguments.kind}",
         resume=True,
-        evaluate=evaluate,
-        identity={"kind": arguments.kind},
         progress=False,
     )
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}

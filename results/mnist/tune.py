@@ -18,9 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from art_denoised import DiffusionClassifier
-from art_denoised.attacks.pgd import PGD
-from art_denoised.diffusion.weights import SIGMA_DATA, Levels
-from art_denoised.rdc.noise import LevelNoise
+from art_denoised.attacks import PGD
+from art_denoised.diffusion import SIGMA_DATA, Levels
+from art_denoised.rdc import LevelNoise
 
 
 def validation(count: int) -> tuple[torch.Tensor, torch.Tensor]:

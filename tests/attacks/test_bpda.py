@@ -40,6 +40,13 @@ def test_the_transform_may_live_outside_torch():
         assert not BPDA(elsewhere)(x).requires_grad
 
 
+def test_a_transform_may_write_into_its_input():
+    x = images()
+    before = x.clone()
+    BPDA(lambda x: x.mul_(2))(x)
+    assert torch.equal(x, before)
+
+
 def test_second_derivatives_are_those_of_the_stand_in():
     x = torch.rand(3, dtype=torch.float64, requires_grad=True)
     y = straight_through(x.detach().round(), x**3)

@@ -11,8 +11,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from art_denoised import PGD
-from art_denoised.attacks.ascent import ascend, in_eval, project, random_point
-from art_denoised.attacks.losses import LOSSES, cross_entropy, dlr, margin
+from art_denoised.attacks import (
+    LOSSES,
+    ascend,
+    cross_entropy,
+    dlr,
+    in_eval,
+    margin,
+    project,
+    random_point,
+)
 from art_denoised.checks import InputError
 from art_denoised.data import digits as load_digits
 from art_denoised.demo import digits_classifier, digits_network
@@ -264,6 +272,25 @@ def test_a_model_without_gradient_gets_its_random_start(batch):
         assert (x_adv != x).flatten(1).any(1).all()
 
 
+def test_a_model_that_writes_into_its_input_is_attacked_as_one_that_does_not(batch):
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = digits_classifier()
+
+        def forward(self, x):
+            return self.net(x.sub_(0.3).div_(0.5))
+
+    class OutOfPlace(InPlace):
+        def forward(self, x):
+            return self.net((x - 0.3) / 0.5)
+
+    x, y = batch[0][:10], batch[1][:10]
+    for options in ({"eot": 2}, {"targeted": "likeliest"}):
+        found = [PGD(0.1, steps=3, **options)(m, x, y) for m in (InPlace(), OutOfPlace())]
+        assert torch.equal(*found)
+
+
 def test_no_attack_at_eps_zero(batch):
     x, y = batch
     for norm in ("linf", "l2"):
@@ -303,7 +330,7 @@ def test_bad_input(batch):
     with pytest.raises(InputError, match="failed on an image of shape"):
         PGD()(nn.Linear(3, 3), x, y)
     two = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
-    with pytest.raises(InputError, match="2 classes and this DLR loss needs 3; take the margin"):
+    with pytest.raises(InputError, match="2 classes and this DLR loss needs 3"):
         PGD(loss="dlr", steps=1)(two, x, y % 2)
     three = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     with pytest.raises(InputError, match="needs 4"):

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import random
-import sys
 
 import numpy as np
-import pyautoattack
 import pytest
 import torch
 from art.estimators.classification.pytorch import PyTorchClassifier
-from pyautoattack import checks as autoattack_checks
 from torch import nn
 
 from art_denoised import DenoisedSmoothing
-from art_denoised.attacks import suites
-from art_denoised.attacks.contained import Generators, contained
-from art_denoised.attacks.suites import AutoAttack, TorchAttack, distances, keep_inside
+from art_denoised.attacks import (
+    AutoAttack,
+    Generators,
+    TorchAttack,
+    contained,
+    distances,
+    keep_inside,
+    within,
+)
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier
-from art_denoised.estimators.attacks import ARTAttack
-from tests.evaluation.attacked.defects import Defect, Resetting
+from art_denoised.estimators.attacks import ArtAttack
+from tests.evaluation.defects import Defect, Resetting
 
 EPS, L2 = 0.2, 2.0
 FACES = [
@@ -36,9 +38,9 @@ FACES = [
     TorchAttack(EPS, kind="EOTPGD", options={"alpha": 0.05, "steps": 10}),
     TorchAttack(EPS, kind="Square", options={"n_queries": 150}),
     TorchAttack(L2, norm="l2", kind="CW", options={"steps": 12, "c": 10, "lr": 0.1}),
-    ARTAttack(EPS, options={"max_iter": 10}),
-    ARTAttack(EPS, kind="SquareAttack", options={"max_iter": 150}),
-    ARTAttack(L2, norm="l2", kind="DeepFool", options={"max_iter": 10}),
+    ArtAttack(EPS, options={"max_iter": 10}),
+    ArtAttack(EPS, kind="SquareAttack", options={"max_iter": 150}),
+    ArtAttack(L2, norm="l2", kind="DeepFool", options={"max_iter": 10}),
 ]
 
 
@@ -77,7 +79,7 @@ def test_what_may_be_kept_is_what_may_be_returned():
     """One tolerance: a nearest-adversarial attack is not undone by rounding."""
     x = torch.zeros(3, 1, 1, 1)
     x_adv = x + EPS * torch.tensor([1 + 5e-5, 1.01, torch.nan]).reshape(3, 1, 1, 1)
-    assert suites.within(x, x_adv, "linf", EPS).tolist() == [True, False, False]
+    assert within(x, x_adv, "linf", EPS).tolist() == [True, False, False]
     assert torch.equal(keep_inside(x, x_adv, "linf", EPS)[0], x_adv[0])
     assert not keep_inside(x, x_adv, "linf", EPS)[1:].any()
 
@@ -90,89 +92,7 @@ def test_which_are_mixed():
     assert not mixed.gradient_free
     assert TorchAttack(EPS, kind="AutoAttack").mixed
     assert not TorchAttack(EPS, kind="AutoAttack", options={"version": "rand"}).mixed
-    assert ARTAttack(EPS, kind="AutoAttack").mixed
-
-
-def test_autoattack_counts_and_flags(data):
-    class Dynamic(Defect):
-        """Takes a gradient in its forward pass."""
-
-        def forward(self, x):
-            with torch.enable_grad():
-                leaf = x.detach().requires_grad_()
-                (step,) = torch.autograd.grad(self.net(leaf).logsumexp(1).sum(), leaf)
-            return self.net(x + 0.01 * step)
-
-    (x, y), trace, logger = data, sys.gettrace(), logging.getLogger("auto-attack")
-    before = (list(logger.handlers), logger.propagate, logger.level)
-    attack = AutoAttack(0.05, parts=("apgd-ce",), steps=3)
-    with contained(dynamic := Dynamic(), 0):
-        found = attack.run(dynamic, x, y)
-    assert [flag for flag in found.flags if "dynamic" in flag]
-    assert sum(autoattack_checks.funcs.values()) == 0
-    assert sys.gettrace() is trace
-    assert (list(logger.handlers), logger.propagate, logger.level) == before
-    plain = attack.run(digits_classifier(), x, y)
-    assert plain.flags == ()
-    with torch.no_grad():
-        assert torch.equal(plain.counted, digits_classifier()(plain.x_adv).argmax(1) == y)
-
-
-@pytest.mark.parametrize("classes", [4, 6])
-def test_autoattack_takes_models_with_few_classes(classes, data):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, classes)).eval()
-    x, y = data[0], torch.arange(len(data[0])) % classes
-    AutoAttack(EPS, steps=3, queries=5)(model, x, y)
-
-
-def test_autoattack_refuses_too_few_classes_in_one_line(data):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
-    x, y = data[0], torch.arange(len(data[0])) % 3
-    with pytest.raises(InputError, match=r"apgd-t of AutoAttack needs 4 classes.*has 3.*fab-t"):
-        AutoAttack(EPS)(model, x, y)
-    AutoAttack(EPS, parts=("apgd-ce", "apgd-dlr", "fab-t", "square"), steps=3, queries=5)(
-        model, x, y
-    )
-
-
-def test_the_official_package_is_called_as_it_wants(data, monkeypatch):
-    """A stand-in with the official signatures over the packaged engine, which is the same code."""
-
-    class Official(pyautoattack.AutoAttack):
-        def __init__(
-            self,
-            model,
-            norm="Linf",
-            eps=0.3,
-            seed=None,
-            verbose=True,
-            attacks_to_run=(),
-            version="standard",
-            is_tf_model=False,
-            device="cuda",
-            log_path=None,
-        ):
-            parts = list(attacks_to_run) or None
-            super().__init__(
-                model, norm=norm, eps=eps, seed=seed, version=version, device=device, attacks=parts
-            )
-            self.verbose = verbose
-
-        def run_standard_evaluation(
-            self, x_orig, y_orig, bs=250, return_labels=False, state_path=None
-        ):
-            found = super().run_standard_evaluation(x_orig, y_orig, batch_size=bs)
-            return found if return_labels else found[0]
-
-    official = type(sys)("autoattack")
-    official.AutoAttack = Official
-    monkeypatch.setitem(sys.modules, "autoattack", official)
-    monkeypatch.setitem(sys.modules, "autoattack.checks", autoattack_checks)
-    attacks = [AutoAttack(EPS, parts=("apgd-ce",), steps=5), AutoAttack(EPS, steps=3, queries=5)]
-    ours = [attack(digits_classifier(), *data) for attack in attacks]
-    monkeypatch.setattr(suites, "_autoattack_package", lambda: "autoattack")
-    for attack, x_adv in zip(attacks, ours, strict=True):
-        assert torch.equal(attack(digits_classifier(), *data), x_adv)
+    assert ArtAttack(EPS, kind="AutoAttack").mixed
 
 
 def test_a_defence_s_noise_is_not_the_attack_s(data):
@@ -241,7 +161,7 @@ def test_estimators_of_ours_are_attacked_as_they_are(data, monkeypatch):
         "predict",
         lambda self, *a, **k: asked.append(1) or predict(self, *a, **k),
     )
-    x_adv = ARTAttack(EPS, kind="SquareAttack", options={"max_iter": 20})(estimator, x, y)
+    x_adv = ArtAttack(EPS, kind="SquareAttack", options={"max_iter": 20})(estimator, x, y)
     assert asked
     assert (x_adv != x).any()
     asked.clear()
@@ -257,14 +177,16 @@ def test_estimators_of_ours_are_attacked_as_they_are(data, monkeypatch):
         (lambda: AutoAttack(0.1, version="plus"), "version is 'plus'"),
         (lambda: AutoAttack(0.1, parts=("pgd",)), "no part 'pgd'; give of apgd-ce"),
         (lambda: TorchAttack(0.1, kind="Foo"), "torchattacks has no attack 'Foo'"),
+        (lambda: TorchAttack(0.1, kind="pgdl2", norm="l2"), "'pgdl2'; did you mean PGDL2"),
+        (lambda: TorchAttack(0.1, kind="PIFGSM", options={"max_epsilon": 1}), "max_epsilon = 1"),
         (lambda: TorchAttack(0.1, options={"foo": 1}), "PGD has no option 'foo'; it has"),
-        (lambda: ARTAttack(0.1, kind="Foo"), "ART has no evasion attack 'Foo'"),
-        (lambda: ARTAttack(0.1, options={"max_iter": -1}), "cannot be made"),
-        (lambda: ARTAttack(0.1, options={"foo": 1}), "has no option 'foo'"),
+        (lambda: ArtAttack(0.1, kind="Foo"), "ART has no evasion attack 'Foo'"),
+        (lambda: ArtAttack(0.1, options={"max_iter": -1}), "cannot be made"),
+        (lambda: ArtAttack(0.1, options={"foo": 1}), "has no option 'foo'"),
         (lambda: TorchAttack(0.3, options={"eps": 0.001}), "eps = 0.001; give eps to the attack"),
         (lambda: TorchAttack(0.3, options={"seed": 1}), "seed = 1; give seed to the attack"),
-        (lambda: ARTAttack(0.3, options={"eps": 0.001}), "eps = 0.001; give eps to the attack"),
-        (lambda: ARTAttack(0.3, options={"norm": 2}), "norm = 2; give norm to the attack"),
+        (lambda: ArtAttack(0.3, options={"eps": 0.001}), "eps = 0.001; give eps to the attack"),
+        (lambda: ArtAttack(0.3, options={"norm": 2}), "norm = 2; give norm to the attack"),
         (lambda: AutoAttack(8), "eps is 8, more than the range.*8/255"),
     ],
 )

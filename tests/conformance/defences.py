@@ -1,6 +1,6 @@
-"""Every defence of the library, one row each: what the conformance suite runs its checks on.
+"""Every defence of the library and one of a stranger: the rows of the conformance suite.
 
-All are over the packaged digits networks. A new defence is a new row.
+Those of the library are over the packaged digits networks. A new defence is a new row.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from art_denoised import (
     DenoisedSmoothing,
     DiffusionClassifier,
     FeatureDenoisingClassifier,
-    Plan,
     RobustDiffusionClassifier,
+    TrainingConfig,
     train_robust,
 )
 from art_denoised.data import digits
 from art_denoised.demo import digits_classifier, digits_denoiser, digits_diffusion
-from art_denoised.diffusion.weights import noise_levels
+from art_denoised.diffusion import noise_levels
 from art_denoised.estimators.defended import DefendedClassifier
-from art_denoised.training.recipes import RECIPES
+from art_denoised.training import RECIPES
+from tests.conformance.stranger import Stranger
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,9 @@ def network(**options: object) -> FeatureDenoisingClassifier:
 def _trained(options: tuple[tuple[str, object], ...]) -> dict[str, torch.Tensor]:
     """Return weights after a short adversarial training; fresh blocks would do nothing."""
     model = network(**dict(options)).model
-    plan = Plan(epochs=2, optimizer="sgd", rate=0.05, average=0.9, augment="none")
+    config = TrainingConfig(epochs=2, optimizer="sgd", lr=0.05, average=0.9, augment="none")
     recipe = replace(RECIPES["sat"], eps=0.1)
-    train_robust(model, digits(train=True), recipe=recipe, plan=plan, progress=False)
+    train_robust(model, digits(train=True), recipe, config, progress=False)
     return model.state_dict()
 
 
@@ -94,6 +95,23 @@ def robust_network(**options: object) -> FeatureDenoisingClassifier:
     estimator = network(**options)
     estimator.model.load_state_dict(_trained(tuple(options.items())))
     return estimator
+
+
+class Faced(DefendedClassifier):
+    """The ART face of a module that is a defence as it stands."""
+
+    def set_params(self, **kwargs: object) -> None:
+        """Set the seed of the module, or parameters of ART."""
+        if "seed" in kwargs:
+            self.model.seed = kwargs.pop("seed")
+        super().set_params(**kwargs)
+
+
+def stranger(**options: object) -> Faced:
+    """Return the face of a defence that imports nothing of ours."""
+    module = Stranger(**options).eval()
+    loss = torch.nn.CrossEntropyLoss()
+    return Faced(module, loss, (1, 8, 8), 10, clip_values=(0.0, 1.0), device_type="cpu")
 
 
 DEFENCES = {
@@ -115,4 +133,5 @@ DEFENCES = {
     "smooth activations": Defence(
         partial(robust_network, operation=None, activation="silu"), noisy=False
     ),
+    "a stranger's": Defence(stranger, noisy=True, bpda={"gradient": "bpda"}),
 }

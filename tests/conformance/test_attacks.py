@@ -135,4 +135,4 @@ def test_every_estimator_of_the_library_is_in_the_table():
         for thing in public
         if isinstance(thing, type) and issubclass(thing, DefendedClassifier)
     }
-    assert {type(row.make()) for row in DEFENCES.values()} == kinds
+    assert {type(row.make()) for row in DEFENCES.values()} >= kinds

@@ -1,7 +1,7 @@
 """What every defence must hold to, so that attacks and tools work on it unchanged.
 
 One check a test, each run on every row of `DEFENCES`. Two are elsewhere, as they concern no row or
-one alone: models of coins are judged fairly (tests/evaluation/attacked/test_run.py); noise has one
+one alone: models of coins are judged fairly (tests/evaluation/test_attack.py); noise has one
 scale in fit, predict and certify (tests/estimators/test_smoothing.py).
 """
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from art_denoised import DnCNN, InputError, MemNet, load_denoiser, save_denoiser
-from art_denoised.denoisers.checkpoints import load_weights, read_state_dict
+from art_denoised.models import load_weights, read_state_dict
 
 X = torch.linspace(0, 1, 2 * 64).reshape(2, 1, 8, 8)
 
@@ -136,7 +136,7 @@ def test_names_that_are_no_text_and_weights_that_are_no_floats(tmp_path):
 def test_unusable_metadata_is_one_line(tmp_path):
     config = json.dumps({"no_such_option": 1})
     save_file({"w": torch.ones(1)}, tmp_path / "a.safetensors", {"unet_config": config})
-    with pytest.raises(InputError, match="neither DnCNN, MemNet nor a saved U-Net"):
+    with pytest.raises(InputError, match="is not DnCNN, MemNet or a saved U-Net"):
         load_denoiser(tmp_path / "a.safetensors")
 
 
@@ -162,7 +162,7 @@ def test_a_subclass_is_not_saved_as_its_base(tmp_path):
     class Other(DnCNN):
         pass
 
-    with pytest.raises(InputError, match="Other is not DnCNN"):
+    with pytest.raises(InputError, match="the denoiser is a Other"):
         save_denoiser(Other(1, 3, 4), tmp_path / "a.safetensors")
 
 

@@ -21,7 +21,7 @@ from art_denoised import (
     load_denoiser,
     save_denoiser,
 )
-from art_denoised.denoisers.checkpoints import load_weights
+from art_denoised.models import load_weights
 from tests.nets import SMALL_UNET
 
 UNET = SMALL_UNET | {
@@ -109,7 +109,7 @@ def test_diffusers_folder(tmp_path):
     denoiser = small("unet")
     denoiser.unet.save_pretrained(tmp_path, safe_serialization=True)
     assert torch.equal(load_denoiser(tmp_path)(X, 0.3), denoiser(X, 0.3))
-    with pytest.raises(InputError, match="no folder of a diffusers UNet2DModel"):
+    with pytest.raises(InputError, match="not the folder of a diffusers UNet2DModel"):
         load_denoiser(tmp_path.parent)
 
 

@@ -9,14 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from art_denoised import OneShotDenoiser, certify, load_denoiser
+from art_denoised import FixedN, OneShotDenoiser, Smoother, load_denoiser
 from art_denoised.checks import InputError
-from art_denoised.denoisers.unet import UNetDenoiser
-from art_denoised.diffusion.families import DDPM
-from art_denoised.diffusion.model import DiffusionModel
-from art_denoised.smoothing.modules import DenoisedClassifier
-from tests.diffusion.test_families import ABAR
+from art_denoised.denoisers import UNetDenoiser
+from art_denoised.diffusion import DDPM, DiffusionModel
+from art_denoised.smoothing import DenoisedClassifier
 from tests.diffusion.test_model import save, unet
+from tests.diffusion.test_preconditioning import ABAR
 
 COARSE = ABAR[::50]  # so that levels between steps are far from them
 
@@ -54,7 +53,7 @@ def test_the_noise_of_a_certificate_is_never_less_than_sigma():
     classifier = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
     base = DenoisedClassifier(classifier, denoiser, sigma=sigma).eval()
     x = torch.full((1, 64, 64), 0.5)
-    certify(base, x, sigma=sigma, n=600, batch_size=50)
+    Smoother(base, sigma=sigma, batch_size=50).certify(x[None], FixedN(600))
     c_in = (1 + (2 * denoiser.level(sigma)) ** 2) ** -0.5
     noisy = torch.cat([seen for seen in network.seen if len(seen) == 50])
     noise = (noisy / c_in + 1) / 2 - x

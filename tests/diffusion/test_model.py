@@ -18,9 +18,7 @@ from diffusers import (
 from torch import nn
 
 from art_denoised.checks import InputError
-from art_denoised.diffusion.families import DDPM, EDM, Flow, Native
-from art_denoised.diffusion.loading import load_diffusion
-from art_denoised.diffusion.model import DiffusionModel
+from art_denoised.diffusion import DDPM, EDM, DiffusionModel, Flow, Native, load_diffusion
 from tests.nets import SMALL_UNET
 
 
@@ -137,7 +135,7 @@ def test_flow_folders_denoise_as_diffusers_does(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "family"),
+    ("scheduler", "kind"),
     [
         (EDMEulerScheduler(sigma_data=0.4), EDM),
         (FlowMatchEulerDiscreteScheduler(), Flow),
@@ -145,13 +143,13 @@ def test_flow_folders_denoise_as_diffusers_does(tmp_path):
         (DDPMScheduler(rescale_betas_zero_snr=True), DDPM),
     ],
 )
-def test_families_of_schedulers(tmp_path, scheduler, family):
+def test_preconditionings_of_schedulers(tmp_path, scheduler, kind):
     save(tmp_path, unet(), scheduler)
     model = load_diffusion(tmp_path)
-    assert type(model.family) is family
+    assert type(model.preconditioning) is kind
     assert torch.isfinite(model(torch.rand(2, 1, 8, 8), 0.25)).all()
-    if family is EDM:
-        assert model.family.sigma_data == 0.4
+    if kind is EDM:
+        assert model.preconditioning.sigma_data == 0.4
 
 
 def test_classes_are_counted(tmp_path):
@@ -171,8 +169,8 @@ def test_classes_are_counted(tmp_path):
     ("scheduler", "message"),
     [
         (CMStochasticIterativeScheduler(), "consistency model"),
-        (VQDiffusionScheduler(num_vec_classes=8), "no betas"),
-        (EDMEulerScheduler(prediction_type="v_prediction"), "not supported"),
+        (VQDiffusionScheduler(num_vec_classes=8), "VQDiffusionScheduler, which is not supported"),
+        (EDMEulerScheduler(prediction_type="v_prediction"), "prediction_type is 'v_prediction'"),
         (DDPMScheduler(prediction_type="epsilon"), None),
     ],
 )

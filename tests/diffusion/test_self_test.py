@@ -9,10 +9,8 @@ from torch import nn
 from art_denoised.checks import InputError
 from art_denoised.data import digits
 from art_denoised.demo import digits_diffusion
-from art_denoised.diffusion.families import DDPM, EDM, Native
-from art_denoised.diffusion.model import DiffusionModel
-from art_denoised.diffusion.self_test import self_test
-from tests.diffusion.test_families import ABAR
+from art_denoised.diffusion import DDPM, EDM, DiffusionModel, Native, self_test
+from tests.diffusion.test_preconditioning import ABAR
 
 
 @pytest.fixture(scope="module")
@@ -24,17 +22,17 @@ def data():
 def test_a_model_that_is_understood(data):
     rows = self_test(digits_diffusion(), *data)
     assert [row.sigma for row in rows] == [0.05, 0.1, 0.25, 0.5]
-    assert all(row.left < 0.9 for row in rows)
-    assert sum(row.conditional for row in rows) < sum(row.left for row in rows)
-    assert all(row.apart < row.left for row in rows)
+    assert all(row.error < 0.9 for row in rows)
+    assert sum(row.conditional_error for row in rows) < sum(row.error for row in rows)
+    assert all(row.class_effect < row.error for row in rows)
     unconditional = self_test(digits_diffusion(), data[0])
-    assert [row.left for row in unconditional] == [row.left for row in rows]
+    assert [row.error for row in unconditional] == [row.error for row in rows]
 
 
 def outcome(model, x, y) -> float | None:
     """What is left of the noise, over all levels; None where the model is refused."""
     try:
-        return sum(row.left for row in self_test(model, x, y))
+        return sum(row.error for row in self_test(model, x, y))
     except InputError:
         return None
 
@@ -67,7 +65,52 @@ def test_what_cannot_be_tested(data):
         self_test(DiffusionModel(digits_diffusion().network, EDM(), classes=10), data[0])
     with pytest.raises(InputError, match="only noise"):
         self_test(DiffusionModel(Nan(), Native(sigma_min=50, sigma_max=60)), data[0])
-    three_channels, doubles = data[0].expand(-1, 3, -1, -1), data[0].double()
-    for images, named in ((three_channels, r"\(3, 8, 8\), torch\.float32"), (doubles, "float64")):
-        with pytest.raises(InputError, match=rf"failed on an image of shape .*{named}"):
-            self_test(digits_diffusion(), images)
+    with pytest.raises(InputError, match=r"failed on an image of shape \(3, 8, 8\)"):
+        self_test(digits_diffusion(), data[0].expand(-1, 3, -1, -1))
+
+
+def test_images_of_another_dtype_are_cast(data):
+    rows, doubles = (
+        self_test(digits_diffusion(), data[0]),
+        self_test(digits_diffusion(), data[0].double()),
+    )
+    assert [row.error for row in doubles] == pytest.approx([row.error for row in rows], rel=1e-4)
+
+
+class Trained(nn.Module):
+    """The network that a DDPM training would end in, made of the digits' model: eps, v or x0."""
+
+    def __init__(self, prediction: str) -> None:
+        super().__init__()
+        self.model, self.prediction = digits_diffusion(), prediction
+        abar = torch.tensor(ABAR, dtype=torch.float64)
+        self.sigmas = ((1 - abar) / abar).sqrt().float()
+
+    def forward(self, z, step, y):
+        sigma = self.sigmas[step].reshape(-1, 1, 1, 1)
+        x_noisy = z * (1 + sigma**2).sqrt()
+        x = 2 * self.model((x_noisy + 1) / 2, sigma.flatten() / 2, y) - 1
+        eps = (x_noisy - x) / sigma
+        c = (1 + sigma**2).rsqrt()
+        return {"epsilon": eps, "sample": x, "v_prediction": c * eps - sigma * c * x}[
+            self.prediction
+        ]
+
+
+@pytest.mark.parametrize("declared", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("true", ["epsilon", "v_prediction", "sample"])
+def test_the_reading_that_fits_is_named(data, true, declared):
+    ddpm = DDPM(ABAR, declared)
+    model = DiffusionModel(Trained(true), ddpm, classes=10, null_class=10)
+    if true == declared:
+        assert all(row.error < 0.9 for row in self_test(model, *data))
+    else:
+        with pytest.raises(InputError, match=f"read with prediction '{true}'"):
+            self_test(model, *data)
+
+
+def test_a_wrong_range_is_named(data):
+    network = digits_diffusion().network
+    model = DiffusionModel(network, EDM(), classes=10, null_class=10, image_range=(0, 1))
+    with pytest.raises(InputError, match=r"read with image_range \(-1\.0, 1\.0\)"):
+        self_test(model, *data)

@@ -13,16 +13,21 @@ from art.defences.trainer import AdversarialTrainerTRADESPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_denoised import FeatureDenoisingClassifier, ParametricSoftplus, Plan, RobustTrainer
+from art_denoised import (
+    FeatureDenoisingClassifier,
+    ParametricSoftplus,
+    RobustTrainer,
+    TrainingConfig,
+)
 from art_denoised.checks import InputError
 from art_denoised.data import digits as load_digits
 from art_denoised.demo import digits_network
-from art_denoised.networks.feature_denoising import FeatureDenoising
-from art_denoised.training.recipes import RECIPES, Adversarial
+from art_denoised.networks import FeatureDenoising
+from art_denoised.training import RECIPES, Adversarial
 from tests.nets import residual
 
-PLAN = Plan(
-    epochs=4, batch_size=64, optimizer="sgd", rate=0.1, schedule="one-cycle", average=0.9,
+CONFIG = TrainingConfig(
+    epochs=4, batch_size=64, optimizer="sgd", lr=0.1, schedule="one-cycle", average=0.9,
     clip=0.0, augment="none",
 )  # fmt: skip
 
@@ -42,8 +47,8 @@ def classifier(**options: object) -> FeatureDenoisingClassifier:
 @pytest.fixture(scope="module")
 def trained():
     made, data = classifier(), load_digits(train=True)
-    recipe = Adversarial(eps=0.1, steps=1, stride=1.0)
-    RobustTrainer(made, recipe=recipe, plan=PLAN).fit(data.images.numpy(), data.labels.numpy())
+    recipe = Adversarial(eps=0.1, steps=1, relative_step_size=1.0)
+    RobustTrainer(made, recipe=recipe, config=CONFIG).fit(data.images.numpy(), data.labels.numpy())
     return made
 
 
@@ -106,10 +111,10 @@ def test_trainers_of_any_classifier_and_what_fit_takes(tmp_path):
         device_type="cpu",
     )  # fmt: skip
     x, y = data.images[:128].numpy(), data.labels[:128].numpy()
-    trainer = RobustTrainer(art, recipe="clean", plan=PLAN)
-    trainer.fit(x, np.eye(10)[y], (x[:20], y[:20]), batch_size=32, nb_epochs=2, out=tmp_path)
-    assert [row["epoch"] for row in trainer.rows] == [1, 2]
-    assert {"accuracy", "robust"} <= set(trainer.rows[0])
+    trainer = RobustTrainer(art, recipe="clean", config=CONFIG)
+    trainer.fit(x, np.eye(10)[y], (x[:20], y[:20]), batch_size=32, nb_epochs=2, run=tmp_path)
+    assert [row.epoch for row in trainer.rows] == [1, 2]
+    assert {"accuracy", "robust"} <= set(trainer.rows[0].figures)
     assert (tmp_path / "train.jsonl").exists()
     assert trainer.get_classifier() is art
 
@@ -169,7 +174,7 @@ def test_bad_input(batch):
             classifier(**options)
     with pytest.raises(InputError, match="is a Sequential; give an ART PyTorchClassifier"):
         RobustTrainer(residual())
-    trainer = RobustTrainer(classifier(), recipe=RECIPES["sat"], plan=PLAN)
+    trainer = RobustTrainer(classifier(), recipe=RECIPES["sat"], config=CONFIG)
     with pytest.raises(InputError, match="20 images and 3 labels"):
         trainer.fit(x, y[:3])
     with pytest.raises(InputError, match="divide by 255"):

@@ -10,7 +10,7 @@ from torch import nn
 from art_denoised import RobustDiffusionClassifier
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_diffusion
-from art_denoised.diffusion.weights import noise_levels
+from art_denoised.diffusion import noise_levels
 
 IMAGES = 6
 
@@ -71,11 +71,11 @@ def test_the_temperature_is_fitted_behind_likelihood_maximization(digits):
 
 
 def test_cost_is_known_before_a_run():
-    assert rdc(steps=5).evaluations == 8 * 10 + 5
-    assert rdc(steps=0).evaluations == 80
-    assert rdc(form="momentum", steps=2).evaluations == 80 + 2 * 8
+    assert rdc(steps=5).nfe == 8 * 10 + 5
+    assert rdc(steps=0).nfe == 80
+    assert rdc(form="momentum", steps=2).nfe == 80 + 2 * 8
     cost = rdc(steps=5).cost(images=3)
-    assert cost.evaluations == 3 * rdc(steps=5).evaluations
+    assert cost.nfe == 3 * rdc(steps=5).nfe
     assert "3 images: 255 passes" in str(cost)
 
 

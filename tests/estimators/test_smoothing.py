@@ -16,7 +16,7 @@ from art.estimators.certification.randomized_smoothing.randomized_smoothing impo
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_denoised import DenoisedSmoothing, certify
+from art_denoised import DenoisedSmoothing, FixedN, Smoother
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier
 
@@ -59,9 +59,8 @@ def test_certify_returns_arts_pair(make, x):
     certificates = smoothed.certificates(x, n=200)
     assert [c.label for c in certificates] == labels.tolist()
     assert certificates[0].n0 == 50
-    assert certificates[3] == certify(
-        smoothed.model.base, torch.from_numpy(x[3]), sigma=0.25, n0=50, n=200, seed=0, index=3
-    )
+    smoother = Smoother(smoothed.model.base, sigma=0.25, seed=0)
+    assert [certificates[3]] == smoother.certify(x[3:4], FixedN(200, n0=50), first_index=3)
 
 
 def test_certify_table_proves_the_same_from_fewer_samples(make, x, y):
@@ -106,7 +105,7 @@ def test_abstention_is_minus_one_and_never_class_0(make, x):
             sign = x[:, 0, 0, 0]
             return torch.stack([sign, -sign, *[sign * 0 - 9] * 8], dim=1)
 
-    coin = make(classifier=Coin(), denoiser=None)
+    coin = make(classifier=Coin().eval(), denoiser=None)
     labels, radii = coin.certify(x * 0, n=200)
     assert labels.tolist() == [-1] * 12
     assert radii.tolist() == [0.0] * 12

@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
+import pytest
+
+from art_denoised.checks import InputError
 from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier
+from art_denoised.evaluation.certify import certify
 from art_denoised.evaluation.preview import Preview, preview
-from art_denoised.evaluation.run import certify_data, certifying_procedure
-from art_denoised.evaluation.runner import Runner
+from art_denoised.smoothing.smoother import Smoother
+from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN
 
 RADII = [0.0, 0.25, 0.5]
 
 
 def test_a_preview_is_near_the_cost_of_the_run(tmp_path):
-    base, data, indices = digits_classifier(), load_data("digits"), range(0, 500, 10)
-    run = Runner(base, data, 0.25, "gaussian", 0, 64, indices)
-    procedure = certifying_procedure(n0=100, n=20_000, alpha=0.001, radii=RADII)
-    expected = preview(run, procedure, most=20_100, pilot=25)
-    log = certify_data(
-        base, data, tmp_path, sigma=0.25, n=20_000, radii=RADII, indices=indices, batch_size=64,
-        progress=False,
-    )  # fmt: skip
-    drawn = sum(row.certificate.n0 + row.certificate.drawn for row in log.rows)
+    smoother, data = Smoother(digits_classifier(), sigma=0.25), load_data("digits")
+    stop, indices = AtRadii(RADII, 20_000), range(0, 500, 10)
+    expected = preview(smoother, data, stop, indices=indices, pilot=25)
+    log = certify(smoother, data, stop, run=tmp_path, indices=indices, progress=False)
+    drawn = sum(row.n0 + row.drawn for row in log.rows)
     assert expected.low < expected.samples < expected.high <= expected.fixed == 50 * 20_100
     assert drawn / 2.5 < expected.samples < drawn * 2.5
     assert expected.seconds > 0
 
 
 def test_a_fixed_number_is_known_exactly():
-    run = Runner(digits_classifier(), load_data("digits"), 0.25, "gaussian", 0, 64, range(40))
-    procedure = certifying_procedure(n0=100, n=1000, alpha=0.001)
-    cost = preview(run, procedure, most=1100, pilot=3, cost_per_sample=0.001)
+    smoother = Smoother(digits_classifier(), sigma=0.25)
+    options = {"indices": range(40), "pilot": 3, "cost_per_sample": 0.001}
+    cost = preview(smoother, load_data("digits"), FixedN(1000), **options)
     assert cost.samples == cost.low == cost.high == cost.fixed == 40 * 1100
     assert round(cost.cost, 2) == 44.0
     assert "44,000 samples" in str(cost)
     assert "cost 44.00" in str(cost)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"cost_per_sample": float("nan")}, {"indices": []}, {"stop": Anytime()}, {"pilot": 0}]
+)
+def test_what_has_no_cost_is_refused(bad):
+    smoother = Smoother(digits_classifier(), sigma=0.25)
+    with pytest.raises(InputError):
+        preview(smoother, load_data("digits"), **{"stop": FixedN(100), **bad})
 
 
 def test_durations_in_words():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -12,24 +13,25 @@ from art_denoised.checks import InputError
 from art_denoised.cli import main
 from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier
-from art_denoised.evaluation.deadline import certify_data_until
-from art_denoised.evaluation.logs import read_log
-from art_denoised.evaluation.records import Log
-from art_denoised.evaluation.run import certify_data, predict_data
+from art_denoised.evaluation.certify import certify, predict
+from art_denoised.evaluation.rows import CertifyRow, Log, read_log
 from art_denoised.evaluation.verify import family_wise, verify
 from art_denoised.smoothing.bounds import Looks
+from art_denoised.smoothing.smoother import Smoother
 from art_denoised.smoothing.statistics import Certificate
+from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN, Voting
 
-COMMON = {"sigma": 0.25, "indices": np.arange(6), "progress": False, "batch_size": 64}
+COMMON = {"indices": np.arange(6), "progress": False}
 
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory):
-    base, data, out = digits_classifier(), load_data("digits"), tmp_path_factory.mktemp("logs")
-    certify_data(base, data, out / "fixed", n=300, **COMMON)
-    certify_data(base, data, out / "looks", n=5000, radii=[0.0, 0.25], **COMMON)
-    certify_data_until(base, data, out / "anytime", n=400, seconds=60, **COMMON)
-    predict_data(base, data, out / "predict", n=200, **COMMON)
+    smoother, data = Smoother(digits_classifier(), sigma=0.25), load_data("digits")
+    out = tmp_path_factory.mktemp("logs")
+    stops = {"fixed": FixedN(300), "looks": AtRadii([0.0, 0.25], 5000), "anytime": Anytime(400)}
+    for name, stop in stops.items():
+        certify(smoother, data, stop, run=out / name, **COMMON)
+    predict(smoother, data, Voting(200), run=out / "predict", **COMMON)
     return {path.parent.name: path for path in out.glob("*/*.jsonl")}
 
 
@@ -43,8 +45,10 @@ def test_logs_of_all_modes_follow_from_their_votes(logs, name, capsys):
 def tampered(path, tmp_path, change):
     """The log with its row of image 0 changed, as a forger would: the votes too, if he likes."""
     lines = path.read_text().splitlines()
-    kept = [line for line in lines[1:] if json.loads(line)["idx"] != 0]
-    record = json.loads(next(line for line in reversed(lines) if json.loads(line).get("idx") == 0))
+    kept = [line for line in lines[1:] if json.loads(line)["index"] != 0]
+    record = json.loads(
+        next(line for line in reversed(lines) if json.loads(line).get("index") == 0)
+    )
     change(record)
     forged = tmp_path / "forged.jsonl"
     forged.write_text("\n".join([lines[0], *kept, json.dumps(record)]) + "\n")
@@ -64,7 +68,7 @@ def fewer_samples(record):
         ("looks", lambda r: r.update(radius=r["radius"] + 1e-5), "radius"),
         ("anytime", lambda r: r.update(radius=r["radius"] + 1e-5), "radius"),
         ("fixed", lambda r: r.update(p_lower=r["p_lower"] + 1e-7), "p_lower"),
-        ("fixed", lambda r: r.update(predict=r["predict"] + 1), "label"),
+        ("fixed", lambda r: r.update(prediction=r["prediction"] + 1), "label"),
         ("fixed", lambda r: r.update(alpha=0.01), "alpha"),
         ("fixed", lambda r: r.update(sigma=0.5), "sigma"),
         ("fixed", lambda r: r.update(seed=1), "seed"),
@@ -77,6 +81,9 @@ def fewer_samples(record):
         ("fixed", fewer_samples, "no look was planned"),
         ("anytime", lambda r: r.update(prior=[9.0, 0.1]), "no look was planned"),
         ("looks", lambda r: r.update(drawn=r["n"] - 1), "drawn"),
+        ("looks", lambda r: r.update(drawn=10**9), "drawn"),
+        ("fixed", lambda r: r.update(drawn=10**9), "drawn"),
+        ("anytime", lambda r: r.update(drawn=10**9), "drawn"),
         ("fixed", lambda r: r.update(tv=1e-9), "tv"),
         ("predict", lambda r: r.update(p_value=r["p_value"] / 2), "p_value"),
         ("predict", fewer_samples, "votes"),
@@ -85,7 +92,7 @@ def fewer_samples(record):
 def test_tampering_is_found(logs, tmp_path, capsys, name, change, word):
     forged = tampered(logs[name], tmp_path, change)
     findings = verify(read_log(forged))
-    assert {finding.idx for finding in findings} == {0}
+    assert {finding.index for finding in findings} == {0}
     assert any(word in finding.problem for finding in findings), findings
     for more in ([], ["--family-alpha", "0.05"]):
         assert main(["verify", str(forged), *more]) == 1
@@ -96,7 +103,7 @@ def test_tampering_is_found(logs, tmp_path, capsys, name, change, word):
 
 def as_skipped(record):
     """An image that was certified wrongly, left out as if its class had been known to be wrong."""
-    record.update(counts={}, n=0, drawn=0, p_lower=0.0, predict=-1, radius=0.0)
+    record.update(counts={}, n=0, drawn=0, p_lower=0.0, prediction=-1, radius=0.0)
 
 
 def test_only_images_whose_selected_class_is_wrong_may_be_left_out(logs, tmp_path):
@@ -106,16 +113,16 @@ def test_only_images_whose_selected_class_is_wrong_may_be_left_out(logs, tmp_pat
 
 def test_the_radius_of_a_row_is_that_of_its_certificate(logs):
     log = read_log(logs["fixed"])
-    rows = (replace(log.rows[0], radius=9.9), *log.rows[1:])
-    assert [f.problem for f in verify(replace(log, rows=rows))] == [
-        f"radius is 9.9, that of its certificate {log.rows[0].radius:g}"
-    ]
+    rows = (msgspec.structs.replace(log.rows[0], radius=9.9), *log.rows[1:])
+    assert [f.index for f in verify(replace(log, rows=rows))] == [0]
 
 
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
         ("anytime", {"alpha": 0}),
+        ("anytime", {"prior": [-0.5, 1.0]}),
+        ("fixed", {"index": 2.7}),
         ("fixed", {"alpha": "x"}),
         ("fixed", {"p_lower": "x"}),
         ("fixed", {"sigma": None}),
@@ -164,18 +171,50 @@ def test_what_cannot_be_verified_is_refused(logs, tmp_path):
     with pytest.raises(InputError, match=r"alpha is 0\.7"):
         family_wise(read_log(logs["fixed"]), 0.7)
     log = read_log(logs["fixed"])
-    bare = replace(log, rows=tuple(replace(row, certificate=None) for row in log.rows))
-    assert len(verify(bare)) == 6
+    names = ("index", "label", "prediction", "radius", "seconds")
+    bare = [CertifyRow(**{name: getattr(row, name) for name in names}) for row in log.rows]
+    assert len(verify(replace(log, rows=tuple(bare)))) == 6
 
 
 @pytest.mark.parametrize("first", [700, 3000, 9000])
 def test_looks_chosen_after_the_fact_are_found(logs, first):
     """The looks of a run are those of its settings, whatever a row says of itself."""
     log = read_log(logs["looks"])
-    row = next(row for row in log.rows if row.certificate.n)
+    row = next(row for row in log.rows if row.n)
     bound = Looks(first, max(first, 5000))
     forged = Certificate.from_counts(
         row.certificate.selection_counts, {row.label: first}, alpha=0.001, sigma=0.25, bound=bound
     )
-    row = replace(row, predict=forged.label, radius=forged.radius, certificate=forged)
+    row = CertifyRow.of(row.index, row.label, forged)
     assert any("no look was planned" in f.problem for f in verify(replace(log, rows=(row,))))
+
+
+def with_rows(path, tmp_path, change):
+    """The log with its rows changed as a list of records."""
+    header, *lines = path.read_text().splitlines()
+    records = change([json.loads(line) for line in lines])
+    forged = tmp_path / "rows.jsonl"
+    forged.write_text("\n".join([header, *map(json.dumps, records)]) + "\n")
+    return read_log(forged)
+
+
+def relabelled(records):
+    """A label changed into what was certified: a wrong answer becomes a right one."""
+    return [{**r, "label": (r["label"] + 1) % 10} if r["index"] == 3 else r for r in records]
+
+
+def renumbered(records):
+    return [{**r, "index": 9999} if r["index"] == 3 else r for r in records]
+
+
+@pytest.mark.parametrize("name", ["fixed", "predict"])
+@pytest.mark.parametrize(("change", "word"), [(relabelled, "labels"), (renumbered, "9999")])
+def test_images_and_labels_are_those_of_the_header(logs, tmp_path, name, change, word):
+    problems = [finding.problem for finding in verify(with_rows(logs[name], tmp_path, change))]
+    assert any(word in problem for problem in problems), problems
+
+
+def test_rows_that_were_left_out_are_seen(logs, tmp_path):
+    log = with_rows(logs["fixed"], tmp_path, lambda records: records[:-1])
+    assert verify(log) == []  # an interrupted run is sound
+    assert (len(log.rows), log.settings["images"]) == (5, 6)  # and says what it lacks

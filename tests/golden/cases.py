@@ -2,8 +2,9 @@
 
     python -m tests.golden.cases          # runs every case and writes tests/golden/NAME.json
 
-The figures were frozen at commit d691b95, before the redesign of the package. `tests/test_golden.py`
-runs the same commands and compares. A change that is meant to change them says so in CHANGELOG.
+The figures were frozen at commit d691b95, before the redesign of the package, and
+`tests/test_golden.py` runs the same commands and compares. A change that is meant to change them
+says so in CHANGELOG.
 """
 
 from __future__ import annotations
@@ -81,10 +82,13 @@ def predict() -> dict[str, Any]:
         rows = lines(Path(out, "predict.jsonl"))
     return {
         str(first(row, "index", "idx")): [
-            row["label"], first(row, "prediction", "predict"), row["counts"], round(row["p_value"], 9)
+            row["label"],
+            first(row, "prediction", "predict"),
+            row["counts"],
+            round(row["p_value"], 9),
         ]
         for row in sorted(rows, key=lambda row: first(row, "index", "idx"))
-    }  # fmt: skip
+    }
 
 
 def attack(model: str, number: int, *options: str) -> dict[str, Any]:
@@ -109,7 +113,7 @@ def rdc_digits() -> torch.nn.Module:
     """A defence with two ways of taking gradients."""
     from art_denoised import RobustDiffusionClassifier
     from art_denoised.demo import digits_diffusion
-    from art_denoised.diffusion.weights import noise_levels
+    from art_denoised.diffusion import noise_levels
 
     return RobustDiffusionClassifier(
         digits_diffusion(), input_shape=(1, 8, 8), steps=2, eta=0.1, levels=noise_levels(4), seed=0,
@@ -143,8 +147,7 @@ NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def ask_about_digits(out: Path) -> None:
-    from art_denoised import BlackBox, certify_queries
-    from art_denoised.data import load_data
+    import art_denoised as ad
     from art_denoised.demo import digits_classifier, digits_denoiser
 
     net = digits_classifier()
@@ -153,11 +156,11 @@ def ask_about_digits(out: Path) -> None:
     def ask(images: np.ndarray) -> list[str]:
         return [NAMES[c] for c in net(torch.from_numpy(images)).argmax(1).tolist()]
 
-    certify_queries(
-        BlackBox(ask, batch_size=8, workers=1), load_data("digits"), out, classes=NAMES, sigma=0.25,
-        denoiser=digits_denoiser(), n0=10, n=120, radii=[0.1], indices=range(4), seed=1,
-        progress=False,
-    )  # fmt: skip
+    box = ad.BlackBox(ask, classes=NAMES, batch_size=8, workers=1)
+    smoother = ad.Smoother(box, sigma=0.25, denoiser=digits_denoiser(), seed=1)
+    stop = ad.AtRadii([0.1], n=120, n0=10)
+    data = ad.load_data("digits")
+    ad.certify(smoother, data, stop, run=out, indices=range(4), progress=False)
 
 
 def weights(folder: Path) -> dict[str, list[float]]:
@@ -195,7 +198,7 @@ def trained_diffusion() -> dict[str, Any]:
 
 def trained_network() -> dict[str, Any]:
     options = ["--model", "art_denoised.demo:digits_network", "--recipe", "sat", "--eps", "0.1"]
-    options += ["--augment", "none", "--rate", "0.1", "--weight-decay", "0", "--steps", "1"]
+    options += ["--augment", "none", "--lr", "0.1", "--weight-decay", "0", "--steps", "1"]
     return train("train-robust", *options, "--activation", "silu", "--feature-denoising", "mean",
                  "--where", "1")  # fmt: skip
 

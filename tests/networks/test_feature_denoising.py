@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
-from art_denoised import FeatureDenoising
-from art_denoised.checks import InputError
-from art_denoised.networks import operations
-from art_denoised.networks.feature_denoising import _KINDS
+from art_denoised import FeatureDenoising, InputError, networks
+from art_denoised.networks import Operation
 
-OPERATIONS = tuple(_KINDS)
+OPERATIONS = get_args(Operation)
 PAIRWISE = ("gaussian", "dot_product", "bilateral_gaussian", "bilateral_dot_product")
 
 
@@ -61,7 +60,7 @@ def test_the_equation(operation, embedding):
     """y = x + BN(conv(op(x, theta(x), phi(x)))), from the block's own parameters."""
     block, x = trained(operation, embedding=embedding), features()
     function = getattr(
-        operations, operation if operation.startswith("bilateral") else f"non_local_{operation}"
+        networks, operation if operation.startswith("bilateral") else f"non_local_{operation}"
     )
     state = block.state_dict()
     theta, phi = x, x
@@ -81,8 +80,8 @@ def test_the_equation(operation, embedding):
 def test_windows_are_as_large_as_told():
     x = features()
     for operation, function in (
-        ("mean", operations.local_mean),
-        ("median", operations.local_median),
+        ("mean", networks.local_mean),
+        ("median", networks.local_median),
     ):
         block = FeatureDenoising(8, operation, kernel_size=5, conv=False, residual=False)
         assert torch.equal(block(x), function(x, 5))
@@ -114,11 +113,11 @@ def test_embeddings_start_small_and_without_bias():
 
 def test_ablations():
     x = features()
-    bare = FeatureDenoising(8, "mean", conv=False)
-    assert torch.equal(bare(x), x + operations.local_mean(x))
-    assert list(bare.parameters()) == []
+    plain = FeatureDenoising(8, "mean", conv=False)
+    assert torch.equal(plain(x), x + networks.local_mean(x))
+    assert list(plain.parameters()) == []
     alone = FeatureDenoising(8, "mean", residual=False).eval()
-    assert torch.allclose(alone(x), alone.bn(alone.conv(operations.local_mean(x))))
+    assert torch.allclose(alone(x), alone.bn(alone.conv(networks.local_mean(x))))
     assert torch.equal(alone.bn.weight, torch.ones(8))
 
 

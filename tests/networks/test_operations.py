@@ -7,15 +7,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
-from art_denoised.networks import operations
-from art_denoised.networks.operations import (
+from art_denoised.networks import (
     bilateral_dot_product,
     bilateral_gaussian,
     local_mean,
     local_median,
     non_local_dot_product,
     non_local_gaussian,
+    operations,
 )
 
 PAIRWISE = {
@@ -120,18 +121,12 @@ def test_local_operations_are_the_loop(
 
 
 @pytest.mark.parametrize(("positions", "channels"), [((2, 3), 16), ((7, 9), 4)])
-def test_the_dot_product_takes_the_cheaper_order(monkeypatch, positions, channels):
-    """The first product has min(N, C) rows, whichever that is; and both orders are tested above."""
-    sizes = []
-    first = operations._bmm_mean
-    monkeypatch.setattr(
-        operations,
-        "_bmm_mean",
-        lambda a, b, n: sizes.append(first(a, b, n).shape) or first(a, b, n),
-    )
-    x = draw(2, channels, *positions)
-    non_local_dot_product(x, x, x)
-    assert sizes == [(2, *[min(channels, positions[0] * positions[1])] * 2)]
+def test_the_dot_product_takes_the_cheaper_order(positions, channels):
+    """Two products of N C min(N, C) MACs for each image; both orders are tested above."""
+    x, n = draw(2, channels, *positions), positions[0] * positions[1]
+    with FlopCounterMode(display=False) as counter:
+        non_local_dot_product(x, x, x)
+    assert counter.get_total_flops() == 2 * len(x) * 2 * n * channels * min(n, channels)
 
 
 def arguments(name: str, shape=(2, 2, 3, 4)) -> list[torch.Tensor]:
@@ -172,7 +167,7 @@ def test_a_median_s_gradient_goes_to_one_value_also_among_equal_ones():
 def test_medians_of_many_chunks(monkeypatch, records):
     x = draw(3, 5, 6, 7)
     whole = local_median(x)
-    monkeypatch.setattr(operations, "_IN_CACHE", 100)
+    monkeypatch.setattr(operations, "CACHE_ELEMENTS", 100)
     assert torch.equal(local_median(x.requires_grad_(records)), whole)
 
 
@@ -186,9 +181,9 @@ def test_what_does_not_change_the_answer(monkeypatch, name):
     assert torch.allclose(function(*last), y)
     assert torch.allclose(function(*(t[:1] for t in inputs)), y[:1])
     assert function(*(t[:0] for t in inputs)).shape == (0, 4, 5, 6)
-    monkeypatch.setattr(operations, "_IN_CACHE", 1)
+    monkeypatch.setattr(operations, "CACHE_ELEMENTS", 1)
     assert torch.allclose(function(*inputs), y)
-    monkeypatch.setattr(operations, "_traced", lambda: True)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     live = [t.requires_grad_() for t in inputs]
     assert torch.allclose(function(*live), y)
     traced = torch.autograd.grad(function(*live).square().sum(), live)

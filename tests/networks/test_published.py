@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from art_denoised.checks import InputError
-from art_denoised.networks.published import ARCHITECTURES, Architecture, load_published
+from art_denoised import InputError
+from art_denoised.networks import Architecture, load_published
+from art_denoised.networks.published import ARCHITECTURES, array_names, build, same_padding
 
 # One block a stage, two in the second: so that "the last of a stage" is not "every one".
 SMALL = {
@@ -149,15 +150,13 @@ def test_it_computes_what_tensorflow_does(released, size):
 
 def test_padding_is_that_of_the_facts():
     """At 224 the stem pads (2, 3), a strided 3x3 and pooling (0, 1); at 299 the stem (3, 3)."""
-    from art_denoised.networks.published import _same
-
     for size, kernel, pads in (
-        (224, 7, [2, 3]),
-        (112, 3, [0, 1]),
-        (56, 3, [0, 1]),
-        (299, 7, [3, 3]),
+        (224, 7, (2, 3)),
+        (112, 3, (0, 1)),
+        (56, 3, (0, 1)),
+        (299, 7, (3, 3)),
     ):
-        assert _same(torch.empty(1, 1, size, size), kernel, 2) == pads * 2
+        assert same_padding(size, kernel, 2) == pads
 
 
 def test_what_comes_back(released):
@@ -177,23 +176,21 @@ def test_what_comes_back(released):
 
 def test_names_of_the_known_networks():
     """Counts by hand: each ResNet-152 has 50 blocks, ResNeXt-101 33, of three convolutions."""
-    from art_denoised.networks.published import _build, _sources
-
     layers = {"resnet152": 1 + 150 + 4, "resnet152_denoise": 1 + 150 + 4 + 4}
     layers["resnext101_denoise_all"] = 1 + 99 + 4 + 33
     parameters = {}
     for name, architecture in ARCHITECTURES.items():
         with torch.device("meta"):
-            network = _build(architecture, 1000)
+            network = build(architecture, 1000)
         own = network.state_dict()
         parameters[name] = sum(p.numel() for p in network.parameters())
-        sources = dict(_sources(architecture))
+        found = dict(array_names(architecture))
         embeddings = 8 if name == "resnet152_denoise" else 0
-        assert len(sources) == 5 * layers[name] + embeddings + 2
-        assert set(sources) == {key for key in own if not key.endswith("num_batches_tracked")}
+        assert len(found) == 5 * layers[name] + embeddings + 2
+        assert set(found) == {key for key in own if not key.endswith("num_batches_tracked")}
     # 2 C^2 + 2 C for C = 256, ..., 2048; the paper says 11.15 million.
     assert parameters["resnet152_denoise"] - parameters["resnet152"] == 11_148_800
-    assert sources["layer3.22.denoise.bn.running_var"].name == (
+    assert found["layer3.22.denoise.bn.running_var"] == (
         "group2/block22/non_local/conv/bn/variance/EMA"
     )
 
@@ -231,10 +228,10 @@ def test_bad_files(tmp_path):
         np.savez(path, **{**arrays, name: bad})
         assert message in refused(path)
     np.savez(path, **{**arrays, "conv0/W": np.array([{}], dtype=object)})
-    assert "no intact .npz file" in refused(path)
+    assert "not an intact .npz" in refused(path)
     for content in (b"", b"not a zip", pickle.dumps({"conv0/W": 1}), b"PK\x03\x04cut off"):
         path.write_bytes(content)
-        assert "no intact .npz file" in refused(path)
+        assert "not an intact .npz" in refused(path)
     np.save(tmp_path / "one.npy", np.zeros(3))
-    assert "no intact .npz file" in refused(tmp_path / "one.npy")
+    assert "not an intact .npz" in refused(tmp_path / "one.npy")
     assert "do not exist" in refused(tmp_path / "none.npz")

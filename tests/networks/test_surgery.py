@@ -17,7 +17,7 @@ from art_denoised import (
     add_feature_denoising,
     smooth_activations,
 )
-from art_denoised.networks.surgery import added_cost
+from art_denoised.networks import added_cost
 from tests.networks.nets import CifarResNet
 
 BASIC, BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)
@@ -150,8 +150,11 @@ def test_smooth_activations_and_blocks_in_either_order():
     def blocked(m: nn.Module) -> nn.Module:
         return add_feature_denoising(m, operation="dot_product", input_shape=(3, 32, 32))
 
-    one, other = blocked(smooth_activations(model, SmoothReLU())), blocked(model)
-    other = woken(smooth_activations(other, SmoothReLU())).eval()
+    def smooth(m: nn.Module) -> nn.Module:
+        return smooth_activations(m, SmoothReLU(), input_shape=(3, 32, 32))
+
+    one, other = blocked(smooth(model)), blocked(model)
+    other = woken(smooth(other)).eval()
     one.load_state_dict(other.state_dict(), strict=True)
     assert torch.equal(one(x), other(x))
 
@@ -160,7 +163,7 @@ def test_it_compiles_exports_and_takes_channels_last_and_replicas():
     torch.manual_seed(0)
     model = CifarResNet((4, 6), side=16).eval()
     model = add_feature_denoising(model, input_shape=(3, 16, 16))
-    model = woken(smooth_activations(model, SmoothReLU()))
+    model = woken(smooth_activations(model, SmoothReLU(), input_shape=(3, 16, 16)))
     x = torch.rand(2, 3, 16, 16)
     y = model(x)
     assert torch.allclose(torch.compile(model, backend="eager", fullgraph=True)(x), y, atol=1e-5)

@@ -12,13 +12,16 @@ from art_denoised import DiffusionClassifier, LikelihoodMaximization
 from art_denoised.checks import InputError
 from art_denoised.data import digits
 from art_denoised.demo import digits_diffusion
-from art_denoised.diffusion.families import EDM, Native
-from art_denoised.diffusion.model import DiffusionModel
+from art_denoised.diffusion import EDM, DiffusionModel, Levels, Native
+from art_denoised.rdc import Adam, LevelNoise, Momentum
 from tests.rdc.test_classifier import LEVELS, Counting, Nan, images, small_model
 
+SLOW, MOMENTUM = Adam(lr=0.01), Momentum(LEVELS)
+FORMS = pytest.mark.parametrize("form", ["adam", "adam_reference", MOMENTUM], ids=str)
 
-def purify(**options) -> LikelihoodMaximization:
-    defaults = {"steps": 3, "eta": 0.2, "levels": LEVELS, "seed": 0}
+
+def maximize(**options) -> LikelihoodMaximization:
+    defaults = {"steps": 3, "eta": 0.2, "seed": 0}
     return LikelihoodMaximization(small_model(), **{**defaults, **options})
 
 
@@ -27,58 +30,146 @@ def inner(n: int = 2) -> torch.Tensor:
     return 0.4 + 0.2 * images(n)
 
 
+class Linear(nn.Module):
+    """D(x_noisy) = slope x_noisy + target in [-1, 1]; keeps the noise levels that it was told."""
+
+    def __init__(self, target, slope=0.0):
+        super().__init__()
+        self.slope, self.sigmas = slope, []
+        self.target = torch.tensor(target, dtype=torch.float64).reshape(1, 1, 1, 2)
+
+    def forward(self, x, sigma, y):
+        self.sigmas.append(float(sigma[0]))
+        return self.slope * x + self.target
+
+
+def two_pixels(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64).reshape(1, 1, 1, 2)
+
+
+@pytest.mark.parametrize("form", [Adam(0.05), Adam(0.05, project=False), Adam(0.004)], ids=str)
+def test_adam_is_that_of_torch(form):
+    """torch.optim.Adam on the mean squared error in [-1, 1], as in the reference code."""
+    network, start, eta, steps = Linear((0.9, -0.3), slope=0.4), two_pixels(0.5, 0.2), 0.06, 4
+    model = DiffusionModel(network, Native())
+    x_hat = LikelihoodMaximization(model, steps=steps, eta=eta, form=form, seed=0)(start)
+    sigmas, noise = list(network.sigmas), LevelNoise(0, stream=(1,))
+    assert len(set(sigmas)) == steps
+    assert all(0.4 < sigma < 0.6 for sigma in sigmas)
+
+    x = start.clone().requires_grad_()
+    # The gradient in [0, 1] is twice that in [-1, 1], which only the epsilon of Adam sees.
+    optimizer = torch.optim.Adam([x], lr=form.lr)
+    for step, sigma in enumerate(sigmas):
+        z = 2 * x - 1
+        x_noisy = z + sigma * noise(start, [0], [2 * step])
+        loss = nn.functional.mse_loss(network(x_noisy, torch.tensor([sigma]), None), z)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if form.project:
+            with torch.no_grad():
+                x.copy_(torch.minimum(torch.maximum(x, start - eta), start + eta).clamp(0, 1))
+    torch.testing.assert_close(x_hat, x.detach().clamp(0, 1), rtol=1e-9, atol=1e-12)
+
+
+def test_momentum_by_hand():
+    """Three steps of 0.02; targets 0.52 and 0.3, so the gradient is along x less the target.
+
+    g / |g| is (-1, 10) / 11, then (0, 1), then (1, 8) / 9; its sums are (-1/11, 10/11), (-1/11,
+    21/11) and (2/99, 277/99). Without momentum the first pixel would end at 0.5 or 0.52 otherwise.
+    """
+    network = Linear((2 * 0.52 - 1, 2 * 0.3 - 1))
+    form = Momentum(Levels((0.5,), (3.0,)))
+    lm = LikelihoodMaximization(DiffusionModel(network, Native()), steps=2, eta=0.04, form=form)
+    torch.testing.assert_close(lm(two_pixels(0.5, 0.5)), two_pixels(0.54, 0.46))
+    lm = LikelihoodMaximization(DiffusionModel(network, Native()), steps=3, eta=0.06, form=form)
+    torch.testing.assert_close(lm(two_pixels(0.5, 0.5)), two_pixels(0.52, 0.44))
+
+
+def test_the_reference_leaves_the_ball_and_ours_does_not():
+    """At the default eta: five steps of 0.05 in one direction, and 8 / 255."""
+    model, start = DiffusionModel(Linear((1.0, -1.0)), Native()), two_pixels(0.5, 0.1)
+    moved = {
+        form: (LikelihoodMaximization(model, form=form, seed=0)(start) - start).flatten().tolist()
+        for form in ("adam", "adam_reference")
+    }
+    assert moved["adam"] == pytest.approx([8 / 255, -8 / 255])
+    assert moved["adam_reference"] == pytest.approx([0.246, -0.1], abs=0.001)  # clipped at 0
+
+
+def agrees_with_finite_differences(module, x, head=None) -> None:
+    def value(x):
+        return (module(x) * weights).sum() if head is None else head(module(x))
+
+    def draw(seed):
+        return torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(seed))
+
+    weights, step, h = draw(1), draw(2), 1e-7
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(value(leaf), leaf)
+    with torch.no_grad():
+        up, down = (float(value(x + s * h * step)) for s in (1, -1))
+    assert float((gradient * step).sum()) == pytest.approx((up - down) / (2 * h), rel=1e-4)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_exact_gradients_agree_with_finite_differences(steps):
-    lm, x = purify(steps=steps, rate=0.01), inner().requires_grad_()
-    weights = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
-    (gradient,) = torch.autograd.grad((lm(x) * weights).sum(), x)
-    step = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(2))
-    h = 1e-7
-    with torch.no_grad():
-        up, down = (float((lm(x + s * h * step) * weights).sum()) for s in (1, -1))
-    assert float((gradient * step).sum()) == pytest.approx((up - down) / (2 * h), rel=1e-4)
+    agrees_with_finite_differences(maximize(steps=steps, form=SLOW), inner())
+
+
+@FORMS
+def test_exact_gradients_agree_where_the_projection_is_active(form):
+    """Some pixels at the bounds of the ball, some at those of [0, 1], some at none."""
+    x, eta = images(3), 0.07
+    lm = maximize(form=form, eta=eta)
+    x_hat = lm(x)
+    inside = (x_hat > 0) & (x_hat < 1)
+    assert 0 < int(inside.sum()) < inside.numel()
+    if form != "adam_reference":
+        at_ball = ((x_hat - x).abs() - eta).abs() < 1e-9
+        assert 0 < int((at_ball & inside).sum()) < int(inside.sum())
+    agrees_with_finite_differences(lm, x)
 
 
 def test_gradients_of_both_in_sequence_agree_with_finite_differences():
-    lm, x = purify(rate=0.01), inner().requires_grad_()
-    rdc = nn.Sequential(lm, DiffusionClassifier(small_model(), levels=LEVELS, seed=1))
-    (gradient,) = torch.autograd.grad(rdc(x).log_softmax(1)[:, 4].sum(), x)
-    step = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(2))
-    h = 1e-7
-    with torch.no_grad():
-        up, down = (float(rdc(x + s * h * step).log_softmax(1)[:, 4].sum()) for s in (1, -1))
-    assert float((gradient * step).sum()) == pytest.approx((up - down) / (2 * h), rel=1e-4)
+    rdc = nn.Sequential(
+        maximize(form=SLOW), DiffusionClassifier(small_model(), levels=LEVELS, seed=1)
+    )
+    agrees_with_finite_differences(rdc, inner(), lambda z: z.log_softmax(1)[:, 4].sum())
 
 
 def test_second_derivatives_are_refused_not_wrong():
     x = inner().requires_grad_()
     with pytest.raises(InputError, match="create_graph"):
-        torch.autograd.grad(purify()(x).sum(), x, create_graph=True)
+        torch.autograd.grad(maximize()(x).sum(), x, create_graph=True)
 
 
 def test_bpda_is_the_identity_and_not_the_gradient():
     x = inner().requires_grad_()
     weights = torch.randn(x.shape, dtype=x.dtype)
     exact, bpda = (
-        torch.autograd.grad((purify(gradient=how)(x) * weights).sum(), x)[0]
+        torch.autograd.grad((maximize(gradient=how)(x) * weights).sum(), x)[0]
         for how in ("exact", "bpda")
     )
     assert torch.equal(bpda, weights)
     assert not torch.allclose(exact, bpda, rtol=0.01)
-    assert torch.equal(purify(gradient="exact")(x).detach(), purify(gradient="bpda")(x).detach())
+    assert torch.equal(
+        maximize(gradient="exact")(x).detach(), maximize(gradient="bpda")(x).detach()
+    )
 
 
-@pytest.mark.parametrize("form", ["adam", "momentum"])
+@pytest.mark.parametrize("form", ["adam", MOMENTUM], ids=str)
 def test_it_stays_in_the_ball_and_in_the_range(form):
     x = images(4)
-    x_hat = purify(form=form, eta=0.05, steps=5)(x)
+    x_hat = maximize(form=form, eta=0.05, steps=5)(x)
     assert (x_hat - x).abs().max() <= 0.05 + 1e-12
     assert x_hat.min() >= 0
     assert x_hat.max() <= 1
     assert (x_hat != x).any()
 
 
-@pytest.mark.parametrize("form", ["adam", "momentum"])
+@pytest.mark.parametrize("form", ["adam", "adam_reference", "momentum"])
 def test_it_lowers_the_loss_it_minimises(form):
     """On noisy digits, of the packaged model, with noise that it did not see."""
     x = torch.stack([digits(train=False)[i][0] for i in range(50)])
@@ -97,13 +188,13 @@ def test_it_lowers_the_loss_it_minimises(form):
 def test_it_works_without_gradients_and_leaves_the_caller_s_mode():
     x = images()
     with torch.no_grad():
-        x_hat = purify()(x)
+        x_hat = maximize()(x)
         assert not torch.is_grad_enabled()
-    lm = purify()
+    lm = maximize()
     with torch.inference_mode():
         assert torch.equal(lm(x * 1.0), x_hat)
     assert not x_hat.requires_grad
-    assert torch.equal(x_hat, purify()(x))
+    assert torch.equal(x_hat, maximize()(x))
 
 
 def test_memory_does_not_grow_with_steps():
@@ -118,12 +209,12 @@ def test_memory_does_not_grow_with_steps():
                 alive.add(self)
 
         with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
-            x_hat = purify(steps=steps)(inner(2).requires_grad_())
+            x_hat = maximize(steps=steps)(inner(2).requires_grad_())
         assert x_hat.requires_grad
         return sum(held.tensor.numel() for held in alive)
 
     assert 0 < kept(4) - kept(1) <= 3 * 3 * inner(2).numel()  # a step takes that of three batches
-    lm = purify(steps=4)
+    lm = maximize(steps=4)
     lm.model.network = counting = Counting(lm.model.network)
     x = inner(2).requires_grad_()
     y = lm(x)
@@ -135,9 +226,9 @@ def test_memory_does_not_grow_with_steps():
 def test_fixed_and_fresh_noise():
     x = inner()
     before = torch.get_rng_state()
-    assert torch.equal(purify(seed=5)(x), purify(seed=5)(x))
-    assert not torch.equal(purify(seed=None)(x), purify(seed=None)(x))
-    assert torch.allclose(purify(seed=5)(x[:1]), purify(seed=5)(x)[:1])
+    assert torch.equal(maximize(seed=5)(x), maximize(seed=5)(x))
+    assert not torch.equal(maximize(seed=None)(x), maximize(seed=None)(x))
+    assert torch.allclose(maximize(seed=5)(x[:1]), maximize(seed=5)(x)[:1])
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -145,15 +236,17 @@ def test_bad_input():
     model = DiffusionModel(small_model().network, EDM(), classes=10)
     with pytest.raises(InputError, match="no null class"):
         LikelihoodMaximization(model)
-    for bad in ({"form": "sgd"}, {"gradient": "none"}, {"steps": 0}, {"eta": 0}, {"rate": -1}):
-        with pytest.raises(InputError):
-            purify(**bad)
+    for bad in ({"form": "sgd"}, {"gradient": "none"}, {"steps": 0}, {"eta": 0}, {"seed": -1}):
+        with pytest.raises(InputError, match=f"{next(iter(bad))} is"):
+            maximize(**bad)
+    with pytest.raises(InputError, match="lr is -1"):
+        Adam(lr=-1)
     for wrong, words in ((2 * images() - 1, "rescale"), (255 * images(), "divide by 255")):
         with pytest.raises(InputError, match=words):
             LikelihoodMaximization(small_model())(wrong)
     for x in (images(), images().requires_grad_()):
         with pytest.raises(InputError, match="NaN"):
-            LikelihoodMaximization(DiffusionModel(Nan(), Native()), levels=LEVELS)(x)
+            LikelihoodMaximization(DiffusionModel(Nan(), Native()))(x)
 
 
 def test_noise_that_the_model_was_not_trained_on_is_refused():
@@ -187,9 +280,23 @@ def test_the_noise_of_a_seed_is_not_that_of_a_classifier_with_the_same_seed():
 def test_bfloat16_is_near_and_has_gradients():
     model, x = small_model(torch.float32), inner().float().requires_grad_()
     full, half = (
-        LikelihoodMaximization(model, steps=3, eta=0.2, rate=0.01, seed=0, bf16=bf16)
+        LikelihoodMaximization(model, steps=3, eta=0.2, form=SLOW, seed=0, bf16=bf16)
         for bf16 in (False, True)
     )
     assert 0 < (half(x) - full(x)).abs().mean() < 0.002  # the first step of Adam is a sign
     (gradient,) = torch.autograd.grad(half(x).sum(), x)
     assert bool(torch.isfinite(gradient).all())
+
+
+@FORMS
+def test_an_empty_batch_stays_empty(form):
+    assert maximize(form=form)(torch.rand(0, 1, 8, 8)).shape == (0, 1, 8, 8)
+
+
+@pytest.mark.parametrize("gradient", ["exact", "bpda"])
+def test_it_runs_compiled(gradient):
+    lm, x = maximize(gradient=gradient), inner()
+    compiled, leaf = torch.compile(lm, backend="eager"), x.clone().requires_grad_()
+    compiled(leaf).sum().backward()
+    assert torch.isfinite(leaf.grad).all()
+    torch.testing.assert_close(compiled(x), lm(x))

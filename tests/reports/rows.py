@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from art_denoised.evaluation.attacked.records import (
+from art_denoised.evaluation import (
+    ATTACK,
+    CERTIFY,
     CHECKS,
     CLEAN,
-    AttackLogWriter,
     AttackRow,
+    CertifyRow,
     CheckRow,
     ImageRow,
 )
-from art_denoised.evaluation.logs import LogWriter
-from art_denoised.evaluation.records import CertifyRow
+from art_denoised.runs import Run
 
 
 def row(index: int, fresh: Any, counted: bool | None = None, **changes: Any) -> AttackRow:
@@ -43,7 +44,8 @@ def clean_row(index: int, right: bool = True, **changes: Any) -> AttackRow:
 
 
 def certificate(index: int, radius: float, right: bool = True, label: int = 1) -> CertifyRow:
-    return CertifyRow(index, label, label if right else -1, radius if right else 0.0, seconds=0.1)
+    prediction, proved = (label, radius) if right else (-1, 0.0)
+    return CertifyRow(index=index, label=label, prediction=prediction, radius=proved, seconds=0.1)
 
 
 def write_run(
@@ -52,6 +54,7 @@ def write_run(
     settings: dict[str, Any] | None = None,
     failed: bool = False,
     certified: float | None = None,
+    radii: tuple[float, ...] = (),
     name: str = "net",
     images: int = 12,
 ) -> Path:
@@ -60,27 +63,27 @@ def write_run(
     rng = np.random.default_rng(0)
     known: dict[str, Any] = {"model": name, "data": "digits", "weights": name, "noise": "fresh"}
     known |= {"attacks": [{"name": "pgd", "eps": 0.5, "steps": 20}], "versions": {"torch": "2"}}
-    with AttackLogWriter(folder / "attack.jsonl", known | (settings or {})) as log:
+    with Run(folder, ATTACK, known | (settings or {})) as log:
         for index in range(images):
-            log.append(clean_row(index))
+            log.append([clean_row(index)])
         for eps in (0.25, 0.5):
             for attack, gradient in (("pgd", "exact"), ("square", "none")):
                 for index in range(images):
                     draws = tuple(bool(right) for right in rng.random(4) < 1 - eps)
-                    log.append(row(index, draws, attack=attack, gradient=gradient, eps=eps))
+                    rows = row(index, draws, attack=attack, gradient=gradient, eps=eps)
+                    log.append([rows])
         for check in CHECKS:
-            log.append(CheckRow(check, None if check == "transfer" else True, f"about {check}"))
+            log.append([CheckRow(check, None if check == "transfer" else True, f"about {check}")])
         if failed:
-            log.append(CheckRow("gradient-free attacks", False, f"{name}: Square", {"gap": 0.5}))
+            log.append([CheckRow("gradient-free attacks", False, f"{name}: Square", {"gap": 0.5})])
         x = rng.random((1, 8, 8))
         for stage, attack, eps in (("clean", CLEAN, 0.0), ("attacked", "pgd", 0.5)):
             gradient = "none" if attack == CLEAN else "exact"
             log.append(
-                ImageRow.of(x, index=0, attack=attack, gradient=gradient, eps=eps, stage=stage)
+                [ImageRow.of(x, index=0, attack=attack, gradient=gradient, eps=eps, stage=stage)]
             )
     if certified is not None:
         of_certify = {"model": name, "data": "digits", "sigma": 0.25}
-        with LogWriter(folder / "certify.jsonl", "certify", of_certify) as certify_log:
-            for index in range(images):
-                certify_log.append(certificate(index, certified))
+        with Run(folder, CERTIFY, of_certify | ({"radii": list(radii)} if radii else {})) as log:
+            log.append([certificate(index, certified) for index in range(images)])
     return folder

@@ -1,10 +1,8 @@
-"""Asking classifiers that cost money and fail."""
+"""Querying classifiers that cost money and fail."""
 
 from __future__ import annotations
 
 import threading
-import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
@@ -12,127 +10,94 @@ from art.estimators.classification import BlackBoxClassifier
 
 from art_denoised.checks import InputError
 from art_denoised.estimators.asking import ask_estimator
-from art_denoised.smoothing.blackbox import (
+from art_denoised.smoothing import (
     BlackBox,
     Budget,
     BudgetError,
+    Retry,
     TransientError,
     Vocabulary,
 )
-from art_denoised.smoothing.http import HttpClassifier, encode_png
-from tests.api_server import NAMES, Service
+from art_denoised.smoothing.blackbox import StoppedError
 
 IMAGE = np.zeros((1, 8, 8), np.float32)
-
-
-def ask_many(box: BlackBox, count: int, image: np.ndarray = IMAGE):
-    answers, reasons = {}, []
-    box.ask_all(
-        ((i, image) for i in range(count)), answers.update, lambda why, n: reasons.append(why)
-    )
-    return answers, reasons
+CLASSES = ("cat", "dog")
 
 
 def cats(images):
     return ["cat"] * len(images)
 
 
-def test_calls_are_batched_and_run_at_once():
-    sizes, at_once, most, lock = [], 0, 0, threading.Lock()
-
-    def ask(images):
-        nonlocal at_once, most
-        with lock:
-            sizes.append(len(images))
-            at_once += 1
-            most = max(most, at_once)
-        time.sleep(0.05)
-        with lock:
-            at_once -= 1
-        return cats(images)
-
-    answers, _ = ask_many(BlackBox(ask, batch_size=3, workers=4), 22)
-    assert len(answers) == 22
-    assert sorted(sizes) == [1, *[3] * 7]
-    assert most == 4
-
-
 def test_failures_that_pass_are_tried_again_and_paid():
-    calls = []
+    errors = [ConnectionResetError(), TimeoutError("slow"), TransientError("busy")]
 
     def ask(images):
-        calls.append(time.monotonic())
-        if len(calls) <= 3:
-            raise [ConnectionResetError(), TimeoutError("slow"), TransientError("busy")][
-                len(calls) - 1
-            ]
+        if errors:
+            raise errors.pop(0)
         return cats(images)
 
-    box = BlackBox(ask, workers=1, backoff=0.02)
-    answers, reasons = ask_many(box, 1)
-    assert answers == {0: "cat"}
-    assert reasons == ["ConnectionResetError", "slow", "busy"]
+    failed = []
+    box = BlackBox(ask, CLASSES, retry=Retry(backoff=0.001))
+    assert box.query(IMAGE[None], lambda reason, n: failed.append((reason, n))) == ["cat"]
+    assert failed == [("ConnectionResetError", 1), ("slow", 1), ("busy", 1)]
     assert box.spent == 4
-    waits = np.diff(calls)
-    assert waits[0] >= 0.02
-    assert waits[1] >= 0.04
-    assert waits[2] >= 0.08
 
 
-def test_the_server_says_how_long_to_wait():
-    calls = []
-
-    def ask(images):
-        calls.append(time.monotonic())
-        if len(calls) == 1:
-            raise TransientError("busy", retry_after=0.05)
-        return cats(images)
-
-    ask_many(BlackBox(ask, workers=1, backoff=30), 1)
-    assert 0.05 <= calls[1] - calls[0] < 5
+def test_waits_are_doubled_unless_the_server_says_how_long():
+    retry = Retry(backoff=0.5)
+    assert [retry.wait(k, TimeoutError()) for k in (0, 1, 2, 10)] == [0.5, 1.0, 2.0, 60.0]
+    assert retry.wait(5, TransientError("busy", retry_after=0.05)) == 0.05
+    assert retry.wait(0, TransientError("busy", retry_after=3600)) == 60.0
+    for bad in ({"times": -1}, {"backoff": -1}, {"backoff": float("nan")}):
+        with pytest.raises(InputError, match=next(iter(bad))):
+            Retry(**bad)
 
 
-def test_failures_that_stay_end_it_and_keep_what_came():
-    def ask(images):
-        if images[0, 0, 0, 0]:
-            raise TimeoutError("gone")
-        return cats(images)
-
-    answers: dict[int, str] = {}
-    queries = ((i, IMAGE + (i == 5)) for i in range(10))
-    with pytest.raises(InputError, match=r"failed 3 times in a row \(gone\).*kept"):
-        BlackBox(ask, workers=1, retries=2, backoff=0).ask_all(queries, answers.update)
-    assert sorted(answers) == [0, 1, 2, 3, 4]
+def test_failures_that_stay_end_it():
+    def late(images):
+        raise TimeoutError("gone")
 
     def broken(images):
         raise KeyError("label")
 
+    box = BlackBox(late, CLASSES, retry=Retry(times=2, backoff=0))
+    with pytest.raises(InputError, match=r"3 times .*gone"):
+        box.query(IMAGE[None])
+    assert box.spent == 3
+    box = BlackBox(broken, CLASSES)
     with pytest.raises(InputError, match="KeyError"):
-        ask_many(BlackBox(broken), 1)
+        box.query(IMAGE[None])
+    assert box.spent == 1
 
 
 def test_the_budget_is_never_exceeded():
-    for workers in (1, 4):
-        box = BlackBox(cats, budget=Budget(queries=10), workers=workers)
-        answers: dict[int, str] = {}
-        with pytest.raises(BudgetError, match="only 0 of the budget"):
-            box.ask_all(((i, IMAGE) for i in range(30)), answers.update)
-        assert box.spent == len(answers) == 10
-
     def fails(images):
         raise TimeoutError
 
-    box = BlackBox(fails, budget=Budget(queries=3), backoff=0, workers=1)
-    with pytest.raises(BudgetError):
-        ask_many(box, 1)
-    assert box.spent == 3  # attempts in vain are paid too
+    box = BlackBox(fails, CLASSES, budget=Budget(queries=3), retry=Retry(backoff=0))
+    with pytest.raises(BudgetError, match="only 0 left"):
+        box.query(IMAGE[None])
+    assert box.spent == 3  # attempts in vain are paid, too
+
+
+def test_a_stop_ends_the_wait_for_a_retry():
+    stopped, calls = threading.Event(), []
+
+    def ask(images):
+        calls.append(1)
+        stopped.set()
+        raise TimeoutError
+
+    with pytest.raises(StoppedError):
+        BlackBox(ask, CLASSES, retry=Retry(backoff=1000)).query(IMAGE[None], stopped=stopped)
+    assert len(calls) == 1
 
 
 def test_budgets():
     assert Budget(cost=0.3, cost_per_query=0.1).limit == 3
     assert Budget(queries=2, cost=1.0, cost_per_query=0.1).limit == 2
     assert Budget().limit == float("inf")
-    with pytest.raises(BudgetError, match=r"60 more queries \(0\.60\) are needed, but only 50"):
+    with pytest.raises(BudgetError, match=r"60 more queries \(0\.60\).* 50 left"):
         Budget(cost=1.0, cost_per_query=0.01).check(50, 60)
     endless = {"cost": float("inf"), "cost_per_query": 0.1}
     for bad in ({"queries": -1}, {"cost": 1.0}, {"cost": -1, "cost_per_query": 1}, endless):
@@ -142,13 +107,26 @@ def test_budgets():
 
 def test_what_cannot_be_called_is_refused():
     estimator = BlackBoxClassifier(lambda x: x, (1, 8, 8), 10)
-    with pytest.raises(InputError, match=r"ask is a BlackBoxClassifier.*ask_estimator"):
-        BlackBox(estimator)
+    with pytest.raises(InputError, match=r"BlackBoxClassifier.*ask_estimator"):
+        BlackBox(estimator, CLASSES)
 
 
-def test_an_answer_an_image_is_expected():
+def test_an_answer_for_each_image_is_expected():
     with pytest.raises(InputError, match="0 answers for 1"):
-        ask_many(BlackBox(lambda images: []), 1)
+        BlackBox(lambda images: [], CLASSES).query(IMAGE[None])
+
+
+def test_long_answers_are_cut():
+    box = BlackBox(lambda images: ["x" * 5_000_000], CLASSES)
+    assert box.query(IMAGE[None]) == ["x" * 200]
+    with pytest.raises(InputError, match="200"):
+        Vocabulary(("x" * 201, "dog"))
+
+
+@pytest.mark.parametrize("yes", [True, np.bool_(True), np.array(True)])
+def test_booleans_are_no_classes(yes):
+    with pytest.raises(InputError, match="True"):
+        Vocabulary(CLASSES).index(yes)
 
 
 def test_words_are_merged_and_emptiness_is_no_class():
@@ -172,153 +150,6 @@ def test_words_are_merged_and_emptiness_is_no_class():
     assert [lines.index(w) for w in ("cat", "dog", "hound", "tree")] == [0, 1, 1, 2]
     with pytest.raises(InputError, match="none of the classes"):
         Vocabulary(("cat",), {"hound": "dog"})
-
-
-@pytest.fixture(scope="module")
-def service():
-    with Service(failures=0.3) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-def test_an_http_service_with_every_failure(service):
-    ask = HttpClassifier(service.url, answer="predictions.0.label", timeout=5)
-    rng = np.random.default_rng(0)
-    box, answers = BlackBox(ask, workers=4, retries=10, backoff=0.001), {}
-    images = [(i, rng.random((1, 8, 8), np.float32)) for i in range(150)]
-    box.ask_all(images, answers.update)
-    assert len(answers) == 150
-    assert set(service.failed) == {"500", "429", "break before", "break after", "empty"}
-    assert {answer for answer in answers.values() if answer} <= set(NAMES)
-    assert None in answers.values()
-    assert len(service.answers) == 150  # asked again, but charged once
-    assert len(service.requests) > 150
-    assert box.spent >= len(service.requests)
-
-
-class Canned(BaseHTTPRequestHandler):
-    """Answers with the server's ``status``, ``headers`` and ``content``, and counts."""
-
-    def do_POST(self) -> None:
-        self.server.asked += 1
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(self.server.status)
-        for name, value in self.server.headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(self.server.content)
-
-    do_GET = do_POST  # noqa: N815
-
-    def log_message(self, *arguments: object) -> None:
-        """Say nothing."""
-
-
-@pytest.fixture
-def canned():
-    with HTTPServer(("127.0.0.1", 0), Canned) as server:
-        server.status, server.headers, server.content, server.asked = 200, {}, b"{}", 0
-        server.url = f"http://127.0.0.1:{server.server_address[1]}/"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-@pytest.mark.parametrize(
-    ("status", "content", "message"),
-    [
-        (200, b'{"predictions": [{"label": "cat", "score": 1}]}', "no 'lable' of .* label, score"),
-        (200, b'{"error": "no credit"}', "no 'predictions' of .* keys error"),
-        (200, b'{"predictions": "cat"}', "no '0' of .*, but 'cat'"),
-        (200, b'{"predictions": [{"lable": ["cat"]}]}', r"answered \"\['cat'\]\" at"),
-        (302, b"", "redirects to http://127.0.0.1:9/elsewhere; .* give that url"),
-        (308, b"", "redirects to http://127.0.0.1:9/elsewhere"),
-    ],
-)
-def test_a_wrong_reply_is_paid_for_once(canned, status, content, message):
-    canned.status, canned.content = status, content
-    canned.headers = {"Location": "http://127.0.0.1:9/elsewhere"} if status >= 300 else {}
-    ask = HttpClassifier(canned.url, answer="predictions.0.lable")
-    with pytest.raises(InputError, match=message):
-        ask_many(BlackBox(ask, backoff=0, workers=1), 1)
-    assert canned.asked == 1
-
-
-def test_replies_without_a_label_are_empty_answers(canned):
-    ask = HttpClassifier(canned.url, answer="a.1.b")
-    for empty in ("{}", '{"a": []}', '{"a": [1]}', '{"a": null}', '{"a": [0, {}]}', "null"):
-        canned.content = empty.encode()
-        assert ask(IMAGE[None]) == [None]
-    for path, empty in (("a", '{"a": []}'), ("a", '{"a": {}}'), ("a.0", '{"a": [[]]}')):
-        canned.content = empty.encode()
-        assert HttpClassifier(canned.url, answer=path)(IMAGE[None]) == [None]
-
-
-@pytest.mark.parametrize(
-    ("status", "content"), [(408, b""), (200, b"<html>"), (200, b"\xff\xfe\xff")]
-)
-def test_replies_that_may_pass_are_asked_for_again(canned, status, content):
-    canned.status, canned.content = status, content
-    with pytest.raises(InputError, match="failed 3 times in a row"):
-        ask_many(BlackBox(HttpClassifier(canned.url), retries=2, backoff=0, workers=1), 1)
-    assert canned.asked == 3
-
-
-def test_requests_that_cannot_be_made_are_not_tried_again(canned):
-    for url in (
-        "localhost", "http://", "http:///path", "http://host:port/", "http://[::1/", "http://a b/",
-        "http://me:secret@host/", "http://host/\u00e9", "ftp://host/",
-    ):  # fmt: skip
-        with pytest.raises(InputError, match="http://"):
-            HttpClassifier(url)
-    for name, value in (
-        ("X", "secret\n"),
-        ("X", "sec\rret"),
-        ("X", "secret\u20ac"),
-        ("X:", "a"),
-        ("\u00e9", "a"),
-    ):
-        with pytest.raises(InputError, match=f"header '{name}' cannot be sent") as caught:
-            HttpClassifier(canned.url, headers={name: value})
-        assert "sec" not in str(caught.value)  # messages and journals are no place for keys
-    several = BlackBox(HttpClassifier(canned.url), batch_size=3, backoff=0, workers=1)
-    with pytest.raises(InputError, match="give BlackBox batch_size=1"):
-        ask_many(several, 3)
-    assert canned.asked == 0
-
-
-def test_a_service_is_known_by_its_url_without_keys():
-    box = BlackBox(HttpClassifier("http://host:80/classify?key=secret", answer="a"))
-    assert box.identity == {"url": "http://host:80/classify", "answer": "a", "image_field": "image"}
-    assert BlackBox(cats).identity is None
-
-
-def test_http_refusals_are_final(service):
-    rude = HttpClassifier(service.url, headers={"Authorization": "wrong"})
-    box = BlackBox(rude, retries=50, backoff=0)  # until no other failure comes first
-    with pytest.raises(InputError, match="403"):
-        ask_many(box, 1)
-    nobody = HttpClassifier("http://127.0.0.1:9/", timeout=0.5)
-    with pytest.raises(TransientError):
-        nobody(IMAGE[None])
-
-
-def test_images_are_clipped_and_rounded_into_a_png():
-    import io
-
-    from PIL import Image
-
-    image = np.linspace(-0.5, 1.5, 192, dtype=np.float32).reshape(3, 8, 8)
-    pixels = np.asarray(Image.open(io.BytesIO(encode_png(image))))
-    expected = np.clip(np.rint(image * 255), 0, 255).transpose(1, 2, 0)
-    assert np.array_equal(pixels, expected)
-    with pytest.raises(InputError, match="4 channels"):
-        encode_png(np.zeros((4, 8, 8)))
 
 
 def test_black_box_classifiers_of_art_can_be_asked():

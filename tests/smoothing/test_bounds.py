@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from art_denoised.smoothing.bounds import Anytime, Looks, lower_confidence_bound
+from art_denoised.smoothing.bounds import Looks, Mixture, lower_confidence_bound
 
 mpmath.mp.dps = 50
 ALPHAS = st.floats(1e-6, 0.4)
@@ -114,7 +114,7 @@ def test_looks_are_wrong_together_with_at_most_alpha(p, looks):
 
 
 @pytest.mark.parametrize("p", PROBABILITIES)
-@pytest.mark.parametrize("bound", [Anytime(), Anytime(0.5, 0.5), Anytime(20.0, 1.0)], ids=str)
+@pytest.mark.parametrize("bound", [Mixture(), Mixture(0.5, 0.5), Mixture(20.0, 1.0)], ids=str)
 def test_anytime_is_wrong_with_at_most_alpha_however_often_it_is_looked_at(p, bound):
     for alpha in (0.05, 0.3):
         every = tuple(range(1, 400))
@@ -138,7 +138,7 @@ def test_the_walk_sees_alpha_spent_twice():
     assert max(half) > alpha  # and the plan leaves less than that to spare
 
 
-def log_mixture(bound: Anytime, k: int, n: int, p: mpmath.mpf) -> mpmath.mpf:
+def log_mixture(bound: Mixture, k: int, n: int, p: mpmath.mpf) -> mpmath.mpf:
     """log M_n(p), in 50 digits."""
     a, b = mpmath.mpf(bound.a), mpmath.mpf(bound.b)
     evidence = mpmath.log(mpmath.beta(a + k, b + n - k)) - mpmath.log(mpmath.beta(a, b))
@@ -146,14 +146,14 @@ def log_mixture(bound: Anytime, k: int, n: int, p: mpmath.mpf) -> mpmath.mpf:
     return evidence - k * mpmath.log(p) - failures
 
 
-def assert_anytime_is_sound_and_tight(bound: Anytime, k: int, n: int, alpha: float) -> None:
+def assert_anytime_is_sound_and_tight(bound: Mixture, k: int, n: int, alpha: float) -> None:
     p_lower, limit = mpmath.mpf(bound.p_lower(k, n, alpha)), mpmath.log(1 / mpmath.mpf(alpha))
     assert p_lower == 0 or log_mixture(bound, k, n, p_lower) >= limit
     closer = p_lower + (mpmath.mpf(k) / n - p_lower) * mpmath.mpf(10) ** -6 + 4e-12
     assert log_mixture(bound, k, n, closer) < limit
 
 
-@given(successes(), ALPHAS, st.sampled_from([Anytime(), Anytime(0.5, 0.5)]))
+@given(successes(), ALPHAS, st.sampled_from([Mixture(), Mixture(0.5, 0.5)]))
 @settings(max_examples=60)
 def test_anytime_is_sound_and_tight_in_exact_arithmetic(counts, alpha, bound):
     assert_anytime_is_sound_and_tight(bound, *counts, alpha)
@@ -162,16 +162,16 @@ def test_anytime_is_sound_and_tight_in_exact_arithmetic(counts, alpha, bound):
 @pytest.mark.parametrize("n", [1, 100, 10_000, 10_000_000])
 @pytest.mark.parametrize("failures", [0, 1, 7])
 def test_anytime_is_sound_and_tight_near_certainty(n, failures):
-    assert_anytime_is_sound_and_tight(Anytime(), max(n - failures, 1), n, 0.001)
+    assert_anytime_is_sound_and_tight(Mixture(), max(n - failures, 1), n, 0.001)
 
 
 @given(successes(100_000), ALPHAS)
 def test_anytime_costs_more_than_a_fixed_number(counts, alpha):
-    assert Anytime().p_lower(*counts, alpha) <= lower_confidence_bound(*counts, alpha)
+    assert Mixture().p_lower(*counts, alpha) <= lower_confidence_bound(*counts, alpha)
 
 
 def test_bounds_at_huge_n_are_below_one():
-    for p_lower in (lower_confidence_bound, Anytime().p_lower, Looks.fixed(10**9).p_lower):
+    for p_lower in (lower_confidence_bound, Mixture().p_lower, Looks.fixed(10**9).p_lower):
         assert 0.999 < p_lower(10**9, 10**9, 0.001) < 1
-    assert math.isfinite(Anytime().p_lower(10**9 - 5, 10**9, 0.001))
-    assert Anytime().p_lower(0, 10, 0.001) == 0
+    assert math.isfinite(Mixture().p_lower(10**9 - 5, 10**9, 0.001))
+    assert Mixture().p_lower(0, 10, 0.001) == 0

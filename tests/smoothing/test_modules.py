@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,7 @@ from torch import nn
 
 from art_denoised import DenoisedClassifier, SmoothedClassifier
 from art_denoised.checks import InputError
-from art_denoised.smoothing.procedures import Stage
-from art_denoised.smoothing.sampling import Gaussian, Stream, StreamKey
+from art_denoised.smoothing import Gaussian, Stage, Stream, StreamKey
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -68,6 +68,7 @@ def test_fresh_noise_differs_between_calls_and_images():
 def test_global_random_state_and_flags_are_untouched():
     for seed in (None, 0):
         model = smoothed(seed=seed, max_batch=8)
+        model.training = True
         before = torch.get_rng_state()
         model(X.clone().requires_grad_()).sum().backward()
         assert torch.equal(before, torch.get_rng_state())
@@ -126,3 +127,51 @@ def test_denoised_classifier_tells_the_denoiser_sigma():
 def test_bad_values(change):
     with pytest.raises(InputError, match=next(iter(change))):
         smoothed(**change)
+
+
+def test_wrappers_take_the_mode_of_their_parts():
+    for base, training in ((network(), False), (network().train(), True)):
+        assert SmoothedClassifier(base, sigma=0.5).training is training
+        assert DenoisedClassifier(base, lambda x, sigma: x, sigma=0.5).training is training
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_an_empty_batch_gives_no_rows(seed):
+    assert smoothed(seed=seed)(X[:0]).shape == (0, 3)
+
+
+class Wrapped(nn.Module):
+    """Returns an object with logits, as networks of Hugging Face do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.net(x))
+
+
+def test_outputs_with_logits_are_unwrapped():
+    base = DenoisedClassifier(Wrapped(), lambda x, sigma: x, sigma=0.5)
+    assert torch.equal(base(X), network()(X))
+    options = {"sigma": 0.5, "samples": 20, "seed": 0}
+    assert torch.equal(SmoothedClassifier(Wrapped(), **options)(X), smoothed()(X))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:FutureWarning")
+def test_fresh_noise_is_not_frozen_by_tracing():
+    fresh = smoothed(seed=None)
+    with pytest.raises(InputError, match="seed is None"):
+        torch.jit.trace(fresh, X, check_trace=False)
+    with pytest.raises(InputError, match="seed is None"):
+        torch.export.export(fresh, (X,), strict=False)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_seed_survives_tracing_and_compilation():
+    model = smoothed()
+    exported = torch.export.export(model, (X,), strict=False).module()
+    assert torch.allclose(exported(X), model(X), atol=1e-6)
+    compiled = torch.compile(model, backend="aot_eager")
+    assert torch.allclose(compiled(X), model(X), atol=1e-6)

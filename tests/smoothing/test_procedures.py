@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from art_denoised.smoothing import procedures
-from art_denoised.smoothing.bounds import Anytime, Looks, lower_confidence_bound
+from art_denoised.smoothing.bounds import Looks, Mixture, lower_confidence_bound
 from art_denoised.smoothing.procedures import (
     Draw,
     Stage,
@@ -67,7 +67,7 @@ def deadline(votes):
     best = None
     certificate = None
     for n in (20, 35, 70, 140):
-        steps = tightening(Anytime(), n0=10, n=n, alpha=ALPHA, sigma=1.0, earlier=certificate)
+        steps = tightening(Mixture(), n0=10, n=n, alpha=ALPHA, sigma=1.0, earlier=certificate)
         certificate = simulate(steps, votes)[0]
         best = max(best or certificate, certificate, key=lambda c: c.radius)
     return best
@@ -179,13 +179,13 @@ def test_giving_up_never_gives_up_what_is_certain(monkeypatch):
     """Without the rule of futility, the table of sure images is the same."""
     radii = (0.0, 1.0, 2.0, 3.0)
     with_rule = simulate(certifying(Looks(100, 10_000), radii=radii, **PLAN), answer(0.9999))
-    monkeypatch.setattr(procedures, "_FUTILE", 0.0)
+    monkeypatch.setattr(procedures, "FUTILE", 0.0)
     without = simulate(certifying(Looks(100, 10_000), radii=radii, **PLAN), answer(0.9999))
     assert [with_rule[0].proves(r) for r in radii] == [without[0].proves(r) for r in radii]
 
 
 def test_tightening_goes_on_where_it_stopped():
-    bound, seen = Anytime(), []
+    bound, seen = Mixture(), []
 
     def votes(draw: Draw) -> dict[int, int]:
         seen.append(draw)

@@ -11,11 +11,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
-from art_denoised import certify, vote
-from art_denoised.checks import InputError
-from art_denoised.smoothing.procedures import Stage
-from art_denoised.smoothing.quantised import QuantisedGaussian, _cells
-from art_denoised.smoothing.sampling import Stream, StreamKey
+from art_denoised import FixedN, InputError, Smoother
+from art_denoised.smoothing import QuantisedGaussian, Stage, Stream, StreamKey
+from art_denoised.smoothing.noise import cells
 
 KEY = StreamKey(seed=3, index=5, stage=Stage.ESTIMATION)
 
@@ -27,11 +25,11 @@ def draw(sigma: float, n: int, shape=(3, 8, 8), start: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("sigma", [0.001, 0.12, 0.25, 1.0])
 def test_cells_are_the_rounded_gaussian(sigma):
     """Their distance from the exact distribution is computed in 60 digits, and within `tv`."""
-    cells = _cells(sigma)
-    steps = np.diff(np.concatenate([[0], cells.thresholds.astype(object), [2**64]]))
+    table = cells(sigma)
+    steps = np.diff(np.concatenate([[0], table.thresholds.astype(object), [2**64]]))
     with mpmath.workdps(60):
         scale, distance, outside = mpmath.mpf(sigma) * 255, mpmath.mpf(0), mpmath.mpf(1)
-        for j, share in enumerate(steps, start=cells.lowest):
+        for j, share in enumerate(steps, start=table.lowest):
             exact = mpmath.ncdf((j + mpmath.mpf(0.5)) / scale) - mpmath.ncdf(
                 (j - mpmath.mpf(0.5)) / scale
             )
@@ -71,29 +69,26 @@ def test_networks_see_integers_over_255():
     assert float(noisy.max()) > 1  # nothing is clipped
 
 
+def smoother(**options: object) -> Smoother:
+    return Smoother(nn.Flatten().eval(), **{"sigma": 0.25, "noise": "quantised", **options})
+
+
 def test_images_of_other_depths_are_refused():
-    with pytest.raises(InputError, match="no multiples of 1/255"):
-        certify(nn.Flatten(), torch.full((1, 8, 8), 0.3), sigma=0.25, n=100, noise="quantised")
-    with pytest.raises(InputError, match="noise is 'laplace'"):
-        certify(nn.Flatten(), torch.zeros(1, 8, 8), sigma=0.25, n=100, noise="laplace")
-    with pytest.raises(InputError, match=r"clip_values are \(0, 255\)"):
-        certify(
-            nn.Flatten(),
-            torch.zeros(1, 8, 8),
-            sigma=64,
-            n=100,
-            noise="quantised",
-            clip_values=(0, 255),
-        )
+    with pytest.raises(InputError, match="1/255"):
+        smoother().certify(torch.full((1, 1, 8, 8), 0.3), FixedN(100))
+    with pytest.raises(InputError, match="'laplace'"):
+        smoother(noise="laplace")
+    with pytest.raises(InputError, match=r"\(0, 255\)"):
+        smoother(sigma=64, clip_values=(0, 255))
 
 
 def test_certificates_record_their_noise(digits):
-    x = (digits[0][0] * 255).round() / 255
-    c = certify(nn.Flatten(), x, sigma=0.25, n=200, noise="quantised")
+    x = (digits[0][:1] * 255).round() / 255
+    (c,) = smoother().certify(x, FixedN(200))
     assert c.noise == "quantised"
     assert 0 < c.tv < 1e-13
     assert c.at(c.alpha) == c
-    plain = certify(nn.Flatten(), x, sigma=0.25, n=200)
+    (plain,) = smoother(noise="gaussian").certify(x, FixedN(200))
     assert (plain.noise, plain.tv) == ("gaussian", 0.0)
 
 
@@ -113,13 +108,14 @@ class LowBits(nn.Module):
 
 def test_floating_point_voids_ordinary_certificates_and_not_quantised_ones():
     """The same classifier: a false certificate of radius 3 in one mode, none in the other."""
-    here, there = torch.zeros(1, 32, 32), torch.full((1, 32, 32), 8 / 255)
+    here, there = torch.zeros(1, 1, 32, 32), torch.full((1, 1, 32, 32), 8 / 255)
     distance = float((here - there).norm())
-    options = {"sigma": 1.0, "n": 1000}
-    ordinary = certify(LowBits(), here, **options)
+    rounded = Smoother(LowBits().eval(), sigma=1.0)
+    (ordinary,) = rounded.certify(here, FixedN(1000))
     assert ordinary.radius > 2 * distance  # a claim about all points so near
-    assert vote(LowBits(), there, **options).label not in (-1, ordinary.label)  # that is false
+    assert rounded.vote(there)[0].label not in (-1, ordinary.label)  # that is false
 
-    sound = certify(LowBits(), here, **options, noise="quantised")
+    exact = Smoother(LowBits().eval(), sigma=1.0, noise="quantised")
+    (sound,) = exact.certify(here, FixedN(1000))
     assert sound.radius > distance
-    assert vote(LowBits(), there, **options, noise="quantised").label == sound.label
+    assert exact.vote(there)[0].label == sound.label

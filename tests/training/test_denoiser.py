@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from art_denoised import DnCNN
-from art_denoised.checks import InputError
+from art_denoised import DnCNN, InputError
 from art_denoised.data import digits
 from art_denoised.demo import digits_classifier, digits_network
-from art_denoised.training.denoiser import (
-    OBJECTIVES,
+from art_denoised.training import (
+    LOSSES,
+    Objective,
+    TrainingConfig,
     classification,
-    judge_denoiser,
+    measure_denoiser,
     mse,
     stability,
     train_denoiser,
 )
-from art_denoised.training.loop import train as train_network
-from art_denoised.training.plan import Plan
+from art_denoised.training import train as train_network
 
 SIGMA = 0.5
-PLAN = Plan(epochs=12, batch_size=64, rate=5e-3, average=0.9, augment="crop")
+CONFIG = TrainingConfig(epochs=12, batch_size=64, lr=5e-3, average=0.9, augment="crop")
+BRIEF = TrainingConfig(epochs=1, batch_size=400)
 
 
 def small() -> DnCNN:
@@ -32,18 +35,21 @@ def small() -> DnCNN:
         return DnCNN(1, depth=4, width=12)
 
 
-def train(objective: str, plan: Plan = PLAN, **options):
-    denoiser = small()
+def train(loss, config=CONFIG, *, sigma=SIGMA, denoiser=None, **options):
+    """Train on digits; options go to the objective or to the training."""
+    denoiser = denoiser or small()
+    names = ("classifier", "surrogates", "fine_epochs")
+    aims = {name: options.pop(name) for name in names if name in options}
+    objective = Objective(loss, sigma, **aims)
     rows = train_denoiser(
-        denoiser,
-        digits(train=True),
-        objective=objective,
-        sigma=SIGMA,
-        plan=plan,
-        progress=False,
-        **options,
+        denoiser, digits(train=True), objective, config, progress=False, **options
     )
     return denoiser, rows
+
+
+def measured(denoiser, pairs):
+    x, y = torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
+    return measure_denoiser(denoiser, digits_classifier(), x, y, SIGMA)
 
 
 @pytest.fixture(scope="module")
@@ -54,40 +60,36 @@ def held_out():
 
 @pytest.fixture(scope="module")
 def by_mse(held_out):
-    denoiser, rows = train("mse", holdout=held_out)
-    return denoiser, rows, judge_denoiser(denoiser, digits_classifier(), held_out, SIGMA)
+    denoiser, rows = train("mse", validation=held_out)
+    return denoiser, rows, measured(denoiser, held_out)
 
 
 def test_mse_training_removes_most_of_the_noise(by_mse):
     """The identity leaves sigma^2 = 0.25; this must leave less than a third of it."""
     _, rows, judged = by_mse
     assert judged["mse"] < SIGMA**2 / 3
-    assert rows[-1]["mse"] == judged["mse"]
-    assert rows[-1]["loss"] < rows[0]["loss"] / 2
+    assert rows[-1].figures["mse"] == judged["mse"]
+    assert rows[-1].loss < rows[0].loss / 2
 
 
 def test_stability_training_serves_the_classifier_better_than_mse(by_mse, held_out):
-    denoiser, rows = train("stability", classifiers=[digits_classifier()])
-    judged = judge_denoiser(denoiser, digits_classifier(), held_out, SIGMA)
+    denoiser, rows = train("stability", classifier=digits_classifier())
+    judged = measured(denoiser, held_out)
     assert judged["accuracy"] > by_mse[2]["accuracy"] + 0.05
     assert judged["mse"] > by_mse[2]["mse"]  # it is not after the image
-    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[-1].loss < rows[0].loss
 
 
 def test_hybrid_starts_from_mse_and_adds_stability(by_mse, held_out, tmp_path):
-    plan = Plan(epochs=12, batch_size=64, rate=5e-3, average=0.9, augment="crop")
-    denoiser, rows = train(
-        "hybrid", plan, classifiers=[digits_classifier()], fine_epochs=4, out=tmp_path
-    )
-    assert [row["epoch"] for row in rows] == [*range(1, 13), *range(1, 5)]
-    assert rows[12]["rate"] == pytest.approx(5e-5)
-    judged = judge_denoiser(denoiser, digits_classifier(), held_out, SIGMA)
+    options = {"classifier": digits_classifier(), "fine_epochs": 4, "run": tmp_path}
+    denoiser, rows = train("hybrid", **options)
+    assert [row.epoch for row in rows] == [*range(1, 13), *range(1, 5)]
+    assert rows[12].lr == pytest.approx(5e-5)
+    judged = measured(denoiser, held_out)
     assert judged["accuracy"] > by_mse[2]["accuracy"]
     assert judged["mse"] < 2 * by_mse[2]["mse"]  # near where it came from
     assert (tmp_path / "mse" / "train.jsonl").exists()
-    again, _ = train(
-        "hybrid", plan, classifiers=[digits_classifier()], fine_epochs=4, out=tmp_path, resume=True
-    )
+    again, _ = train("hybrid", **options, resume=True)
     for a, b in zip(again.parameters(), denoiser.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -106,10 +108,10 @@ def test_objectives_are_what_they_are_named_after():
 class Recorder(nn.Module):
     def __init__(self, name: str, calls: list[tuple[str, int]]) -> None:
         super().__init__()
-        self.net, self.name, self.calls = digits_network(), name, calls
+        self.net, self.name, self._calls = digits_network(), name, calls
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.calls.append((self.name, len(x)))
+        self._calls.append((self.name, len(x)))
         return self.net(x)
 
 
@@ -125,12 +127,12 @@ def test_surrogates_take_turns_and_the_target_is_only_evaluated(held_out, object
     (a, b, c, target), calls = recorders("a", "b", "c", "target")
     train(
         objective,
-        Plan(epochs=1, batch_size=200),
-        classifiers=[a, b, c],
-        target=target,
-        holdout=held_out[:10],
+        replace(BRIEF, batch_size=200),
+        surrogates=[a, b, c],
+        classifier=target,
+        validation=held_out[:10],
     )
-    tries = [(name, 1) for name in ("a", "b", "c", "target")]  # of data and of the holdout
+    tries = [(name, 1) for name in ("a", "b", "c", "target")]  # of data and of the validation set
     twice = 2 if objective == "stability" else 1  # the clean image and the denoised one
     turns = [(name, 200) for name in ("a", "b", "c", "a", "b", "c") for _ in range(twice)]
     assert calls == [*tries, *tries, *turns, ("target", 10)]
@@ -139,11 +141,11 @@ def test_surrogates_take_turns_and_the_target_is_only_evaluated(held_out, object
 def surrogate(*layers: nn.Module) -> nn.Module:
     net = nn.Sequential(*layers)
 
-    def cross_entropy(x, y, step):
-        return nn.functional.cross_entropy(net(x), y)
+    def cross_entropy(network, x, y, step):
+        return nn.functional.cross_entropy(network(x), y)
 
-    plan = Plan(epochs=20, batch_size=64, rate=5e-3, average=0.9, augment="crop")
-    train_network(net, digits(train=True), cross_entropy, plan, progress=False)
+    config = replace(CONFIG, epochs=20)
+    train_network(net, digits(train=True), cross_entropy, config, progress=False)
     return net
 
 
@@ -162,62 +164,50 @@ def test_surrogates_serve_a_classifier_that_was_not_among_them(by_mse, held_out)
             ),
         ]
     denoiser, rows = train(
-        "stability", classifiers=surrogates, target=digits_classifier(), holdout=held_out
+        "stability", surrogates=surrogates, classifier=digits_classifier(), validation=held_out
     )
-    judged = judge_denoiser(denoiser, digits_classifier(), held_out, SIGMA)
+    judged = measured(denoiser, held_out)
     assert judged["accuracy"] > by_mse[2]["accuracy"] + 0.03
-    assert rows[-1]["accuracy"] == judged["accuracy"]  # of the target, not of a surrogate
+    assert rows[-1].figures["accuracy"] == judged["accuracy"]  # of the target, not of a surrogate
 
 
 def test_the_target_must_not_be_a_surrogate():
-    target, weightless = digits_classifier(), nn.Flatten()
+    target, weightless = digits_classifier(), nn.Flatten().eval()
     for surrogate, defended in (
         (digits_classifier(), target),
         (nn.Sequential(digits_classifier()).eval(), target),
         (digits_classifier(), nn.Sequential(nn.Identity(), target, nn.BatchNorm1d(10)).eval()),
         (weightless, weightless),
-        (nn.Sequential(weightless), weightless),
+        (nn.Sequential(weightless).eval(), weightless),
     ):
         with pytest.raises(InputError, match="among the surrogates"):
-            train("stability", classifiers=[surrogate], target=defended)
-    train(
-        "stability", Plan(epochs=1, batch_size=400), classifiers=[nn.Flatten()], target=weightless
-    )
+            Objective("stability", SIGMA, defended, [surrogate])
+    assert Objective("stability", SIGMA, weightless, [nn.Flatten().eval()]).judge is weightless
 
 
 def test_classifiers_stay_as_they_are():
     classifier = digits_classifier()
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
     wanted = [p.requires_grad for p in classifier.parameters()]
-    train("stability", Plan(epochs=1, batch_size=200), classifiers=[classifier])
+    train("stability", BRIEF, classifier=classifier)
     after = classifier.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert wanted == [p.requires_grad for p in classifier.parameters()]
     assert all(p.grad is None for p in classifier.parameters())
 
 
-def test_classifiers_are_in_eval_mode_whatever_they_are_made_of():
-    """Modules that no check knows: what they do in training mode must not be done."""
+@pytest.mark.parametrize("where", ["classifier", "surrogates"])
+def test_classifiers_in_training_mode_are_refused_whatever_they_are_made_of(where):
+    class Unknown(nn.Module):
+        """What it does in training mode no check can know."""
 
-    class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.net, self.trained = digits_network().eval(), 0
+            self.net = digits_network().eval()
 
-        def forward(self, x):
-            self.trained += self.training
-            return self.net(x)
-
-    a, b = Counting(), Counting()
-    nn.init.ones_(b.net[-1].bias)  # another classifier than a
-    train(
-        "stability", Plan(epochs=1, batch_size=200), classifiers=[a], target=b,
-        holdout=[digits(train=False)[0]],
-    )  # fmt: skip
-    assert a.training
-    assert b.training
-    assert a.trained <= 2  # the tries before the training
-    assert b.trained <= 2
+    given = {where: Unknown() if where == "classifier" else [Unknown()]}
+    with pytest.raises(InputError, match=r"training mode.*Unknown"):
+        Objective("stability", SIGMA, **given)
 
 
 def test_a_range_of_sigmas_reaches_the_denoiser():
@@ -228,27 +218,30 @@ def test_a_range_of_sigmas_reaches_the_denoiser():
             seen.append(sigma)
             return super().forward(x_noisy)
 
-    train_denoiser(
-        Told(1, depth=3, width=4), digits(train=True), objective="mse", sigma=(0.1, 0.4),
-        plan=Plan(epochs=1, batch_size=100), progress=False,
-    )  # fmt: skip
+    config = replace(BRIEF, batch_size=100)
+    train("mse", config, sigma=(0.1, 0.4), denoiser=Told(1, depth=3, width=4))
     levels = torch.cat(seen)
     assert 0.1 <= levels.min() < 0.12
     assert 0.38 < levels.max() <= 0.4
 
 
-def test_bad_input():
-    with pytest.raises(InputError, match="objective is 'l1'"):
-        train("l1")
-    for name in set(OBJECTIVES) - {"mse"}:
-        with pytest.raises(InputError, match="needs a classifier"):
-            train(name)
-    with pytest.raises(InputError, match="training mode"):
-        train("stability", classifiers=[nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))])
-    with pytest.raises(InputError, match="lower one first"):
-        train_denoiser(small(), [], sigma=(0.5, 0.1))
-    with pytest.raises(InputError, match="give one noise level, or the lowest and the highest"):
-        train_denoiser(small(), [], sigma=(0.1, 0.2, 0.5))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "l1"}, "'l1'.*mse, stability, classification, hybrid"),
+        *(({"loss": name}, f"{name} needs a classifier") for name in {*LOSSES, "hybrid"} - {"mse"}),
+        ({"loss": stability}, "needs a classifier"),
+        ({"classifier": nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))}, "training mode"),
+        ({"sigma": (0.5, 0.1)}, r"0\.5 to 0\.1"),
+        ({"sigma": (0.1, 0.2, 0.5)}, r"\(0\.1, 0\.2, 0\.5\)"),
+        ({"sigma": 0}, "sigma is 0"),
+        ({"fine_epochs": 3}, "fine_epochs is 3 "),
+        ({"loss": "hybrid", "classifier": nn.Flatten(), "fine_epochs": -3}, "fine_epochs is -3"),
+    ],
+)
+def test_bad_objectives(options, message):
+    with pytest.raises(InputError, match=message):
+        Objective(**{"loss": "mse", "sigma": SIGMA, **options})
 
 
 class Enlarging(DnCNN):
@@ -256,37 +249,32 @@ class Enlarging(DnCNN):
         return super().forward(x_noisy).repeat(1, 1, 2, 2)
 
 
-CLASSIFIER = {"objective": "stability", "classifiers": [digits_classifier()]}
-TWO_CLASSES = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
-COLOUR = nn.Sequential(nn.Conv2d(3, 1, 3), nn.Flatten(), nn.Linear(36, 10))
+TWO_CLASSES = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval()
+COLOUR = nn.Sequential(nn.Conv2d(3, 1, 3), nn.Flatten(), nn.Linear(36, 10)).eval()
+BLACK = {"loss": "stability", "surrogates": [digits_classifier()]}
 
 
 @pytest.mark.parametrize(
-    ("denoiser", "changes", "message"),
+    ("changes", "message"),
     [
-        (DnCNN(3, 3, 4), {}, r"the denoiser failed on an image of shape \(1, 8, 8\)"),
-        (DnCNN(1, 3, 4).half(), {}, "the denoiser failed on an image"),
-        (Enlarging(1, 3, 4), {}, r"returned \(1, 1, 16, 16\) for an image of shape \(1, 1, 8, 8\)"),
-        (small(), {"objective": "stability", "classifiers": [COLOUR]}, "model failed on an image"),
-        (small(), {**CLASSIFIER, "target": COLOUR}, "model failed on an image"),
-        (small(), {"objective": "classification", "classifiers": [TWO_CLASSES]}, "from 0 to 1"),
-        (small(), {"objective": "hybrid"}, "stability needs a classifier"),
-        (small(), {"fine_epochs": -3}, "fine_epochs is of the second part of hybrid"),
-        (small(), {**CLASSIFIER, "objective": "hybrid", "fine_epochs": -3}, "fine_epochs is -3"),
-        (small(), {"holdout": DataLoader(digits(train=False))}, "holdout must be pairs"),
-        (small(), {"holdout": []}, "holdout must be pairs"),
-        (small(), {"holdout": [(255 * torch.rand(1, 8, 8), 0)]}, "divide by 255"),
-        (small(), {**CLASSIFIER, "holdout": [(torch.rand(3, 8, 8), 0)]}, r"shape \(3, 8, 8\)"),
+        ({"denoiser": DnCNN(3, 3, 4)}, r"denoiser failed on an image of shape \(1, 8, 8\)"),
+        ({"denoiser": DnCNN(1, 3, 4).half()}, "denoiser failed on an image"),
+        ({"denoiser": Enlarging(1, 3, 4)}, r"\(1, 1, 16, 16\).*\(1, 1, 8, 8\)"),
+        ({"loss": "stability", "classifier": COLOUR}, "model failed on an image"),
+        ({**BLACK, "classifier": COLOUR}, "model failed on an image"),
+        ({"loss": "classification", "classifier": TWO_CLASSES}, "from 0 to 1"),
+        ({"validation": DataLoader(digits(train=False))}, "validation"),
+        ({"validation": []}, "validation"),
+        ({"validation": [(255 * torch.rand(1, 8, 8), 0)]}, "255"),
+        ({**BLACK, "validation": [(torch.rand(3, 8, 8), 0)]}, r"\(3, 8, 8\)"),
     ],
 )
-def test_misfits_are_one_line_before_the_training(tmp_path, denoiser, changes, message):
-    options = {"objective": "mse", "plan": Plan(epochs=1, batch_size=400), **changes}
+def test_misfits_are_one_line_before_the_training(tmp_path, changes, message):
+    options = {"loss": "mse", "config": BRIEF, **changes}
     with pytest.raises(InputError, match=message) as caught:
-        train_denoiser(
-            denoiser, digits(train=True), sigma=SIGMA, out=tmp_path, progress=False, **options
-        )
+        train(**options, run=tmp_path)
     assert "\n" not in str(caught.value)
-    assert not list(tmp_path.rglob("train.jsonl"))
+    assert not list(tmp_path.rglob("checkpoint.pt"))
 
 
 def test_an_objective_of_ones_own_needs_no_classifier():
@@ -294,29 +282,36 @@ def test_an_objective_of_ones_own_needs_no_classifier():
         assert classifier is None
         return (x_hat - x).abs().mean()
 
-    _, rows = train(absolute, Plan(epochs=1, batch_size=400))
+    _, rows = train(absolute, BRIEF)
     assert len(rows) == 1
 
 
 @pytest.mark.parametrize(("first", "second"), [("mse", "hybrid"), ("hybrid", "mse")])
 def test_hybrid_and_others_do_not_share_a_folder(tmp_path, first, second):
-    options = {"classifiers": [digits_classifier()], "out": tmp_path}
-    train(first, Plan(epochs=1, batch_size=400), **options)
-    with pytest.raises(InputError, match=r"holds another training .*checkpoint\.pt"):
-        train(second, Plan(epochs=1, batch_size=400), **options, resume=True)
+    options = {"classifier": digits_classifier(), "run": tmp_path}
+    train(first, BRIEF, **options)
+    with pytest.raises(InputError, match=r"another training .*checkpoint\.pt"):
+        train(second, BRIEF, **options, resume=True)
 
 
-@pytest.mark.parametrize("other", ["holdout", "slope", "target"])
-def test_what_judges_or_teaches_must_be_the_same_on_resuming(held_out, tmp_path, other):
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ("validation", r"evaluation\.measure\.x"),
+        ("slope", r"loss\.classifiers"),
+        ("classifier", r"evaluation\.measure\.classifier"),
+    ],
+)
+def test_what_judges_or_teaches_must_be_the_same_on_resuming(held_out, tmp_path, other, named):
     def steep(slope: float) -> nn.Module:  # of equal weights
         return nn.Sequential(nn.Flatten(), nn.LeakyReLU(slope), nn.BatchNorm1d(64)).eval()
 
-    plan = Plan(epochs=1, batch_size=400)
-    before = {"classifiers": [steep(0.1)], "target": recorders("t")[0][0]}
-    before |= {"holdout": held_out[:10]}
-    target = recorders("s", "t")[0][1]
-    changed = {"holdout": held_out[1:11], "slope": [steep(0.2)], "target": target}[other]
-    train("classification", plan, **before, out=tmp_path)
-    after = {**before, {"slope": "classifiers"}.get(other, other): changed}
-    with pytest.raises(InputError, match="holdout" if other == "holdout" else "classifiers|judge"):
-        train("classification", plan, **after, out=tmp_path, resume=True)
+    before = {"surrogates": [steep(0.1)], "classifier": recorders("t")[0][0]}
+    before |= {"validation": held_out[:10], "run": tmp_path}
+    changed = {"validation": held_out[1:11], "slope": [steep(0.2)], "classifier": None}[other]
+    if other == "classifier":
+        changed = recorders("s", "t")[0][1]
+    train("classification", BRIEF, **before)
+    after = {**before, {"slope": "surrogates"}.get(other, other): changed}
+    with pytest.raises(InputError, match=named):
+        train("classification", BRIEF, **after, resume=True)

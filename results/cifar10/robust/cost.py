@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from networks import small
 from run import BLOCKS
 
-from art_denoised.models.loading import change_network
-from art_denoised.training.recipes import RECIPES
+from art_denoised.networks import change_network
+from art_denoised.training import RECIPES
 
 ROUNDS = 15
 

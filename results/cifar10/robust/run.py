@@ -22,7 +22,7 @@ from pathlib import Path
 EPS, EPOCHS = "8/255", 4
 # "1x1" is the null control: the block's convolution and its sum, without a denoising operation.
 BLOCKS = {"1x1": "none", **{o: o for o in ("mean", "dot_product", "gaussian", "median")}}
-SHARED = "--data npz:data/train.npz --holdout npz:data/holdout.npz --rate 0.2 --quiet"
+SHARED = "--data npz:data/train.npz --holdout npz:data/holdout.npz --lr 0.2 --quiet"
 HERE = Path("robust")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from run import BLOCKS, Training, trainings
 
-from art_denoised.evaluation.attacked.records import read_attack_log
+from art_denoised.evaluation import read_attack_log
 from art_denoised.smoothing.statistics import proportion_interval
 
 RESAMPLES = 10_000

@@ -1,0 +1,194 @@
+"""Checks of numbers; without torch, so that the command line starts quickly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, SupportsFloat, SupportsIndex
+
+import numpy as np
+
+
+class InputError(ValueError):
+    """The input cannot be used; the message names the value and the remedy.
+
+    Args:
+        message: What is wrong, with the value.
+        **remedy: Arguments of the called function that would mend it, such as ``resume=True``; the
+            command line names their options.
+
+    Attributes:
+        remedy: These arguments and their values.
+    """
+
+    def __init__(self, message: str, **remedy: Any) -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+def positive(name: str, value: SupportsFloat) -> float:
+    """Return ``value`` as a positive, finite float.
+
+    Raises:
+        InputError: ``value`` is not a number, not finite, or not above 0.
+
+    Example:
+        >>> positive("eps", "0.25")
+        0.25
+    """
+    number = _number(name, value)
+    if not (math.isfinite(number) and number > 0):
+        raise InputError(f"{name} is {value}; give a positive number")
+    return number
+
+
+def sigma(value: SupportsFloat, clip_values: tuple[float, float] = (0.0, 1.0)) -> float:
+    """Return the noise level as a float in image units.
+
+    Raises:
+        InputError: Not positive and finite, or so much larger than the range of the pixels that
+            it must have been meant in other units (0..255).
+
+    Example:
+        >>> sigma(0.25)
+        0.25
+    """
+    number = positive("sigma", value)
+    low, high = float(np.min(clip_values[0])), float(np.max(clip_values[1]))
+    if number > 10 * (high - low):
+        raise InputError(
+            f"sigma is {number:g}, more than ten times the range of the images "
+            f"[{low:g}, {high:g}]; give it in image units (for example 64/255 = 0.25)"
+        )
+    return number
+
+
+def eps(value: SupportsFloat, norm: str = "linf") -> float:
+    """Return the radius of an attack as a float in image units; 0 is no attack.
+
+    Raises:
+        InputError: Negative, not finite, or in the l_inf norm above 1, the range of the pixels.
+
+    Example:
+        >>> eps(8 / 255)
+        0.03137254901960784
+    """
+    number = _number("eps", value)
+    if not 0 <= number < math.inf:
+        raise InputError(f"eps is {value}; give a number >= 0")
+    if norm == "linf" and number > 1:
+        raise InputError(
+            f"eps is {number:g}, more than the range of the images; give it in image units, "
+            f"{number:g}/255 = {number / 255:.3g}"
+        )
+    return number
+
+
+def alpha(value: SupportsFloat) -> float:
+    """Return the failure probability of one certificate as a float in (0, 0.5).
+
+    Raises:
+        InputError: Outside (0, 0.5).
+
+    Example:
+        >>> alpha(0.001)
+        0.001
+    """
+    number = _number("alpha", value)
+    if not 0 < number < 0.5:
+        raise InputError(f"alpha is {value}; give a failure probability in (0, 0.5), usually 0.001")
+    return number
+
+
+def count(name: str, value: SupportsIndex, minimum: int = 1) -> int:
+    """Return ``value`` as an int of at least ``minimum``.
+
+    Raises:
+        InputError: Not an integer, or below ``minimum``.
+
+    Example:
+        >>> count("n0", 100)
+        100
+    """
+    try:
+        number = value.__index__()
+    except AttributeError:
+        raise InputError(f"{name} is {value!r}; give a whole number >= {minimum}") from None
+    if number < minimum:
+        raise InputError(f"{name} is {number}; give a whole number >= {minimum}")
+    return number
+
+
+def sample_count(n: SupportsIndex, alpha: float) -> int:
+    """Return ``n`` if that many samples can certify anything at all at ``alpha``.
+
+    With every sample agreeing, the Clopper-Pearson bound is alpha^(1/n); it must exceed 1/2.
+
+    Raises:
+        InputError: Even unanimous samples would end in an abstention.
+
+    Example:
+        >>> sample_count(10, 0.001)
+        10
+    """
+    number, needed = count("n", n), fewest_samples(alpha)
+    if number < needed:
+        raise InputError(
+            f"n is {number}; at alpha = {alpha:g} no image can be certified "
+            f"with fewer than {needed} samples"
+        )
+    return number
+
+
+def fewest_samples(alpha: float) -> int:
+    """Return the number of unanimous samples from which something can be certified.
+
+    Example:
+        >>> fewest_samples(0.001)
+        10
+    """
+    return math.floor(math.log2(1 / alpha)) + 1
+
+
+def radii(values: Sequence[SupportsFloat]) -> tuple[float, ...]:
+    """Return l2 radii as floats, ascending and each once.
+
+    Raises:
+        InputError: One is negative, not finite, or not a number.
+
+    Example:
+        >>> radii([0.5, 0, 0.25])
+        (0.0, 0.25, 0.5)
+    """
+    numbers = sorted({_number("radius", value) for value in values})
+    for number in numbers:
+        if not 0 <= number < math.inf:
+            raise InputError(f"radius is {number}; give numbers >= 0 in image units")
+    return tuple(numbers)
+
+
+def indices(values: Sequence[SupportsIndex], images: int) -> list[int]:
+    """Return indices of images as ints.
+
+    Raises:
+        InputError: One is not in the data, or there twice.
+
+    Example:
+        >>> indices(np.arange(2), images=500)
+        [0, 1]
+    """
+    numbers = [count("index", value, 0) for value in values]
+    for number in numbers:
+        if number >= images:
+            raise InputError(f"image {number} is not in the data; give indices 0 to {images - 1}")
+    if len(set(numbers)) != len(numbers):
+        twice = next(number for number in numbers if numbers.count(number) > 1)
+        raise InputError(f"image {twice} is named twice; give each index once")
+    return numbers
+
+
+def _number(name: str, value: SupportsFloat) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} is {value!r}; give a number") from None

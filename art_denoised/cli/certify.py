@@ -1,0 +1,255 @@
+"""Commands that sample a smoothed classifier: certify, predict and demo."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import CycloptsError, Parameter
+from cyclopts.validators import Number as InRange
+
+from art_denoised.cli.options import (
+    SAMPLING,
+    DataOptions,
+    DenoisedModelOptions,
+    RunOptions,
+    notice,
+)
+from art_denoised.cli.words import Duration, Number, Radii
+
+if TYPE_CHECKING:
+    from art_denoised.data import ImageData
+    from art_denoised.smoothing.smoother import Smoother
+    from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN
+
+
+@Parameter(name="*", group=SAMPLING)
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How images are sampled.
+
+    Attributes:
+        sigma: Standard deviation of the noise; pixels are in [0, 1].
+        alpha: Failure probability for each image.
+        noise: Kind of noise. With quantised noise, for 8-bit images, certificates also hold in
+            floating-point arithmetic.
+        seed: Seed of the noise.
+        batch_size: Number of noisy copies classified at once; auto measures what is fastest. No
+            result depends on it.
+        tsv: Also write a TSV log in the columns of Cohen et al.
+    """
+
+    sigma: Number
+    alpha: float = 0.001
+    noise: Literal["gaussian", "quantised"] = "gaussian"
+    seed: int = 0
+    batch_size: int | Literal["auto"] = "auto"
+    tsv: bool = False
+
+    def smoother(
+        self, model: DenoisedModelOptions, data: ImageData, indices: Sequence[int]
+    ) -> Smoother:
+        """Return the smoothed classifier, after a first look at the images."""
+        from art_denoised.data import Chosen
+        from art_denoised.evaluation.first_look import first_look
+        from art_denoised.smoothing.batch_size import best_batch_size
+        from art_denoised.smoothing.smoother import Smoother
+
+        smoother = Smoother(
+            model.load(),
+            sigma=self.sigma,
+            denoiser=model.load_denoiser(),
+            noise=self.noise,
+            seed=self.seed,
+            batch_size=64 if self.batch_size == "auto" else self.batch_size,
+        )
+        notice(str(first_look(smoother, data, indices)))
+        if self.batch_size == "auto" and smoother.network is not None:
+            x, _ = Chosen(data).stack(indices[:1])
+            smoother.batch_size = best_batch_size(smoother.network, smoother.prepare(x)[0])
+        return smoother
+
+
+@Parameter(name="*", group=SAMPLING)
+@dataclass(frozen=True, kw_only=True)
+class CertifyOptions(SamplingOptions):
+    """How much images are sampled to certify them.
+
+    Attributes:
+        n: Number of samples for each image; by default 10000. With --radii or --deadline the
+            largest number, by default 100000.
+        n0: Number of samples that select the class.
+        radii: Certified radii that matter: an image is sampled only until each is proved or out of
+            reach.
+        deadline: Time for the whole run, such as 90s, 10m or 2h. --resume continues and tightens
+            the radii.
+        all_images: With --radii or --deadline, also sample images whose selected class is wrong.
+            They count as wrong anyway.
+        preview: Only estimate samples, time and cost from a few images.
+        cost_per_sample: Price of a sample, for --preview.
+    """
+
+    n: int | None = None
+    n0: int = 100
+    radii: Radii | None = None
+    deadline: Duration | None = None
+    all_images: bool = False
+    preview: bool = False
+    cost_per_sample: Annotated[Number, Parameter(validator=InRange(gte=0))] = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse options that exclude each other."""
+        if self.deadline and (self.radii or self.preview):
+            other = "--radii" if self.radii else "--preview"
+            raise CycloptsError(msg=f"--deadline excludes {other}; give one of them")
+
+    def stop(self) -> FixedN | AtRadii | Anytime:
+        """Return when an image is done."""
+        from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN
+
+        labels = not self.all_images
+        if self.radii:
+            n = self.n or 100_000
+            return AtRadii(self.radii, n=n, n0=self.n0, alpha=self.alpha, labels=labels)
+        if self.deadline:
+            n, seconds = self.n or 100_000, self.deadline
+            return Anytime(n=n, n0=self.n0, alpha=self.alpha, seconds=seconds, labels=labels)
+        return FixedN(self.n or 10_000, n0=self.n0, alpha=self.alpha)
+
+
+@Parameter(name="*", group=SAMPLING)
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(SamplingOptions):
+    """How much images are sampled to predict them.
+
+    Attributes:
+        n: Number of samples for each image.
+    """
+
+    n: int = 1000
+
+
+def certify(
+    *, model: DenoisedModelOptions, data: DataOptions, sampling: CertifyOptions, run: RunOptions
+) -> None:
+    r"""Certify a data set: a label and an l2 radius for each image.
+
+    For each image, n0 noisy copies select a class and n fresh ones bound its
+    probability. The result is a label and an l2 radius within which the
+    smoothed classifier provably keeps it, wrong with probability at most alpha,
+    or an abstention, -1 (Cohen et al. 2019; with a denoiser, Salman et al.
+    2020). Rows are written to DIR/certify.jsonl as images are finished.
+
+    How much to sample, all at the same alpha (docs/sequential.md):
+      --n N             N samples for every image: its full radius
+      --radii R,R,...   until each radius is proved or out of reach: the table of
+                        certified accuracy from about a tenth of the samples
+      --deadline TIME   as much as the time allows
+
+    The packaged digits classifier behind its denoiser:
+      art-denoised certify --model art_denoised.demo:digits_classifier \
+          --denoiser art_denoised.demo:digits_denoiser --data digits \
+          --sigma 0.25 --n 1000 --max 100 --out runs/denoised
+      art-denoised table runs/denoised
+
+    Your own network:
+      art-denoised certify --model mynets:resnet20 --denoiser dncnn.pth.tar \
+          --data torchvision:CIFAR10:data --sigma 0.25 --radii 0,0.25,0.5 \
+          --skip 20 --out runs/cifar10
+    """
+    from art_denoised.cli.read import summary
+    from art_denoised.evaluation.certify import certify
+    from art_denoised.evaluation.preview import preview
+    from art_denoised.evaluation.tsv import write_tsv
+    from art_denoised.smoothing.stops import Anytime
+
+    stop, (images, indices) = sampling.stop(), data.load()
+    smoother = sampling.smoother(model, images, indices)
+    if sampling.preview:
+        assert not isinstance(stop, Anytime)  # refused with the options
+        cost = sampling.cost_per_sample
+        print(preview(smoother, images, stop, indices=indices, cost_per_sample=cost))
+        return
+    log = certify(
+        smoother,
+        images,
+        stop,
+        run=run.out,
+        resume=run.resume,
+        indices=indices,
+        identity={**model.identity, **data.identity},
+        progress=not run.quiet,
+    )
+    if sampling.tsv:
+        write_tsv(log, run.out / "certify.tsv")
+    if missing := len(set(indices) - {row.index for row in log.rows}):
+        notice(f"{missing} images were not reached; --resume continues")
+    summary(log, run.out / "certify.jsonl")
+
+
+def predict(
+    *, model: DenoisedModelOptions, data: DataOptions, sampling: PredictOptions, run: RunOptions
+) -> None:
+    r"""Predict with the smoothed classifier, abstaining where it is unsure.
+
+    The classes of n noisy copies are counted. The prediction is the most
+    frequent class, or an abstention, -1, where the two most frequent cannot be
+    told apart at level alpha (Cohen et al. 2019, Predict). Rows are written to
+    DIR/predict.jsonl.
+
+    For example:
+      art-denoised predict --model art_denoised.demo:digits_classifier \
+          --denoiser art_denoised.demo:digits_denoiser --data digits \
+          --sigma 0.25 --max 100 --out runs/predicted
+    """
+    from art_denoised.evaluation.certify import predict
+    from art_denoised.evaluation.tsv import write_tsv
+    from art_denoised.smoothing.stops import Voting
+
+    stop = Voting(sampling.n, alpha=sampling.alpha)
+    images, indices = data.load()
+    smoother = sampling.smoother(model, images, indices)
+    log = predict(
+        smoother,
+        images,
+        stop,
+        run=run.out,
+        resume=run.resume,
+        indices=indices,
+        identity={**model.identity, **data.identity},
+        progress=not run.quiet,
+    )
+    if sampling.tsv:
+        write_tsv(log, run.out / "predict.tsv")
+    correct = sum(row.correct for row in log.rows)
+    abstained = sum(row.prediction == -1 for row in log.rows)
+    print(f"{correct} of {len(log.rows)} images correct, {abstained} abstentions")
+    print(f"log: {run.out / 'predict.jsonl'}")
+
+
+def demo(
+    *,
+    out: Path = Path("demo-output"),
+    images: int = 200,
+    n: int = 1000,
+    seed: int = 0,
+    resume: bool = False,
+) -> None:
+    """See the whole job on handwritten digits, in about a minute.
+
+    Held-out handwritten digits (scikit-learn's, no download) are certified at
+    two noise levels, with and without a denoiser in front of a plain pretrained
+    classifier.
+
+    Args:
+        out: Folder for logs, table and plot.
+        images: Number of held-out images, up to 500.
+        n: Number of samples for each image.
+        seed: Seed of the noise.
+        resume: Continue an interrupted demo.
+    """
+    from art_denoised.demo.run import run_demo
+
+    run_demo(out, images=images, n=n, seed=seed, resume=resume)

@@ -1,0 +1,9 @@
+from .chosen import Chosen as Chosen
+from .chosen import index_range as index_range
+from .chosen import labels_fingerprint as labels_fingerprint
+from .folders import ImageFolder as ImageFolder
+from .sources import SPECS as SPECS
+from .sources import ImageData as ImageData
+from .sources import digits as digits
+from .sources import load_data as load_data
+from .sources import select as select

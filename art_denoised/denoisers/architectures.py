@@ -1,0 +1,228 @@
+"""Denoisers that are trained for the job: DnCNN, MemNet and a U-Net of diffusers."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from art_denoised import checks
+from art_denoised.checks import InputError
+from art_denoised.diffusion.folders import read_unet
+from art_denoised.diffusion.model import parameter_dtype
+
+if TYPE_CHECKING:
+    from art_denoised.types import Images, Sigmas
+
+SIGMA_DATA = 0.5  # scale of the images assumed by the U-Net's input normalisation, as in EDM
+
+
+class DnCNN(nn.Module):
+    """Residual convolutional denoiser: the network predicts the noise and subtracts it.
+
+    Source: Zhang et al., "Beyond a Gaussian Denoiser" (TIP 2017, arXiv 1608.03981). The layer
+    numbers and names are those of the denoised-smoothing release, so its checkpoints load as they
+    are.
+
+    Args:
+        image_channels: Number of image channels: 1 for grey, 3 for colour.
+        depth: Number of convolutions, at least 2; 17 in the release.
+        width: Number of hidden channels; 64 in the release, 128 in its wide form.
+
+    Raises:
+        InputError: A value is too small.
+
+    Example:
+        >>> denoiser = DnCNN()
+        >>> sum(p.numel() for p in denoiser.parameters())
+        558400
+        >>> denoiser(torch.rand(2, 3, 32, 32), 0.25).shape
+        torch.Size([2, 3, 32, 32])
+    """
+
+    def __init__(self, image_channels: int = 3, depth: int = 17, width: int = 64) -> None:
+        super().__init__()
+        checks.count("image_channels", image_channels)
+        checks.count("depth", depth, 2)
+        checks.count("width", width)
+        layers: list[nn.Module] = [nn.Conv2d(image_channels, width, 3, padding=1), nn.ReLU()]
+        for _ in range(depth - 2):
+            layers += [
+                nn.Conv2d(width, width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width, eps=1e-4, momentum=0.95),
+                nn.ReLU(),
+            ]
+        layers.append(nn.Conv2d(width, image_channels, 3, padding=1, bias=False))
+        self.dncnn = nn.Sequential(*layers)
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.orthogonal_(layer.weight)
+
+    def forward(self, x_noisy: Images, sigma: Sigmas | None = None) -> Images:
+        """Return x_hat. The network is blind: ``sigma`` is accepted and not used."""
+        return x_noisy - self.dncnn(x_noisy.to(parameter_dtype(self, x_noisy)))
+
+
+class MemNet(nn.Module):
+    """Chain of memory blocks with dense connections and a global residual.
+
+    Source: Tai et al., "MemNet: A Persistent Memory Network for Image Restoration" (ICCV 2017,
+    arXiv 1708.02209). The names are those of the denoised-smoothing release.
+
+    Args:
+        image_channels: Number of image channels: 1 for grey, 3 for colour.
+        width: Number of hidden channels; 64 in the release.
+        memory_blocks: Number of memory blocks; 3 in the release.
+        residual_blocks: Number of recursions in a memory block; 6 in the release.
+
+    Raises:
+        InputError: A value is below 1.
+
+    Example:
+        >>> denoiser = MemNet()
+        >>> sum(p.numel() for p in denoiser.parameters())
+        1436678
+        >>> denoiser(torch.rand(1, 3, 16, 16), 0.25).shape
+        torch.Size([1, 3, 16, 16])
+    """
+
+    def __init__(
+        self,
+        image_channels: int = 3,
+        width: int = 64,
+        memory_blocks: int = 3,
+        residual_blocks: int = 6,
+    ) -> None:
+        super().__init__()
+        checks.count("image_channels", image_channels)
+        checks.count("width", width)
+        checks.count("memory_blocks", memory_blocks)
+        checks.count("residual_blocks", residual_blocks)
+        self.feature_extractor = _bn_relu_conv(image_channels, width)
+        self.reconstructor = _bn_relu_conv(width, image_channels)
+        self.dense_memory = nn.ModuleList(
+            _MemoryBlock(width, residual_blocks, long_term=i + 1) for i in range(memory_blocks)
+        )
+
+    def forward(self, x_noisy: Images, sigma: Sigmas | None = None) -> Images:
+        """Return x_hat. The network is blind: ``sigma`` is accepted and not used."""
+        memories = [self.feature_extractor(x_noisy.to(parameter_dtype(self, x_noisy)))]
+        for block in self.dense_memory:
+            memories.append(block(memories))
+        return self.reconstructor(memories[-1]) + x_noisy
+
+
+class UNetDenoiser(nn.Module):
+    """A diffusers UNet2DModel that predicts the noise and is told the noise level.
+
+    ``x_hat = x_noisy - sigma * unet(c_in * x_noisy, 1000 * c_noise)`` with c_in =
+    1 / sqrt(sigma^2 + sigma_data^2) and c_noise = ln(sigma) / 4 (Karras et al., "EDM", NeurIPS
+    2022, arXiv 2206.00364, table 1). A U-Net trained as a DDPM expects other timesteps and scales:
+    load it as a diffusion model instead.
+
+    Args:
+        unet: Network, called as ``unet(sample, timestep).sample``.
+
+    Raises:
+        InputError: The network is not a UNet2DModel, predicts other channels than it is given,
+            needs class labels, or has a time embedding that takes no negative timesteps.
+
+    Example:
+        >>> denoiser = UNetDenoiser.from_config(
+        ...     sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 16),
+        ...     down_block_types=("DownBlock2D", "DownBlock2D"),
+        ...     up_block_types=("UpBlock2D", "UpBlock2D"), norm_num_groups=4,
+        ... )
+        >>> denoiser(torch.rand(2, 1, 8, 8), torch.tensor([0.25, 0.5])).shape
+        torch.Size([2, 1, 8, 8])
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        _check_unet(unet)
+        self.unet = unet
+
+    @classmethod
+    def from_config(cls, **config: Any) -> UNetDenoiser:
+        """Build an untrained denoiser; the keyword arguments are those of UNet2DModel."""
+        from diffusers import UNet2DModel
+
+        return cls(UNet2DModel(**config))
+
+    @classmethod
+    def from_folder(cls, folder: Path | str) -> UNetDenoiser:
+        """Load a diffusers folder (config.json and .safetensors) in its own dtype, in eval mode.
+
+        Raises:
+            InputError: The folder holds no UNet2DModel with safetensors weights that match it.
+        """
+        return cls(read_unet(Path(folder))).eval()
+
+    def forward(self, x_noisy: Images, sigma: Sigmas) -> Images:
+        """Return x_hat; ``sigma`` is positive, one number or one per image, in image units."""
+        # In float32 at least: half precision would round the timestep to whole numbers.
+        precision = torch.promote_types(x_noisy.dtype, torch.float32)
+        level = torch.as_tensor(sigma, dtype=precision, device=x_noisy.device)
+        level = level.reshape(-1).expand(len(x_noisy))
+        scale = level.reshape(-1, 1, 1, 1)
+        c_in = (scale**2 + SIGMA_DATA**2).rsqrt()
+        sample = (c_in * x_noisy).to(parameter_dtype(self, x_noisy))
+        noise = self.unet(sample, 250 * level.log()).sample
+        return (x_noisy - scale * noise).to(x_noisy.dtype)
+
+
+class _MemoryBlock(nn.Module):
+    """Residual blocks in a row, and a gate over their outputs and all earlier memories."""
+
+    def __init__(self, width: int, residual_blocks: int, long_term: int) -> None:
+        super().__init__()
+        self.recursive_unit = nn.ModuleList(_ResidualBlock(width) for _ in range(residual_blocks))
+        self.gate_unit = _bn_relu_conv((residual_blocks + long_term) * width, width, kernel=1)
+
+    def forward(self, memories: list[torch.Tensor]) -> torch.Tensor:
+        short_term = []
+        x = memories[-1]
+        for layer in self.recursive_unit:
+            x = layer(x)
+            short_term.append(x)
+        gated: torch.Tensor = self.gate_unit(torch.cat(short_term + memories, dim=1))
+        return gated
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.relu_conv1 = _bn_relu_conv(width, width)
+        self.relu_conv2 = _bn_relu_conv(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.relu_conv2(self.relu_conv1(x)) + x
+
+
+def _bn_relu_conv(in_channels: int, out_channels: int, kernel: int = 3) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
+    layers = OrderedDict(bn=nn.BatchNorm2d(in_channels), relu=nn.ReLU(), conv=conv)
+    return nn.Sequential(layers)
+
+
+def _check_unet(unet: nn.Module) -> None:
+    from diffusers import UNet2DModel
+
+    if not isinstance(unet, UNet2DModel):
+        raise InputError(f"the network is a {type(unet).__name__}; give a diffusers UNet2DModel")
+    config = unet.config
+    if config.time_embedding_type != "positional":
+        raise InputError(
+            f"time_embedding_type is {config.time_embedding_type!r}; give 'positional', the only "
+            "one that takes the negative timesteps 250 ln(sigma)"
+        )
+    if config.class_embed_type is not None or config.num_class_embeds is not None:
+        raise InputError("the U-Net needs class labels; give one without class embeddings")
+    if config.in_channels != config.out_channels:
+        raise InputError(
+            f"the U-Net maps {config.in_channels} channels to {config.out_channels}; "
+            "give one that predicts the noise and nothing else"
+        )

@@ -1,0 +1,298 @@
+"""Diffusion models in diffusers folders, on the Hugging Face hub, and in files of weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from art_denoised import checks
+from art_denoised.checks import InputError
+from art_denoised.diffusion.model import DiffusionModel
+from art_denoised.diffusion.preconditioning import EDM
+from art_denoised.diffusion.schedulers import read_preconditioning
+from art_denoised.diffusion.unet import UNetNetwork
+from art_denoised.models.weights import fitting_state, read_state_dict
+
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_EXTRA = "art_denoised.json"  # what diffusers has no place for
+# Nothing that would have to be unpickled is downloaded, however large the repository.
+_DOWNLOADED = ("*.json", f"*{_WEIGHTS}")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def load_diffusion(
+    source: Path | str,
+    *,
+    classes: int | None = None,
+    into: DiffusionModel | None = None,
+    revision: str | None = None,
+) -> DiffusionModel:
+    """Load a diffusion model, in eval mode; nothing is executed, no pickle is read.
+
+    With ``HF_HUB_OFFLINE=1`` in the environment only the cache of the hub is looked at.
+
+    Args:
+        source: Diffusers folder, repository "owner/name" on the Hugging Face hub in that form, or
+            file of weights. The folder is a pipeline with ``unet`` and ``scheduler``, or holds
+            config.json, weights in safetensors and scheduler_config.json itself. DDPM-like (with
+            betas), EDM and flow-matching schedulers are supported. A file is safetensors, or a
+            state dict by torch.save.
+        classes: Number of classes of a conditional U-Net. If it embeds one more, that is the null
+            class.
+        into: Model that receives the weights of a file. Names are those of the model or of its
+            network.
+        revision: Branch, tag or commit on the hub; None: its main branch. A commit makes a run
+            repeatable.
+
+    Raises:
+        InputError: Files are missing, damaged or not safetensors; the model is a consistency or
+            latent model; the scheduler or one of its keys is not supported; or classes or weights
+            do not fit.
+
+    Example:
+        >>> import tempfile
+        >>> from diffusers import DDPMScheduler, UNet2DModel
+        >>> unet = UNet2DModel(
+        ...     sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 16),
+        ...     down_block_types=("DownBlock2D", "DownBlock2D"),
+        ...     up_block_types=("UpBlock2D", "UpBlock2D"), norm_num_groups=4,
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     unet.save_pretrained(folder)
+        ...     DDPMScheduler().save_pretrained(folder)
+        ...     model = load_diffusion(folder)
+        ...     torch.save(model.state_dict(), folder + "/weights.pt")
+        ...     again = load_diffusion(folder + "/weights.pt", into=model)
+        >>> model(torch.rand(2, 1, 8, 8), 0.25).shape
+        torch.Size([2, 1, 8, 8])
+    """
+    folder = Path(source)
+    if folder.is_file():
+        return _from_file(folder, classes, into)
+    if into is not None:
+        raise InputError(f"{source} is not a file of weights; give one, or leave out into")
+    if not folder.is_dir():
+        folder = _downloaded(str(source), revision)
+    _refuse_latents(folder)
+    preconditioning = read_preconditioning(folder)
+    unet = read_unet(folder / "unet" if (folder / "unet").is_dir() else folder)
+    embedded = _check_unet(folder, unet.config, classes)
+    patch, image_range = _read_extra(folder)
+    return DiffusionModel(
+        UNetNetwork(unet, patch=patch),
+        preconditioning,
+        classes=classes,
+        null_class=classes if embedded is not None and embedded != classes else None,
+        image_range=image_range,
+    ).eval()
+
+
+def _check_unet(folder: Path, config: Any, classes: int | None) -> int | None:
+    """Return the number of class embeddings, checked."""
+    embedded: int | None = config.num_class_embeds
+    if config.class_embed_type is not None:
+        raise InputError(
+            f"the U-Net in {folder} has class_embed_type {config.class_embed_type!r}, which is not "
+            "supported; give one with num_class_embeds, or an unconditional one"
+        )
+    if config.center_input_sample:
+        raise InputError(
+            f"the U-Net in {folder} has center_input_sample {config.center_input_sample!r}, so the "
+            "range of its images is unclear; give one that takes images in [-1, 1]"
+        )
+    if classes is None and embedded is not None:
+        raise InputError(
+            f"the U-Net in {folder} embeds {embedded} classes; give classes={embedded}, or "
+            f"classes={embedded - 1} if the last one is a null class"
+        )
+    if classes is not None and embedded not in (classes, classes + 1):
+        raise InputError(
+            f"classes is {classes}, but the U-Net in {folder} embeds {embedded or 'none'}; give "
+            "that number, or one less if the last is a null class"
+        )
+    if config.in_channels != config.out_channels:
+        raise InputError(
+            f"the U-Net in {folder} maps {config.in_channels} channels to {config.out_channels}; "
+            "give one that neither returns variances nor takes latents"
+        )
+    return embedded
+
+
+def embedded_classes(folder: Path) -> int | None:
+    """Return the number of class embeddings of the U-Net in a folder; None: none, or no U-Net."""
+    found = [_config(place / "config.json") for place in (folder / "unet", folder)]
+    return next((n for config in found if (n := config.get("num_class_embeds"))), None)
+
+
+def _downloaded(name: str, revision: str | None) -> Path:
+    """Return the local folder of a repository on the hub, downloaded unless it is cached."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    if not _HUB_ID.fullmatch(name):
+        raise InputError(f"{name} does not exist; give a folder, a file of weights or a hub id")
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=list(_DOWNLOADED)
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise InputError(
+            f"{name} is not a folder here, and the hub returned no repository of that name "
+            f"({type(error).__name__}: {reason}); check the name or the connection"
+        ) from None
+    return Path(folder)
+
+
+def _from_file(path: Path, classes: int | None, into: DiffusionModel | None) -> DiffusionModel:
+    if into is None:
+        raise InputError(
+            f"{path} is a file of weights, which does not name its network; give "
+            "into=DiffusionModel(network, preconditioning, ...)"
+        )
+    if classes not in (None, into.classes):
+        raise InputError(f"classes is {classes}, but the model given has {into.classes}")
+    state = read_state_dict(path)
+    owner = into if state.keys() <= into.state_dict().keys() else into.network
+    owner.load_state_dict(fitting_state(owner, state, path))
+    return into.eval()
+
+
+def save_diffusion(model: DiffusionModel, folder: Path | str) -> None:
+    """Write an EDM to a diffusers folder that `load_diffusion` reads.
+
+    Args:
+        model: Diffusion model over a UNet2DModel, from `unet_diffusion` or `load_diffusion`.
+        folder: Output folder; it gets ``unet`` and ``scheduler``.
+
+    Raises:
+        InputError: The network is no UNet2DModel, the preconditioning is not EDM, or the null class
+            is not the number of classes.
+
+    Example:
+        >>> import tempfile
+        >>> from art_denoised.diffusion.unet import unet_diffusion
+        >>> model = unet_diffusion(1, 8, classes=10, widths=(8, 16)).eval()
+        >>> x, y = torch.rand(2, 1, 8, 8), torch.tensor([3, 10])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_diffusion(model, folder)
+        ...     bool(torch.equal(load_diffusion(folder, classes=10)(x, 0.5, y), model(x, 0.5, y)))
+        True
+    """
+    from diffusers import EDMEulerScheduler
+
+    edm = model.preconditioning
+    if not isinstance(model.network, UNetNetwork) or not isinstance(edm, EDM):
+        raise InputError(
+            f"the model is {type(model.network).__name__} with {type(edm).__name__}; give a "
+            "UNet2DModel with EDM, or save the state dict of others with safetensors"
+        )
+    if model.null_class not in (None, model.classes):
+        raise InputError(
+            f"null_class is {model.null_class}, which the format cannot hold; give it the index "
+            f"{model.classes}"
+        )
+    scheduler = EDMEulerScheduler(
+        sigma_data=edm.sigma_data, sigma_min=edm.sigma_min, sigma_max=edm.sigma_max
+    )
+    model.network.unet.save_pretrained(Path(folder, "unet"))
+    scheduler.save_pretrained(Path(folder, "scheduler"))
+    extra = {"patch": model.network.patch, "image_range": list(model.image_range)}
+    Path(folder, _EXTRA).write_text(json.dumps(extra) + "\n")
+
+
+def _read_extra(folder: Path) -> tuple[int, tuple[float, float]]:
+    """Return the patch and the image range that `save_diffusion` wrote beside the U-Net."""
+    path = folder / _EXTRA
+    extra: dict[str, Any] = {}
+    try:
+        if path.is_file():
+            extra = json.loads(path.read_text())
+        low, high = map(float, extra.get("image_range", (-1, 1)))
+        return checks.count("patch", extra.get("patch", 1)), (low, high)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+
+
+def _refuse_latents(folder: Path) -> None:
+    """Refuse models whose images are the codes of an autoencoder, or that are no U-Net."""
+    names = {path.name for path in folder.iterdir()}
+    for path in (folder / "unet", folder):
+        kind = _config(path / "config.json").get("_class_name", "UNet2DModel")
+        if kind != "UNet2DModel":
+            names.add(str(kind))
+    if "transformer" in names or {name for name in names if "Transformer2DModel" in name}:
+        raise InputError(
+            f"{folder} holds a diffusion transformer (DiT), which works on the codes of an "
+            "autoencoder and also returns variances; give a UNet2DModel of pixels, or wrap it "
+            "with its encoder in a DiffusionModel of your own"
+        )
+    pipeline = _config(folder / "model_index.json").get("_class_name")
+    if {"vae", "vqvae"} & names or pipeline == "LDMPipeline":
+        raise InputError(
+            f"{folder} holds a latent diffusion model, whose images are the codes of an "
+            "autoencoder; give a model of pixels"
+        )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Return a configuration; empty if it is missing or damaged, which is reported elsewhere."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def read_unet(folder: Path) -> Any:
+    """Load a UNet2DModel (config.json and safetensors) in its own dtype, in eval mode.
+
+    Raises:
+        InputError: The folder holds no UNet2DModel whose safetensors weights match it.
+    """
+    from diffusers import UNet2DModel
+
+    weights = folder / _WEIGHTS
+    if not weights.is_file() and list(folder.glob("diffusion_pytorch_model*.bin")):
+        raise InputError(
+            f"{folder} holds its weights as a pickle (.bin), which can run any code and is not "
+            "read; if you trust it, convert it with unet.save_pretrained(folder)"
+        )
+    for file in (folder / "config.json", weights):
+        if not file.is_file():
+            raise InputError(
+                f"{folder} is not the folder of a diffusers UNet2DModel with safetensors: it holds "
+                f"no {file.name}; write it with unet.save_pretrained(folder)"
+            )
+    try:
+        unet, report = UNet2DModel.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            torch_dtype=_dtype(weights),
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{folder} is not the folder of a diffusers UNet2DModel: {reason}"
+        ) from None
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[what]:  # diffusers draws missing weights at random
+            raise InputError(
+                f"the weights in {folder} do not match its config.json: {len(report[what])} "
+                f"{what.replace('_', ' ')} (first {min(report[what])!r}); give an intact copy"
+            )
+    unet.eval()
+    return unet
+
+
+def _dtype(weights: Path) -> torch.dtype:
+    with safe_open(weights, "pt") as file:
+        dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
+    return dtype

@@ -1,0 +1,288 @@
+"""Rows of an attack run: what each attack did to each image, and what the masking checks found."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Collection, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import msgspec
+import numpy as np
+
+from art_denoised.runs.journal import Kind, Row, read_run
+
+CLEAN = "clean"  # the name of the attack that changes nothing
+STAGES = ("clean", "attacked", "denoised", "attacked and denoised")
+CHECKS = (  # the masking checks, all of which a result needs; `masking` makes them in this order
+    "gradient-free attacks",
+    "stronger attack",
+    "zero gradients",
+    "more steps",
+    "larger eps",
+    "eps large enough",
+    "gradient against random",
+    "transfer",
+    "logits",
+    "global seed",
+)
+
+
+class AttackRow(Row, frozen=True, eq=False, tag_field="kind", tag="attack"):
+    """What one attack did to one image. Rows that differ in ``seconds`` alone are equal.
+
+    Every run holds a row of the attack "clean" for each image: eps is 0 and nothing is changed.
+
+    Attributes:
+        index: Index of the image in its data set.
+        label: True class.
+        attack: Name of the attack.
+        gradient: How the attack took gradients: "exact" (autograd through the forward pass),
+            "bpda" (the approximate gradient of a defence that offers one), or "none" (it used
+            scores or labels alone).
+        norm: "linf" or "l2".
+        eps: Radius of the ball, image units.
+        clean: Whether the unattacked image was right in any of its evaluations. If not, it was not
+            attacked, and ``counted`` and ``fresh`` are False throughout.
+        counted: Whether the attacked image was still right by the attack's own count.
+        fresh: Whether it was right in each later evaluation, with fresh noise. One entry for a
+            deterministic model.
+        distance_linf: Largest change of a pixel; 0 where it was not attacked.
+        distance_l2: Euclidean length of the change.
+        seconds: Wall-clock time of the attack, divided over the images of its batch.
+    """
+
+    index: int
+    label: int
+    attack: str
+    gradient: str
+    norm: str
+    eps: float
+    clean: bool
+    counted: bool
+    fresh: tuple[bool, ...]
+    distance_linf: float
+    distance_l2: float
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if not self.fresh:
+            raise ValueError("fresh is empty")
+        if not self.clean and (self.counted or any(self.fresh)):
+            raise ValueError("an image that is wrong without attack cannot be right under attack")
+
+    @property
+    def key(self) -> Hashable:
+        """Column and image."""
+        return ("attack", self.column, self.index)
+
+    @property
+    def column(self) -> tuple[str, str, float]:
+        """Attack, gradient and eps. Rows of one column differ in their image."""
+        return (self.attack, self.gradient, self.eps)
+
+    @property
+    def worst(self) -> bool:
+        """Whether the image was right in every evaluation, including the attack's own."""
+        return self.counted and all(self.fresh)
+
+    @property
+    def mean(self) -> float:
+        """Share of the later evaluations in which the image was right."""
+        return sum(self.fresh) / len(self.fresh)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AttackRow) and self._untimed == other._untimed
+
+    def __hash__(self) -> int:
+        return hash(self._untimed)
+
+    @property
+    def _untimed(self) -> tuple[Any, ...]:
+        return msgspec.structs.astuple(self)[:-1]
+
+
+class CheckRow(Row, frozen=True, tag_field="kind", tag="check"):
+    """What one masking check found.
+
+    Attributes:
+        name: Name of the check. A later row of the same name replaces an earlier one.
+        passed: None where the check does not apply, has no verdict, or could not be made.
+        finding: The result in words, with the numbers that decided.
+        numbers: The same numbers by name. It holds "error" if an error prevented the check.
+    """
+
+    name: str
+    passed: bool | None
+    finding: str
+    numbers: Mapping[str, Any] = msgspec.field(default_factory=dict)
+
+    @property
+    def key(self) -> Hashable:
+        """Name of the check."""
+        return ("check", self.name)
+
+    def replaces(self, earlier: Any) -> bool:
+        """Checks are made again on resuming."""
+        return True
+
+
+class ImageRow(Row, frozen=True, tag_field="kind", tag="image"):
+    """A picture of one image at one stage, rounded to 8 bits.
+
+    Attributes:
+        index: Index of the image in its data set.
+        attack: Name of the attack; "clean" for stages without attack.
+        gradient: How the attack took gradients; see `AttackRow`.
+        eps: Radius of the ball, image units.
+        stage: One of `STAGES`.
+        shape: (channels, height, width).
+        pixels: Base64 of the bytes.
+    """
+
+    index: int
+    attack: str
+    gradient: str
+    eps: float
+    stage: str
+    shape: tuple[int, int, int]
+    pixels: str
+
+    @property
+    def key(self) -> Hashable:
+        """Column, image and stage."""
+        return ("image", self.attack, self.gradient, self.eps, self.index, self.stage)
+
+    def replaces(self, earlier: Any) -> bool:
+        """A batch that was interrupted is drawn again."""
+        return True
+
+    @classmethod
+    def of(
+        cls, image: Any, *, index: int, attack: str, gradient: str, eps: float, stage: str
+    ) -> ImageRow:
+        """Return the row of an image (channels, height, width) in [0, 1].
+
+        Example:
+            >>> row = ImageRow.of(
+            ...     np.ones((1, 2, 2)), index=0, attack=CLEAN, gradient="none", eps=0, stage="clean"
+            ... )
+            >>> row.array.shape, int(row.array.max())
+            ((1, 2, 2), 255)
+        """
+        array = np.asarray(image, dtype=np.float64)
+        raw = np.clip(np.rint(array * 255), 0, 255).astype(np.uint8).tobytes()
+        channels, height, width = array.shape
+        pixels = base64.b64encode(raw).decode("ascii")
+        return cls(index, attack, gradient, eps, stage, (channels, height, width), pixels)
+
+    @property
+    def array(self) -> np.ndarray:
+        """The picture as bytes of shape (channels, height, width)."""
+        raw = base64.b64decode(self.pixels, validate=True)
+        return np.frombuffer(raw, dtype=np.uint8).reshape(self.shape)
+
+
+AnyRow: TypeAlias = AttackRow | CheckRow | ImageRow
+ATTACK: Kind[Any] = Kind("attack", AnyRow)
+
+
+@dataclass(frozen=True)
+class AttackLog:
+    """A finished or interrupted attack run.
+
+    Attributes:
+        settings: Settings of the run: "model" and "data" as the user named them; "weights",
+            "structure" and "attributes" of the model; "images" (their number) and "pixels" (a
+            hash of images and labels); "classes"; "randomised" (whether two calls of the model
+            differ); "noise" ("fixed", "fresh" or "none"); "repeats" (later evaluations of an
+            image); "seed"; "attacks" (a list of mappings with "name", "eps", "norm", "gradients"
+            and the attack's own settings); "versions" (package to version).
+        rows: Rows by column in the order of the run, then by image.
+        checks: Masking checks in the order they were made; empty before the run comes to them.
+        images: Pictures of the first images.
+        notices: Remarks for the user, such as what the reader had to repair.
+    """
+
+    settings: Mapping[str, Any]
+    rows: tuple[AttackRow, ...]
+    checks: tuple[CheckRow, ...] = ()
+    images: tuple[ImageRow, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, settings: Mapping[str, Any], rows: Iterable[AnyRow], notices: Iterable[str] = ()
+    ) -> AttackLog:
+        """Return the log that holds ``rows``, which may come in any order."""
+        rows = list(rows)
+        attacked = [row for row in rows if isinstance(row, AttackRow)]
+        place = {column: i for i, column in enumerate(dict.fromkeys(r.column for r in attacked))}
+        return cls(
+            settings,
+            tuple(sorted(attacked, key=lambda row: (place[row.column], row.index))),
+            tuple(row for row in rows if isinstance(row, CheckRow)),
+            tuple(row for row in rows if isinstance(row, ImageRow)),
+            tuple(notices),
+        )
+
+    @property
+    def columns(self) -> dict[tuple[str, str, float], tuple[AttackRow, ...]]:
+        """Rows of each (attack, gradient, eps)."""
+        columns: dict[tuple[str, str, float], list[AttackRow]] = {}
+        for row in self.rows:
+            columns.setdefault(row.column, []).append(row)
+        return {column: tuple(rows) for column, rows in columns.items()}
+
+    @property
+    def trusted(self) -> bool | None:
+        """Whether no check failed; None if some of `CHECKS` were not made."""
+        return verdict(self.checks, unmade(self.checks))
+
+
+def unmade(checks: Iterable[CheckRow]) -> tuple[str, ...]:
+    """Return the names of the masking checks that are missing, or that an error prevented.
+
+    Example:
+        >>> unmade([CheckRow(name, True, "fine") for name in CHECKS if name != "logits"])
+        ('logits',)
+    """
+    made = {check.name for check in checks if "error" not in check.numbers}
+    return tuple(name for name in CHECKS if name not in made)
+
+
+def verdict(checks: Iterable[CheckRow], missing: Collection[str]) -> bool | None:
+    """Return whether results are reliable: False if a check failed, None if any is missing.
+
+    Example:
+        >>> verdict([CheckRow("logits", True, "fine")], missing=["global seed"]) is None
+        True
+    """
+    found = [(check.name in CHECKS, check.passed) for check in checks]
+    if any(passed is False for _, passed in found):
+        return False
+    return True if (True, True) in found and not missing else None
+
+
+def read_attack_log(path: Path | str) -> AttackLog:
+    """Read an attack run.
+
+    Args:
+        path: Folder of the run, or its ``attack.jsonl``.
+
+    Raises:
+        InputError: The file does not exist, is another kind of log, or is damaged before its last
+            line.
+
+    Example:
+        >>> import tempfile
+        >>> from art_denoised.runs import Run
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with Run(folder, ATTACK, {"model": "net"}) as run:
+        ...         run.append([CheckRow("logits", True, "logits differ")])
+        ...     read_attack_log(folder).checks[0].finding
+        'logits differ'
+    """
+    contents = read_run(path, ATTACK)
+    return AttackLog.of(contents.settings, contents.rows.values(), contents.notices)

@@ -1,1 +1,0 @@
-"""Attack a model, row by row, and check that the attacks were worth it."""

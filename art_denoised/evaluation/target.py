@@ -1,0 +1,331 @@
+"""The model under attack: how it is called, with which noise, and how gradients are taken.
+
+Defences are known by what they can do (`Seeded`, `GradientModes`, `Purifies`), not by their class:
+a defence that this package has never seen is evaluated like one of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from art_denoised import checks
+from art_denoised.attacks.contained import contained
+from art_denoised.attacks.suites import Outcome, Suite, as_module
+from art_denoised.checks import InputError
+from art_denoised.types import GradientModes, Images, Labels, Logits, Purifies, Seeded
+
+_SAME = 1e-5  # two answers that differ by less, relative to their size, differ by rounding
+_MIXING = 0x9E3779B1  # odd, so that no two seeds of an attack are mixed to the same
+LOOKED, _ANSWERS, _CALLS = 32, 96, 16  # images, answers and calls before a model is deterministic
+
+
+class Target:
+    """A model to attack, which is first queried repeatedly to detect randomness.
+
+    The model is randomised if two calls ever differ by more than rounding: of 16 calls with the
+    first two images, then of 3 with all (of more, if that makes fewer than 96 answers). The first
+    difference ends the search. A deterministic model pays about 130 forward passes of one image.
+    Noise that changes each answer with probability p is missed with probability (1 - p)^96 or less:
+    1e-6 at p = 0.135. Noise that changes all answers of a call at once is missed with probability
+    (1 - p)^16 or so; `steady` may find it later.
+
+    The model gets copies of the images, so that it may write into its input. An output with
+    ``.logits``, as Hugging Face models have, stands for those logits.
+
+    Args:
+        model: Module in eval mode, or an ART estimator over one.
+        x: Images, of which the first 32 are used.
+        noise: "fixed"; "fresh", which makes any model count as randomised; or None, which leaves
+            the noise of the model as it is.
+        repeats: Number of evaluations of an attacked image, if the model is randomised.
+        seed: Seed for noise that is to be fixed and has none, and for the global generators.
+        batch_size: Largest number of images in a call.
+
+    Attributes:
+        given: The model as it was given, for attacks of ART.
+        module: Its module.
+        randomised: Whether calls differ.
+        repeats: Number of evaluations of an attacked image; 1 if the model is deterministic.
+        differentiable: Whether autograd reaches the images.
+        classes: Number of classes.
+        device: Device of the model.
+        tick: Function called with the number of images after each forward pass, for progress bars.
+
+    Raises:
+        InputError: The model cannot be used, or has no noise that can be fixed.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> Target(net, torch.rand(2, 1, 8, 8), noise=None, repeats=5, seed=0).randomised
+        False
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        x: Images,
+        *,
+        noise: str | None,
+        repeats: int,
+        seed: int,
+        batch_size: int = LOOKED,
+    ) -> None:
+        self.given, self.module = model, as_module(model)
+        self.tick: Callable[[int], object] = lambda images: None
+        checks.eval_mode(self.module)
+        parts = list(self.module.modules())
+        self._seeded = [part for part in parts if isinstance(part, Seeded)]
+        self._modes = [part for part in parts if isinstance(part, GradientModes)]
+        self._purifier = next((part for part in parts if isinstance(part, Purifies)), None)
+        self._noise, self._seed = _checked_noise(noise, bool(self._seeded)), seed
+        self.device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        x = x[:LOOKED].to(self.device)
+        self.classes = 0  # not known yet
+        with self.as_asked():
+            with self.session(seed):
+                self.classes = checks.class_count(self.module, x[:1])
+            self.randomised = noise == "fresh" or self._differs(x, batch_size)
+            with self.session(seed), torch.enable_grad():
+                leaf = x[:2].detach().clone().requires_grad_()
+                self.differentiable = self.logits(leaf).requires_grad
+            fixed = bool(self._seeded) and all(part.seed is not None for part in self._seeded)
+        self.repeats = repeats if self.randomised else 1
+        self._kind = "fresh" if self.randomised else "fixed" if fixed else "none"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What determines its answers, beside the identity of the model."""
+        return {
+            "classes": self.classes,
+            "randomised": self.randomised,
+            "noise": self._kind,
+            "repeats": self.repeats,
+        }
+
+    @contextlib.contextmanager
+    def as_asked(self) -> Iterator[None]:
+        """Fix or free the noise of all parts as asked, and restore it at the end."""
+        before = [part.seed for part in self._seeded]
+        try:
+            for part in self._seeded:
+                if self._noise == "fixed" and part.seed is None:
+                    part.seed = self._seed
+                elif self._noise == "fresh":
+                    part.seed = None
+            yield
+        finally:
+            for part, one in zip(self._seeded, before, strict=True):
+                part.seed = one
+
+    @contextlib.contextmanager
+    def session(self, seed: int) -> Iterator[None]:
+        """Call the model, seeded, without a trace in the process, the model or the images."""
+        with contained(self.module, seed), self.guarded():
+            yield
+
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Give the model copies of the images, and check its output before an attack sees it."""
+
+        def copied(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (inputs[0].clone(), *inputs[1:])
+
+        def checked(_: Any, inputs: tuple[Any, ...], output: Any) -> Any:
+            output = getattr(output, "logits", output)
+            self._check_shape(output, len(inputs[0]))
+            self.tick(len(inputs[0]))
+            return output
+
+        hooks = [
+            self.module.register_forward_pre_hook(copied),
+            self.module.register_forward_hook(checked),
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def gradients(self, asked: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Return the ways of taking gradients that the model has, or those asked for.
+
+        Raises:
+            InputError: The model does not have one that is asked for.
+        """
+        has = tuple(dict.fromkeys(mode for part in self._modes for mode in part.gradients))
+        has = has or ("exact",)
+        if asked is not None and not asked:
+            raise InputError(f"gradients is empty; give one of {', '.join(has)}")
+        for one in asked or ():
+            if one not in has:
+                raise InputError(f"gradients has {one!r}; this model has {' and '.join(has)}")
+        return has if asked is None else tuple(asked)
+
+    @contextlib.contextmanager
+    def taking(self, gradient: str) -> Iterator[None]:
+        """Take gradients this way in all parts that have it; "none" changes nothing."""
+        before = [part.gradient for part in self._modes]
+        try:
+            for part in self._modes:
+                if gradient in part.gradients:
+                    part.gradient = gradient
+            yield
+        finally:
+            for part, one in zip(self._modes, before, strict=True):
+                part.gradient = one
+
+    def logits(self, x: Images) -> Logits:
+        """Return the model's logits, within a `session`.
+
+        Raises:
+            InputError: The model raised, or returned something other than logits.
+        """
+        try:
+            output = self.module(x)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"the model failed: {_words(error)}; mend it and resume, completed rows are kept"
+            ) from error
+        return checks.logits(output, len(x))
+
+    @torch.no_grad()
+    def right(self, x: Images, y: Labels, seed: int, repeats: int | None = None) -> Tensor:
+        """Return whether each image is right, (repeats, batch), in evaluations with fresh noise."""
+        with self.session(seed):
+            answers = [self.logits(x).argmax(1) == y for _ in range(repeats or self.repeats)]
+        return torch.stack(answers).cpu()
+
+    @torch.no_grad()
+    def steady(self, x: Images, y: Labels, seed: int, indices: Sequence[int]) -> Tensor:
+        """Return whether each image is right, (1, batch), from a model that seems deterministic.
+
+        Raises:
+            InputError: A second call gives other answers.
+        """
+        with self.session(seed):
+            first, second = self.logits(x), self.logits(x)
+        gaps = _gaps(first, second)
+        if bool((gaps > _SAME).any()):
+            index = indices[int(gaps.argmax())]
+            raise InputError(
+                f"the model is randomised, although its first calls agreed: two calls differ for "
+                f"image {index}; give noise='fresh' and another folder",
+                noise="fresh",
+            )
+        return (first.argmax(1) == y)[None].cpu()
+
+    def attempt(self, attack: Any, gradient: str, x: Images, y: Labels, seed: int) -> Outcome:
+        """Run an attack with one way of taking gradients, seeded by ``seed`` and its own seed.
+
+        Raises:
+            InputError: The attack failed.
+        """
+        if is_dataclass(attack) and any(option.name == "seed" for option in fields(attack)):
+            own = getattr(attack, "seed", None)
+            seed = (seed + own * _MIXING) % 2**31 if isinstance(own, int) else seed
+            attack = replace(attack, seed=seed)  # type: ignore[type-var]
+        try:
+            with self.session(seed), self.taking(gradient):
+                if isinstance(attack, Suite):
+                    return attack.run(self.given, x.clone(), y)
+                return Outcome(attack(self.module, x.clone(), y))
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"attack {attack_name(attack)!r} failed: {_words(error)}; change it, completed "
+                "rows are kept"
+            ) from error
+
+    @torch.no_grad()
+    def denoised(self, x: Images) -> Images | None:
+        """Return what the defence's purification makes of images on their way through the model.
+
+        None: it has none, or did not come to it.
+        """
+        if self._purifier is None:
+            return None
+
+        def stop(_: Any, inputs: tuple[Any, ...]) -> None:
+            raise _ReachedError(inputs[0].detach().clone())
+
+        hook = self._purifier.register_forward_pre_hook(stop)
+        try:
+            with self.session(self._seed):
+                self.module(x)
+        except _ReachedError as reached:
+            with self.session(self._seed):
+                return self._purifier.purify(reached.x[: len(x)])
+        finally:
+            hook.remove()
+        return None
+
+    def _check_shape(self, output: Any, batch: int) -> None:
+        shape = tuple(getattr(output, "shape", ()))
+        if self.classes and shape != (batch, self.classes):
+            raise InputError(
+                f"the model returned shape {shape} for {batch} images; at first it returned "
+                f"{self.classes} logits for each"
+            )
+
+    @torch.no_grad()
+    def _differs(self, x: Images, batch_size: int) -> bool:
+        times = max(3, math.ceil(_ANSWERS / len(x)))
+        todo = [(x[:2], _CALLS), *((block, times) for block in torch.split(x, batch_size))]
+        with self.session(self._seed):
+            for block, calls in todo:
+                first = self.logits(block)
+                for _ in range(calls - 1):
+                    if bool((_gaps(first, self.logits(block)) > _SAME).any()):
+                        return True
+        return False
+
+
+def attack_name(attack: Any) -> str:
+    """Return the name of an attack that was given without one.
+
+    Example:
+        >>> from art_denoised.attacks.pgd import PGD
+        >>> attack_name(PGD(0.1))
+        'pgd'
+    """
+    if isinstance(attack, Suite):
+        return attack.name
+    return str(getattr(attack, "__name__", type(attack).__name__)).lower()
+
+
+class _ReachedError(Exception):
+    """The purification was reached, by these images: the rest of the model need not run."""
+
+    def __init__(self, x: Images) -> None:
+        self.x = x
+
+
+def _checked_noise(noise: str | None, seeded: bool) -> str | None:
+    if noise not in (None, "fixed", "fresh"):
+        raise InputError(f"noise is {noise!r}; give 'fixed', 'fresh' or None")
+    if noise == "fixed" and not seeded:
+        raise InputError(
+            "noise is 'fixed', but no part of the model has a seed that can be set; give None"
+        )
+    return noise
+
+
+def _gaps(first: Logits, second: Logits) -> Tensor:
+    """Return by how much two answers to each image differ, relative to their size."""
+    gaps = (first - second).abs().masked_fill(first == second, 0)  # log-probabilities of -inf too
+    size = first.abs().masked_fill(first.isinf(), 0).max()
+    return gaps.amax(1) / (1 + size)
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

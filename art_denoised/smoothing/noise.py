@@ -1,0 +1,355 @@
+"""Noise, reproducible to the last bit: one stream for each (seed, image index, stage).
+
+A stream is made of parts of `PART` samples, each from a generator of its own. So the noise of a
+sample depends neither on the batch it travels in nor on what was sampled before, and a stream can
+be entered anywhere. The global random state is never touched.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+import mpmath
+import numpy as np
+import torch
+
+from art_denoised import checks
+from art_denoised.checks import InputError
+from art_denoised.smoothing.procedures import Stage
+
+if TYPE_CHECKING:
+    from art_denoised.types import Image, Images
+
+PART = 100
+LEVELS = 255
+_UNDECIDED = np.iinfo(np.int16).min
+_LOW_BITS = np.uint64(48)
+
+
+def fresh_seed() -> int:
+    """Return a seed from the operating system's entropy, below 2^63.
+
+    Example:
+        >>> 0 <= fresh_seed() < 2**63
+        True
+    """
+    return secrets.randbits(63)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamKey:
+    """Which noise stream: its seed, the index of the image in its data set, and the stage."""
+
+    seed: int
+    index: int
+    stage: Stage
+
+    def sequence(self, part: int, extra: int = 0) -> np.random.SeedSequence:
+        """Return the seed sequence of one part; ``extra`` tells apart generators of one part."""
+        spawn_key = (self.index, self.stage, part) + ((extra,) if extra else ())
+        return np.random.SeedSequence(self.seed, spawn_key=spawn_key)
+
+
+class Part(Protocol):
+    """The samples of one part, in order."""
+
+    def take(self, n: int) -> Images:
+        """Return the next ``n`` samples of noise, (n, channels, height, width)."""
+        ...
+
+
+class Noise(Protocol):
+    """A kind of noise around an image. Final: `Gaussian`, and `QuantisedGaussian` for 8 bits."""
+
+    name: ClassVar[str]
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation in image units."""
+        ...
+
+    def tv(self, dimensions: int) -> float:
+        """Bound the distance in total variation from exact noise on so many pixel values."""
+        ...
+
+    def centre(self, x: Image) -> torch.Tensor:
+        """Return what noise is added to."""
+        ...
+
+    def add(self, centre: torch.Tensor, noise: Images) -> Images:
+        """Return noisy images, float32."""
+        ...
+
+    def part(self, key: StreamKey, part: int, shape: Sequence[int], device: torch.device) -> Part:
+        """Open one part of a stream."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Gaussian:
+    """N(0, sigma^2 I) in float32. What it does not guarantee: docs/certificates.md.
+
+    Attributes:
+        sigma: Standard deviation in image units.
+
+    Example:
+        >>> noise = Gaussian(0.25)
+        >>> key = StreamKey(seed=0, index=0, stage=Stage.VOTE)
+        >>> samples = noise.part(key, 0, (3, 8, 8), torch.device("cpu")).take(5)
+        >>> noise.add(noise.centre(torch.zeros(3, 8, 8)), samples).shape
+        torch.Size([5, 3, 8, 8])
+    """
+
+    sigma: float
+    name: ClassVar[str] = "gaussian"
+
+    def tv(self, dimensions: int) -> float:
+        """Return 0: the distance of floating-point noise is not known, and not corrected for."""
+        return 0.0
+
+    def centre(self, x: Image) -> torch.Tensor:
+        """Return the image itself."""
+        return x
+
+    def add(self, centre: torch.Tensor, noise: Images) -> Images:
+        """Return ``centre + sigma * noise``."""
+        return torch.add(centre, noise, alpha=self.sigma)
+
+    def part(self, key: StreamKey, part: int, shape: Sequence[int], device: torch.device) -> Part:
+        """Open one part: numpy's SFC64 on a CPU, the device's own generator elsewhere."""
+        if device.type == "cpu":
+            return _NumpyNormal(key.sequence(part), shape)
+        return _DeviceNormal(key.sequence(part), shape, device)
+
+
+class _NumpyNormal:
+    def __init__(self, sequence: np.random.SeedSequence, shape: Sequence[int]) -> None:
+        channels, height, width = shape
+        self._size = (height, width, channels)  # channels-last in memory, as networks like it
+        self._normal = np.random.Generator(np.random.SFC64(sequence)).standard_normal
+
+    def take(self, n: int) -> Images:
+        noise = torch.from_numpy(self._normal((n, *self._size), dtype=np.float32))
+        return noise.permute(0, 3, 1, 2)
+
+
+class _DeviceNormal:
+    """Parallel generators fill other shapes in another order, so the part is drawn whole."""
+
+    def __init__(
+        self, sequence: np.random.SeedSequence, shape: Sequence[int], device: torch.device
+    ) -> None:
+        channels, height, width = shape
+        seed = int(sequence.generate_state(1, np.uint64)[0])
+        generator = torch.Generator(device).manual_seed(seed)
+        noise = torch.randn((PART, height, width, channels), generator=generator, device=device)
+        self._rest = noise.permute(0, 3, 1, 2)
+
+    def take(self, n: int) -> Images:
+        taken, self._rest = self._rest[:n], self._rest[n:]
+        return taken
+
+
+@dataclass(frozen=True, slots=True)
+class QuantisedGaussian:
+    """round(255 eps) / 255 for eps from N(0, sigma^2 I), drawn in integer arithmetic.
+
+    Attributes:
+        sigma: Standard deviation of eps in image units.
+
+    Example:
+        >>> from art_denoised.smoothing.procedures import Stage
+        >>> noise, x = QuantisedGaussian(0.25), torch.full((1, 8, 8), 51 / 255)
+        >>> part = noise.part(StreamKey(0, 0, Stage.VOTE), 0, x.shape, torch.device("cpu"))
+        >>> noisy = noise.add(noise.centre(x), part.take(3))
+        >>> bool(torch.allclose(noisy * 255, (noisy * 255).round(), atol=1e-4))
+        True
+        >>> noise.tv(3 * 32 * 32) < 1e-12
+        True
+    """
+
+    sigma: float
+    name: ClassVar[str] = "quantised"
+
+    def tv(self, dimensions: int) -> float:
+        """Bound the distance between the sampled noise and the exactly rounded Gaussian.
+
+        Each threshold is rounded by less than 2^-64, and what lies beyond the outermost ones has a
+        probability of less than 2^-64 a side; distances of independent pixel values add up.
+        """
+        return dimensions * (len(cells(self.sigma).thresholds) + 3) * 2.0**-64
+
+    def centre(self, x: Image) -> torch.Tensor:
+        """Return the image as integers.
+
+        Raises:
+            InputError: It is not made of multiples of 1/255.
+        """
+        whole = (x * LEVELS).round()
+        if bool((x * LEVELS - whole).abs().max() > 1e-3):
+            raise InputError(
+                "the image is not an 8-bit one: its pixels are no multiples of 1/255; "
+                "quantise it, or use noise 'gaussian'"
+            )
+        return whole.to(torch.int32)
+
+    def add(self, centre: torch.Tensor, noise: Images) -> Images:
+        """Return ``(centre + noise) / 255``: float32, a function of the integers alone."""
+        return (centre + noise).to(torch.float32) / LEVELS
+
+    def part(self, key: StreamKey, part: int, shape: Sequence[int], device: torch.device) -> Part:
+        """Open one part. The numbers are the same on all devices: they are drawn on the CPU."""
+        return _QuantisedPart(cells(self.sigma), key, part, shape, device)
+
+
+class Cells(NamedTuple):
+    """P(value <= lowest + i) = thresholds[i] / 2^64, ascending; lookup has the first 16 bits."""
+
+    lowest: int
+    thresholds: np.ndarray
+    lookup: np.ndarray
+
+
+@lru_cache(maxsize=16)
+def cells(sigma: float) -> Cells:
+    """Tabulate the rounded Gaussian, in 60 digits.
+
+    Example:
+        >>> cells(0.25).lowest  # of integers that are drawn
+        -579
+    """
+    with mpmath.workdps(60):
+        scale, whole = mpmath.mpf(sigma) * LEVELS, mpmath.mpf(2) ** 64
+        left: list[int] = []  # Phi((j + 1/2) / scale) for j = -1, -2, ...
+        while not left or left[-1] > 0:
+            left.append(
+                int(mpmath.floor(whole * mpmath.ncdf((mpmath.mpf(0.5) - len(left) - 1) / scale)))
+            )
+    left.pop()
+    thresholds = np.array(left[::-1] + [2**64 - t for t in left], dtype=np.uint64)
+    lowest = -len(left)
+    first = np.arange(2**16, dtype=np.uint64) << _LOW_BITS
+    last = first | np.uint64(2**48 - 1)
+    low, high = (np.searchsorted(thresholds, u, side="right") for u in (first, last))
+    lookup = np.where(low == high, low + lowest, _UNDECIDED).astype(np.int16)
+    return Cells(lowest, thresholds, lookup)
+
+
+class _QuantisedPart:
+    """64 uniform bits a value; the last 48 are drawn only where the first 16 leave it open."""
+
+    def __init__(
+        self,
+        table: Cells,
+        key: StreamKey,
+        part: int,
+        shape: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self._cells, self._shape, self._device = table, shape, device
+        self._first, self._more = (np.random.SFC64(key.sequence(part, extra)) for extra in (1, 2))
+
+    def take(self, n: int) -> Images:
+        channels, height, width = self._shape
+        values = channels * height * width
+        words = self._first.random_raw((n, -(-values // 4)))  # whole words a sample
+        prefix = words.view(np.uint16)[:, :values]
+        noise = self._cells.lookup[prefix]
+        rows, columns = np.nonzero(noise == _UNDECIDED)
+        rest = self._more.random_raw(len(rows)) >> np.uint64(16)
+        u = (prefix[rows, columns].astype(np.uint64) << _LOW_BITS) | rest
+        found = np.searchsorted(self._cells.thresholds, u, side="right")
+        noise[rows, columns] = found + self._cells.lowest
+        whole = torch.from_numpy(noise).reshape(n, height, width, channels)
+        return whole.permute(0, 3, 1, 2).to(self._device)
+
+
+_KINDS = {kind.name: kind for kind in (Gaussian, QuantisedGaussian)}
+
+
+def find_noise(
+    name: str, sigma: float, clip_values: tuple[Any, Any] = (0.0, 1.0)
+) -> Gaussian | QuantisedGaussian:
+    """Return the kind of noise called ``name``.
+
+    Args:
+        name: "gaussian" or "quantised".
+        sigma: Standard deviation in image units.
+        clip_values: Smallest and largest pixel value.
+
+    Raises:
+        InputError: There is no such kind, sigma is out of range, or images for quantised noise are
+            not in [0, 1].
+
+    Example:
+        >>> find_noise("quantised", 0.25)
+        QuantisedGaussian(sigma=0.25)
+    """
+    if name not in _KINDS:
+        raise InputError(f"noise is {name!r}; give {' or '.join(map(repr, _KINDS))}")
+    low, high = np.min(clip_values[0]), np.max(clip_values[1])
+    if name == QuantisedGaussian.name and (low, high) != (0, 1):
+        raise InputError(
+            f"clip_values are ({low:g}, {high:g}); quantised noise needs 8-bit images in [0, 1]"
+        )
+    return _KINDS[name](checks.sigma(sigma, clip_values))
+
+
+class Stream:
+    """Consecutive samples of one noise stream.
+
+    Args:
+        noise: Kind of noise.
+        key: Which stream.
+        shape: (channels, height, width) of one sample.
+        device: Where the samples are wanted. A seed fixes them on one kind of device.
+        start: First sample.
+
+    Attributes:
+        position: The next sample.
+
+    Example:
+        >>> key = StreamKey(seed=0, index=0, stage=Stage.VOTE)
+        >>> whole = Stream(Gaussian(1.0), key, (1, 8, 8)).take(250)
+        >>> torch.equal(Stream(Gaussian(1.0), key, (1, 8, 8), start=170).take(80), whole[170:])
+        True
+    """
+
+    def __init__(
+        self,
+        noise: Noise,
+        key: StreamKey,
+        shape: Sequence[int],
+        device: torch.device | str = "cpu",
+        start: int = 0,
+    ) -> None:
+        self._noise, self._key, self._shape = noise, key, shape
+        self._device = torch.device(device)
+        self.position = start
+        self._part: Part  # opened when its first sample is wanted
+        if start % PART:
+            self._part = self._open()
+            self._part.take(start % PART)
+
+    def pieces(self, n: int) -> Iterator[Images]:
+        """Yield the next ``n`` samples in pieces, none beyond the end of a part."""
+        while n:
+            if self.position % PART == 0:
+                self._part = self._open()
+            size = min(n, PART - self.position % PART)
+            yield self._part.take(size)
+            self.position += size
+            n -= size
+
+    def _open(self) -> Part:
+        part = self.position // PART
+        return self._noise.part(self._key, part, self._shape, self._device)
+
+    def take(self, n: int) -> Images:
+        """Return the next ``n`` samples of noise, (n, channels, height, width)."""
+        pieces = list(self.pieces(n))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)

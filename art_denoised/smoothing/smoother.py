@@ -1,0 +1,288 @@
+"""The smoother: a base classifier, its noise and its seed. The one thing that samples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from art_denoised import checks
+from art_denoised.checks import InputError
+from art_denoised.smoothing.modules import DenoisedClassifier
+from art_denoised.smoothing.noise import find_noise
+from art_denoised.smoothing.queries import ApiVoter, Ledger, QueryOnly
+from art_denoised.smoothing.statistics import Certificate, Vote
+from art_denoised.smoothing.stops import FIRST_LOOK, Anytime, Stop, Voting
+from art_denoised.smoothing.voters import NetworkVoter, Task, Voter, drive
+
+if TYPE_CHECKING:
+    from art_denoised.types import Classifier, Denoiser, Images
+
+T = TypeVar("T")
+_THOUSAND_VOTES = Voting()
+
+
+class Smoother:
+    """A base classifier under noise, whose answers can be certified.
+
+    The smoothed classifier returns the class that the base classifier returns most often on
+    ``x + noise`` (Cohen et al., ICML 2019, arXiv 1902.02918). With a denoiser in front of the base
+    it is denoised smoothing (Salman et al., NeurIPS 2020, arXiv 2003.01908). Equal seeds give equal
+    certificates, whatever the batch size and whatever images are certified together.
+
+    Args:
+        base: Module or function from images to logits, in eval mode and on the device to use; or a
+            classifier that can only be queried, such as a `BlackBox`.
+        sigma: Standard deviation of the noise in image units.
+        denoiser: ``denoiser(x_noisy, sigma) -> x_hat``, in front of the base; None: plain
+            randomized smoothing. For a query-only base it runs here, before an image is sent.
+        noise: "gaussian"; or "quantised" for 8-bit images, whose certificates also hold in
+            floating-point arithmetic (docs/certificates.md).
+        seed: Non-negative seed of the noise.
+        batch_size: Number of noisy images that are classified at once. It changes only the speed.
+        clip_values: Smallest and largest pixel value; ``sigma`` is in the same units.
+
+    Attributes:
+        network: The module that is sampled: the base, behind the denoiser if there is one; None
+            for a query-only base.
+
+    Raises:
+        InputError: A value is out of range, or a part of the model is in training mode.
+
+    Example:
+        >>> import torch
+        >>> from art_denoised.smoothing.stops import AtRadii, FixedN
+        >>> base = lambda x: torch.stack([x.mean((1, 2, 3)), -x.mean((1, 2, 3))], dim=1)
+        >>> smoother, x = Smoother(base, sigma=0.25), torch.full((1, 1, 8, 8), 0.5)
+        >>> certificate = smoother.certify(x, FixedN(1000))[0]
+        >>> certificate.label, certificate.radius, certificate.drawn
+        (0, 0.615815, 1000)
+        >>> certificate = smoother.certify(x, AtRadii([0.25], n=1000))[0]
+        >>> certificate.proves(0.25), certificate.drawn
+        (True, 100)
+    """
+
+    def __init__(
+        self,
+        base: Classifier | QueryOnly,
+        *,
+        sigma: float,
+        denoiser: Denoiser | None = None,
+        noise: str = "gaussian",
+        seed: int = 0,
+        batch_size: int = 64,
+        clip_values: tuple[Any, Any] = (0.0, 1.0),
+    ) -> None:
+        self._noise = find_noise(noise, sigma, clip_values)
+        self.base, self.denoiser = base, denoiser
+        self.sigma, self.noise = self._noise.sigma, noise
+        self.seed = checks.count("seed", seed, 0)
+        self.batch_size = checks.count("batch_size", batch_size)
+        self.clip_values = clip_values
+        for part in (base, denoiser):
+            checks.eval_mode(part)
+        self.network: Classifier | None = None
+        self._box: QueryOnly | None = None
+        if isinstance(base, QueryOnly):
+            self._box = base
+        elif denoiser is None:
+            self.network = base
+        else:
+            self.network = DenoisedClassifier(base, denoiser, sigma=self.sigma)
+
+    def record(self, shape: Sequence[int]) -> dict[str, Any]:
+        """Return what an answer says of its samples, except their votes.
+
+        Args:
+            shape: (channels, height, width) of an image.
+
+        Example:
+            >>> import torch
+            >>> Smoother(torch.nn.Flatten().eval(), sigma=0.25).record((1, 8, 8))["dtype"]
+            'float32'
+        """
+        return {
+            "sigma": self.sigma,
+            "seed": self.seed,
+            "dtype": str(checks.model_dtype(self.network)).removeprefix("torch."),
+            "noise": self.noise,
+            "tv": self._noise.tv(int(np.prod(shape))),
+        }
+
+    def prepare(self, x: Any) -> Images:
+        """Return images as they are sampled: checked, float32, on the device of the base.
+
+        Args:
+            x: Array or tensor (batch, channels, height, width) within ``clip_values``.
+
+        Raises:
+            InputError: Something else, or, with quantised noise, images of other than 8 bits.
+        """
+        x = checks.images(x, clip_values=self.clip_values).float()
+        for image in x:
+            self._noise.centre(image)
+        return x.to(checks.model_device(self.network))
+
+    def check(self, x: Images) -> int:
+        """Try the first image before the work starts, and return the number of classes.
+
+        A network is given three images; a query-only base is not asked.
+
+        Args:
+            x: Images (batch, channels, height, width) as `prepare` returns them.
+
+        Raises:
+            InputError: The network is in training mode, cannot take the image, returns something
+                else than logits, or is not a function of each image alone; or the denoiser returns
+                something else than an image.
+        """
+        x = x[:1]
+        if self.network is not None:
+            return checks.classifier(self.network, x.to(checks.model_dtype(self.network)))
+        assert self._box is not None
+        if self.denoiser is not None:
+            checks.eval_mode(self.denoiser)
+            dtype = checks.model_dtype(self.denoiser)
+            x = x.to(checks.model_device(self.denoiser), dtype)
+            checks.denoises(self.denoiser, x, self.sigma)
+        return len(self._box.classes)
+
+    def voter(self, ledger: Ledger | None = None) -> Voter:
+        """Return a voter that samples the base; the caller closes it.
+
+        Args:
+            ledger: Keeps the answers of a query-only base; None: they are kept in memory.
+        """
+        if self.network is not None:
+            return NetworkVoter(
+                self.network, noise=self._noise, seed=self.seed, batch_size=self.batch_size
+            )
+        assert self._box is not None
+        return ApiVoter(
+            self._box, noise=self._noise, seed=self.seed, denoiser=self.denoiser, ledger=ledger
+        )
+
+    def certify(
+        self,
+        x: Any,
+        stop: Stop[Certificate],
+        *,
+        labels: Any = None,
+        first_index: int = 0,
+        earlier: Sequence[Certificate] | None = None,
+    ) -> list[Certificate]:
+        """Certify images in memory.
+
+        Args:
+            x: Images (batch, channels, height, width) within ``clip_values``.
+            stop: `FixedN`, `AtRadii` or `Anytime`.
+            labels: True classes (batch,), by which some rules skip images that are wrong anyway;
+                they never enter a bound. None: no image is skipped.
+            first_index: Index of the first image in its data set. Images of one run need different
+                noise, which their index selects.
+            earlier: Certificates (batch,) of the same images, indices and settings to go on from;
+                only with `Anytime`. That images and indices are the same cannot be checked.
+
+        Returns:
+            A certificate for each image.
+
+        Raises:
+            InputError: Images, labels or model cannot be used, ``earlier`` was made with other
+                settings, or the time did not suffice to select a class and sample once more.
+
+        Example:
+            >>> from art_denoised.smoothing.stops import Anytime
+            >>> import torch
+            >>> base = lambda x: torch.stack([x.mean((1, 2, 3)), -x.mean((1, 2, 3))], dim=1)
+            >>> smoother, x = Smoother(base, sigma=0.25), torch.full((1, 1, 8, 8), 0.5)
+            >>> first = smoother.certify(x, Anytime(200))
+            >>> second = smoother.certify(x, Anytime(2000), earlier=first)
+            >>> first[0].radius < second[0].radius, second[0].n
+            (True, 2000)
+        """
+        images, classes = self._at_the_door(x)
+        true = [None] * len(images) if labels is None else checks.labels(labels, classes).tolist()
+        held = {} if earlier is None else dict(enumerate(earlier))
+        for name, given, values in (
+            ("labels", labels, true),
+            ("earlier certificates", earlier, held),
+        ):
+            if given is not None and len(values) != len(images):
+                raise InputError(
+                    f"there are {len(images)} images and {len(values)} {name}; give one for each"
+                )
+        for index, answer in self._answers(images, stop, true, first_index, held):
+            held[index - first_index] = answer
+        for i in range(len(images)):
+            if i not in held:
+                raise InputError(
+                    f"there was no time to select a class of image {first_index + i} and sample "
+                    "once more; give more seconds or a smaller n0"
+                )
+        return [held[i] for i in range(len(images))]
+
+    def vote(
+        self, x: Any, stop: Stop[Vote] = _THOUSAND_VOTES, *, first_index: int = 0
+    ) -> list[Vote]:
+        """Predict images in memory by majority vote, abstaining where it is too close.
+
+        Args:
+            x: Images (batch, channels, height, width) within ``clip_values``.
+            stop: `Voting`.
+            first_index: Index of the first image in its data set.
+
+        Raises:
+            InputError: Images or model cannot be used.
+
+        Example:
+            >>> import torch
+            >>> base = lambda x: torch.stack([x.mean((1, 2, 3)), -x.mean((1, 2, 3))], dim=1)
+            >>> Smoother(base, sigma=0.25).vote(torch.full((1, 1, 8, 8), 0.5))[0].label
+            0
+        """
+        images, _ = self._at_the_door(x)
+        answers = dict(self._answers(images, stop, [None] * len(images), first_index, {}))
+        return [answers[first_index + i] for i in range(len(images))]
+
+    def _at_the_door(self, x: Any) -> tuple[Images, int]:
+        images = self.prepare(x)
+        return images, self.check(images)
+
+    def _answers(
+        self,
+        images: Images,
+        stop: Stop[T],
+        labels: Sequence[int | None],
+        first_index: int,
+        held: Mapping[int, Certificate],
+    ) -> Iterator[tuple[int, T]]:
+        """Yield (index, answer); with a time limit once for each turn of an image."""
+        first_index = checks.count("first_index", first_index, 0)
+        record = self.record(images.shape[1:])
+        seconds = stop.seconds if isinstance(stop, Anytime) else None
+        end = None if seconds is None else time.monotonic() + seconds
+        with closing(self.voter()) as voter:
+            for turn in _turns(stop):
+                procedures = [
+                    turn.procedure(label, record, held.get(i)) for i, label in enumerate(labels)
+                ]
+                tasks = (
+                    Task(first_index + i, x, procedure)
+                    for i, (x, procedure) in enumerate(zip(images, procedures, strict=True))
+                )
+                yield from drive(tasks, voter, until=end)
+                if end is not None and time.monotonic() >= end:
+                    return
+
+
+def _turns(stop: Stop[T]) -> Iterator[Stop[T]]:
+    """Yield the rule; of one with a time limit doubled sample counts, so that no image waits."""
+    if isinstance(stop, Anytime) and stop.seconds is not None:
+        n = FIRST_LOOK
+        while n < stop.n:
+            yield stop.upto(n)
+            n *= 2
+    yield stop

@@ -1,0 +1,89 @@
+"""The command `attack`: which attacks are meant, and what is refused before any work."""
+
+from __future__ import annotations
+
+import pytest
+
+from art_denoised.checks import InputError
+from art_denoised.cli import attack as command
+from art_denoised.cli import main
+from art_denoised.cli.specs import parse_attacks
+from art_denoised.evaluation import read_attack_log
+from tests.cli.command import MODEL, refusal, words
+
+
+def arguments(out: object, *flags: str, **changes: object) -> list[str]:
+    options = {"model": MODEL, "data": "digits", "max": 4, "eps": 0.1, "out": out}
+    return words("attack", "--quiet", *flags, **(options | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "values"),
+    [
+        ({"attacks": "foo"}, ["'foo'", "pgd", "torchattacks:NAME"]),
+        ({"attacks": "autoatack"}, ["'autoatack'", "autoattack?"]),
+        ({"attacks": "pgd:stps=3"}, ["'stps'", "steps"]),
+        ({"attacks": "pgd:iters=10"}, ["'iters'", "steps"]),
+        ({"attacks": "square:steps"}, ["'steps'", "name=value"]),
+        ({"attacks": "art:"}, ["'art:'", "art:SquareAttack"]),
+        ({"attacks": "torchattacks:steps=3"}, ["torchattacks:SquareAttack"]),
+        ({"attacks": "torchattacks:pgdd"}, ["'pgdd'"]),
+        ({"attacks": ","}, ["','"]),
+        ({"attacks": "apgd-ce:eot=0"}, ["eot is 0"]),
+        ({"attacks": "pgd:loss=mse"}, ["loss", "'mse'"]),
+        ({"attacks": "pgd:eps=0.3"}, ["'eps'"]),
+        ({"attacks": "torchattacks:PGD:eps=0.001"}, ["eps = 0.001"]),
+        ({"seed": -1}, ["seed is -1"]),
+        ({"batch_size": 0}, ["batch_size is 0"]),
+        ({"eps": 8}, ["eps is 8", "8/255"]),
+        ({"eps": "0.1,0"}, ["--eps", "0.1", "0"]),
+        ({"eps": "8/0"}, ["'8/0'"]),
+        ({"noise": "loud"}, ["loud", "fixed", "fresh"]),
+    ],
+    ids=str,
+)
+def test_refused_before_any_work(tmp_path, capsys, monkeypatch, changes, values):
+    monkeypatch.setattr(command.AttackedModelOptions, "load", lambda self: pytest.fail("loaded"))
+    message = refusal(capsys, arguments(tmp_path / "out", **changes))
+    for value in values:
+        assert value in message
+
+
+def test_gradients_that_the_model_has_not(tmp_path, capsys):
+    message = refusal(capsys, arguments(tmp_path, attacks="pgd", gradients="bpda"))
+    assert "bpda" in message
+    assert not (tmp_path / "attack.jsonl").exists()
+
+
+def test_classes_of_torchattacks_are_found_in_any_case():
+    pytest.importorskip("torchattacks")
+    (_, attack), *_ = parse_attacks(["torchattacks:pgdl2:steps=3"], [0.5], "l2")
+    assert (attack.kind, attack.options) == ("PGDL2", {"steps": 3})
+
+
+def test_options_are_python_values():
+    (_, attack), *_ = parse_attacks(["pgd:steps=7:loss=margin:random_start=False"], [0.5], "l2")
+    assert (attack.steps, attack.loss, attack.random_start) == (7, "margin", False)
+    with pytest.raises(InputError, match=r"steps is 7\.5"):
+        parse_attacks(["apgd-ce:steps=7.5"], [0.5], "l2")
+
+
+def test_the_command_chooses_attacks_that_suit_the_model(tmp_path, capsys, monkeypatch):
+    """Cut short: what is looked at is the choice."""
+    monkeypatch.setattr(command, "DETERMINISTIC", ("pgd:steps=2",))
+    monkeypatch.setattr(command, "RANDOMISED", ("pgd:steps=2:eot=2",))
+    chosen = {}
+    for factory in (MODEL, "tests.evaluation.defects:Coin"):
+        out = tmp_path / factory.rpartition(":")[2]
+        assert main(arguments(out, "--no-checks", model=factory, eps="25/255")) == 0
+        log = read_attack_log(out)
+        chosen[log.settings["randomised"]] = log.settings["attacks"][0]["name"]
+        assert log.settings["attacks"][0]["eps"] == 25 / 255
+    assert chosen == {False: "pgd:steps=2", True: "pgd:steps=2:eot=2"}
+    assert "attack.jsonl" in capsys.readouterr().out
+
+
+def test_the_sample_is_recorded(tmp_path):
+    assert main(arguments(tmp_path, "--no-checks", attacks="pgd:steps=1", skip=2, max=3)) == 0
+    settings = read_attack_log(tmp_path).settings
+    assert (settings["data"], settings["skip"], settings["max"]) == ("digits", 2, 3)

@@ -1,0 +1,125 @@
+"""The command line as a whole: help pages, exit codes, and what is said of a bad command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from art_denoised import __version__
+from art_denoised.checks import InputError
+from art_denoised.cli import build_app, main
+from tests.cli.command import ROOT, certify, process, refusal, words
+
+COMMANDS = [
+    *("demo", "certify", "predict", "attack", "train-denoiser", "train-diffusion"),
+    *("train-robust", "table", "plot", "report", "verify"),
+]
+
+
+def test_all_commands_are_on_the_first_page(capsys):
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    summaries = dict(line.split(maxsplit=1) for line in lines if line.startswith("  "))
+    assert all(len(summaries[command]) > 20 for command in COMMANDS)
+    assert main([]) == 0
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_explained(capsys, command):
+    assert main([command, "-h"]) == 0
+    page = capsys.readouterr().out
+    collection = build_app()[command].assemble_argument_collection(parse_docstring=True)
+    for argument in collection.filter_by(show=True):
+        assert argument.parameter.help, argument.name
+        assert argument.name.lstrip("-") in page
+    assert "\x1b" not in page  # plain where it is no terminal
+    assert "`" not in page
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; from art_denoised.cli import main;"
+        "[main([*command.split(), '--help']) for command in sys.argv[1:]];"
+        "assert not {'torch', 'numpy', 'scipy', 'art', 'matplotlib'} & set(sys.modules)"
+    )
+    words = [sys.executable, "-c", code, "", *COMMANDS]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("[OPTIONS]") == len(COMMANDS)
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "values"),
+    [
+        (["frobnicate"], ["frobnicate"]),
+        (["certfy"], ["certfy", '"certify"']),
+        (["certify"], ["--model"]),
+        (["certify", "--modle", "x"], ["--modle", "--model"]),
+        (["table", "x", "--radi", "0"], ["--radi", "--radii"]),
+        (["table", "--radii", "0"], ["LOG"]),
+        (["demo", "--images", "0"], ["images", "0"]),
+        (["demo", "--images", "many"], ["--images", "many"]),
+        (["demo", "extra", "words"], ["extra"]),
+        (["demo", "--out", ""], ["--out", "empty"]),
+        (["demo", "--out="], ["--out", "empty"]),
+        (["table", ""], ["empty"]),
+    ],
+)
+def test_bad_command_lines(capsys, arguments, values):
+    message = refusal(capsys, arguments)
+    for value in values:
+        assert value in message
+
+
+@pytest.mark.parametrize("option", ["model", "denoiser", "data", "sigma", "radii", "noise", "max"])
+def test_an_unset_variable_of_the_shell_is_refused(tmp_path, capsys, option):
+    message = refusal(capsys, certify(tmp_path, **{option: ""}))
+    assert f"--{option} is empty" in message
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_last_of_a_repeated_option_counts(capsys):
+    message = refusal(capsys, ["table", "x.jsonl", "--radii", "0", "--radii", "a"])
+    assert "'a'" in message
+
+
+def test_errors_of_the_library_name_the_option_that_mends_them(capsys, monkeypatch):
+    def fail(*arguments: object, **options: object) -> None:
+        raise InputError("a is b", resume=True, batch_size=3)
+
+    monkeypatch.setattr("art_denoised.demo.run.run_demo", fail)
+    assert "a is b (pass --resume --batch-size 3)" in refusal(capsys, ["demo"])
+
+
+def test_bugs_are_not_hidden(monkeypatch):
+    def fail(*arguments: object, **options: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("art_denoised.demo.run.run_demo", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        main(["demo"])
+
+
+def test_a_reader_that_has_gone_is_no_error():
+    log = ROOT / "results" / "cifar10" / "none-0.25" / "certify.jsonl"
+    with process("table", str(log)) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        run.stdout.close()
+        assert run.stderr.read() == ""
+    assert run.returncode == 0
+
+
+def test_the_module_is_the_program():
+    run = process(*words("demo", images=0))
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 2
+    assert errors.count("\n") == 1

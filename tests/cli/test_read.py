@@ -1,0 +1,106 @@
+"""The commands that read logs: `table`, `plot` and `verify`; `report` is tested in its own room."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from art_denoised.cli import main
+from art_denoised.evaluation import read_log
+from tests.cli.command import DENOISER, certify, refusal, words
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run of full radii with its TSV, and one of two radii."""
+    folder = tmp_path_factory.mktemp("runs")
+    options = {"denoiser": DENOISER, "n": 1000, "max": 20}
+    assert main(certify(folder / "all", "--tsv", **options)) == 0
+    assert main(certify(folder / "radii", radii="0,0.25", **options)) == 0
+    return folder
+
+
+def printed_json(capsys, arguments: list[str]):
+    capsys.readouterr()
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", ["certify.jsonl", "certify.tsv", ""])
+def test_a_table_of_a_log_or_of_its_folder(runs, capsys, name):
+    rows = read_log(runs / "all" / "certify.jsonl").rows
+    table = printed_json(capsys, words("table", str(runs / "all" / name), radii="0,0.25"))
+    assert [set(entry) for entry in table] == [{"radius", "certified_accuracy", "low", "high"}] * 2
+    assert table[1]["radius"] == 0.25
+    expected = np.mean([row.correct and row.radius >= 0.25 for row in rows])
+    assert table[1]["certified_accuracy"] == pytest.approx(expected)
+
+
+def test_several_logs_are_named(runs, capsys):
+    logs = [str(runs / name) for name in ("all", "radii")]
+    table = printed_json(capsys, ["table", *logs, "--radii", "0"])
+    assert [entry["log"] for entry in table] == logs
+
+
+def test_the_radii_of_a_run_are_the_default(runs, capsys):
+    logs = [str(runs / name) for name in ("all", "radii")]
+    assert [entry["radius"] for entry in printed_json(capsys, ["table", logs[1]])] == [0, 0.25]
+    both = [printed_json(capsys, words("table", log, radii="0,0.25")) for log in logs]
+    shares = [[entry["certified_accuracy"] for entry in table] for table in both]
+    assert shares[0] == pytest.approx(shares[1], abs=0.051)
+
+
+def test_other_radii_than_those_of_the_run_are_lower_bounds(runs, tmp_path, capsys):
+    log = str(runs / "radii")
+    assert main(words("table", log, radii="0,0.5")) == 0
+    assert "radii 0, 0.25" in capsys.readouterr().err
+    assert main(words("plot", log, out=tmp_path / "plot.png")) == 0
+    assert "radii 0, 0.25" in capsys.readouterr().err
+    assert main(words("table", log, radii="0.25")) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.pdf", b"%PDF")])
+def test_plot(runs, tmp_path, name, start):
+    assert main(["plot", str(runs / "all"), "-o", str(tmp_path / name), "--title", "Digits"]) == 0
+    assert (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_verify_counts_rows(runs, capsys):
+    assert main(words("verify", str(runs / "all"), str(runs / "radii"), family_alpha=0.05)) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("20 of 20 rows") == 2
+    assert printed.count("0.95") == 2
+
+
+def test_a_log_of_predict_has_no_radii(tmp_path, capsys):
+    arguments = certify(tmp_path)
+    arguments[0] = "predict"
+    assert main(arguments) == 0
+    message = refusal(capsys, ["table", str(tmp_path)])
+    assert str(tmp_path) in message
+    assert "predict" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "values"),
+    [
+        (["table", "missing.jsonl"], ["missing.jsonl"]),
+        (["table", "README.md"], ["README.md"]),
+        (["table", "tests"], ["tests", "certify.jsonl"]),
+        (["table", "x", "--radii", "a"], ["radii", "'a'"]),
+        (["table", "x", "--radii", "-1"], ["radii", "-1"]),
+        (["plot", "README.md", "-o", "a.png"], ["README.md"]),
+        (["verify", "README.md"], ["README.md"]),
+        (["verify", "missing.jsonl"], ["missing.jsonl"]),
+        (["verify", "README.md", "--family-images", "9"], ["--family-alpha"]),
+        (["report", "x", "--json", "--tsv"], ["--json", "--tsv"]),
+        (["report", "missing"], ["missing"]),
+    ],
+)
+def test_bad_commands(capsys, arguments, values):
+    message = refusal(capsys, arguments)
+    for value in values:
+        assert value in message

@@ -1,0 +1,120 @@
+"""What all our ART classifiers share: layers, parameters, warnings, a short repr."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from art.attacks.evasion import FeatureAdversariesNumpy, NewtonFool
+from art.defences.postprocessor import ReverseSigmoid
+from art.estimators.classification import PyTorchClassifier
+from art.preprocessing.standardisation_mean_std import StandardisationMeanStdPyTorch
+from torch import nn
+
+from art_denoised import FeatureDenoisingClassifier, RobustDiffusionClassifier, RobustTrainer
+from art_denoised.checks import InputError
+from art_denoised.demo import digits_diffusion, digits_network
+from art_denoised.diffusion import noise_levels
+
+
+def feature_denoising() -> FeatureDenoisingClassifier:
+    return FeatureDenoisingClassifier(
+        digits_network(), input_shape=(1, 8, 8), nb_classes=10, operation=None, device_type="cpu",
+        optimizer=torch.optim.SGD(digits_network().parameters(), lr=0.1),
+    )  # fmt: skip
+
+
+def rdc() -> RobustDiffusionClassifier:
+    return RobustDiffusionClassifier(
+        digits_diffusion(), input_shape=(1, 8, 8), steps=1, levels=noise_levels(4), seed=0,
+        device_type="cpu",
+    )  # fmt: skip
+
+
+MAKERS = {"feature denoising": feature_denoising, "rdc": rdc}
+X = np.random.default_rng(0).random((4, 1, 8, 8), dtype=np.float32)
+
+
+@pytest.fixture(params=MAKERS)
+def defence(request):
+    return MAKERS[request.param]()
+
+
+def test_layers_of_a_network_are_those_that_art_reads():
+    ours, plain = feature_denoising(), PyTorchClassifier(
+        feature_denoising().model, nn.CrossEntropyLoss(), (1, 8, 8), 10, device_type="cpu"
+    )  # fmt: skip
+    names = [name for name, _ in ours.model.named_children()]
+    assert ours.layer_names == names
+    for layer in (names[0], 1, -1):
+        found = ours.get_activations(X, layer, batch_size=3)
+        module = dict(ours.model.named_children())[names[layer] if layer in (1, -1) else layer]
+        seen = []
+        module.register_forward_hook(lambda m, a, out, seen=seen: seen.append(out.detach()))
+        ours.model(torch.from_numpy(X))
+        np.testing.assert_allclose(found, seen[0].numpy(), rtol=1e-5, atol=1e-6)
+    assert type(plain.get_activations(X, names[0])) is type(ours.get_activations(X, names[0]))
+    for wrong in ("no such", 99, None):
+        with pytest.raises(InputError, match=names[0]):
+            ours.get_activations(X, wrong)
+
+
+def test_attacks_on_features_run():
+    ours = feature_denoising()
+    attack = FeatureAdversariesNumpy(ours, delta=0.2, layer=ours.layer_names[-2])
+    x_adv = attack.generate(X[:1], X[1:2], maxiter=2)
+    assert x_adv.shape == (1, 1, 8, 8)
+    gradient = ours.custom_loss_gradient(torch.norm, X[:1], X[1:2], ours.layer_names[0])
+    assert np.abs(gradient).max() > 0
+
+
+def test_layers_of_copies_are_refused():
+    for call in (
+        lambda: rdc().get_activations(X, 0),
+        lambda: rdc().custom_loss_gradient(torch.norm, X, X, "0"),
+    ):
+        with pytest.raises(InputError, match="RobustDiffusionClassifier"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preprocessing_defences": [StandardisationMeanStdPyTorch(0.5, 2.0)]},
+        {"postprocessing_defences": [ReverseSigmoid()]},
+        {"preprocessing": (0.5, 2.0)},
+    ],
+)
+def test_defences_that_only_some_methods_would_see_are_refused(defence, changes):
+    before = defence.predict(X)
+    with pytest.raises(InputError, match=next(iter(changes))):
+        defence.set_params(**changes)
+    np.testing.assert_array_equal(defence.predict(X), before)
+    defence.set_params(preprocessing_defences=None, postprocessing_defences=[])
+
+
+def test_images_in_other_units_are_classified_with_one_warning(defence):
+    with pytest.warns(UserWarning, match="clip_values"):
+        assert defence.predict(X * 255).shape == (4, 10)
+    assert defence.predict(X * 255).shape == (4, 10)  # once, or an attack would warn at each step
+    with pytest.raises(InputError):
+        defence.predict(X * np.nan)
+
+
+def test_an_attack_that_clips_at_the_end_runs():
+    x_adv = NewtonFool(feature_denoising(), max_iter=2, verbose=False).generate(X)
+    assert x_adv.shape == X.shape
+
+
+def test_a_defence_prints_as_a_line(defence):
+    assert len(repr(defence).splitlines()) == 1
+    assert "nb_classes=10" in repr(defence)
+    assert "cpu" in repr(defence)
+
+
+def test_a_trainer_takes_images_in_the_unit_range_only():
+    classifier = PyTorchClassifier(
+        digits_network(), nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 255)
+    )
+    with pytest.raises(InputError, match="255"):
+        RobustTrainer(classifier)

@@ -1,0 +1,196 @@
+"""Runs against the clock: sound wherever they stop, and the same however often they did."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from art_denoised.checks import InputError
+from art_denoised.data import load_data
+from art_denoised.demo import digits_classifier
+from art_denoised.evaluation.certify import certify, predict
+from art_denoised.evaluation.rows import read_log
+from art_denoised.smoothing.smoother import Smoother
+from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN, Voting
+
+COMMON = {"indices": range(8), "progress": False}
+
+
+def smoother(base: nn.Module | None = None, sigma: float = 0.25) -> Smoother:
+    return Smoother(digits_classifier() if base is None else base, sigma=sigma)
+
+
+class Slow(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = digits_classifier()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.01)
+        return self.net(x)
+
+
+def test_interrupted_and_resumed_runs_end_in_the_same_rows(tmp_path):
+    """Interrupted wherever the clock will have it, inside turns and parts of noise streams."""
+    slow, data = smoother(Slow().eval()), load_data("digits")
+    whole = certify(slow, data, Anytime(700, seconds=120), run=tmp_path / "whole", **COMMON)
+    runs = 0
+    log = None
+    while log is None or len(log.rows) < 8 or any(unfinished(row, 700) for row in log.rows):
+        stop = Anytime(700, seconds=0.25)
+        log = certify(slow, data, stop, run=tmp_path / "parts", resume=runs > 0, **COMMON)
+        runs += 1
+        assert runs < 60
+    assert runs > 3
+    assert log.rows == whole.rows
+    assert read_log(tmp_path / "parts").rows == whole.rows
+
+
+def unfinished(row, n: int) -> bool:
+    return row.n < n and bool(row.counts)
+
+
+def test_more_time_tightens(tmp_path):
+    data = load_data("digits")
+    few = certify(smoother(), data, Anytime(200), run=tmp_path, **COMMON)
+    more = certify(smoother(), data, Anytime(2000), run=tmp_path, resume=True, **COMMON)
+    certified = [(a, b) for a, b in zip(few.rows, more.rows, strict=True) if a.prediction != -1]
+    assert len(certified) > 4
+    assert all(b.n == 2000 for _, b in certified)
+    assert sum(b.radius > a.radius for a, b in certified) >= len(certified) - 1
+    log = (tmp_path / "certify.jsonl").read_text().splitlines()
+    assert len(log) > 1 + 2 * len(more.rows)  # every turn is a row: a killed run keeps them
+
+
+def test_the_deadline_is_kept(tmp_path):
+    start = time.monotonic()
+    slow = smoother(Slow().eval())
+    log = certify(slow, load_data("digits"), Anytime(seconds=0.5), run=tmp_path, **COMMON)
+    assert time.monotonic() - start < 5
+    assert all(0 <= row.n < 100_000 for row in log.rows)
+
+
+def test_images_that_are_wrong_cost_nothing_more(tmp_path):
+    stop = Anytime(200)
+    log = certify(
+        smoother(sigma=0.5), load_data("digits"), stop, run=tmp_path, indices=range(60),
+        progress=False,
+    )  # fmt: skip
+    skipped = [row for row in log.rows if row.n == 0]
+    assert skipped
+    assert all(not row.correct for row in skipped)
+    assert all(row.n == 200 for row in log.rows if row not in skipped)
+
+
+STOPS = {"fixed": FixedN(150), "radii": AtRadii([0.0, 0.25], 1000), "anytime": Anytime(300)}
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_a_log_holds_what_certify_says_of_each_image(tmp_path, name):
+    """Batches are shared between images, and no certificate depends on it."""
+    stop, data = STOPS[name], load_data("digits")
+    log = certify(smoother(), data, stop, run=tmp_path, indices=[3, 17, 40], progress=False)
+    for row in log.rows:
+        x, label = data[row.index]
+        alone = smoother().certify(x[None], stop, labels=[label], first_index=row.index)[0]
+        assert row.certificate == alone
+        assert row.label == label
+
+
+def test_a_predict_log_holds_the_votes_of_each_image(tmp_path):
+    data = load_data("digits")
+    log = predict(smoother(), data, Voting(120), run=tmp_path, indices=[3, 17], progress=False)
+    for row in log.rows:
+        assert (
+            row.vote
+            == smoother().vote(data[row.index][0][None], Voting(120), first_index=row.index)[0]
+        )
+
+
+@pytest.mark.parametrize("cut", [1, 2, 4])
+def test_a_killed_run_ends_in_the_rows_of_one_that_was_not(tmp_path, cut):
+    options = {"run": tmp_path, "indices": range(5), "progress": False}
+    whole = certify(smoother(), load_data("digits"), FixedN(100), **options)
+    path = tmp_path / "certify.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:cut]) + lines[cut][:20])
+    again = certify(smoother(), load_data("digits"), FixedN(100), resume=True, **options)
+    assert again.rows == whole.rows == read_log(path).rows
+
+
+class Changed:
+    """The digits, one of them with another pixel, or another label."""
+
+    def __init__(self, *, pixel: float = 0.0, label: int | None = None) -> None:
+        self._digits, self._pixel, self._label = load_data("digits"), pixel, label
+
+    def __len__(self) -> int:
+        return len(self._digits)
+
+    def __getitem__(self, index: int):
+        x, label = self._digits[index]
+        if index != 2:
+            return x, label
+        x = x.clone()
+        x[0, 0, 0] = self._pixel
+        return x, label if self._label is None else self._label
+
+
+def sloping(slope: float = 0.1, **attributes: object) -> nn.Module:
+    """Networks of equal weights."""
+    net = nn.Sequential(nn.LeakyReLU(slope), digits_classifier()).eval()
+    for name, value in attributes.items():
+        setattr(net, name, value)
+    return net
+
+
+@pytest.mark.parametrize("stop", [FixedN(100), Anytime(200)])
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"data": Changed(pixel=0.51)}, "pixels"),
+        ({"data": Changed(label=9)}, "labels"),
+        ({"indices": [0, 1, 3]}, "indices"),
+        ({"base": sloping(0.2)}, "structure"),
+        ({"base": sloping(shift=0.5)}, "attributes"),
+        ({"sigma": 0.3}, "sigma is 0.25, not 0.3"),
+        ({"identity": {"model": "b"}}, "model is 'a', not 'b'"),
+    ],
+)
+def test_rows_of_different_runs_are_never_mixed(tmp_path, stop, change, word):
+    """Votes of both would be added: a radius of .501 where the true one was .08."""
+
+    def start(resume=False, base=None, sigma=0.25, data=None, **more):
+        more = {"indices": [0, 1, 2], "identity": {"model": "a"}, **more}
+        certify(
+            smoother(base or sloping(), sigma), data or Changed(), stop, run=tmp_path,
+            resume=resume, progress=False, **more,
+        )  # fmt: skip
+
+    start()
+    before = (tmp_path / "certify.jsonl").read_bytes()
+    with pytest.raises(InputError, match=word) as error:
+        start(resume=True, **change)
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "certify.jsonl").read_bytes() == before
+    start(resume=True)
+
+
+@pytest.mark.parametrize(
+    ("entry", "word"),
+    [
+        ((torch.zeros(1, 9, 9), 0), "image 1.*9, 9"),
+        ((torch.zeros(1, 8, 8), 0, "id"), "image 1.*3 values"),
+        (("picture", 0), "image 1.*str"),
+        ((torch.zeros(1, 8, 8), 1.5), "image 1.*label"),
+        ((torch.zeros(1, 8, 8), 11), "image 1.*11"),
+    ],
+)
+def test_data_that_cannot_be_used_are_named_before_the_work(tmp_path, entry, word):
+    data = [(torch.zeros(1, 8, 8), 0), entry]
+    with pytest.raises(InputError, match=word):
+        certify(smoother(), data, FixedN(100), run=tmp_path, progress=False)
+    assert not (tmp_path / "certify.jsonl").exists()

@@ -1,0 +1,310 @@
+"""Votes that depend on nothing but the image, its index and the seed, however they are packed."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from art_denoised.checks import InputError
+from art_denoised.smoothing import (
+    Draw,
+    Gaussian,
+    Looks,
+    NetworkVoter,
+    Stage,
+    Stream,
+    StreamKey,
+    Task,
+    certifying,
+    drive,
+    voters,
+)
+from art_denoised.smoothing.voters import takes_channels_last
+
+ROOT = Path(__file__).parent.parent.parent
+NOISE = Gaussian(0.5)
+
+
+def counting(*sizes: int):
+    """A procedure that asks for votes in these portions and returns them all."""
+    total: dict[int, int] = {}
+    start = 0
+    for size in sizes:
+        votes = yield Draw(Stage.ESTIMATION, start, start + size)
+        start += size
+        total = {c: total.get(c, 0) + votes.get(c, 0) for c in sorted({*total, *votes})}
+    return total
+
+
+def answers(base, tasks, until=None, *, noise=NOISE, seed=3, **options):
+    return drive(tasks, NetworkVoter(base, noise=noise, seed=seed, **options), until=until)
+
+
+def class_counts(base, x, n, **options):
+    ((_, counts),) = answers(base, [Task(5, x, counting(n))], **options)
+    return counts
+
+
+def small_net(dtype: torch.dtype) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32 * 16, 10),
+        )
+    return net.to(dtype).eval()
+
+
+IMAGE = torch.linspace(0, 1, 192).reshape(3, 8, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_counts_of_a_network_do_not_depend_on_the_batch_size(dtype):
+    net = small_net(dtype)
+    counts = [class_counts(net, IMAGE, 500, batch_size=size) for size in (1, 7, 64, 250)]
+    assert counts[0] == counts[1] == counts[2] == counts[3]
+    assert sum(counts[0].values()) == 500
+    assert len(counts[0]) > 1
+
+
+class Rounding(nn.Module):
+    """A classifier whose near ties are broken by the batch it is in, as by another kernel."""
+
+    def __init__(self, dtype: torch.dtype, error: float) -> None:
+        super().__init__()
+        self.weight, self.error = nn.Parameter(torch.ones((), dtype=dtype)), error
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        coarse = x.float().mean((1, 2, 3)).round() / 100
+        error = self.error * (len(x) % 2 - 0.5)
+        return torch.stack([coarse, coarse + error, coarse - 1], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)], ids=str
+)
+def test_near_ties_are_decided_by_a_pass_of_their_own(dtype, error):
+    """The arithmetic says what is near: a bfloat16 network may end in float32 logits."""
+    base = Rounding(dtype, error)
+
+    def counts(batch_size: int) -> dict[int, int]:
+        return class_counts(base, IMAGE, 300, batch_size=batch_size)
+
+    assert counts(1) == counts(7) == counts(64)
+    noise = Stream(NOISE, StreamKey(3, 5, Stage.ESTIMATION), IMAGE.shape).take(300)
+    together = base((IMAGE + 0.5 * noise).to(dtype)).argmax(1)
+    assert Counter(together.tolist()) != counts(1)  # the batch would have its say
+
+
+def in_place(x: torch.Tensor) -> torch.Tensor:
+    coarse = x.sub_(0.5).float().mean((1, 2, 3)).round()  # always near a tie
+    return torch.stack([coarse, coarse + 1e-9, coarse - x.float().mean((1, 2, 3))], dim=1)
+
+
+def test_a_network_may_write_into_its_input():
+    def out_of_place(x: torch.Tensor) -> torch.Tensor:
+        return in_place(x.clone())
+
+    assert class_counts(in_place, IMAGE, 300) == class_counts(out_of_place, IMAGE, 300)
+
+
+def test_counts_are_those_of_a_literal_loop():
+    net = small_net(torch.float32)
+    votes: dict[int, int] = {}
+    with torch.no_grad():
+        for noise in Stream(NOISE, StreamKey(3, 5, Stage.ESTIMATION), IMAGE.shape).take(300):
+            label = int(net((IMAGE + 0.5 * noise)[None]).argmax())
+            votes[label] = votes.get(label, 0) + 1
+    assert class_counts(net, IMAGE, 300) == votes
+
+
+def images(count: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(3, 8, 8, generator=generator) for _ in range(count)]
+
+
+@given(st.integers(1, 130), st.lists(st.integers(1, 90), min_size=1, max_size=4))
+@settings(max_examples=15)
+def test_packing_changes_no_vote(batch_size, sizes):
+    net = small_net(torch.float32)
+    alone = {
+        i: dict(answers(net, [Task(i, x, counting(sum(sizes)))]))[i]
+        for i, x in enumerate(images(5))
+    }
+    tasks = [Task(i, x, counting(*sizes)) for i, x in enumerate(images(5))]
+    assert dict(answers(net, tasks, batch_size=batch_size)) == alone
+
+
+def test_early_stopping_saves_passes_and_batches_are_full():
+    sizes = []
+
+    def base(x: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        return torch.eye(4)[torch.zeros(len(x), dtype=torch.long)]
+
+    plan = {"n0": 30, "alpha": 0.001, "sigma": 0.5, "radii": [0.25]}
+    tasks = (Task(i, x, certifying(Looks(100, 10_000), **plan)) for i, x in enumerate(images(20)))
+    certificates = dict(answers(base, tasks, batch_size=64))
+    assert all(c.drawn == 100 and c.proves(0.25) for c in certificates.values())
+    assert sizes.pop(0) == 2  # to see which memory order the network takes
+    assert sum(sizes) == 20 * 130  # not one sample of those that were not asked for
+    assert sizes.count(64) >= len(sizes) - 3  # the last image has no others to share with
+
+
+def test_no_more_images_are_opened_than_fill_a_batch():
+    opened = []
+
+    def tasks():
+        for i in range(50):
+            opened.append(i)
+            yield Task(i, IMAGE, counting(100, 100))
+
+    for finished, _ in enumerate(answers(small_net(torch.float32), tasks())):
+        assert len(opened) <= finished + 3
+
+
+def test_stopping_hands_over_the_votes_so_far(monkeypatch):
+    """The clock is the number of passes; the first one is to see the memory order."""
+    passes = []
+    monkeypatch.setattr(voters.time, "monotonic", lambda: len(passes))
+
+    def base(x: torch.Tensor) -> torch.Tensor:
+        passes.append(len(x))
+        return torch.eye(4)[torch.zeros(len(x), dtype=torch.long)]
+
+    found = answers(base, [Task(0, IMAGE, counting(1000))], until=4, batch_size=64)
+    assert list(found) == [(0, {0: 192})]
+
+
+class OutOfOrder:
+    """A voter that answers draws sample by sample, the last one first."""
+
+    appetite = 1
+
+    def __init__(self) -> None:
+        self.samples: list[tuple[Task, Draw]] = []
+
+    @property
+    def pending(self) -> int:
+        return len(self.samples)
+
+    def submit(self, task: Task, draw: Draw) -> None:
+        for sample in range(draw.start, draw.stop):
+            self.samples.append((task, Draw(draw.stage, sample, sample + 1)))
+
+    def next(self) -> tuple[Task, Draw, dict[int, int]]:
+        task, draw = self.samples.pop()
+        return task, draw, {draw.start % 3: 1}
+
+    def close(self) -> None:
+        self.samples.clear()
+
+
+def test_parts_may_come_in_any_order():
+    found = drive([Task(0, IMAGE, counting(10, 20))], OutOfOrder())
+    assert list(found) == [(0, {0: 10, 1: 10, 2: 10})]
+
+
+def test_a_later_run_goes_on_where_all_samples_before_have_come(monkeypatch):
+    """Nine of ten votes are there when the time is up, but not the first one."""
+    voter = OutOfOrder()
+    monkeypatch.setattr(voters.time, "monotonic", lambda: -len(voter.samples))
+    assert list(drive([Task(0, IMAGE, counting(10))], voter, until=-1)) == []
+
+
+def test_a_procedure_may_have_nothing_to_ask():
+    def done():
+        return "earlier"
+        yield
+
+    assert list(answers(small_net(torch.float32), [Task(4, IMAGE, done())])) == [(4, "earlier")]
+
+
+@pytest.mark.parametrize("more", ["peak(5000, 1)", "peak(10, 500)", "peak(200, 1, radii=5000)"])
+def test_memory_is_flat_in_n_images_and_radii(more):
+    """Peak memory of a process that samples 200 and then 5,000 copies (245 MB of noise)."""
+    script = f"""
+import resource, torch
+from tests.smoothing.test_voters import Gaussian, Looks, Task, answers, certifying, counting
+def procedure(n, radii):
+    if not radii:
+        return counting(n)
+    some = [i / 1000 for i in range(radii)]
+    return certifying(Looks(100, n), n0=10, alpha=0.001, sigma=1.0, radii=some)
+def peak(n, images, radii=0):
+    tasks = (Task(i, torch.zeros(3, 64, 64), procedure(n, radii)) for i in range(images))
+    base = lambda x: x.flatten(1)[:, :4]
+    for _ in answers(base, tasks, noise=Gaussian(1.0), seed=0, batch_size=50):
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+few = peak(200, 1)
+print({more} - few)
+"""
+    grown = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, cwd=ROOT
+    )
+    assert int(grown.stdout) < 20_000  # kilobytes
+
+
+def test_global_random_state_is_untouched():
+    before = torch.get_rng_state(), np.random.get_state()[1], random.getstate()
+    class_counts(small_net(torch.float32), IMAGE, 50)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])
+    assert before[2] == random.getstate()
+
+
+def test_networks_that_flatten_with_view_get_the_default_order(digits):
+    net = nn.Conv2d(1, 4, 3, padding=1)
+
+    def base(x: torch.Tensor) -> torch.Tensor:
+        return net(x).view(len(x), -1)[:, ::16]
+
+    colour = torch.rand(3, 8, 8)
+    assert not takes_channels_last(lambda x: x.view(len(x), -1), colour)
+    assert takes_channels_last(small_net(torch.float32), colour)
+    assert sum(class_counts(base, digits[0][0], 10).values()) == 10
+
+
+@pytest.mark.parametrize(
+    ("output", "word"),
+    [
+        (lambda x: torch.full((len(x), 3), float("nan")), "NaN"),
+        (lambda x: x, "shape"),
+        (lambda x: torch.zeros(1, 3), "shape"),
+        (lambda x: torch.zeros(len(x), 1), "shape"),
+        (lambda x: [1, 2], "list"),
+        (lambda x: (x, 1), r"tuple; .*model\(x\)\[0\]"),
+        (lambda x: {"scores": x}, r"dict; .*model\(x\)\['scores'\]"),
+    ],
+)
+def test_what_is_no_logits_is_refused(output, word):
+    with pytest.raises(InputError, match=word):
+        class_counts(output, IMAGE, 10)
+
+
+def test_inner_gradients_are_possible():
+    """A base classifier may optimise inside, as likelihood maximization does."""
+
+    def base(x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            y = x.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad((y**2).sum(), y)
+        return gradient.flatten(1)[:, :3]
+
+    assert sum(class_counts(base, IMAGE, 10).values()) == 10
