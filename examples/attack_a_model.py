@@ -17,9 +17,7 @@ from art_denoised.attacks import AutoAttack
 from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier, digits_denoiser
 from art_denoised.evaluation import Probes
-from art_denoised.evaluation.attack_report.page import page
-from art_denoised.evaluation.attack_report.runs import read_models
-from art_denoised.evaluation.attack_report.text import format_comparison
+from art_denoised.reports import report
 
 ATTACKS = [
     PGD(0.05, steps=10),
@@ -45,9 +43,9 @@ def main() -> None:
             probes=Probes(images=16, steps=10, queries=50),
             resume=True,  # continues an interrupted run
         )
-    models, notices = read_models([str(out / "plain"), str(out / "denoised")])
-    print(format_comparison(models, notices))
-    (out / "report.html").write_text(page(models, notices), encoding="utf-8")
+    found = report([out / "plain", out / "denoised"])
+    print(found.comparison())
+    found.write_page(out / "report.html")
     print(f"\n{out / 'report.html'} has the rest")
 
 

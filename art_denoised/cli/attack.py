@@ -135,8 +135,7 @@ def attack(
     """
     from art_denoised import checks
     from art_denoised.evaluation.attack import evaluate
-    from art_denoised.evaluation.attack_report.runs import read_models
-    from art_denoised.evaluation.attack_report.text import format_report
+    from art_denoised.reports.report import report
 
     # What is wrong with the attacks is found before anything is loaded.
     checks.count("seed", attack.seed, 0)
@@ -163,7 +162,7 @@ def attack(
         progress=not run.quiet,
     )
     if log.rows:
-        print(format_report(*read_models([str(run.out)])))
+        report([run.out]).show()
     print(f"log: {run.out / 'attack.jsonl'}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,22 +32,16 @@ def table(*logs: Logs, radii: Radii | None = None, json: bool = False) -> None:
         logs: Folder of a certify run, its certify.jsonl, or a TSV log with the columns idx, label,
             predict, radius, correct and time (Cohen et al., Salman et al., Carlini et al.).
         radii: l2 radii. By default those that the logs were made for, or a grid.
-        json: Print a JSON list of {radius, certified_accuracy, low, high}, with log if there are
-            several.
+        json: Print a JSON list of {radius, certified_accuracy, low, high, at_least}, with log if
+            there are several. at_least: a lower bound, because the run stopped at other radii.
     """
-    from art_denoised.evaluation.report import accuracy_table, format_table, to_json
+    from art_denoised.reports.certified import certified_table
 
-    found = _read_all(logs)
-    at = radii or _radii(list(found.values()))
-    _tell_lower_bounds(found, at)
-    if not json:
-        print(format_table({name: log.rows for name, log in found.items()}, at))
-        return
-    entries = []
-    for name, log in found.items():
-        which = {"log": name} if len(found) > 1 else {}
-        entries += [which | entry for entry in to_json(accuracy_table(log.rows, at))]
-    _print_json(entries)
+    found = certified_table(_read_all(logs), radii)
+    if json:
+        _print_json(found.to_json())
+    else:
+        found.show()
 
 
 def plot(
@@ -67,11 +61,9 @@ def plot(
         out: Picture to write: .png, .pdf or .svg.
         title: Title above the plot.
     """
-    from art_denoised.evaluation.report import plot_accuracy
+    from art_denoised.reports.plots import plot_certified
 
-    found = _read_all(logs)
-    _tell_lower_bounds(found, None)
-    plot_accuracy({name: log.rows for name, log in found.items()}, out, title=title)
+    plot_certified(_read_all(logs), out, title)
     print(f"plot: {out}")
 
 
@@ -88,7 +80,7 @@ def report(
     counted it and on fresh noise, for each attack and for all together.
     Certified accuracy stands beside it and must not be larger. A result whose
     masking checks failed is marked as not reliable. Several models are compared
-    on the images they share. docs/report.md explains every figure.
+    on the images they share. docs/report.md explains every result.
 
     Two models side by side, and a page to send:
       art-denoised report runs/plain runs/denoised --compare --html report.html
@@ -102,28 +94,24 @@ def report(
         html: Page to write; it needs no network and no script.
         compare: Print one column for each model, all attacks together.
         json: Print everything as JSON, with the keys of RobustBench.
-        tsv: Print one line for each figure.
+        tsv: Print one line for each result.
     """
-    from art_denoised.evaluation.attack_report import export, text
-    from art_denoised.evaluation.attack_report.runs import read_models
+    from art_denoised.reports.report import report
 
     if json and tsv:
         raise CycloptsError(msg="--json excludes --tsv; give one of them")
-    models, notices = read_models(runs)
+    found = report(runs)
     if html is not None:
-        from art_denoised.evaluation.attack_report.page import page
-        from art_denoised.runs.files import write_whole
-
-        write_whole(html, page(models, notices).encode())
+        found.write_page(html)
         print(f"page: {html}", file=sys.stderr)
     if json:
-        _print_json(export.to_json(models, notices))
+        _print_json(found.to_json())
     elif tsv:
-        print(export.to_tsv(models), end="")
+        print(found.to_tsv(), end="")
     elif compare:
-        print(text.format_comparison(models, notices))
+        found.show_comparison()
     else:
-        print(text.format_report(models, notices))
+        found.show()
 
 
 def verify(
@@ -147,8 +135,9 @@ def verify(
         family_images: Number of images that the run was planned for, if the log has fewer. It must
             be fixed before the votes are seen. By default the number in the log.
     """
-    from art_denoised.evaluation.report import format_table
     from art_denoised.evaluation.verify import family_wise, verify
+    from art_denoised.reports.certified import certified_table
+    from art_denoised.reports.terminal import escaped
 
     if family_images is not None and family_alpha is None:
         raise CycloptsError(msg="--family-images needs --family-alpha; give both")
@@ -158,45 +147,26 @@ def verify(
         findings = verify(log)
         for finding in findings:
             where = "" if finding.index is None else f"image {finding.index}: "
-            print(f"{path}: {where}{finding.problem}")
+            print(escaped(f"{path}: {where}{finding.problem}"))
         bad = len({finding.index for finding in findings})
         wrong += bad
-        print(f"{path}: {len(log.rows) - bad} of {len(log.rows)} rows follow from their votes")
+        total = len(log.rows)
+        print(escaped(f"{path}: {total - bad} of {total} rows follow from their votes"))
         if family_alpha is not None and not findings:
             together = family_wise(log, family_alpha, images=family_images)
-            named = {"each": log.rows, f"all together, {1 - family_alpha:g}": together.rows}
-            print(format_table(named, _radii([log])))
+            certified_table({"each": log, f"all together, {1 - family_alpha:g}": together}).show()
     return 1 if wrong else 0
 
 
 def summary(log: Log, path: Path) -> None:
     """Print what a finished certify run found and what it cost."""
-    from art_denoised.evaluation.report import format_table
+    from art_denoised.reports.certified import certified_table
 
     if log.rows:
-        print(format_table({path.parent.name or "run": log.rows}, _radii([log])))
+        certified_table({path.parent.name or "run": log}).show()
     print(f"log: {path}")
     samples = sum(row.n0 + row.drawn for row in log.rows)
     print(f"{samples:,} samples for {len(log.rows)} images")
-
-
-def _tell_lower_bounds(logs: Mapping[str, Log], at: Sequence[float] | None) -> None:
-    """Say which logs are of runs that stopped at other radii than ``at``; None: all radii."""
-    for name, log in logs.items():
-        asked = (log.settings or {}).get("radii")
-        if asked and (at is None or not set(at) <= set(asked)):
-            made_for = ", ".join(f"{radius:g}" for radius in asked)
-            notice(f"{name} was made for radii {made_for}; at others it gives lower bounds")
-
-
-def _radii(logs: Sequence[Log]) -> list[float]:
-    """Return the radii that all these logs were made for, if they agree, else a grid."""
-    from art_denoised.evaluation.report import default_radii
-
-    asked = [(log.settings or {}).get("radii") for log in logs]
-    if asked[0] and all(radii == asked[0] for radii in asked):
-        return list(asked[0])
-    return default_radii([row for log in logs for row in log.rows])
 
 
 def _read(path: Path) -> Log:

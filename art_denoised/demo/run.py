@@ -12,8 +12,9 @@ from art_denoised import checks
 from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier, digits_denoiser
 from art_denoised.evaluation.certify import certify
-from art_denoised.evaluation.report import format_table, plot_accuracy
 from art_denoised.evaluation.tsv import write_tsv
+from art_denoised.reports.certified import certified_table
+from art_denoised.reports.plots import plot_certified
 from art_denoised.smoothing.modules import DenoisedClassifier
 from art_denoised.smoothing.smoother import Smoother
 from art_denoised.smoothing.stops import FixedN
@@ -69,12 +70,12 @@ def run_demo(
                     resume=resume,
                 )
             write_tsv(log, run / "certify.tsv")
-            named[name] = log.rows
-    table = format_table(named, RADII)
+            named[name] = log
+    table = str(certified_table(named, RADII))
     print(f"\n{table}\n")
     (out / "table.txt").write_text(table + "\n", encoding="utf-8")
     plot = out / "certified_accuracy.png"
-    plot_accuracy(named, plot, title="Handwritten digits, 8x8")
+    plot_certified(named, plot, title="Handwritten digits, 8x8")
     print(f"table: {out / 'table.txt'}\nplot:  {plot}\nlogs:  {out}/*/certify.jsonl and .tsv")
     return table
 

@@ -13,12 +13,11 @@ from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
-from art_denoised.evaluation.logs import read_log
-from art_denoised.evaluation.records import CertifyRow
 from networks import CLASSES
 
-from art_denoised.evaluation.attack_report.survival import sign_test
-from art_denoised.evaluation.report import format_table
+from art_denoised import read_log
+from art_denoised.evaluation import CertifyRow
+from art_denoised.reports import certified_table, sign_test
 from art_denoised.smoothing.statistics import top_class
 
 
@@ -40,11 +39,11 @@ def main() -> None:
         if any(log.settings["radii"] != radii for log in alike.values()):
             raise SystemExit(f"the logs at sigma {sigma}, n = {n} stopped at several sets of radii")
         named = {
-            name: {row.idx: row for row in log.rows if isinstance(row, CertifyRow)}
+            name: {row.index: row for row in log.rows if isinstance(row, CertifyRow)}
             for name, log in alike.items()
         }
         print(f"sigma {sigma}, n = {n:,}\n")
-        print(format_table({name: list(rows.values()) for name, rows in named.items()}, radii))
+        print(certified_table(alike, radii))
         if len(named) > 1:
             _print_pairs(named, radii[:3])
         print("\nselected most often")

@@ -1,12 +1,12 @@
-"""Several attacked models beside each other: how they differ, and where that is unfair."""
+"""Attacked models beside each other: how they differ, and where the comparison is unfair."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from art_denoised.evaluation.attack_report.model import ALL, Ball, Model, ball_name
-from art_denoised.evaluation.attack_report.survival import kept, sign_test
+from art_denoised.reports.results import ALL, Ball, Model
+from art_denoised.reports.survival import kept, sign_test
 
 
 @dataclass(frozen=True)
@@ -15,16 +15,18 @@ class Difference:
 
     Attributes:
         first, second: Names of the models.
-        ball: Norm and eps.
-        images: How many both were attacked on.
-        only_first, only_second: Images that only this model keeps.
-        p_value: That they are equally good (exact sign test, two-sided).
-        trusted: Whether the figures of both may be believed, as `Model.trusted`.
+        norm: "linf" or "l2".
+        eps: Radius of the ball, image units.
+        images: Number of images that both were attacked on.
+        only_first, only_second: Numbers of images that only this model keeps.
+        p_value: p-value of the exact two-sided sign test that both are equally good.
+        trusted: Whether the results of both are reliable, as `Model.trusted`.
     """
 
     first: str
     second: str
-    ball: Ball
+    norm: str
+    eps: float
     images: int
     only_first: int
     only_second: int
@@ -32,17 +34,21 @@ class Difference:
     trusted: bool | None
 
     @property
+    def ball(self) -> Ball:
+        """Norm and eps."""
+        return Ball(self.norm, self.eps)
+
+    @property
     def gain(self) -> float:
-        """Share of images that the second keeps, less that of the first."""
+        """Share of images that the second keeps, minus that of the first."""
         return (self.only_second - self.only_first) / self.images
 
 
 def differences(models: Sequence[Model]) -> list[Difference]:
-    """Return how each model differs from the first, wherever both were attacked on some images.
+    """Return how each model differs from the first, in each ball with images that both share.
 
-    An image is kept if it is right in at least half of its evaluations under all attacks.
-    Images with equal index and label are taken for the same; `conflicts` says where runs
-    name other data.
+    An image is kept if it is right in at least half of its evaluations under all attacks. Images
+    with equal index and label count as the same; `conflicts` says where runs name other data.
 
     Example:
         >>> from art_denoised.evaluation.attack_rows import AttackRow
@@ -64,14 +70,14 @@ def differences(models: Sequence[Model]) -> list[Difference]:
                 only_second = sum(b and not a for a, b in pairs)
                 p_value = sign_test(only_first, only_second)
                 counts = (len(pairs), only_first, only_second, p_value, trusted)
-                found.append(Difference(first.name, second.name, ball, *counts))
+                found.append(Difference(first.name, second.name, *ball, *counts))
     return found
 
 
 def conflicts(models: Sequence[Model]) -> list[str]:
-    """Return, in words, where figures that stand beside each other do not compare like with like.
+    """Return in words where results that stand beside each other do not compare like with like.
 
-    Models are held against the first: where all equal it, they equal each other.
+    Models are compared with the first: if all equal it, they equal each other.
 
     Example:
         >>> from art_denoised.evaluation.attack_rows import AttackRow
@@ -87,7 +93,7 @@ def conflicts(models: Sequence[Model]) -> list[str]:
     for second in attacked[1:]:
         where: dict[str, list[str]] = {}
         for words, ball in _between(attacked[0], second):
-            where.setdefault(words, []).extend([ball_name(ball)] if ball else [])
+            where.setdefault(words, []).extend([str(ball)] if ball else [])
         names = f"{attacked[0].name} and {second.name}"
         for words, balls in where.items():
             found.append(f"{names}: {words}" + (f" in {', '.join(balls)}" if balls else ""))
@@ -101,7 +107,7 @@ def _within(model: Model) -> Iterator[str]:
         if any(indices != common for indices in sizes.values()):
             counts = ", ".join(f"{name} {len(indices)}" for (name, _), indices in sizes.items())
             yield (
-                f"{model.name}: attacks in {ball_name(ball)} tried other images ({counts}); "
+                f"{model.name}: attacks in {ball} tried other images ({counts}); "
                 f"'{ALL}' is over the {len(common)} in common"
             )
     if model.certified and not model.same_images:

@@ -1,6 +1,6 @@
-"""What attacks left of each model, as figures with intervals: a pure function of rows.
+"""Results of attacked models, with intervals: pure functions of rows.
 
-docs/report.md says what every figure means. `text` and `page` show them.
+docs/report.md explains every result. `tables`, `plots`, `page` and `export` show them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from art_denoised.evaluation.attack_report.survival import (
-    Share,
-    Survival,
-    kept,
-    share,
-    sign_test,
-    together,
-)
 from art_denoised.evaluation.attack_rows import (
     CLEAN,
     AttackRow,
@@ -27,38 +19,50 @@ from art_denoised.evaluation.attack_rows import (
     ImageRow,
     verdict,
 )
-from art_denoised.evaluation.records import CertifyRow
-from art_denoised.evaluation.report import accuracy_table
+from art_denoised.evaluation.rows import CertifyRow
+from art_denoised.reports.certified import accuracy_table, is_lower_bound
+from art_denoised.reports.survival import Share, Survival, kept, share, sign_test, together
 
 ALL = "all attacks"
 _LEVEL = 0.025  # of the one-sided test for an inversion, as one end of a 95% interval
 
 
 class Ball(NamedTuple):
-    """A norm and the radius of its ball, image units."""
+    """Norm and radius of a ball; its ``str`` is its name.
+
+    Example:
+        >>> str(Ball("linf", 8 / 255)), str(Ball("l2", 0.5))
+        ('linf eps 8/255', 'l2 eps 0.5')
+    """
 
     norm: str
     eps: float
 
+    def __str__(self) -> str:
+        return f"{self.norm} eps {eps_name(self.eps)}"
+
 
 @dataclass(frozen=True)
-class Figure:
+class Result:
     """Accuracy of one model under one attack, or under all of them.
 
     Attributes:
-        ball: Norm and eps.
-        attack: Name of the attack, or `ALL`.
-        gradient: "exact", "bpda", "none"; empty for `ALL`.
-        images: How many.
-        draws: Evaluations of each attacked image after the attack.
-        clean: Accuracy on the same images unattacked; None where it was not measured.
-        counted: Robust accuracy as the attack counted it.
-        fresh: On fresh noise, mean over evaluations. The figure to quote.
-        worst: An image counts if it is right in every evaluation, the attack's own among them.
-        seconds: Of the attack, an image.
+        norm: "linf" or "l2".
+        eps: Radius of the ball, image units.
+        attack: Name of the attack, or "all attacks".
+        gradient: "exact", "bpda" or "none"; empty for all attacks.
+        images: Number of images.
+        draws: Number of evaluations of each attacked image.
+        clean: Accuracy on the same images without attack; None where it was not measured.
+        counted: Robust accuracy by the attack's own count.
+        fresh: Robust accuracy on fresh noise, mean over evaluations. The result to quote.
+        worst: Robust accuracy if an image counts only when it is right in every evaluation,
+            including the attack's own.
+        seconds: Time of the attack for one image.
     """
 
-    ball: Ball
+    norm: str
+    eps: float
     attack: str
     gradient: str
     images: int
@@ -69,26 +73,33 @@ class Figure:
     worst: Share
     seconds: float
 
+    @property
+    def ball(self) -> Ball:
+        """Norm and eps."""
+        return Ball(self.norm, self.eps)
+
 
 @dataclass(frozen=True)
 class Agreement:
     """Certified accuracy at one radius beside l2 robust accuracy at eps equal to it.
 
-    What is certified cannot be broken, so the first is at most the second.
+    No attack can break what is certified, so the first is at most the second.
 
     Attributes:
-        radius: The l2 radius, which is eps.
+        radius: l2 radius, equal to eps.
         certified: Certified accuracy.
-        empirical: Robust accuracy under all attacks.
-        paired: Images in both logs. Both accuracies are over them; 0: each over its own.
+        at_least: Whether it is a lower bound, because the run stopped sampling at other radii.
+        robust: Robust accuracy under all attacks.
+        paired: Number of images in both logs. Both accuracies are over them; 0: each over its own.
         broken: Indices of images that are certified at the radius and yet were broken.
-        spared: How many are not certified and survived.
-        p_value: Of ``broken`` against ``spared`` (exact, one-sided); None where nothing is paired.
+        spared: Number of images that are not certified and survived.
+        p_value: p-value of ``broken`` against ``spared`` (exact, one-sided); None without pairs.
     """
 
     radius: float
     certified: Share
-    empirical: Share
+    at_least: bool
+    robust: Share
     paired: int
     broken: tuple[int, ...]
     spared: int
@@ -97,60 +108,64 @@ class Agreement:
     @property
     def inverted(self) -> bool:
         """Whether certified accuracy is above robust accuracy beyond what chance explains."""
-        apart = self.certified.low > self.empirical.high
+        apart = self.certified.low > self.robust.high
         return apart or (self.p_value is not None and self.p_value < _LEVEL)
 
 
 @dataclass(frozen=True)
 class Model:
-    """All rows of one defended model.
+    """All rows of one defended model, and the results that follow from them.
 
     Attributes:
-        name: For people.
-        rows: Of all attacks.
-        checks: What the masking checks found.
+        name: Name for people.
+        rows: Rows of all attacks.
+        checks: Findings of the masking checks.
         certified: Rows of certify.
-        pictures: Images before and after.
-        settings: Title -> settings of the run, for each log.
-        same_images: Whether attack and certify logs index the same data.
-        unmade: Names of masking checks that some run of it has not made.
+        asked: l2 radii at which certify stopped sampling; empty if its certificates are complete.
+        pictures: Images before and after attack.
+        settings: Title and settings of each log.
+        same_images: Whether the logs of attack and certify index the same data.
+        unmade: Names of masking checks that some run has not made.
+        incomplete: What runs that were interrupted lack, in words; empty if they are complete.
     """
 
     name: str
     rows: tuple[AttackRow, ...] = ()
     checks: tuple[CheckRow, ...] = ()
     certified: tuple[CertifyRow, ...] = ()
+    asked: tuple[float, ...] = ()
     pictures: tuple[ImageRow, ...] = ()
     settings: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     same_images: bool = True
     unmade: tuple[str, ...] = ()
+    incomplete: str = ""
 
     @property
     def failed(self) -> tuple[CheckRow, ...]:
-        """The checks that failed."""
+        """Checks that failed."""
         return tuple(check for check in self.checks if check.passed is False)
 
     @property
     def trusted(self) -> bool | None:
-        """Whether robust accuracy may be believed; None if the checks were not all made.
+        """Whether robust accuracy is reliable.
 
-        Not where a check failed, nor where certificates contradict it.
+        False if a check failed or certificates contradict it; None if some checks were not made.
         """
         return False if self.inversions else verdict(self.checks, self.unmade)
 
     @property
     def clean(self) -> Share | None:
-        """Accuracy on all images unattacked, on fresh noise."""
+        """Accuracy on all images without attack, on fresh noise."""
         return share([row.mean for row in self.rows if row.attack == CLEAN])
 
     @cached_property
     def labels(self) -> dict[int, int]:
-        """Image -> its true class."""
+        """Image -> true class."""
         return {row.index: row.label for row in self.rows}
 
     @cached_property
     def columns(self) -> dict[Ball, dict[tuple[str, str], dict[int, AttackRow]]]:
-        """Ball -> (attack, gradient) -> image -> row, of real attacks, balls in order."""
+        """Ball -> (attack, gradient) -> image -> row, without the clean rows, balls in order."""
         columns: dict[Ball, dict[tuple[str, str], dict[int, AttackRow]]] = {}
         attacked = [row for row in self.rows if row.attack != CLEAN]
         for row in sorted(attacked, key=lambda row: (row.norm, row.eps)):
@@ -159,14 +174,14 @@ class Model:
         return columns
 
     @cached_property
-    def figures(self) -> tuple[Figure, ...]:
-        """For each ball every attack, and after them all together."""
-        return tuple(itertools.chain.from_iterable(map(self._figures, self.columns)))
+    def results(self) -> tuple[Result, ...]:
+        """For each ball the result under every attack, then that under all together."""
+        return tuple(itertools.chain.from_iterable(map(self._results, self.columns)))
 
     @property
-    def headlines(self) -> tuple[Figure, ...]:
-        """The figures under all attacks, one a ball."""
-        return tuple(figure for figure in self.figures if figure.attack == ALL)
+    def headlines(self) -> tuple[Result, ...]:
+        """Results under all attacks, one for each ball."""
+        return tuple(result for result in self.results if result.attack == ALL)
 
     @cached_property
     def survivals(self) -> dict[Ball, dict[int, Survival]]:
@@ -178,36 +193,43 @@ class Model:
         """Certified accuracy beside robust accuracy, at each eps of the l2 attacks."""
         if not self.certified:
             return ()
-        balls = [figure.ball for figure in self.headlines if figure.ball.norm == "l2"]
+        balls = [result.ball for result in self.headlines if result.norm == "l2"]
         return tuple(self._agreement(ball) for ball in balls)
 
     @property
     def inversions(self) -> tuple[Agreement, ...]:
-        """Where certified accuracy is above robust accuracy, which cannot be."""
+        """Agreements where certified accuracy is above robust accuracy, which cannot be."""
         return tuple(agreement for agreement in self.agreements if agreement.inverted)
 
-    def _figures(self, ball: Ball) -> Iterator[Figure]:
+    def certified_share(self, radius: float) -> Share | None:
+        """Return certified accuracy at an l2 radius; None without certificates."""
+        if not self.certified:
+            return None
+        entry = accuracy_table(self.certified, [radius])[0]
+        return Share(entry.certified_accuracy, entry.low, entry.high)
+
+    def _results(self, ball: Ball) -> Iterator[Result]:
         attacks = self.columns[ball]
         for (attack, gradient), rows in attacks.items():
             single = {i: Survival(row.counted, row.mean, row.worst) for i, row in rows.items()}
-            yield self._figure(ball, attack, gradient, single, [rows])
+            yield self._result(ball, attack, gradient, single, [rows])
         if left := self.survivals[ball]:
-            yield self._figure(ball, ALL, "", left, list(attacks.values()))
+            yield self._result(ball, ALL, "", left, list(attacks.values()))
 
-    def _figure(
+    def _result(
         self,
         ball: Ball,
         attack: str,
         gradient: str,
         left: Mapping[int, Survival],
         attacks: Sequence[Mapping[int, AttackRow]],
-    ) -> Figure:
+    ) -> Result:
         clean = [row.mean for row in self.rows if row.attack == CLEAN and row.index in left]
         shares = (share(values) for values in zip(*left.values(), strict=True))
         counted, fresh, worst = (entry for entry in shares if entry is not None)
         spent = math.fsum(rows[index].seconds for rows in attacks for index in left)
-        return Figure(
-            ball=ball,
+        return Result(
+            *ball,
             attack=attack,
             gradient=gradient,
             images=len(left),
@@ -220,7 +242,7 @@ class Model:
         )
 
     def _agreement(self, ball: Ball) -> Agreement:
-        certificates = {row.idx: row for row in self.certified}
+        certificates = {row.index: row for row in self.certified}
         left = self.survivals[ball]
         paired = [
             index
@@ -230,16 +252,17 @@ class Model:
             and certificates[index].label == self.labels[index]
         ]
         of_certified = [certificates[index] for index in paired] or list(self.certified)
-        empirical = share([left[index].fresh for index in paired or left])
+        robust = share([left[index].fresh for index in paired or left])
         entry = accuracy_table(of_certified, [ball.eps])[0]
-        held = {row.idx for row in of_certified if row.correct and row.radius >= ball.eps}
+        held = {row.index for row in of_certified if row.correct and row.radius >= ball.eps}
         broken = tuple(index for index in paired if index in held and not kept(left[index]))
         spared = sum(index not in held and kept(left[index]) for index in paired)
-        assert empirical is not None  # a headline has images
+        assert robust is not None  # a headline has images
         return Agreement(
             radius=ball.eps,
             certified=Share(entry.certified_accuracy, entry.low, entry.high),
-            empirical=empirical,
+            at_least=is_lower_bound(ball.eps, self.asked),
+            robust=robust,
             paired=len(paired),
             broken=broken,
             spared=spared,
@@ -247,18 +270,8 @@ class Model:
         )
 
 
-def ball_name(ball: Ball) -> str:
-    """Return a ball in words, eps as a fraction of 255 where it is one.
-
-    Example:
-        >>> ball_name(Ball("linf", 8 / 255)), ball_name(Ball("l2", 0.5))
-        ('linf eps 8/255', 'l2 eps 0.5')
-    """
-    return f"{ball.norm} eps {eps_name(ball.eps)}"
-
-
 def eps_name(eps: float) -> str:
-    """Return eps as people write it.
+    """Return eps as people write it: a fraction of 255 where it is one.
 
     Example:
         >>> eps_name(8 / 255), eps_name(0.25)

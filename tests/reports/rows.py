@@ -6,10 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from art_denoised.evaluation.logs import LogWriter
-from art_denoised.evaluation.records import CertifyRow
 
-from art_denoised.evaluation import ATTACK, CHECKS, CLEAN, AttackRow, CheckRow, ImageRow
+from art_denoised.evaluation import (
+    ATTACK,
+    CERTIFY,
+    CHECKS,
+    CLEAN,
+    AttackRow,
+    CertifyRow,
+    CheckRow,
+    ImageRow,
+)
 from art_denoised.runs import Run
 
 
@@ -37,7 +44,8 @@ def clean_row(index: int, right: bool = True, **changes: Any) -> AttackRow:
 
 
 def certificate(index: int, radius: float, right: bool = True, label: int = 1) -> CertifyRow:
-    return CertifyRow(index, label, label if right else -1, radius if right else 0.0, seconds=0.1)
+    prediction, proved = (label, radius) if right else (-1, 0.0)
+    return CertifyRow(index=index, label=label, prediction=prediction, radius=proved, seconds=0.1)
 
 
 def write_run(
@@ -46,6 +54,7 @@ def write_run(
     settings: dict[str, Any] | None = None,
     failed: bool = False,
     certified: float | None = None,
+    radii: tuple[float, ...] = (),
     name: str = "net",
     images: int = 12,
 ) -> Path:
@@ -75,7 +84,6 @@ def write_run(
             )
     if certified is not None:
         of_certify = {"model": name, "data": "digits", "sigma": 0.25}
-        with LogWriter(folder / "certify.jsonl", "certify", of_certify) as certify_log:
-            for index in range(images):
-                certify_log.append(certificate(index, certified))
+        with Run(folder, CERTIFY, of_certify | ({"radii": list(radii)} if radii else {})) as log:
+            log.append([certificate(index, certified) for index in range(images)])
     return folder

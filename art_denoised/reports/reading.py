@@ -1,4 +1,4 @@
-"""Folders of runs, read into models: what belongs to one model is put together, or refused."""
+"""Folders of runs, read into models: what belongs to one model is merged, or refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 from art_denoised.attacks.suites import NORMS
 from art_denoised.checks import InputError
-from art_denoised.evaluation.attack_report.model import Model
 from art_denoised.evaluation.attack_rows import (
     CHECKS,
     CLEAN,
@@ -19,8 +18,10 @@ from art_denoised.evaluation.attack_rows import (
     read_attack_log,
     unmade,
 )
-from art_denoised.evaluation.logs import read_log
-from art_denoised.evaluation.records import Log
+from art_denoised.evaluation.rows import Log, read_log
+from art_denoised.reports.certified import asked_radii
+from art_denoised.reports.results import Model
+from art_denoised.reports.words import unfinished
 
 # Logs of one model agree in these. Seeds may differ: shards of a run may have their own.
 _SAME = (
@@ -30,30 +31,13 @@ _SAME = (
 
 
 def read_models(runs: Sequence[str]) -> tuple[list[Model], list[str]]:
-    """Read runs, each a folder with ``attack.jsonl``, ``certify.jsonl`` or both.
-
-    Args:
-        runs: "FOLDER", named like the folder, or "NAME=FOLDER". Runs of one name are one model,
-            other attacks or other images of it. A log may stand for its folder.
+    """Read runs, as `report` takes them.
 
     Returns:
-        The models in the order named, and what the user should know of the logs.
+        Models in the order in which they are named, and remarks on the logs.
 
     Raises:
-        InputError: No such logs, a damaged one, or runs of one name that differ in what makes the
-            model, or hold an image twice under one attack.
-
-    Example:
-        >>> import tempfile
-        >>> from art_denoised.evaluation import ATTACK, AttackRow
-        >>> from art_denoised.runs import Run
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with Run(folder, ATTACK, {"model": "net"}) as run:
-        ...         run.append(
-        ...             [AttackRow(0, 1, "pgd", "exact", "l2", 0.5, True, True, (True,), 0, 0, 0)]
-        ...         )
-        ...     read_models([f"plain={folder}"])[0][0].headlines[0].fresh.value
-        1.0
+        InputError: See `report`.
     """
     notices: list[str] = []
     models = []
@@ -118,15 +102,11 @@ def _read(path: Path) -> list[tuple[Path, AttackLog | Log]]:
 def _attack_log(path: Path) -> AttackLog:
     log = read_attack_log(path)
     listed = log.settings.get("attacks") or []
-    if not (isinstance(listed, list) and all(isinstance(one, Mapping) for one in listed)):
+    if not (isinstance(listed, list) and all(map(_is_attack, listed))):
         raise InputError(f"{path}: the attacks in its settings are damaged")
     for row in log.rows:
-        if not _well_formed(row):
-            raise InputError(f"{path}: the row of image {row.index!r} is damaged")
-    for check in log.checks:
-        texts = isinstance(check.name, str) and isinstance(check.finding, str)
-        if not texts or check.passed not in (True, False, None):
-            raise InputError(f"{path}: the row of check {check.name!r} is damaged")
+        if row.norm not in NORMS or not 0 <= row.eps < math.inf or not row.seconds >= 0:
+            raise InputError(f"{path}: the row of image {row.index} is damaged")
     for picture in log.images:
         try:
             size = picture.array.size if picture.array.ndim == 3 else 0
@@ -137,15 +117,11 @@ def _attack_log(path: Path) -> AttackLog:
     return log
 
 
-def _well_formed(row: AttackRow) -> bool:
-    numbers = (row.eps, row.seconds)
+def _is_attack(one: Any) -> bool:
     return (
-        type(row.index) is type(row.label) is int
-        and row.norm in NORMS
-        and all(isinstance(number, int | float) for number in numbers)
-        and all(0 <= number < math.inf for number in numbers)
-        and isinstance(row.clean, bool)
-        and isinstance(row.counted, bool)
+        isinstance(one, Mapping)
+        and isinstance(one.get("eps", 0), int | float)
+        and isinstance(one.get("gradients", []), list)
     )
 
 
@@ -176,10 +152,14 @@ def _model(
         rows=rows,
         checks=tuple(check for _, log in attacks for check in log.checks),
         certified=tuple(row for _, log in certificates for row in log.rows),
+        asked=tuple(radius for _, log in certificates for radius in asked_radii(log.settings)),
         pictures=tuple(picture for _, log in attacks for picture in log.images),
         settings=tuple(settings),
         same_images=len(data) < 2,
         unmade=tuple(check for check in CHECKS if check in missing),
+        incomplete="; ".join(
+            filter(None, (unfinished(log.settings, log.rows) for _, log in attacks))
+        ),
     )
 
 
@@ -223,7 +203,7 @@ def _attacks(log: AttackLog) -> dict[str, Any]:
 
 
 def _same_weights(models: Sequence[Model]) -> list[str]:
-    """Say which models are one and the same: merged only if the user says so."""
+    """Say which models are the same; they are merged only if the user gives them one name."""
     names: dict[str, list[str]] = {}
     for model in models:
         weights = {s["weights"] for _, s in model.settings if "attacks" in s and "weights" in s}

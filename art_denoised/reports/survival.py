@@ -1,12 +1,10 @@
-"""What is left of images under attack: shares with intervals, several attacks together.
-
-Pure functions of rows and counts.
-"""
+"""Robust accuracy from rows: shares with intervals, and several attacks taken together."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
@@ -16,8 +14,9 @@ from art_denoised.evaluation.attack_rows import AttackRow
 from art_denoised.smoothing.statistics import Interval, proportion_interval
 
 
-class Share(NamedTuple):
-    """A share of images with its 95% interval."""
+@dataclass(frozen=True)
+class Share:
+    """A share of images in [0, 1] and the limits of its 95% interval."""
 
     value: float
     low: float
@@ -25,7 +24,7 @@ class Share(NamedTuple):
 
 
 class Survival(NamedTuple):
-    """What is left of one image: shares of evaluations, 0 or 1 for single ones."""
+    """Shares of evaluations in which one image is right; 0 or 1 where there is one evaluation."""
 
     counted: float
     fresh: float
@@ -33,10 +32,13 @@ class Survival(NamedTuple):
 
 
 def share(values: Sequence[float]) -> Share | None:
-    """Return the mean of values in [0, 1], one an image, with its 95% interval; None of nothing.
+    """Return the mean of one value in [0, 1] for each image, with its 95% interval.
 
-    For whole counts the interval is Clopper and Pearson's. A mean of averages over evaluations
-    varies less than a count of the same mean; it gets the interval of the counts around it.
+    The interval of whole counts is that of Clopper and Pearson. A mean of averages over evaluations
+    varies less than a count with the same mean; it gets the interval of the two counts around it.
+
+    Returns:
+        The share; None if there are no values.
 
     Example:
         >>> share([1, 1, 0.5, 0]).value
@@ -51,18 +53,18 @@ def share(values: Sequence[float]) -> Share | None:
     return Share(total / n, low, high)
 
 
-@cache  # milliseconds each, and a report asks for the same ones again and again
+@cache  # milliseconds each, and a report needs the same ones many times
 def _interval(k: int, n: int) -> Interval:
     return proportion_interval(k, n)
 
 
 def survival(rows: Sequence[AttackRow]) -> Survival:
-    """Return what several attacks leave of one image: the one that harms it most.
+    """Return what several attacks leave of one image: the result of the most harmful one.
 
-    On fresh noise, the lowest of several averages of a few evaluations is too low: luck has
-    chosen it. So half of the evaluations choose the attack and the other half judge it, and
-    the other way round. With one evaluation each, which is all a deterministic model needs, it
-    is the lowest.
+    On fresh noise, the lowest of several averages over few evaluations is biased downward, because
+    chance takes part in choosing it. Therefore half of the evaluations choose the attack and the
+    other half judge it, and the other way round (cross-fitting). With one evaluation each, which
+    is enough for a deterministic model, it is the lowest.
 
     Example:
         >>> def row(attack, fresh):
@@ -83,10 +85,10 @@ def survival(rows: Sequence[AttackRow]) -> Survival:
 
 
 def together(attacks: Sequence[Mapping[int, AttackRow]]) -> dict[int, Survival]:
-    """Return what several attacks leave, image by image, of those that every one of them tried.
+    """Return what several attacks leave of each image that all of them tried.
 
     Args:
-        attacks: Image -> row, for each attack.
+        attacks: For each attack, image -> row.
 
     Example:
         >>> together([])
@@ -96,8 +98,8 @@ def together(attacks: Sequence[Mapping[int, AttackRow]]) -> dict[int, Survival]:
         return {}
     common = sorted(set.intersection(*map(set, attacks)))
     each = [survival([rows[index] for rows in attacks]) for index in common]
-    # No average over images may be above that of a single attack on them, so the strongest
-    # single attack stands in where choosing by few evaluations did worse.
+    # An average over images must not exceed that of a single attack on them. Where the choice by
+    # few evaluations did worse than the strongest single attack, that attack stands in.
     singles = [[rows[index].mean for index in common] for rows in attacks]
     fresh = min([[image.fresh for image in each], *singles], key=math.fsum)
     left = zip(common, each, fresh, strict=True)
@@ -115,7 +117,12 @@ def kept(image: Survival) -> bool:
 
 
 def sign_test(first: int, second: int, alternative: str = "two-sided") -> float:
-    """Return the exact p-value that both counts have the same expectation (McNemar's test).
+    """Return the exact p-value that two counts have the same expectation (McNemar's test).
+
+    Args:
+        first: Number of images that only the first keeps.
+        second: Number of images that only the second keeps.
+        alternative: "two-sided", "greater" (the first is) or "less".
 
     Example:
         >>> sign_test(0, 0), round(sign_test(9, 1, "greater"), 3)

@@ -1,4 +1,4 @@
-"""Figures on attacked models, recomputed by hand from rows; runs merged or refused; the command."""
+"""Results of attacked models, recomputed by hand from rows; runs merged or refused; the command."""
 
 from __future__ import annotations
 
@@ -19,23 +19,33 @@ from art_denoised.attacks import AutoAttack
 from art_denoised.checks import InputError
 from art_denoised.cli import main
 from art_denoised.evaluation import ATTACK, CHECKS, CheckRow, read_attack_log
-from art_denoised.evaluation.attack_report.compare import conflicts, differences
-from art_denoised.evaluation.attack_report.export import COLUMNS, robustbench, to_json, to_tsv
-from art_denoised.evaluation.attack_report.model import ALL, Model, eps_name
-from art_denoised.evaluation.attack_report.runs import read_models
-from art_denoised.evaluation.attack_report.survival import share, sign_test, survival
-from art_denoised.evaluation.attack_report.text import (
-    agreement_words,
-    format_comparison,
-    format_report,
-    trust_words,
-)
 from art_denoised.evaluation.columns import attack_settings, columns
+from art_denoised.reports import (
+    Model,
+    Report,
+    Share,
+    agreement_words,
+    conflicts,
+    differences,
+    report,
+    sign_test,
+)
+from art_denoised.reports.export import COLUMNS
+from art_denoised.reports.results import ALL, eps_name
+from art_denoised.reports.survival import share, survival
 from art_denoised.runs import Run
 from art_denoised.smoothing.statistics import proportion_interval
-from tests.evaluation.attack_report.rows import certificate, clean_row, row, write_run
+from tests.reports.rows import certificate, clean_row, row, write_run
 
 T, F = True, False
+
+
+def robustbench(model):
+    return Report((model,)).to_json()["models"][0]["robustbench"]
+
+
+def verdict(model):
+    return Report((model,)).to_json()["models"][0]["verdict"]
 
 
 def test_figures_are_those_counted_by_hand():
@@ -48,13 +58,13 @@ def test_figures_are_those_counted_by_hand():
         row(0, (T, F, F, F), counted=F, attack="square", gradient="none"),
         *(row(i, (i == 2,) * 4, attack="square", gradient="none") for i in (1, 2, 3)),
     ]
-    pgd, square, together = Model("ours", tuple(rows)).figures
+    pgd, square, together = Model("ours", tuple(rows)).results
     assert (pgd.attack, square.attack, together.attack) == ("pgd", "square", ALL)
-    assert pgd.clean == (0.75, *proportion_interval(3, 4))
-    assert pgd.counted == (0.5, *proportion_interval(2, 4))
-    assert pgd.worst == (0.25, *proportion_interval(1, 4))
+    assert pgd.clean == Share(0.75, *proportion_interval(3, 4))
+    assert pgd.counted == Share(0.5, *proportion_interval(2, 4))
+    assert pgd.worst == Share(0.25, *proportion_interval(1, 4))
     low, high = proportion_interval(1, 4).low, proportion_interval(2, 4).high
-    assert pgd.fresh == (1.75 / 4, low, high)
+    assert pgd.fresh == Share(1.75 / 4, low, high)
     assert pgd.seconds == 2.5 / 4
     assert (pgd.images, pgd.draws) == (4, 4)
     assert together.counted.value == together.worst.value == 0.25  # image 2 alone
@@ -77,7 +87,7 @@ def test_all_attacks_leave_no_more_than_any_one(attacks):
         for number, outcomes in enumerate(attacks)
         for index, (counted, fresh) in enumerate(outcomes)
     ]
-    *singles, together = Model("ours", tuple(rows)).figures
+    *singles, together = Model("ours", tuple(rows)).results
     for name in ("counted", "fresh", "worst"):
         lowest = min(getattr(single, name).value for single in singles)
         figure = getattr(together, name)
@@ -135,7 +145,7 @@ def certified_model(broken: int, spared: int, both: int = 4, **changes):
 
 def test_certified_above_robust_is_shouted_beyond_chance():
     agreement = certified_model(broken=6, spared=0, both=4).agreements[0]
-    assert (agreement.certified.value, agreement.empirical.value) == (1.0, 0.4)
+    assert (agreement.certified.value, agreement.robust.value) == (1.0, 0.4)
     assert agreement.broken == (0, 1, 2, 3, 4, 5)
     assert agreement.p_value == pytest.approx(0.5**6)
     assert agreement.inverted
@@ -152,9 +162,9 @@ def test_certified_above_robust_is_shouted_beyond_chance():
 def test_an_inversion_is_at_the_top_and_takes_the_trust_away():
     model = certified_model(broken=6, spared=0, checks=(CheckRow("c", True, "fine"),))
     assert model.trusted is False
-    text = format_report([model])
+    text = str(Report((model,)))
     assert text.startswith("INVERSION in ours")
-    assert text.count("not to be trusted") == len(model.figures)
+    assert text.count("not reliable") == len(model.results)
     assert robustbench(model)[0]["unreliable"] is True
 
 
@@ -164,7 +174,7 @@ def test_certificates_of_other_images_are_not_paired():
     assert (agreement.paired, agreement.broken, agreement.p_value) == (0, (), None)
     assert "nothing is paired" in conflicts([other_data])[0]
     other_label = certified_model(broken=6, spared=0)
-    relabelled = tuple(certificate(c.idx, c.radius, label=7) for c in other_label.certified)
+    relabelled = tuple(certificate(c.index, c.radius, label=7) for c in other_label.certified)
     model = Model("ours", other_label.rows, certified=relabelled)
     assert model.agreements[0].paired == 0
     # Enough images, and the intervals alone tell.
@@ -202,6 +212,70 @@ def test_models_are_compared_on_common_images_and_conflicts_named():
     assert conflicts([first, Model("again", first.rows)]) == []
 
 
+def interrupted(folder, done, attacks=("pgd", "square"), images=8, **changes):
+    """A run of pgd (exact) and square (none) on some images that was stopped."""
+    listed = [
+        {"name": "pgd", "eps": 0.5, "norm": "l2", "gradients": ["exact"]},
+        {"name": "square", "eps": 0.5, "norm": "l2", "gradients": ["none"]},
+    ]
+    settings = {"images": images, "attacks": listed} | changes
+    with Run(folder, ATTACK, settings) as run:
+        run.append([clean_row(i) for i in range(images)])
+        for attack in attacks:
+            gradient = "exact" if attack == "pgd" else "none"
+            run.append([row(i, T, attack=attack, gradient=gradient) for i in range(done)])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("done", "attacks", "said"),
+    [
+        (5, ("pgd",), "5 of 8 images; square eps 0.5 not run"),
+        (5, ("pgd", "square"), "5 of 8 images"),
+        (8, ("pgd",), "square eps 0.5 not run"),
+        (8, ("pgd", "square"), None),
+    ],
+)
+def test_an_interrupted_run_is_incomplete(tmp_path, capsys, done, attacks, said):
+    folder = interrupted(tmp_path / "run", done, attacks)
+    found = report([folder])
+    assert found.to_json()["models"][0]["incomplete"] == said
+    whole = f"incomplete: {said}"
+    page = found.page()
+    assert (whole in str(found)) == (whole in page) == (said is not None)
+    assert main(["report", str(folder), "--compare"]) == 0
+    assert ("incomplete" in capsys.readouterr().out) == (said is not None)
+    if said:
+        assert "<span>incomplete</span>" in page  # beside each result
+        assert str(found).count("  incomplete") == len(found.models[0].results)
+
+
+def test_an_attack_that_fell_behind_is_named(tmp_path):
+    folder = interrupted(tmp_path / "run", 8, ("pgd",))
+    with Run(folder, ATTACK, read_attack_log(folder).settings, resume=True) as run:
+        run.append([row(i, T, attack="square", gradient="none") for i in range(3)])
+    assert report([folder]).models[0].incomplete == "3 of 8 images under square eps 0.5"
+
+
+def test_certified_radii_are_those_that_the_run_stopped_at(tmp_path):
+    """A run made for r = 0.7 says nothing exact of r = 0.25, where the attack was."""
+    ours = write_run(tmp_path / "ours", certified=0.7, radii=(0.7,))
+    whole = write_run(tmp_path / "whole", certified=0.7, name="w")
+    found = report([ours])
+    json = found.to_json()["models"][0]
+    assert [(c["radius"], c["at_least"]) for c in json["certified"]] == [(0.7, False)]
+    assert [a["at_least"] for a in json["certified_against_robust"]] == [True, True]
+    assert "at least" in json["certified_against_robust"][0]["words"]
+    assert "r=0.7" in str(found)
+    assert "r=0.25" not in str(found)
+    assert "ours was certified at radii 0.7" in found.page()
+    assert report([whole]).to_json()["models"][0]["certified_against_robust"][0]["at_least"] is F
+    stopped = write_run(tmp_path / "stopped", certified=0.7, name="s", radii=(0.5,))
+    beside = report([ours, stopped]).comparison()
+    assert beside.count(">=100.0") == beside.count("certified, l2") == 2
+    assert ">=: a lower bound" in beside
+
+
 def test_an_attack_on_some_images_only_is_named():
     rows = (*(row(i, T) for i in range(4)), row(2, F, attack="square", gradient="none"))
     model = Model("ours", rows)
@@ -218,9 +292,7 @@ def test_trust_follows_the_checks():
     assert Model("m", rows, (good, bad)).trusted is False
     assert Model("m", rows, (good,), unmade=("transfer",)).trusted is None
     prevented = CheckRow("logits", None, "not made: no such package", {"error": "no such package"})
-    words = trust_words(
-        Model("m", rows, (prevented,), unmade=("logits", "transfer", "global seed"))
-    )
+    words = verdict(Model("m", rows, (prevented,), unmade=("logits", "transfer", "global seed")))
     assert "; not made of every run: logits (no such package), transfer and 1 more" in words
     assert Model("m", rows, (bad,), unmade=("transfer",)).trusted is False
 
@@ -229,9 +301,9 @@ def test_a_run_that_has_not_come_to_its_checks_is_not_checked(tmp_path):
     with Run(tmp_path, ATTACK, {}) as run:
         flag = CheckRow("flags of autoattack (exact, eps 0.5)", True, "dynamic defense")
         run.append([row(0, T), flag])
-    model = read_models([str(tmp_path)])[0][0]
+    model = report([str(tmp_path)]).models[0]
     assert model.trusted is None
-    assert "not checked for masking" in format_report([model])
+    assert "not checked for masking" in str(Report((model,)))
 
 
 def test_checks_of_one_run_do_not_vouch_for_another(tmp_path):
@@ -239,33 +311,33 @@ def test_checks_of_one_run_do_not_vouch_for_another(tmp_path):
     settings = read_attack_log(checked).settings
     with Run(tmp_path / "unchecked", ATTACK, settings) as run:
         run.append([row(0, T, eps=0.9)])
-    model = read_models([f"ours={checked}", f"ours={tmp_path / 'unchecked'}"])[0][0]
+    model = report([f"ours={checked}", f"ours={tmp_path / 'unchecked'}"]).models[0]
     assert model.unmade == CHECKS
     assert model.trusted is None
     words = "; not made of every run: gradient-free attacks, stronger attack and 8 more"
-    assert words in trust_words(model)
-    assert words[:30] in format_report([model])
+    assert words in verdict(model)
+    assert words[:30] in str(Report((model,)))
 
 
 def test_a_failed_check_is_beside_every_figure(tmp_path):
-    models, _ = read_models([str(write_run(tmp_path / "bad", failed=True))])
-    count = len(models[0].figures)
-    assert format_report(models).count("  not to be trusted") == count == 6
+    models = report([str(write_run(tmp_path / "bad", failed=True))]).models
+    count = len(models[0].results)
+    assert str(Report(models)).count("  not reliable") == count == 6
     beside = [Model("good", models[0].rows), *models]
-    lines = format_comparison(beside).splitlines()
+    lines = Report(tuple(beside)).comparison().splitlines()
     marked = [line.count("! ") for line in lines if line.startswith("l2 eps")]
     assert marked == [1, 1]
     assert [entry.trusted for entry in differences(beside)] == [False, False]
-    assert sum(line.endswith("  not to be trusted") for line in lines) == 2
-    assert [line.split("\t")[-1] for line in to_tsv(models).splitlines()[1:]] == ["False"] * 6
+    assert sum(line.endswith("  not reliable") for line in lines) == 2
+    table = Report(models).to_tsv().splitlines()[1:]
+    assert [line.split("\t")[-1] for line in table] == ["False"] * 6
 
 
 def test_json_and_tsv_hold_the_figures(tmp_path):
     folder = write_run(tmp_path / "ours", certified=0.3)
-    models, notices = read_models([str(folder)])
-    report = json.loads(json.dumps(to_json(models, notices), allow_nan=False))
-    ours = report["models"][0]
-    headline = models[0].headlines[1]
+    found = report([str(folder)])
+    ours = json.loads(json.dumps(found.to_json(), allow_nan=False))["models"][0]
+    headline = found.models[0].headlines[1]
     assert ours["figures"][5]["fresh"]["value"] == headline.fresh.value
     assert [entry["eps"] for entry in ours["robustbench"]] == ["0.25", "0.5"]
     entry = ours["robustbench"][1]
@@ -275,9 +347,11 @@ def test_json_and_tsv_hold_the_figures(tmp_path):
     assert entry["reported"] == f"{100 * headline.fresh.value:.2f}"
     assert entry["unreliable"] is False
     assert "autoattack_acc" not in entry  # no AutoAttack was run
-    lines = list(csv.DictReader(io.StringIO(to_tsv(models)), delimiter="\t"))
+    lines = list(csv.DictReader(io.StringIO(found.to_tsv()), delimiter="\t"))
     assert tuple(lines[0]) == COLUMNS
-    assert [float(line["fresh"]) for line in lines] == [f.fresh.value for f in models[0].figures]
+    assert [float(line["fresh"]) for line in lines] == [
+        f.fresh.value for f in found.models[0].results
+    ]
 
 
 @pytest.mark.parametrize(
@@ -314,42 +388,43 @@ def test_runs_of_one_name_are_one_model_or_refused(tmp_path):
 
     first = run("a", [clean_row(0), row(0, T)])
     square = run("b", [clean_row(0), row(0, F, attack="square", gradient="none")])
-    models, notices = read_models([first, square])
-    assert [figure.attack for figure in models[0].figures] == ["pgd", "square", ALL]
-    assert models[0].headlines[0].counted.value == 0
-    assert models[0].headlines[0].clean.value == 1
-    assert "made of 2 runs" in notices[0]
+    found = report([first, square])
+    merged = found.models[0]
+    assert [result.attack for result in merged.results] == ["pgd", "square", ALL]
+    assert merged.headlines[0].counted.value == 0
+    assert merged.headlines[0].clean.value == 1
+    assert "made of 2 runs" in found.notices[0]
     with pytest.raises(InputError, match="differ in weights 'w' and 'other'"):
-        read_models([first, run("c", [row(1, T)], weights="other")])
+        report([first, run("c", [row(1, T)], weights="other")])
     with pytest.raises(InputError, match="differ in options"):
-        read_models([first, run("g", [row(1, T)], options="sigma 0.5")])
+        report([first, run("g", [row(1, T)], options="sigma 0.5")])
     with pytest.raises(InputError, match="both hold image 0 under pgd"):
-        read_models([first, run("d", [row(0, F)])])
+        report([first, run("d", [row(0, F)])])
     with pytest.raises(InputError, match="labels 1 and 2"):
-        read_models([first, run("e", [row(0, F, eps=0.1, label=2)])])
+        report([first, run("e", [row(0, F, eps=0.1, label=2)])])
     attacks = [{"name": "pgd", "eps": 0.5, "steps": steps} for steps in (10, 100)]
     shards = [run(f"f{i}", [row(i, T)], attacks=[one]) for i, one in enumerate(attacks)]
     for others in (shards, [first, *shards]):  # each with each, not with the first alone
         with pytest.raises(InputError, match=r"attack pgd eps 0\.5"):
-            read_models(others)
-    models, notices = read_models([first.partition("=")[2], square.partition("=")[2]])
-    assert [model.name for model in models] == ["a", "b"]
-    assert "a and b have the same weights (w)" in notices[0]
+            report(others)
+    found = report([first.partition("=")[2], square.partition("=")[2]])
+    assert [model.name for model in found.models] == ["a", "b"]
+    assert "a and b have the same weights (w)" in found.notices[0]
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path):
     folders = [str(write_run(tmp_path / part / "run")) for part in ("a", "b")]
-    models, _ = read_models(folders)
+    models = report(folders).models
     assert [model.name for model in models] == folders
     with pytest.raises(InputError, match="given twice"):
-        read_models([folders[0], folders[0]])
+        report([folders[0], folders[0]])
 
 
 def test_command_prints_each_form(tmp_path, capsys):
     plain = str(write_run(tmp_path / "plain", name="p", failed=True))
     ours = str(write_run(tmp_path / "denoised", name="d", certified=0.3))
     assert main(["report", plain, ours]) == 0
-    assert capsys.readouterr().out.startswith("NOT TO BE TRUSTED: plain")
+    assert capsys.readouterr().out.startswith("NOT RELIABLE: plain")
     assert main(["report", plain, ours, "--compare"]) == 0
     out = capsys.readouterr().out
     assert "denoised against plain, l2 eps 0.25: +0.0 points" in out
@@ -364,7 +439,7 @@ def test_command_prints_each_form(tmp_path, capsys):
 def test_comparison_shows_what_a_model_lacks():
     first = Model("first", (row(0, T),))
     second = Model("second", (row(0, T, norm="linf", eps=8 / 255),))
-    lines = format_comparison([first, second]).splitlines()
+    lines = Report((first, second)).comparison().splitlines()
     cells = {line[:24].strip(): line[24:].split() for line in lines}
     assert cells["l2 eps 0.5"] == ["100.0", "-"]
     assert cells["linf eps 8/255"] == ["-", "100.0"]
@@ -417,7 +492,7 @@ def test_refusals(tmp_path, capsys):
     for run, reason in {
         "missing": "does not exist",
         "empty": "holds neither",
-        "other.jsonl": "is no log",
+        "other.jsonl": "is not a log",
         "none": "no rows yet",
     }.items():
         assert main(["report", str(tmp_path / run)]) == 2
@@ -446,6 +521,6 @@ def test_refusals(tmp_path, capsys):
 
 
 def test_a_clean_run_alone_says_so():
-    text = format_report([Model("ours", (clean_row(0),))])
+    text = str(Report((Model("ours", (clean_row(0),)),)))
     assert "no attack" in text
     assert Model("ours", (clean_row(0),)).columns == {}

@@ -1,0 +1,238 @@
+"""Certified accuracy at chosen radii: results of certify logs, and their table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from art_denoised.checks import InputError
+from art_denoised.evaluation.rows import CertifyRow, Log
+from art_denoised.reports.terminal import Column, Table, show, text
+from art_denoised.smoothing.statistics import (
+    ABSTAIN,
+    TableRow,
+    accuracy_rows,
+    average_certified_radius,
+)
+
+LOWER_BOUND = ">=: a lower bound, because the run stopped sampling at other radii."
+
+
+def accuracy_table(rows: Sequence[CertifyRow], radii: Sequence[float]) -> list[TableRow]:
+    """Return certified accuracy at each radius, with its 95% interval.
+
+    Args:
+        rows: Rows of one run.
+        radii: l2 radii in image units.
+
+    Raises:
+        InputError: There are no rows.
+
+    Example:
+        >>> rows = [
+        ...     CertifyRow(index=i, label=1, prediction=1, radius=i / 4, seconds=0)
+        ...     for i in range(4)
+        ... ]
+        >>> [entry.certified_accuracy for entry in accuracy_table(rows, [0.0, 0.5])]
+        [1.0, 0.5]
+    """
+    return accuracy_rows(*_columns(rows), radii)
+
+
+@dataclass(frozen=True)
+class CertifiedRun:
+    """Certified accuracy of one run.
+
+    Attributes:
+        name: Name of the run.
+        images: Number of images.
+        accuracy: Certified accuracy and its interval, in [0, 1], at each radius.
+        at_least: Whether each accuracy is a lower bound, because the run stopped sampling at other
+            radii.
+        abstained: Share of images without a certified class.
+        acr: Average certified radius: mean radius in image units, 0 for a wrong class.
+        acr_at_least: Whether ``acr`` is a lower bound.
+    """
+
+    name: str
+    images: int
+    accuracy: tuple[TableRow, ...]
+    at_least: tuple[bool, ...]
+    abstained: float
+    acr: float
+    acr_at_least: bool
+
+    @classmethod
+    def of(cls, name: str, log: Log, radii: Sequence[float]) -> CertifiedRun:
+        """Return the results of a log at some radii."""
+        rows, asked = log.rows, asked_radii(log.settings)
+        return cls(
+            name=name,
+            images=len(rows),
+            accuracy=tuple(accuracy_table(rows, radii)),
+            at_least=tuple(is_lower_bound(radius, asked) for radius in radii),
+            abstained=sum(row.prediction == ABSTAIN for row in rows) / len(rows),
+            acr=average_certified_radius(*_columns(rows))[0],
+            acr_at_least=any(map(_stopped_at_radii, rows)),
+        )
+
+
+@dataclass(frozen=True)
+class CertifiedTable:
+    """Certified accuracy of several runs at the same radii; ``str`` is the plain table.
+
+    Attributes:
+        radii: l2 radii in image units.
+        runs: Results of each run.
+    """
+
+    radii: tuple[float, ...]
+    runs: tuple[CertifiedRun, ...]
+
+    def __str__(self) -> str:
+        return text([self.block()])
+
+    def show(self) -> None:
+        """Print the table: styled on a terminal, plain elsewhere."""
+        show([self.block()])
+
+    def block(self) -> Table:
+        """Return the table to show."""
+        note = [
+            "Below each share its 95% interval over images (Clopper-Pearson). An abstention counts "
+            "as wrong.",
+            "ACR: mean certified radius, 0 where wrong; image units.",
+        ]
+        if any(run.acr_at_least for run in self.runs):
+            note[-1] += " A lower bound where sampling stopped at radii."
+        if any(any(run.at_least) for run in self.runs):
+            note.append(LOWER_BOUND)
+        columns = [Column("", left=True, width=6), Column("images")]
+        columns += [Column(f"r={radius:g}", width=9) for radius in self.radii]
+        return Table(
+            (*columns, Column("abstain"), Column("ACR", width=6)),
+            tuple(map(_cells, self.runs)),
+            "certified accuracy (%) at l2 radius r",
+            tuple(note),
+        )
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return {radius, certified_accuracy, low, high, at_least} for each radius.
+
+        Where there are several runs, "log" names the run.
+
+        Example:
+            >>> row = CertifyRow(index=0, label=1, prediction=1, radius=0.5, seconds=0)
+            >>> table = certified_table({"ours": Log("certify", None, (row,))}, [0.25])
+            >>> table.to_json()[0]["certified_accuracy"]
+            1.0
+        """
+        return [
+            ({"log": run.name} if len(self.runs) > 1 else {})
+            | {**entry._asdict(), "at_least": at_least}
+            for run in self.runs
+            for entry, at_least in zip(run.accuracy, run.at_least, strict=True)
+        ]
+
+
+def certified_table(
+    logs: Mapping[str, Log], radii: Sequence[float] | None = None
+) -> CertifiedTable:
+    r"""Return certified accuracy of several runs.
+
+    Args:
+        logs: Name -> log of certify.
+        radii: l2 radii in image units. By default those that the runs stopped at, else a grid up to
+            the largest certified radius.
+
+    Raises:
+        InputError: A log holds no rows.
+
+    Example:
+        >>> rows = [
+        ...     CertifyRow(index=i, label=1, prediction=1, radius=i / 4, seconds=0)
+        ...     for i in range(4)
+        ... ]
+        >>> table = certified_table({"ours": Log("certify", None, tuple(rows))}, [0.0, 0.5])
+        >>> print("\n".join(str(table).splitlines()[1:4]))
+                images        r=0      r=0.5  abstain     ACR
+        ours         4      100.0       50.0     0.0%   0.375
+                           40-100       7-93
+    """
+    at = default_radii(list(logs.values())) if radii is None else radii
+    runs = tuple(CertifiedRun.of(name, log, at) for name, log in logs.items())
+    return CertifiedTable(tuple(at), runs)
+
+
+def default_radii(logs: Sequence[Log]) -> list[float]:
+    """Return the radii that runs stopped at; without any, 0 and up to six round steps.
+
+    Example:
+        >>> row = CertifyRow(index=0, label=1, prediction=1, radius=0.8, seconds=0)
+        >>> default_radii([Log("certify", None, (row,))])
+        [0.0, 0.25, 0.5, 0.75]
+        >>> default_radii([Log("certify", {"radii": [0.7]}, (row,))])
+        [0.7]
+    """
+    asked = {radius for log in logs for radius in asked_radii(log.settings)}
+    return sorted(asked) or _grid(max((row.radius for log in logs for row in log.rows), default=0))
+
+
+def asked_radii(settings: Mapping[str, Any] | None) -> tuple[float, ...]:
+    """Return the radii at which a run stopped sampling; empty if its certificates are complete.
+
+    Raises:
+        InputError: The settings hold something else.
+
+    Example:
+        >>> asked_radii({"radii": [0.7]}), asked_radii(None)
+        ((0.7,), ())
+    """
+    radii = (settings or {}).get("radii") or []
+    numbers = isinstance(radii, list | tuple) and all(isinstance(r, int | float) for r in radii)
+    if not numbers or not all(0 <= radius < math.inf for radius in radii):
+        raise InputError(f"radii in the settings of the log are {radii!r}; the log is damaged")
+    return tuple(radii)
+
+
+def is_lower_bound(radius: float, asked: Sequence[float]) -> bool:
+    """Return whether certified accuracy at a radius is a lower bound in a run that asked for some.
+
+    Sampling ended as soon as the radii asked for were decided: more samples would have certified
+    more at the others.
+
+    Example:
+        >>> is_lower_bound(0.5, asked=(0.7,)), is_lower_bound(0.5, asked=())
+        (True, False)
+    """
+    return bool(asked) and not any(math.isclose(radius, one) for one in asked)
+
+
+def _grid(largest: float) -> list[float]:
+    scale = 10.0 ** math.floor(math.log10(largest)) if largest > 0 else 1.0
+    steps = [scale * factor for factor in (0.25, 0.5, 1.0, 2.5)]
+    step = next(step for step in steps if largest / step <= 6)
+    return [round(i * step, 10) for i in range(int(largest / step) + 1)]
+
+
+def _cells(run: CertifiedRun) -> tuple[str | tuple[str, ...], ...]:
+    shares = [
+        (
+            ">=" * at_least + f"{100 * entry.certified_accuracy:.1f}",
+            f"{100 * entry.low:.0f}-{100 * entry.high:.0f}",
+        )
+        for entry, at_least in zip(run.accuracy, run.at_least, strict=True)
+    ]
+    return (run.name, str(run.images), *shares, f"{100 * run.abstained:.1f}%", f"{run.acr:.3f}")
+
+
+def _stopped_at_radii(row: CertifyRow) -> bool:
+    return row.mode == "looks"
+
+
+def _columns(rows: Sequence[CertifyRow]) -> tuple[list[bool], list[float]]:
+    if not rows:
+        raise InputError("the log holds no rows; certify some images first")
+    return [row.correct for row in rows], [row.radius for row in rows]

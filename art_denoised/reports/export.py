@@ -1,0 +1,162 @@
+"""The report for programs: JSON and TSV. docs/report.md names the keys."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from art_denoised.reports.certified import accuracy_table, is_lower_bound
+from art_denoised.reports.compare import conflicts, differences
+from art_denoised.reports.results import Agreement, Model, Result, eps_name
+from art_denoised.reports.tables import certified_radii
+from art_denoised.reports.terminal import escaped
+from art_denoised.reports.words import SHARES, agreement_words, shouts, trust_words
+
+_THREATS = {"linf": "Linf", "l2": "L2"}  # as RobustBench spells them
+COLUMNS = (
+    "model",
+    "norm",
+    "eps",
+    "attack",
+    "gradient",
+    "images",
+    "draws",
+    *(f"{name}{end}" for name in SHARES for end in ("", "_low", "_high")),
+    "seconds",
+    "trusted",
+)
+
+
+def to_json(models: Sequence[Model], notices: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the report as plain JSON values.
+
+    Example:
+        >>> to_json([])["models"]
+        []
+    """
+    return {
+        "art_denoised": "robustness report",
+        "version": 1,
+        "models": [_model_json(model) for model in models],
+        "differences": [
+            {**msgspec.to_builtins(entry), "gain": entry.gain} for entry in differences(models)
+        ],
+        "notices": [*conflicts(models), *notices],
+    }
+
+
+def to_tsv(models: Sequence[Model]) -> str:
+    r"""Return all results as a table with tabs, one line for each, with columns `COLUMNS`.
+
+    Example:
+        >>> to_tsv([]).split("\t")[:3]
+        ['model', 'norm', 'eps']
+    """
+    file = io.StringIO()
+    lines = csv.DictWriter(file, COLUMNS, delimiter="\t", lineterminator="\n")
+    lines.writeheader()
+    for model in models:
+        for result in model.results:
+            lines.writerow({key: _cell(value) for key, value in _line(model, result).items()})
+    return file.getvalue()
+
+
+def robustbench(model: Model) -> list[dict[str, Any]]:
+    """Return one entry with the keys of RobustBench for each ball; shares in percent, as text.
+
+    Example:
+        >>> robustbench(Model("ours"))
+        []
+    """
+    return [_robustbench(model, headline) for headline in model.headlines]
+
+
+def _robustbench(model: Model, headline: Result) -> dict[str, Any]:
+    standard = [
+        result.counted.value
+        for result in model.results
+        if result.ball == headline.ball and _is_standard(model, result)
+    ]
+    return {
+        "name": model.name,
+        "dataset": next((s["data"] for _, s in model.settings if "data" in s), None),
+        "threat_model": _THREATS.get(headline.norm, headline.norm),
+        "eps": eps_name(headline.eps),
+        "clean_acc": _percent(headline.clean.value) if headline.clean else None,
+        "reported": _percent(headline.fresh.value),
+        **({"autoattack_acc": _percent(min(standard))} if standard else {}),
+        "unreliable": model.trusted is False,
+        "footnote": f"{headline.images} images; {trust_words(model)}",
+    }
+
+
+def _is_standard(model: Model, result: Result) -> bool:
+    """Whether a result is that of AutoAttack as RobustBench runs it: whole and at full length."""
+    return any(
+        (one.get("name"), one.get("norm"), one.get("eps")) == (result.attack, *result.ball)
+        and one.get("type") == "AutoAttack"
+        and one.get("version") == "standard"
+        and not one.get("parts")
+        and one.get("steps", 0) >= 100
+        and one.get("queries", 0) >= 5000
+        for _, log in model.settings
+        for one in log.get("attacks") or ()
+    )
+
+
+def _model_json(model: Model) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "trusted": model.trusted,
+        "verdict": trust_words(model),
+        "incomplete": model.incomplete or None,
+        "shouts": list(shouts([model])),
+        "clean": msgspec.to_builtins(model.clean),
+        "figures": msgspec.to_builtins(model.results),
+        "certified": _certified_json(model) if model.certified else [],
+        "certified_against_robust": [_agreement_json(entry) for entry in model.agreements],
+        "checks": [
+            {
+                "name": check.name,
+                "passed": check.passed,
+                "finding": check.finding,
+                "numbers": dict(check.numbers),
+            }
+            for check in model.checks
+        ],
+        "robustbench": robustbench(model),
+        "logs": [{"path": path, "settings": dict(log)} for path, log in model.settings],
+    }
+
+
+def _certified_json(model: Model) -> list[dict[str, Any]]:
+    return [
+        {**entry._asdict(), "at_least": is_lower_bound(entry.radius, model.asked)}
+        for entry in accuracy_table(model.certified, certified_radii([model]))
+    ]
+
+
+def _agreement_json(entry: Agreement) -> dict[str, Any]:
+    values = msgspec.to_builtins(entry)
+    values["certified_yet_broken"] = values.pop("broken")
+    return {**values, "inverted": entry.inverted, "words": agreement_words(entry)}
+
+
+def _line(model: Model, result: Result) -> dict[str, Any]:
+    values = msgspec.to_builtins(result)
+    for name in SHARES:
+        limits = values[name] or {}
+        values |= {f"{name}{end}": limits.get(end[1:] or "value") for end in ("", "_low", "_high")}
+    return {"model": model.name, **values, "trusted": model.trusted}
+
+
+def _cell(value: Any) -> Any:
+    return escaped(value) if isinstance(value, str) else value
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"

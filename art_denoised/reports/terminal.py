@@ -1,0 +1,151 @@
+"""Tables and lines for people: styled on a terminal, plain aligned text where they are piped."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Cell: TypeAlias = str | tuple[str, ...]
+_WIDE = 100_000  # characters: plain text is never wrapped
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        head: Heading.
+        left: Whether the cells are aligned on the left.
+        width: Least number of characters.
+    """
+
+    head: str
+    left: bool = False
+    width: int = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table. A cell is a line or a tuple of lines.
+
+    Attributes:
+        columns: Columns.
+        rows: Cells of each row, one for each column.
+        title: Line above the table.
+        note: Lines below the table.
+    """
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    title: str = ""
+    note: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines of text.
+
+    Attributes:
+        lines: Lines without line ends.
+        style: Style of rich, such as "bold red", used on a terminal only.
+    """
+
+    lines: tuple[str, ...]
+    style: str = ""
+
+
+Block: TypeAlias = Table | Lines
+
+
+def text(blocks: Sequence[Block]) -> str:
+    """Return blocks as plain text, with a blank line between them.
+
+    Example:
+        >>> table = Table((Column("attack", left=True), Column("robust")), (("pgd", "41.2"),))
+        >>> print(text([Lines(("ours: checked",)), table]))
+        ours: checked
+        <BLANKLINE>
+        attack  robust
+        pgd       41.2
+    """
+    return "\n\n".join(_plain(block) for block in blocks)
+
+
+def show(blocks: Sequence[Block]) -> None:
+    """Print blocks to standard output: styled if it is a terminal, else as `text` returns them."""
+    if not sys.stdout.isatty():
+        print(text(blocks))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for i, block in enumerate(blocks):
+        if i:
+            console.print()
+        for part in _parts(block, styled=True):
+            console.print(part, soft_wrap=isinstance(block, Lines))
+
+
+def escaped(words: str) -> str:
+    r"""Return text from a log so that a terminal shows it: control characters become escapes.
+
+    Example:
+        >>> print(escaped("red\x1b[31m"))
+        red\x1b[31m
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in words
+    )
+
+
+def _plain(block: Block) -> str:
+    from rich.console import Console
+
+    file = io.StringIO()
+    console = Console(
+        file=file, width=_WIDE, color_system=None, force_terminal=False, legacy_windows=False
+    )
+    for part in _parts(block, styled=False):
+        console.print(part, soft_wrap=isinstance(block, Lines))
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+
+def _parts(block: Block, *, styled: bool) -> list[RenderableType]:
+    # Text, never a string: what comes from a log must not be read as rich's markup.
+    from rich.text import Text
+
+    if isinstance(block, Lines):
+        return [Text(escaped(line), style=block.style) for line in block.lines]
+    return [_rich(block, styled=styled), *(Text(escaped(line)) for line in block.note)]
+
+
+def _rich(table: Table, *, styled: bool) -> RenderableType:
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    made = RichTable(
+        title=Text(escaped(table.title)) if table.title else None,
+        box=box.SIMPLE_HEAD if styled else None,
+        padding=(0, 0, 0, 2),
+        pad_edge=False,
+        show_edge=False,
+    )
+    for column in table.columns:
+        made.add_column(
+            Text(escaped(column.head)),
+            justify="left" if column.left else "right",
+            min_width=column.width or None,
+            overflow="fold",
+            no_wrap=not styled,
+        )
+    for row in table.rows:
+        cells = ((cell,) if isinstance(cell, str) else cell for cell in row)
+        made.add_row(*(Text("\n".join(map(escaped, lines))) for lines in cells))
+    return made
