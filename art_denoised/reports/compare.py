@@ -68,9 +68,18 @@ def differences(models: Sequence[Model]) -> list[Difference]:
             if pairs:
                 only_first = sum(a and not b for a, b in pairs)
                 only_second = sum(b and not a for a, b in pairs)
-                p_value = sign_test(only_first, only_second)
-                counts = (len(pairs), only_first, only_second, p_value, trusted)
-                found.append(Difference(first.name, second.name, *ball, *counts))
+                found.append(
+                    Difference(
+                        first.name,
+                        second.name,
+                        *ball,
+                        images=len(pairs),
+                        only_first=only_first,
+                        only_second=only_second,
+                        p_value=sign_test(only_first, only_second),
+                        trusted=trusted,
+                    )
+                )
     return found
 
 

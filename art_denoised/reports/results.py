@@ -28,12 +28,7 @@ _LEVEL = 0.025  # of the one-sided test for an inversion, as one end of a 95% in
 
 
 class Ball(NamedTuple):
-    """Norm and radius of a ball; its ``str`` is its name.
-
-    Example:
-        >>> str(Ball("linf", 8 / 255)), str(Ball("l2", 0.5))
-        ('linf eps 8/255', 'l2 eps 0.5')
-    """
+    """Norm and radius of a ball; its ``str`` is its name."""
 
     norm: str
     eps: float
