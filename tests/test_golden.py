@@ -17,7 +17,7 @@ from tests.golden.cases import CASES, HERE
 def compare(found, frozen, where=""):
     """Compare JSON values, floats with a relative and an absolute tolerance."""
     if isinstance(frozen, dict):
-        assert sorted(found) == sorted(frozen), where
+        assert set(frozen) <= set(found), where  # more may be said today
         for name in frozen:
             compare(found[name], frozen[name], f"{where}/{name}")
     elif isinstance(frozen, list):

@@ -63,7 +63,7 @@ class AttackedModelOptions(ModelOptions):
 
         if self.undefended is None:
             return None
-        return load_module("--undefended", self.undefended).to(self.find_device())
+        return load_module(self.undefended).to(self.find_device())
 
 
 @Parameter(name="*", group=Group("Attack", sort_key=3))

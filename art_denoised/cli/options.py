@@ -50,7 +50,7 @@ class ModelOptions:
         """Return the network on its device."""
         from art_denoised.models.loading import load_module
 
-        return load_module("--model", self.model).to(self.find_device())
+        return load_module(self.model).to(self.find_device())
 
 
 @Parameter(name="*", group=MODEL)
@@ -79,11 +79,11 @@ class DenoisedModelOptions(ModelOptions):
 
     def load_denoiser(self) -> "nn.Module | None":
         """Return the denoiser, if one is named."""
-        from art_denoised.models.loading import load_denoiser_option
+        from art_denoised.denoisers.checkpoints import load_denoiser
 
         if self.denoiser is None:
             return None
-        return self._in_type(load_denoiser_option(self.denoiser).to(self.find_device()))
+        return self._in_type(load_denoiser(self.denoiser).to(self.find_device()))
 
     def _in_type(self, network: "nn.Module") -> "nn.Module":
         import torch

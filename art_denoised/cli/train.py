@@ -58,12 +58,12 @@ class DenoiserOptions:
 
         classifier = None
         if self.classifier is not None:
-            classifier = load_module("--classifier", self.classifier).to(device)
+            classifier = load_module(self.classifier).to(device)
         return Objective(
             self.objective,
             sigma=self.levels,
             classifier=classifier,
-            surrogates=[load_module("--surrogate", n).to(device) for n in self.surrogate or ()],
+            surrogates=[load_module(n).to(device) for n in self.surrogate or ()],
             fine_epochs=self.fine_epochs,
         )
 
@@ -71,7 +71,7 @@ class DenoiserOptions:
         """Return the denoiser to start from."""
         from art_denoised.checks import InputError
         from art_denoised.denoisers.architectures import DnCNN, MemNet
-        from art_denoised.models.loading import load_denoiser_option
+        from art_denoised.denoisers.checkpoints import load_denoiser
 
         kind, *sizes = self.architecture.split(":")
         if kind == "dncnn" and len(sizes) in (0, 2):
@@ -83,7 +83,7 @@ class DenoiserOptions:
                 raise InputError(message) from None
         if kind == "memnet":
             return MemNet(channels)
-        return load_denoiser_option(self.architecture, "--architecture")
+        return load_denoiser(self.architecture)
 
 
 @Parameter(name="*", group=MODEL)

@@ -68,7 +68,7 @@ class ClassifierOptions:
         from art_denoised.networks.trained import change_network
 
         changes = {**self.changes, "input_shape": shape}
-        model = load_module("--model", self.model)
+        model = load_module(self.model)
         smooth = change_network(model, {**changes, "feature_denoising": None})
         changed = change_network(smooth, {**changes, "activation": None})
         if self.feature_denoising:

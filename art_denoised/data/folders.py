@@ -142,9 +142,9 @@ def _read(path: Path, grey: bool) -> torch.Tensor:
 
 def _refuse_transparency(path: Path, image: Image) -> None:
     """Refuse what no classifier sees: a transparent pixel has no colour."""
-    if "A" in image.mode or "transparency" in image.info:
-        if np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
-            raise InputError(f"{path} has transparent pixels; put it on a background first")
+    may_be = "A" in image.mode or "transparency" in image.info
+    if may_be and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+        raise InputError(f"{path} has transparent pixels; put it on a background first")
 
 
 def _one_line(error: Exception) -> str:

@@ -15,6 +15,7 @@ from art_denoised.checks import InputError
 from art_denoised.denoisers.architectures import DnCNN, MemNet, UNetDenoiser
 from art_denoised.denoisers.one_shot import OneShotDenoiser
 from art_denoised.diffusion.schedulers import find_scheduler
+from art_denoised.models.loading import load_module
 from art_denoised.models.weights import fitting_state, read_state_dict, strip_prefixes
 from art_denoised.runs.files import write_whole
 
@@ -27,16 +28,20 @@ def load_denoiser(path: Path | str) -> nn.Module:
     Args:
         path: Checkpoint of `DnCNN` or `MemNet`, file of `save_denoiser`, or diffusers folder: with
             a scheduler a diffusion model (`OneShotDenoiser`), without one a UNet2DModel that
-            predicts the noise (`UNetDenoiser`).
+            predicts the noise (`UNetDenoiser`). Or ``package.module:function``, a function that
+            returns a denoiser.
 
     Raises:
-        InputError: The file cannot be read, or holds none of these architectures.
+        InputError: The file cannot be read or holds none of these architectures, or the function
+            fails.
 
     Example:
         >>> from art_denoised.demo import digits_denoiser  # loads its weights through this
         >>> type(digits_denoiser()).__name__
         'DnCNN'
     """
+    if ":" in str(path) and not Path(path).exists():
+        return load_module(str(path))
     path = Path(path)
     with torch.random.fork_rng(devices=[]):  # building a network draws weights, soon replaced
         if path.is_dir():
@@ -50,7 +55,7 @@ def load_denoiser(path: Path | str) -> nn.Module:
     if denoiser is None:
         raise InputError(
             f"checkpoint {path} is not DnCNN, MemNet or a saved U-Net (first key {min(state)!r}); "
-            "give package.module:factory for another denoiser"
+            "give package.module:function for another denoiser"
         )
     # assign: a certificate holds for the weights as saved, in their dtype
     denoiser.load_state_dict(fitting_state(denoiser, state, path), assign=True)

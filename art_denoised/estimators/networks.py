@@ -143,8 +143,8 @@ class RobustTrainer(Trainer):
         clip = classifier.clip_values
         if clip is not None and (np.any(clip[0] != 0) or np.any(clip[1] != 1)):
             raise InputError(
-                f"the classifier's clip_values are {clip}; training takes images in [0, 1]: put the "
-                "scaling into its preprocessing"
+                f"the classifier's clip_values are {clip}; training takes images in [0, 1], so put "
+                "the scaling into its preprocessing"
             )
         super().__init__(classifier)
         self.recipe, self.config = recipe, config

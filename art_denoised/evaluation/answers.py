@@ -192,8 +192,8 @@ class AnswerRun(Answers):
         resume: bool = False,
         identity: Mapping[str, Any] | None = None,
     ) -> None:
-        self._box: Any = smoother.base
-        words: Vocabulary = self._box.words
+        box: Any = smoother.base
+        self._box, words = box, box.words
         denoiser = smoother.denoiser
         settings = {
             "classifier": describe(getattr(self._box, "identity", None)),

@@ -262,12 +262,13 @@ class Target:
         try:
             with self.session(self._seed):
                 self.module(x)
+            return None
         except _ReachedError as reached:
-            with self.session(self._seed):
-                return self._purifier.purify(reached.x[: len(x)])
+            found = reached.x[: len(x)]
         finally:
-            hook.remove()
-        return None
+            hook.remove()  # before purify, which may call the module
+        with self.session(self._seed):
+            return self._purifier.purify(found)
 
     def _check_shape(self, output: Any, batch: int) -> None:
         shape = tuple(getattr(output, "shape", ()))

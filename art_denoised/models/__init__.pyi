@@ -1,5 +1,4 @@
 from .loading import find_device as find_device
-from .loading import load_denoiser_option as load_denoiser_option
 from .loading import load_module as load_module
 from .weights import fitting_state as fitting_state
 from .weights import load_weights as load_weights

@@ -69,8 +69,18 @@ def differences(models: Sequence[Model]) -> list[Difference]:
                 only_first = sum(a and not b for a, b in pairs)
                 only_second = sum(b and not a for a, b in pairs)
                 p_value = sign_test(only_first, only_second)
-                counts = (len(pairs), only_first, only_second, p_value, trusted)
-                found.append(Difference(first.name, second.name, *ball, *counts))
+                found.append(
+                    Difference(
+                        first.name,
+                        second.name,
+                        *ball,
+                        len(pairs),
+                        only_first,
+                        only_second,
+                        p_value,
+                        trusted,
+                    )
+                )
     return found
 
 

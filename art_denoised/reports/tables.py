@@ -41,7 +41,7 @@ def report_blocks(models: Sequence[Model], notices: Sequence[str] = ()) -> list[
         notices: Remarks on the logs.
     """
     width = max((len(r.attack) for model in models for r in model.results), default=0)
-    blocks = [_alarm(models)]
+    blocks: list[Block] = [_alarm(models)]
     for model in models:
         blocks += _model_blocks(model, width)
     blocks.append(_notices(models, notices))

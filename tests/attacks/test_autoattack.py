@@ -15,7 +15,7 @@ from torch import nn
 from art_denoised.attacks import AutoAttack, contained
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier
-from tests.evaluation.attacked.defects import Defect
+from tests.evaluation.defects import Defect
 
 EPS = 0.2
 

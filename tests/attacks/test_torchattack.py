@@ -14,7 +14,7 @@ from art_denoised.attacks import TorchAttack
 from art_denoised.attacks.torchattack import FIXED_NORMS
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier
-from art_denoised.estimators.attacks import ARTAttack
+from art_denoised.estimators.attacks import ArtAttack
 
 EPS, L2 = 0.2, 2.0
 
@@ -86,7 +86,7 @@ def test_a_class_of_another_norm_is_refused_before_any_work(norm, kind, remedy):
 )
 def test_so_it_is_of_art(norm, kind):
     with pytest.raises(InputError, match=f"norm is '{norm}', but the norm of {kind} of ART"):
-        ARTAttack(EPS, norm=norm, kind=kind)
+        ArtAttack(EPS, norm=norm, kind=kind)
 
 
 def test_every_class_with_a_radius_and_one_norm_is_known():

@@ -395,7 +395,9 @@ def test_what_cannot_be_replaced_is_refused_in_one_line():
         assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("activation", ["relu", torch.relu, nn.ReLU()], ids=str)
+@pytest.mark.parametrize(
+    "activation", ["relu", torch.relu, nn.ReLU()], ids=["name", "function", "module"]
+)
 def test_transformers_call_the_new_activation_also_on_their_fast_path(activation):
     model = nn.TransformerEncoderLayer(8, 1, activation=activation, batch_first=True).eval()
     changed = smooth_activations(model, "silu", input_shape=(5, 8))
