@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from art_denoised.cli.words import Factory
+from art_denoised.reports.terminal import escaped
 
 if TYPE_CHECKING:
     import torch
@@ -136,4 +137,4 @@ class RunOptions:
 
 def notice(text: str) -> None:
     """Print what the user should know on standard error."""
-    print(f"notice: {text}", file=sys.stderr)
+    print(escaped(f"notice: {text}"), file=sys.stderr)
