@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Cell: TypeAlias = str | tuple[str, ...]
-_WIDE = 100_000  # characters: plain text is never wrapped
+# Rich drops columns that do not fit, such as the verdict; a terminal wraps them.
+_WIDE = 100_000
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def show(blocks: Sequence[Block]) -> None:
         return
     from rich.console import Console
 
-    console = Console(highlight=False, force_jupyter=False)
+    console = Console(width=_WIDE, highlight=False, force_jupyter=False)
     for i, block in enumerate(blocks):
         if i:
             console.print()
@@ -124,8 +125,7 @@ def _rich(table: Table, *, styled: bool) -> RenderableType:
             Text(escaped(column.head)),
             justify="left" if column.left else "right",
             min_width=column.width or None,
-            overflow="fold",
-            no_wrap=not styled,
+            no_wrap=True,
         )
     for row in table.rows:
         cells = ((cell,) if isinstance(cell, str) else cell for cell in row)
