@@ -70,8 +70,9 @@ def verify(log: Log) -> list[Finding]:
 def family_wise(log: Log, alpha: float, *, images: int | None = None) -> Log:
     """Return the log as it stands if *all* its certificates shall hold with probability 1 - alpha.
 
-    Each of m certificates is bounded again at alpha / m (Bonferroni), from the same votes. Early
-    stopping stays sound: the bounds at all looks hold together at any alpha.
+    Each of m certificates is bounded again at alpha / m (Bonferroni), from the same votes, but not
+    at more than its own alpha: of few images all together would else be certified further than
+    each. Early stopping stays sound: the bounds at all looks hold together at any alpha.
 
     Args:
         log: Of certify, with votes.
@@ -96,7 +97,8 @@ def family_wise(log: Log, alpha: float, *, images: int | None = None) -> Log:
     for row in log.rows:
         if not isinstance(row, CertifyRow) or row.certificate is None:
             raise InputError("the log has no votes of certify; give a certify.jsonl")
-        rows.append(CertifyRow.of(row.index, row.label, row.certificate.at(each), row.seconds))
+        certificate = row.certificate.at(min(each, row.certificate.alpha))
+        rows.append(CertifyRow.of(row.index, row.label, certificate, row.seconds))
     return replace(log, rows=tuple(rows))
 
 
