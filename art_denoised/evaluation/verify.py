@@ -144,13 +144,13 @@ def _certificate_problems(c: Certificate, settings: Mapping[str, Any]) -> Iterat
         yield f"the class was selected from {c.n0} samples, not {settings.get('n0')}"
     skipped = c.n == 0 and bool(settings.get("use_labels"))
     if isinstance(c.bound, Mixture):
-        planned = [c.bound.a, c.bound.b] == settings.get("prior")
+        planned = [c.bound.a, c.bound.b] == settings.get("prior") and c.drawn == c.n
     else:
         last = settings.get("n", 0)
         plan = Looks(min(FIRST_LOOK, last), last) if settings.get("radii") else Looks.fixed(last)
-        planned = "prior" not in settings and c.bound == plan and c.n in plan.counts
+        planned = "prior" not in settings and c.bound == plan and {c.n, c.drawn} <= {*plan.counts}
     if not (planned or skipped):
-        yield f"no look was planned after {c.n} samples in the settings of the run"
+        yield f"no look was planned after {c.n} samples of {c.drawn} drawn"
         return
     if c.tv < 0 or (c.tv == 0) != (c.noise == "gaussian"):
         yield f"tv is {c.tv}, with {c.noise} noise"
