@@ -153,7 +153,7 @@ def class_indices(y: Any, nb_classes: int) -> Labels:
         nb_classes: How many classes there are.
 
     Raises:
-        InputError: Another shape, or as for `labels`.
+        InputError: The shape is another one, or a label is out of range.
 
     Example:
         >>> import numpy as np

@@ -100,7 +100,7 @@ class AttackOptions:
 def attack(
     *, model: AttackedModelOptions, data: DataOptions, attack: AttackOptions, run: RunOptions
 ) -> None:
-    r"""Attack a model, and check that its robust accuracy can be believed.
+    r"""Attack a model, and check that its robust accuracy is reliable.
 
     Each attack runs on every image that the model gets right. Randomised models
     are evaluated twice: as the attack itself counted, and in --repeats later

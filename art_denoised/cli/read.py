@@ -57,7 +57,7 @@ def plot(
       art-denoised plot runs/plain runs/denoised -o accuracy.pdf
 
     Args:
-        logs: Folder or log of a certify run, as for table.
+        logs: Folder or log of a certify run, as `table` takes.
         out: Picture to write: .png, .pdf or .svg.
         title: Title above the plot.
     """
@@ -151,7 +151,7 @@ def verify(
         bad = len({finding.index for finding in findings})
         wrong += bad
         total = len(log.rows)
-        print(escaped(f"{path}: {total - bad} of {total} rows follow from their votes"))
+        print(escaped(f"{path}: {total - bad} of {total} rows are consistent with their votes"))
         if family_alpha is not None and not findings:
             together = family_wise(log, family_alpha, images=family_images)
             certified_table({"each": log, f"all together, {1 - family_alpha:g}": together}).show()

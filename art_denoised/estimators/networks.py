@@ -39,17 +39,17 @@ class FeatureDenoisingClassifier(DefendedClassifier):
         backbone: Images in [0, 1] to logits.
         input_shape: (channels, height, width).
         nb_classes: Number of logits.
-        operation: Of the blocks, as for `FeatureDenoising`; None puts none in.
-        where: As for `add_feature_denoising`.
+        operation: Operation of the blocks, see `FeatureDenoising`; None: no blocks.
+        where: Places of the blocks, see `add_feature_denoising`.
         block: The other options of `FeatureDenoising`.
-        activation: As for `smooth_activations`; None leaves ReLU.
+        activation: Activation in place of ReLU, see `smooth_activations`; None: ReLU stays.
         loss: Loss on logits and labels; cross-entropy by default.
         optimizer: Its type and defaults are taken for the parameters of the changed copy; for
             ``fit`` and for ART's trainers.
         device_type: "gpu", where there is one, or "cpu", as in ART.
 
     Raises:
-        InputError: As for the two surgeries, or a model that cannot take such images.
+        InputError: The backbone cannot be changed, or cannot take such images.
 
     Example:
         >>> from torchvision.models import resnet18

@@ -31,17 +31,17 @@ class RobustDiffusionClassifier(DefendedClassifier):
     Args:
         diffusion: Class-conditional, with a null class, in eval mode.
         input_shape: (channels, height, width).
-        steps: Of likelihood maximization; 0: the diffusion classifier alone.
-        eta: As for `LikelihoodMaximization`.
-        form: As for `LikelihoodMaximization`.
-        gradient: As for `LikelihoodMaximization`.
-        rate: As for `LikelihoodMaximization`.
-        levels: As for `DiffusionClassifier`; also those of the momentum form.
-        prior: As for `DiffusionClassifier`.
-        temperature: As for `DiffusionClassifier`.
-        max_batch: As for `DiffusionClassifier`.
+        steps: Number of likelihood-maximization steps; 0 disables it.
+        eta: Largest change of a pixel by likelihood maximization.
+        form: Form of likelihood maximization, see `LikelihoodMaximization`.
+        gradient: "exact", or "bpda" for the identity as its gradient.
+        rate: Learning rate of its Adam steps.
+        levels: Noise levels of the classifier and of the momentum form.
+        prior: Probabilities of the classes; None: uniform.
+        temperature: Divisor of the likelihoods, see `DiffusionClassifier`.
+        max_batch: Number of network evaluations at once.
         bf16: Autocast the network to bfloat16.
-        recompute: As for `DiffusionClassifier`.
+        recompute: Whether the backward pass evaluates the network again.
         seed: Fixes all noise: deterministic, and the attacker knows it. None: fresh in every call;
             attack with EOT.
         loss: Loss on logits and labels; cross-entropy by default.
@@ -49,7 +49,7 @@ class RobustDiffusionClassifier(DefendedClassifier):
         device_type: "gpu", where there is one, or "cpu", as in ART.
 
     Raises:
-        InputError: As for the two modules, or a model that cannot take such images.
+        InputError: A value is out of range, or the model cannot take such images.
 
     Example:
         >>> from art_denoised.demo import digits_diffusion
@@ -144,7 +144,7 @@ class RobustDiffusionClassifier(DefendedClassifier):
             The temperature, which is also set.
 
         Raises:
-            InputError: As for `DiffusionClassifier.fit_temperature`.
+            InputError: No temperature fits these images.
         """
         device = next(self.model.parameters()).device
         images = checks.images(x, shape=self.input_shape).float().to(device)
@@ -157,7 +157,7 @@ class RobustDiffusionClassifier(DefendedClassifier):
         """Count what a prediction of so many images, and its gradient, will take; one pass is run.
 
         Args:
-            images: Of the run.
+            images: Number of images in the run.
         """
         return preview_cost(self.model, self.input_shape, images=images, batch=None)
 

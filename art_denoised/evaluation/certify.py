@@ -268,7 +268,7 @@ class _Work:
                 bar.update()
 
     def write_in_turns(self, stop: Anytime) -> None:
-        """Give each image twice the samples it has, again and again, until the time is up."""
+        """Double the samples of each image in turn until the time is up."""
         until = None if stop.seconds is None else time.monotonic() + stop.seconds
         with self._bar(desc="certify", unit="row") as bar:
             while (turn := self._next_turn(stop)) and not _is_over(until):

@@ -75,7 +75,7 @@ def family_wise(log: Log, alpha: float, *, images: int | None = None) -> Log:
     each. Early stopping stays sound: the bounds at all looks hold together at any alpha.
 
     Args:
-        log: Of certify, with votes.
+        log: Log of certify, with votes.
         alpha: Failure probability of all certificates together.
         images: The m of the plan; by default the number of rows. It must not depend on the votes:
             give it where the run was ended, or may be continued, by what they showed.

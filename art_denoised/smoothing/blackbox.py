@@ -1,4 +1,4 @@
-"""Query-only classifiers: each answer costs money, and some never come.
+"""Query-only classifiers: each query is charged, and some fail.
 
 Nothing here knows of certificates or files. A `BlackBox` queries a classifier about images, tries
 again after failures that may pass, and keeps to a budget.
@@ -219,7 +219,7 @@ class Vocabulary:
 
 
 class BlackBox:
-    """A classifier that can only be queried, costs money and fails.
+    """A classifier that is query-only, paid and unreliable.
 
     Args:
         ask: Function from images (batch, channels, height, width), float32 and not clipped, to an

@@ -192,7 +192,7 @@ class Vote:
 
     Attributes:
         label: The predicted class, or -1 for an abstention.
-        p_value: Of the two-sided test that the two most voted classes are equally likely.
+        p_value: p-value of the two-sided test that the two most voted classes are equally likely.
         counts: Votes, class -> votes, without zeros.
         alpha: Failure probability.
         sigma: Noise level in image units.
