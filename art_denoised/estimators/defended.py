@@ -73,7 +73,7 @@ class DefendedClassifier(PyTorchClassifier):
             x: Images (batch, channels, height, width), float. Images outside ``clip_values``, as
                 attacks make that clip at the end only, are classified with one warning.
             batch_size: Number of images at once.
-            training_mode: As in ART, which also leaves the model in this mode.
+            training_mode: Whether the model is put into training mode, where it stays, as in ART.
             **kwargs: Ignored, as in ART.
 
         Returns:
@@ -96,7 +96,7 @@ class DefendedClassifier(PyTorchClassifier):
         Args:
             x: Images, array or tensor (batch, channels, height, width).
             y: Labels: indices (batch,), or one-hot or probabilities (batch, nb_classes).
-            training_mode: As in ART.
+            training_mode: Whether the model is put into training mode.
             **kwargs: Ignored, as in ART.
 
         Returns:

@@ -180,7 +180,7 @@ class AnswerRun(Answers):
         identity: What else must agree.
 
     Raises:
-        InputError: As `Run` raises it.
+        InputError: The folder holds another run, or its settings differ.
     """
 
     def __init__(
