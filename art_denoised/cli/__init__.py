@@ -115,6 +115,8 @@ def _remedy(arguments: Mapping[str, Any]) -> str:
 
 
 def _fail(message: object, code: int = 2) -> int:
+    from art_denoised.reports.terminal import escaped
+
     line = " ".join(str(message).split()) or type(message).__name__
-    print(f"{_PROGRAM}: error: {line}", file=sys.stderr)
+    print(escaped(f"{_PROGRAM}: error: {line}"), file=sys.stderr)
     return code

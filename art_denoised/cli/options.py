@@ -136,4 +136,6 @@ class RunOptions:
 
 def notice(text: str) -> None:
     """Print what the user should know on standard error."""
-    print(f"notice: {text}", file=sys.stderr)
+    from art_denoised.reports.terminal import escaped
+
+    print(escaped(f"notice: {text}"), file=sys.stderr)
