@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from art_denoised import __version__
 from art_denoised.cli.page import show_group
+from art_denoised.reports.terminal import escaped
 
 _PROGRAM = "art-denoised"
 _GROUPS = {
@@ -115,8 +116,6 @@ def _remedy(arguments: Mapping[str, Any]) -> str:
 
 
 def _fail(message: object, code: int = 2) -> int:
-    from art_denoised.reports.terminal import escaped
-
     line = " ".join(str(message).split()) or type(message).__name__
     print(escaped(f"{_PROGRAM}: error: {line}"), file=sys.stderr)
     return code

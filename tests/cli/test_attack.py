@@ -73,7 +73,7 @@ def test_the_command_chooses_attacks_that_suit_the_model(tmp_path, capsys, monke
     monkeypatch.setattr(command, "DETERMINISTIC", ("pgd:steps=2",))
     monkeypatch.setattr(command, "RANDOMISED", ("pgd:steps=2:eot=2",))
     chosen = {}
-    for factory in (MODEL, "tests.evaluation.defects:Coin"):
+    for factory in (MODEL, "tests.nets:coin"):
         out = tmp_path / factory.rpartition(":")[2]
         assert main(arguments(out, "--no-checks", model=factory, eps="25/255")) == 0
         log = read_attack_log(out)
