@@ -234,6 +234,7 @@ def test_other_settings_are_refused_not_mixed(tmp_path, capsys):
         ({"alpha": 0}, ["alpha", "0.001"]),
         ({"alpha": 0.7}, ["alpha", "0.7"]),
         ({"n": 5}, ["n is 5", "10 samples"]),
+        ({"n": 0}, ["n is 0"]),
         ({"n0": 0}, ["n0", "0"]),
         ({"seed": -1}, ["seed", "-1"]),
         ({"batch_size": 0}, ["batch_size", "0"]),
