@@ -225,6 +225,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sizes, repeats = (((1, 8, 8, 8),), 1) if arguments.tiny else (SIZES, arguments.repeats)
     torch.set_num_threads(1)
+    gc.freeze()  # modules are no garbage, and looking through them takes longer than small forms
     print(f"one thread, {platform.machine()}, torch {torch.__version__}, float32, CPU time")
     for size in sizes:
         print(f"\nN = {size[0]}, C = {size[1]}, {size[2]}x{size[3]}\n")
