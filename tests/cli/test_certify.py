@@ -241,7 +241,7 @@ def test_other_settings_are_refused_not_mixed(tmp_path, capsys):
         ({"skip": 0}, ["skip", "0"]),
         ({"max": 0}, ["max", "0"]),
         ({"n": "many"}, ["--n", "many"]),
-        ({"model": "tests.nets"}, ["tests.nets", "package.module:factory"]),
+        ({"model": "tests.nets"}, ["tests.nets", "package.module:function"]),
         ({"model": "tests.nets:absent"}, ["absent"]),
         ({"model": "no_such_package:net"}, ["no_such_package"]),
         ({"model": "tests.nets:fails"}, ["no such weights"]),
