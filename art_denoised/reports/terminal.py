@@ -109,7 +109,12 @@ def _plain(block: Block) -> str:
 
     file = io.StringIO()
     console = Console(
-        file=file, width=_WIDE, color_system=None, force_terminal=False, legacy_windows=False
+        file=file,
+        width=_WIDE,
+        color_system=None,
+        force_terminal=False,
+        force_jupyter=False,  # in a notebook rich would display the text, and the file stay empty
+        legacy_windows=False,
     )
     for part in _parts(block, styled=False):
         console.print(part, soft_wrap=isinstance(block, Lines))
