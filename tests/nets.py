@@ -127,3 +127,9 @@ def fails() -> nn.Module:
 
 
 MODEL = "art_denoised.demo:digits_classifier"
+
+
+def coin() -> nn.Module:
+    from tests.evaluation.defects import Coin
+
+    return Coin().eval()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from art_denoised.cli.words import Factory
+from art_denoised.reports.terminal import escaped
 
 if TYPE_CHECKING:
     import torch
@@ -99,11 +100,14 @@ class DataOptions:
         data: Images with labels: digits, imagefolder:DIR, npz:FILE or torchvision:NAME:DIR.
         skip: Distance of the images in the data set: K takes every K-th.
         max: Number of images at most: a random sample of all, the same in every run.
+        classes: File with the names of an image folder's classes, one a line in the order of the
+            labels; synonyms follow a name after commas. By default the folders in their order.
     """
 
     data: Annotated[str, Parameter(metavar="DATA")]
     skip: Annotated[int, Parameter(metavar="K")] = 1
     max: Annotated[int | None, Parameter(metavar="M")] = None
+    classes: Annotated[Path | None, Parameter(metavar="FILE")] = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -112,9 +116,13 @@ class DataOptions:
 
     def load(self) -> "tuple[ImageData, Sequence[int]]":
         """Return the data set and the indices of the chosen images."""
-        from art_denoised.data import load_data, select
+        from art_denoised.data import load_data, read_classes, select
 
-        data = load_data(self.data)
+        names = None if self.classes is None else read_classes(self.classes)
+        data: Any = load_data(self.data, classes=names)
+        if self.data.startswith("imagefolder:"):  # labels follow from the names of its folders
+            named = [f"{label} {name}" for label, name in enumerate(data.classes)]
+            notice("classes: " + ", ".join(named[:20]) + (", ..." if len(named) > 20 else ""))
         return data, select(data, self.skip, self.max)
 
 
@@ -136,4 +144,4 @@ class RunOptions:
 
 def notice(text: str) -> None:
     """Print what the user should know on standard error."""
-    print(f"notice: {text}", file=sys.stderr)
+    print(escaped(f"notice: {text}"), file=sys.stderr)

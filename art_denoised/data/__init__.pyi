@@ -2,6 +2,7 @@ from .chosen import Chosen as Chosen
 from .chosen import index_range as index_range
 from .chosen import labels_fingerprint as labels_fingerprint
 from .folders import ImageFolder as ImageFolder
+from .folders import read_classes as read_classes
 from .sources import SPECS as SPECS
 from .sources import ImageData as ImageData
 from .sources import digits as digits

@@ -85,6 +85,32 @@ class ImageFolder:
         return _read(path, self._grey), label
 
 
+def read_classes(path: Path | str) -> list[str]:
+    r"""Read names of classes, one a line in the order of the labels; blank lines are ignored.
+
+    Args:
+        path: Text file in UTF-8. Synonyms of a name follow it after commas.
+
+    Raises:
+        InputError: The file cannot be read, or holds no name.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "classes.txt").write_text("cat, tabby\ndog\n")
+        ...     read_classes(Path(folder, "classes.txt"))
+        ['cat, tabby', 'dog']
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"classes {path} cannot be read ({_one_line(error)})") from None
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise InputError(f"classes {path} holds no names; give one a line")
+    return names
+
+
 def _is_hidden(path: Path) -> bool:
     return path.name.startswith(".") or path.name == "__MACOSX"
 

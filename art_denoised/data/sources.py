@@ -61,6 +61,8 @@ def load_data(spec: str, *, train: bool = False, classes: Sequence[str] | None =
         ((1, 8, 8), 2)
     """
     kind, _, rest = spec.partition(":")
+    if classes is not None and kind != "imagefolder":
+        raise InputError(f"data is {spec!r}, whose labels are numbers; leave classes out")
     if spec == "digits":
         return digits(train=train)
     if kind == "npz" and rest:

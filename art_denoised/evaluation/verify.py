@@ -70,8 +70,9 @@ def verify(log: Log) -> list[Finding]:
 def family_wise(log: Log, alpha: float, *, images: int | None = None) -> Log:
     """Return the log as it stands if *all* its certificates shall hold with probability 1 - alpha.
 
-    Each of m certificates is bounded again at alpha / m (Bonferroni), from the same votes. Early
-    stopping stays sound: the bounds at all looks hold together at any alpha.
+    Each of m certificates is bounded again at alpha / m (Bonferroni), from the same votes, but not
+    at more than its own alpha: of few images all together would else be certified further than
+    each. Early stopping stays sound: the bounds at all looks hold together at any alpha.
 
     Args:
         log: Of certify, with votes.
@@ -96,7 +97,8 @@ def family_wise(log: Log, alpha: float, *, images: int | None = None) -> Log:
     for row in log.rows:
         if not isinstance(row, CertifyRow) or row.certificate is None:
             raise InputError("the log has no votes of certify; give a certify.jsonl")
-        rows.append(CertifyRow.of(row.index, row.label, row.certificate.at(each), row.seconds))
+        certificate = row.certificate.at(min(each, row.certificate.alpha))
+        rows.append(CertifyRow.of(row.index, row.label, certificate, row.seconds))
     return replace(log, rows=tuple(rows))
 
 
@@ -142,13 +144,13 @@ def _certificate_problems(c: Certificate, settings: Mapping[str, Any]) -> Iterat
         yield f"the class was selected from {c.n0} samples, not {settings.get('n0')}"
     skipped = c.n == 0 and bool(settings.get("use_labels"))
     if isinstance(c.bound, Mixture):
-        planned = [c.bound.a, c.bound.b] == settings.get("prior")
+        planned = [c.bound.a, c.bound.b] == settings.get("prior") and c.drawn == c.n
     else:
         last = settings.get("n", 0)
         plan = Looks(min(FIRST_LOOK, last), last) if settings.get("radii") else Looks.fixed(last)
-        planned = "prior" not in settings and c.bound == plan and c.n in plan.counts
+        planned = "prior" not in settings and c.bound == plan and {c.n, c.drawn} <= {*plan.counts}
     if not (planned or skipped):
-        yield f"no look was planned after {c.n} samples in the settings of the run"
+        yield f"no look was planned after {c.n} samples of {c.drawn} drawn"
         return
     if c.tv < 0 or (c.tv == 0) != (c.noise == "gaussian"):
         yield f"tv is {c.tv}, with {c.noise} noise"

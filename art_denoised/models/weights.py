@@ -9,16 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from art_denoised.checks import InputError
 
 # First bytes of what is a pickle: the zip that torch.save writes, or a bare one.
 _PICKLES = (b"PK", b"\x80")
-# A Sequential(normalise, network) numbers its network 1; DataParallel adds "module.".
-_PREFIXES = ("module.", "1.")
+# DataParallel adds "module.", torch.compile "_orig_mod.", Lightning and many wrappers "model.", and
+# a Sequential(normalise, network) numbers its network 1.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "1.")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # names of the state dict in a file
 _DAMAGED = (  # how torch.load fails on a file that is cut off or of another format
     *(RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError),
     struct.error,
@@ -30,7 +31,8 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
 
     Args:
         path: A .safetensors file, or a file of torch.save (.pt, .pth, .tar) that holds a state
-            dict or a dictionary with one under ``state_dict``.
+            dict, or a dictionary with one under ``state_dict``, ``model_state_dict``, ``model`` or
+            ``net``.
 
     Returns:
         Name -> tensor, on the CPU.
@@ -49,8 +51,13 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist; give a file")
     found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]
+    if isinstance(found, Mapping):
+        inside = [name for name in _WRAPPERS if isinstance(found.get(name), Mapping)]
+        if len(inside) > 1:
+            raise InputError(
+                f"checkpoint {path} holds weights under {' and '.join(inside)}; save one of them"
+            )
+        found = found[inside[0]] if inside else found
     if not (
         isinstance(found, Mapping)
         and found
@@ -62,9 +69,13 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
 
 def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tied = file.metadata() or {}
     except (SafetensorError, ValueError, OSError) as error:
-        raise InputError(f"checkpoint {path} is no safetensors file: {error}") from None
+        raise InputError(f"checkpoint {path} is not a safetensors file: {error}") from None
+    # Of tensors that share memory safetensors.save_model writes one, and notes the others' names.
+    return state | {name: state[kept] for name, kept in tied.items() if kept in state}
 
 
 def _read_torch(path: Path) -> object:
@@ -88,14 +99,18 @@ def _read_torch(path: Path) -> object:
 
 
 def load_weights(module: nn.Module, path: Path | str) -> None:
-    """Load a checkpoint into a module of your own, prefixes ``module.`` and ``1.`` stripped.
+    """Load a checkpoint into a module of your own.
+
+    Prefixes that wrappers give to all names are stripped: ``module.``, ``_orig_mod.``, ``model.``
+    and ``1.``.
 
     Args:
-        module: Receives the weights in its own dtype; untouched where they do not fit.
-        path: As for `read_state_dict`.
+        module: Module that receives the weights in its own dtype; it is not changed where they do
+            not fit.
+        path: File that `read_state_dict` reads.
 
     Raises:
-        InputError: Unreadable, or names or shapes that do not match.
+        InputError: The file cannot be read, or its names or shapes do not fit.
 
     Example:
         >>> import tempfile
@@ -117,7 +132,7 @@ def fitting_state(
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unexpected:
         parts = [
-            f"{len(names)} {what} (first {names[0]!r})"
+            f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
             for what, names in (("missing", missing), ("unexpected", unexpected))
             if names
         ]
@@ -129,7 +144,8 @@ def fitting_state(
         if tensor.shape != state[name].shape:
             raise InputError(
                 f"checkpoint {path} does not match {type(module).__name__}: {name} has shape "
-                f"{tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+                f"{tuple(state[name].shape)}, not {tuple(tensor.shape)}; give the trained "
+                "architecture"
             )
         if tensor.is_floating_point() and not state[name].is_floating_point():
             raise InputError(

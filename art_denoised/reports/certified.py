@@ -122,12 +122,6 @@ class CertifiedTable:
         """Return {radius, certified_accuracy, low, high, at_least} for each radius.
 
         Where there are several runs, "log" names the run.
-
-        Example:
-            >>> row = CertifyRow(index=0, label=1, prediction=1, radius=0.5, seconds=0)
-            >>> table = certified_table({"ours": Log("certify", None, (row,))}, [0.25])
-            >>> table.to_json()[0]["certified_accuracy"]
-            1.0
         """
         return [
             ({"log": run.name} if len(self.runs) > 1 else {})
@@ -185,10 +179,6 @@ def asked_radii(settings: Mapping[str, Any] | None) -> tuple[float, ...]:
 
     Raises:
         InputError: The settings hold something else.
-
-    Example:
-        >>> asked_radii({"radii": [0.7]}), asked_radii(None)
-        ((0.7,), ())
     """
     radii = (settings or {}).get("radii") or []
     numbers = isinstance(radii, list | tuple) and all(isinstance(r, int | float) for r in radii)
@@ -202,10 +192,6 @@ def is_lower_bound(radius: float, asked: Sequence[float]) -> bool:
 
     Sampling ended as soon as the radii asked for were decided: more samples would have certified
     more at the others.
-
-    Example:
-        >>> is_lower_bound(0.5, asked=(0.7,)), is_lower_bound(0.5, asked=())
-        (True, False)
     """
     return bool(asked) and not any(math.isclose(radius, one) for one in asked)
 

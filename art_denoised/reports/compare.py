@@ -68,17 +68,16 @@ def differences(models: Sequence[Model]) -> list[Difference]:
             if pairs:
                 only_first = sum(a and not b for a, b in pairs)
                 only_second = sum(b and not a for a, b in pairs)
-                p_value = sign_test(only_first, only_second)
                 found.append(
                     Difference(
                         first.name,
                         second.name,
                         *ball,
-                        len(pairs),
-                        only_first,
-                        only_second,
-                        p_value,
-                        trusted,
+                        images=len(pairs),
+                        only_first=only_first,
+                        only_second=only_second,
+                        p_value=sign_test(only_first, only_second),
+                        trusted=trusted,
                     )
                 )
     return found
@@ -120,6 +119,8 @@ def _within(model: Model) -> Iterator[str]:
                 f"{model.name}: attacks in {ball} tried other images ({counts}); "
                 f"'{ALL}' is over the {len(common)} in common"
             )
+    if model.certified and model.unlike:
+        yield f"{model.name}: {model.unlike}, so they are not compared"
     if model.certified and not model.same_images:
         yield f"{model.name}: attacks and certificates are of other data, so nothing is paired"
 

@@ -39,18 +39,7 @@ _GLOSSARY = {
 
 
 def page(models: Sequence[Model], notices: Sequence[str] = ()) -> str:
-    """Return the page.
-
-    Args:
-        models: At least one model.
-        notices: Remarks on the logs.
-
-    Example:
-        >>> from art_denoised.evaluation.attack_rows import AttackRow
-        >>> row = AttackRow(0, 1, "pgd", "exact", "l2", 0.5, True, True, (True,), 0, 0, 0.1)
-        >>> "<h1>Robustness report</h1>" in page([Model("ours", (row,))])
-        True
-    """
+    """Return the page of one model or more, with remarks on the logs."""
     return (
         _environment()
         .get_template("report.html")
@@ -72,21 +61,13 @@ def page(models: Sequence[Model], notices: Sequence[str] = ()) -> str:
 
 @dataclass(frozen=True)
 class Drawing:
-    """The accuracy of all models in one norm.
-
-    Attributes:
-        norm: "linf" or "l2".
-        certified: Whether certified accuracy is in it.
-        words: What it shows.
-        svg: The drawing.
-        seen: Numbers of the models that are in it.
-    """
+    """The accuracy of all models in one norm."""
 
     norm: str
-    certified: bool
-    words: str
+    certified: bool  # whether certified accuracy is in it
+    words: str  # what it shows
     svg: Markup
-    seen: tuple[int, ...]
+    seen: tuple[int, ...]  # numbers of the models in it
 
 
 def _drawings(models: Sequence[Model]) -> Iterator[Drawing]:

@@ -23,14 +23,9 @@ _LARGEST = 128  # pixels of a picture's side
 
 @dataclass(frozen=True)
 class Picture:
-    """An image for the page.
+    """An image for the page, with its size in pixels."""
 
-    Attributes:
-        source: "data:" address that carries the pixels.
-        width, height: Size in pixels.
-    """
-
-    source: str
+    source: str  # a "data:" address that carries the pixels
     width: int
     height: int
 
@@ -39,10 +34,6 @@ class Picture:
         """Return the picture of bytes (channels, height, width).
 
         The first three channels are shown, or the first. Large images are averaged down.
-
-        Example:
-            >>> Picture.of(np.zeros((1, 8, 8), np.uint8)).source[:21]
-            'data:image/png;base64'
         """
         from PIL import Image
 
@@ -57,19 +48,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class PictureRow:
-    """One attacked image beside what it was made of.
-
-    Attributes:
-        image: Name of the image, with its class.
-        attack: Attack, gradient and eps.
-        outcome: How often it was right afterwards.
-        pictures: Stage -> picture, of those that the run kept.
-    """
+    """One attacked image beside what it was made of."""
 
     image: str
     attack: str
     outcome: str
-    pictures: Mapping[str, Picture]
+    pictures: Mapping[str, Picture]  # by stage, those that the run kept
 
     @property
     def denoised(self) -> bool:
@@ -78,16 +62,7 @@ class PictureRow:
 
 
 def picture_rows(model: Model, most: int = 10) -> list[PictureRow]:
-    """Return the first attacked images that a run kept pictures of.
-
-    Args:
-        model: Model with pictures.
-        most: Largest number of rows.
-
-    Example:
-        >>> picture_rows(Model("ours"))
-        []
-    """
+    """Return the first attacked images that a run kept pictures of, ``most`` at most."""
     kept = {
         (row.index, row.attack, row.gradient, row.eps, row.stage): row for row in model.pictures
     }

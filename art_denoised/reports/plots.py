@@ -62,14 +62,7 @@ def plot_certified(logs: Mapping[str, Log], path: Path | str, title: str | None 
 
 
 def certified_figure(logs: Mapping[str, Log], title: str | None = None) -> Figure:
-    """Return the figure that `plot_certified` saves.
-
-    Example:
-        >>> row = CertifyRow(index=0, label=1, prediction=1, radius=0.5, seconds=0)
-        >>> figure = certified_figure({"ours": Log("certify", {"radii": [0.5]}, (row,))})
-        >>> figure.axes[0].get_legend_handles_labels()[1]
-        ['ours (lower bound except at r = 0.5)']
-    """
+    """Return the figure that `plot_certified` saves."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -109,12 +102,7 @@ def draw_certified(axes: Any, rows: Sequence[CertifyRow], colour: str, **line: A
 
 
 def look(i: int) -> tuple[str, str]:
-    """Return colour and marker of the i-th model of a page.
-
-    Example:
-        >>> look(0)
-        ('#0072B2', 'o')
-    """
+    """Return colour and marker of the i-th model of a page."""
     n = len(_ON_PAGE)
     return _ON_PAGE[i % n], _MARKERS[(i + i // n) % n]
 
@@ -123,15 +111,7 @@ def robust_figure(models: Sequence[Model], norm: str) -> Figure:
     """Return the figure of all models in one norm, without their names.
 
     Points with bars are robust accuracy under all attacks on fresh noise, from clean accuracy at
-    eps 0 on. Steps with bands are certified accuracy, in l2.
-
-    Args:
-        models: Models; `look` says how the i-th is drawn.
-        norm: "linf" or "l2".
-
-    Example:
-        >>> robust_figure([], "l2").axes[0].get_ylabel()
-        'accuracy (%)'
+    eps 0 on. Steps with bands are certified accuracy, in l2. `look` says how the i-th is drawn.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

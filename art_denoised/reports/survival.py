@@ -89,10 +89,6 @@ def together(attacks: Sequence[Mapping[int, AttackRow]]) -> dict[int, Survival]:
 
     Args:
         attacks: For each attack, image -> row.
-
-    Example:
-        >>> together([])
-        {}
     """
     if not attacks:
         return {}
@@ -107,12 +103,7 @@ def together(attacks: Sequence[Mapping[int, AttackRow]]) -> dict[int, Survival]:
 
 
 def kept(image: Survival) -> bool:
-    """Return whether an image is right in at least half of its evaluations, as smoothing votes.
-
-    Example:
-        >>> kept(Survival(counted=0, fresh=0.5, worst=0))
-        True
-    """
+    """Return whether an image is right in at least half of its evaluations, as smoothing votes."""
     return image.fresh >= 0.5
 
 

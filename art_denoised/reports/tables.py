@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from art_denoised.evaluation.rows import Log
 from art_denoised.reports.certified import (
@@ -34,12 +35,7 @@ _LEGEND = (
 
 
 def report_blocks(models: Sequence[Model], notices: Sequence[str] = ()) -> list[Block]:
-    """Return the report with one table for each model and ball.
-
-    Args:
-        models: At least one model.
-        notices: Remarks on the logs.
-    """
+    """Return the report with one table for each model and ball."""
     width = max((len(r.attack) for model in models for r in model.results), default=0)
     blocks: list[Block] = [_alarm(models)]
     for model in models:
@@ -51,12 +47,7 @@ def report_blocks(models: Sequence[Model], notices: Sequence[str] = ()) -> list[
 
 
 def comparison_blocks(models: Sequence[Model], notices: Sequence[str] = ()) -> list[Block]:
-    """Return the report with one column for each model: accuracy on fresh noise, all attacks.
-
-    Args:
-        models: At least one model.
-        notices: Remarks on the logs.
-    """
+    """Return the report with one column for each model: accuracy on fresh noise, all attacks."""
     verdicts = [_mark(model) + verdict_words(model) if model.columns else "" for model in models]
     names = tuple(Column(model.name, width=16) for model in models)
     shown = certified_radii(models)
@@ -89,8 +80,7 @@ def _model_blocks(model: Model, width: int) -> Iterator[Block]:
     for ball in model.columns:
         yield _ball_table(model, ball, width)
     if model.certified:
-        table = certified_table({model.name: _certify_log(model)}).block()
-        yield Table(table.columns, table.rows, table.title, table.note[2:])
+        yield replace(certified_table({model.name: _certify_log(model)}).block(), note=())
     yield Lines(tuple(agreement_words(one) for one in model.agreements if not one.inverted))
 
 

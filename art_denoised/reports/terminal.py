@@ -12,18 +12,13 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Cell: TypeAlias = str | tuple[str, ...]
-_WIDE = 100_000  # characters: plain text is never wrapped
+# Rich drops columns that do not fit, such as the verdict; a terminal wraps them.
+_WIDE = 100_000
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table.
-
-    Attributes:
-        head: Heading.
-        left: Whether the cells are aligned on the left.
-        width: Least number of characters.
-    """
+    """A column of a table: its heading, its alignment and the least number of characters."""
 
     head: str
     left: bool = False
@@ -32,14 +27,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table. A cell is a line or a tuple of lines.
-
-    Attributes:
-        columns: Columns.
-        rows: Cells of each row, one for each column.
-        title: Line above the table.
-        note: Lines below the table.
-    """
+    """A table with a title above and notes below it. A cell is a line or a tuple of lines."""
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -49,12 +37,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Lines:
-    """Lines of text.
-
-    Attributes:
-        lines: Lines without line ends.
-        style: Style of rich, such as "bold red", used on a terminal only.
-    """
+    """Lines of text, with a style of rich for terminals, such as "bold red"."""
 
     lines: tuple[str, ...]
     style: str = ""
@@ -84,7 +67,7 @@ def show(blocks: Sequence[Block]) -> None:
         return
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(width=_WIDE, highlight=False, force_jupyter=False)
     for i, block in enumerate(blocks):
         if i:
             console.print()
@@ -109,12 +92,7 @@ def _plain(block: Block) -> str:
 
     file = io.StringIO()
     console = Console(
-        file=file,
-        width=_WIDE,
-        color_system=None,
-        force_terminal=False,
-        force_jupyter=False,  # in a notebook rich would display the text, and the file stay empty
-        legacy_windows=False,
+        file=file, width=_WIDE, color_system=None, force_terminal=False, force_jupyter=False
     )
     for part in _parts(block, styled=False):
         console.print(part, soft_wrap=isinstance(block, Lines))
@@ -147,8 +125,7 @@ def _rich(table: Table, *, styled: bool) -> RenderableType:
             Text(escaped(column.head)),
             justify="left" if column.left else "right",
             min_width=column.width or None,
-            overflow="fold",
-            no_wrap=not styled,
+            no_wrap=True,
         )
     for row in table.rows:
         cells = ((cell,) if isinstance(cell, str) else cell for cell in row)

@@ -60,12 +60,7 @@ def agreement_words(agreement: Agreement) -> str:
 
 
 def trust_words(model: Model) -> str:
-    """Return in words whether a model's robust accuracy is reliable, and whether it is complete.
-
-    Example:
-        >>> trust_words(Model("ours"))
-        'not checked for masking'
-    """
+    """Return in words whether a model's robust accuracy is reliable, and whether it is complete."""
     incomplete = f"incomplete: {model.incomplete}; " if model.incomplete else ""
     return incomplete + _trust_words(model)
 
@@ -92,12 +87,7 @@ def _trust_words(model: Model) -> str:
 
 
 def verdict_words(model: Model) -> str:
-    """Return the verdict that stands beside every result.
-
-    Example:
-        >>> verdict_words(Model("ours"))
-        'not checked'
-    """
+    """Return the verdict that stands beside every result."""
     if model.trusted is False:
         return "not reliable"
     if model.incomplete:
@@ -106,12 +96,7 @@ def verdict_words(model: Model) -> str:
 
 
 def brief_words(model: Model) -> str:
-    """Return the verdict for a narrow column.
-
-    Example:
-        >>> brief_words(Model("ours"))
-        'not checked'
-    """
+    """Return the verdict for a narrow column."""
     incomplete = [f"incomplete: {model.incomplete}"] * bool(model.incomplete)
     if model.trusted is None:
         return ", ".join(incomplete) or "not checked"
@@ -163,12 +148,7 @@ def unfinished(settings: Mapping[str, Any], rows: Sequence[AttackRow]) -> str:
 
 
 def lower_bound_words(model: Model) -> str:
-    """Return the notice on a model whose certify run stopped at some radii; empty for others.
-
-    Example:
-        >>> lower_bound_words(Model("ours", asked=(0.7,)))
-        'ours was certified at radii 0.7; at others certified accuracy is a lower bound'
-    """
+    """Return the notice on a model whose certify run stopped at some radii; empty for others."""
     if not model.asked:
         return ""
     radii = ", ".join(f"{radius:g}" for radius in model.asked)
@@ -190,20 +170,10 @@ def difference_words(entry: Difference) -> str:
 
 
 def percent(share: Share | None) -> str:
-    """Return a share for a table.
-
-    Example:
-        >>> percent(Share(0.625, 0.3, 0.9)), percent(None)
-        ('62.5', '-')
-    """
+    """Return a share for a table."""
     return f"{100 * share.value:.1f}" if share else "-"
 
 
 def interval(share: Share | None) -> str:
-    """Return an interval for a table.
-
-    Example:
-        >>> interval(Share(0.625, 0.3, 0.9))
-        '30-90'
-    """
+    """Return an interval for a table."""
     return f"{100 * share.low:.0f}-{100 * share.high:.0f}" if share else ""

@@ -8,6 +8,7 @@ from PIL import Image
 
 from art_denoised.checks import InputError
 from art_denoised.data import Chosen, ImageFolder, load_data
+from art_denoised.evaluation import read_log
 
 
 @pytest.fixture
@@ -109,3 +110,23 @@ def test_bombs_and_broken_files_are_one_line(folder):
 def test_a_folder_without_classes_is_refused(tmp_path):
     with pytest.raises(InputError, match="no folders"):
         ImageFolder(tmp_path)
+
+
+def test_classes_are_read_from_a_file(folder, capsys):
+    from art_denoised.cli import main
+
+    (folder / "n02").mkdir()
+    for name in ("cat", "n02"):
+        Image.new("L", (8, 8)).save(folder / name / "1.png")
+    names = folder.parent / "classes.txt"
+    names.write_text("dog, n02\n\ncat\n")
+    options = ["--model", "art_denoised.demo:digits_classifier", "--sigma", "0.25", "--n", "50"]
+    options += ["--data", f"imagefolder:{folder}", "--quiet", "--out", str(folder.parent / "run")]
+    assert main(["certify", *options, "--classes", str(names)]) == 0
+    assert "0 dog, 1 cat" in capsys.readouterr().err
+    log = read_log(folder.parent / "run")
+    assert [row.label for row in log.rows] == [1, 0]
+    assert log.settings["classes"] == ["dog", "cat"]
+    names.write_text("")
+    assert main(["certify", *options, "--classes", str(names)]) == 2
+    assert main(["certify", *options, "--data", "digits", "--classes", str(names)]) == 2

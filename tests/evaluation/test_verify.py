@@ -218,3 +218,10 @@ def test_rows_that_were_left_out_are_seen(logs, tmp_path):
     log = with_rows(logs["fixed"], tmp_path, lambda records: records[:-1])
     assert verify(log) == []  # an interrupted run is sound
     assert (len(log.rows), log.settings["images"]) == (5, 6)  # and says what it lacks
+
+
+def test_all_together_are_never_certified_further_than_each(logs):
+    """At alpha 0.05 six images would have 0.0083 each, more than the 0.001 of the run."""
+    log = read_log(logs["fixed"])
+    together = family_wise(log, 0.05)
+    assert [row.radius for row in together.rows] == [row.radius for row in log.rows]
