@@ -71,6 +71,19 @@ class GradientModes(Protocol):
 
 
 @runtime_checkable
+class Smoothed(Protocol):
+    """A module that averages a base classifier over Gaussian noise.
+
+    Attributes:
+        base: Classifier that sees the noisy images.
+        sigma: Standard deviation of the noise, image units.
+    """
+
+    base: nn.Module
+    sigma: float
+
+
+@runtime_checkable
 class Purifies(Protocol):
     """A module that cleans images before they are classified."""
 

@@ -1,11 +1,11 @@
 """Time the denoising operations beside the naive form of each and the best known ones.
 
-    python benchmarks/networks.py [--repeats 9]
+    python benchmarks/networks.py [--repeats 9] [--tiny]
 
-One thread, and the process's CPU time, so that other programs on the machine disturb little; forms
-of one operation take turns. Memory is how far the resident set rises above where it was, after what
-is free has been handed back to the system (Linux). Ratios are of medians, to the fastest other
-form; what is compared gives the same values, which is checked first.
+One thread and CPU time of the process, so that other programs disturb little; forms of one
+operation take turns. Memory is the rise of the resident set, after free memory has been handed back
+to the system (Linux). Ratios are of medians, to the fastest other form. All forms of an operation
+are checked to return the same values first.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COMPARATORS = (
 
 
 def gaussian_einsum(x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
-    """As a five-dimensional einsum, which is how the release writes it."""
+    """Compute a five-dimensional einsum, as the release does."""
     n, d, h, w = theta.shape
     f = torch.einsum("niab,nicd->nabcd", theta, phi).reshape(n, h * w, h * w) / d**0.5
     return torch.einsum("nabcd,nicd->niab", f.softmax(-1).reshape(n, h, w, h, w), x)
@@ -183,7 +183,7 @@ def both(form: Form, tensors: list[Tensor]) -> None:
 
 
 def memory(task: Callable[[], None]) -> float:
-    """MiB that the resident set rises by."""
+    """Return the rise of the resident set in MiB."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
@@ -198,7 +198,7 @@ def _kib(status: str, name: str) -> int:
 
 
 def measure(forms: dict[str, Form], tensors: list[Tensor], repeats: int) -> list[list[float]]:
-    """For each form: ms forward, ms forward and backward, MiB forward, MiB of both."""
+    """Return for each form ms forward, ms forward and backward, MiB forward, MiB of both."""
     tasks = [[lambda f=f, p=p: p(f, tensors) for p in (forward, both)] for f in forms.values()]
     rows = []
     for pair in tasks:
@@ -221,10 +221,13 @@ def measure(forms: dict[str, Form], tensors: list[Tensor], repeats: int) -> list
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--tiny", action="store_true", help="smallest size, to try the script")
     arguments = parser.parse_args()
+    sizes, repeats = (((1, 8, 8, 8),), 1) if arguments.tiny else (SIZES, arguments.repeats)
     torch.set_num_threads(1)
+    gc.freeze()  # modules are no garbage, and looking through them takes longer than small forms
     print(f"one thread, {platform.machine()}, torch {torch.__version__}, float32, CPU time")
-    for size in SIZES:
+    for size in sizes:
         print(f"\nN = {size[0]}, C = {size[1]}, {size[2]}x{size[3]}\n")
         print(
             f"{'':52}{'forward':>9}{'and back':>10}{'forward':>9}{'and back':>10}"
@@ -237,7 +240,7 @@ def main() -> None:
             for form in forms.values():
                 torch.testing.assert_close(form(*tensors), expected, rtol=1e-3, atol=1e-4)
             del expected
-            rows = measure(forms, tensors, arguments.repeats)
+            rows = measure(forms, tensors, repeats)
             for number, (name, row) in enumerate(zip(forms, rows, strict=True)):
                 others = rows[:number] + rows[number + 1 :]
                 ratios = [row[k] / min(other[k] for other in others) for k in (0, 1)]

@@ -1,10 +1,10 @@
 """Time the diffusion classifier beside a literal loop of the reference and the bare network.
 
-    python benchmarks/rdc.py [--images 4] [--levels 16] [--threads 2] [--repeats 3]
+    python benchmarks/rdc.py [--images 4] [--levels 16] [--threads 2] [--repeats 3] [--tiny]
 
-One small U-Net (random weights, 28x28), ten classes, in one process. The unit is the bare network
-over as many inputs at its best batch size. The literal loop takes one image and one class at a time
-and 64 levels at once, as the public code of Chen et al. does. Gradients are of cross-entropy.
+One small U-Net (random weights, 28x28) and ten classes. The unit is the bare network on equally
+many inputs at its best batch size. The literal loop takes one image and one class at a time and 64
+levels at once, as the public code of Chen et al. does. Gradients are of cross-entropy.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from art_denoised import DiffusionClassifier, DiffusionModel
-from art_denoised.diffusion import Levels, noise_levels, unet_diffusion
+from art_denoised import DiffusionClassifier, DiffusionModel, noise_levels
+from art_denoised.diffusion import Levels, unet_diffusion
 
 CLASSES, BATCHES = 10, (16, 32, 64, 128)
 
@@ -68,13 +68,12 @@ def ours(dc: DiffusionClassifier, x: torch.Tensor, *, gradient: bool) -> None:
 
 
 def memory(levels: int, classes: int) -> int:
-    """Peak memory in MiB of a process that takes one gradient."""
+    """Return the peak memory in MiB of a process that takes one gradient."""
     script = f"""
 import resource, torch
 from torch.nn import functional as F
-from art_denoised import DiffusionClassifier
+from art_denoised import DiffusionClassifier, noise_levels
 from art_denoised.diffusion import unet_diffusion
-from art_denoised.diffusion import noise_levels
 torch.set_num_threads(1)
 model = unet_diffusion(1, 28, classes={classes}, widths=(16, 32)).eval().requires_grad_(False)
 levels = noise_levels({levels})
@@ -94,16 +93,21 @@ def main() -> None:
     parser.add_argument("--levels", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--tiny", action="store_true", help="smallest size, to try the script")
     arguments = parser.parse_args()
+    batches, ours_batches, sizes = BATCHES, (32, 64), ((8, 10), (64, 10), (8, 80))
+    if arguments.tiny:
+        arguments.images, arguments.levels, arguments.repeats, arguments.threads = 1, 1, 1, 1
+        batches, ours_batches, sizes = (16,), (32,), ((1, 2),)
     torch.set_num_threads(arguments.threads)
     network, levels = model(), noise_levels(arguments.levels)
     x = torch.rand(arguments.images, 1, 28, 28)
     count = arguments.images * arguments.levels * CLASSES
     tasks: dict[str, Callable[[], object]] = {
         f"bare network, batch {batch}": lambda batch=batch: bare(network, count, batch)
-        for batch in BATCHES
+        for batch in batches
     }
-    for batch in (32, 64):
+    for batch in ours_batches:
         dc = DiffusionClassifier(network, levels=levels, seed=0, max_batch=batch, temperature=1e4)
         tasks[f"ours, batch {batch}"] = lambda dc=dc: ours(dc, x, gradient=False)
         tasks[f"with gradient, recomputed, {batch}"] = lambda dc=dc: ours(dc, x, gradient=True)
@@ -130,7 +134,7 @@ def main() -> None:
     for name, taken in times.items():
         print(f"{name:32}{min(taken):10.2f}{max(taken):11.2f}{min(taken) / unit:9.2f}")
     print("\npeak memory of one gradient (MiB), by levels and classes")
-    for size in ((8, 10), (64, 10), (8, 80)):
+    for size in sizes:
         print(f"{size[0]:5} levels {size[1]:4} classes {memory(*size):6}")
 
 

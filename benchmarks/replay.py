@@ -1,11 +1,11 @@
 """Replay stored certification logs: what early stopping saves, and what it loses.
 
-    python benchmarks/replay.py [--seeds 5]
+    python benchmarks/replay.py [--seeds 5] [--tiny]
 
 The votes of each image in a log of Cohen et al. (100,000 samples, tests/golden) are recovered from
-its radius, shuffled, and handed to our procedures in that order. So the samples are the very ones
-behind the published table. Of abstentions the log does not keep the votes: half of them for the
-top class is assumed, which costs the most samples.
+its radius, shuffled, and handed to our procedures. So the samples are those of the published table.
+The log does not keep the votes of abstentions: half of them are assumed to be for the top class,
+which needs the most samples.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ LOGS = {0.25: (0.0, 0.25, 0.5, 0.75), 0.5: (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5
 
 
 class Replay(NamedTuple):
-    """What a procedure makes of the images of one log."""
+    """Results of a procedure on the images of one log."""
 
-    saving: float  # samples of the fixed-n run in units of ours, n0 included
+    saving: float  # samples of the fixed-n run over ours, n0 included
     accuracy: np.ndarray  # certified accuracy in percent, at each radius
-    published: np.ndarray  # that of the log
-    acr: float  # average certified radius, in units of the log's
+    published: np.ndarray  # certified accuracy in the log
+    acr: float  # average certified radius over that of the log
 
 
 def read(sigma: float) -> tuple[np.ndarray, np.ndarray]:
@@ -48,7 +48,7 @@ def read(sigma: float) -> tuple[np.ndarray, np.ndarray]:
     radii = np.loadtxt(GOLDEN / f"cohen_cifar10_sigma{sigma:.2f}.txt").ravel()
     votes = np.arange(N // 2, N + 1)
     certified = sigma * special.ndtri(special.betaincinv(votes, N - votes + 1, ALPHA))
-    # Radii are printed with three digits: take the votes of the middle of what rounds to it.
+    # Radii are printed with three digits; several numbers of votes round to the same radius.
     found = np.searchsorted(certified, np.abs(radii)).clip(0, len(votes) - 1)
     return radii, np.where(radii == 0, N // 2, votes[found])
 
@@ -75,10 +75,11 @@ def replay(
     *,
     use_labels: bool,
     seed: int,
+    every: int = 1,
 ) -> Replay:
-    """Run ``procedure(label)`` on every image of a log."""
+    """Run ``procedure(label)`` on every image of a log, or on every ``every``-th."""
     rng = np.random.default_rng(seed)
-    log, votes = read(sigma)
+    log, votes = (column[::every] for column in read(sigma))
     correct = log > 0
     samples, proved, ours = 0, np.zeros(len(radii)), 0.0
     for right, is_correct, in_log in zip(votes, correct, log, strict=True):
@@ -111,7 +112,9 @@ def anytime(sigma: float, n: int) -> Callable[[int | None], Procedure[Certificat
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
-    seeds = range(parser.parse_args().seeds)
+    parser.add_argument("--tiny", action="store_true", help="smallest size, to try the script")
+    arguments = parser.parse_args()
+    seeds, every = (range(1), 50) if arguments.tiny else (range(arguments.seeds), 1)
     print(f"fewer samples than {N:,} an image, and points of certified accuracy lost\n")
     print(f"{'':44}{'saving':>8}{'lost at most':>14}{'ACR':>8}")
     for sigma, radii in LOGS.items():
@@ -125,7 +128,10 @@ def main() -> None:
             f"sigma {sigma:g}, any time, {N:,}": (radii, anytime(sigma, N), False),
         }
         for name, (at, procedure, use_labels) in runs.items():
-            done = [replay(sigma, at, procedure, use_labels=use_labels, seed=s) for s in seeds]
+            done = [
+                replay(sigma, at, procedure, use_labels=use_labels, seed=s, every=every)
+                for s in seeds
+            ]
             saving = np.mean([r.saving for r in done])
             lost = max(float((r.published - r.accuracy).max()) for r in done)
             acr = np.mean([r.acr for r in done])

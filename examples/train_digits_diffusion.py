@@ -14,10 +14,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from art_denoised import DiffusionClassifier, EDMLoss, TrainingConfig, train_diffusion
+from art_denoised import (
+    DiffusionClassifier,
+    EDMLoss,
+    TrainingConfig,
+    noise_levels,
+    train_diffusion,
+)
 from art_denoised.data import digits
-from art_denoised.demo.digits_mlp import untrained
-from art_denoised.diffusion import noise_levels
+from art_denoised.demo import digits_diffusion_network
 
 
 def main() -> None:
@@ -28,7 +33,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # another count would round otherwise and end in other weights
     torch.manual_seed(arguments.seed)
-    model = untrained()
+    model = digits_diffusion_network()
     config = TrainingConfig(
         epochs=8 if arguments.quick else 800,
         batch_size=256,

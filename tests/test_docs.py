@@ -1,6 +1,6 @@
 """Code and commands of the documentation.
 
-Python blocks of a page run one after another, as a reader would type them. A block after the comment
+Python blocks of a page run one after another, as a reader would type them. A block after
 `<!-- not run: reason -->` is only parsed. Blocks of the language `console` run as they stand; the
 options of every other command are compared with its help page.
 """

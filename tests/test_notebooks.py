@@ -64,6 +64,7 @@ def test_notebook_runs(tmp_path, path):
     executed(notebook, tmp_path)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert not [one for one in outputs if one.get("name") == "stderr"]
+    assert all(one["text"].strip() for one in outputs if one.output_type == "stream")
     assert any("image/png" in one.get("data", ()) for one in outputs)
     assert not list(tmp_path.iterdir())  # a reader's folder stays clean
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from cyclopts import App, CycloptsError, Group, Parameter
@@ -13,18 +14,15 @@ from art_denoised.cli.page import show_group
 from art_denoised.reports.terminal import escaped
 
 _PROGRAM = "art-denoised"
-_GROUPS = {
-    "Start here": ("demo",),
-    "Evaluate": ("certify", "predict", "attack"),
-    "Train": ("train-denoiser", "train-diffusion", "train-robust"),
-    "Read results": ("table", "plot", "report", "verify"),
-}
-_MODULES = {  # of each command
-    **dict.fromkeys(("demo", "certify", "predict"), "certify"),
-    "attack": "attack",
-    **dict.fromkeys(("train-denoiser", "train-diffusion"), "train"),
-    "train-robust": "train_robust",
-    **dict.fromkeys(_GROUPS["Read results"], "read"),
+_COMMANDS = {  # of each group, with their modules
+    "Start here": {"demo": "certify"},
+    "Evaluate": {"certify": "certify", "predict": "certify", "attack": "attack"},
+    "Train": {
+        "train-denoiser": "train",
+        "train-diffusion": "train",
+        "train-robust": "train_robust",
+    },
+    "Read results": {"table": "read", "plot": "read", "report": "read", "verify": "read"},
 }
 
 
@@ -48,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options: Mapping[str, Any] = {"exit_on_error": False, "print_error": False}
         app = build_app()
         if not words or words[0] in app.help_flags:
-            for name in _MODULES:
+            for name in chain(*_COMMANDS.values()):
                 app[name]  # imports the command, whose summary the page shows
         return app(words, result_action="return_value", **options) or 0
     except BrokenPipeError:
@@ -62,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(error)
     except ValueError as error:
-        from art_denoised.checks import InputError  # imports torch
+        from art_denoised.checks import InputError  # imports numpy
 
         if not isinstance(error, InputError):
             raise
@@ -88,10 +86,10 @@ def build_app() -> App:
         # The last one counts where an option is repeated, as in `wrapper --sigma 0.5 "$@"`.
         default_parameter=Parameter(negative=(), allow_repeating=True, show_env_var=False),
     )
-    for order, (title, names) in enumerate(_GROUPS.items()):
+    for order, (title, commands) in enumerate(_COMMANDS.items()):
         group = Group(title, sort_key=order)
-        for place, name in enumerate(names):
-            function = f"art_denoised.cli.{_MODULES[name]}:{name.replace('-', '_')}"
+        for place, (name, module) in enumerate(commands.items()):
+            function = f"art_denoised.cli.{module}:{name.replace('-', '_')}"
             app.command(function, name=name, group=group, sort_key=place)
     app["--help"].group = app["--version"].group = Group("Options", sort_key=100)
     return app

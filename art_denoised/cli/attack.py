@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Group, Parameter
+from cyclopts import CycloptsError, Group, Parameter
 
 from art_denoised.cli.options import MODEL, DataOptions, ModelOptions, RunOptions
-from art_denoised.cli.words import BallSizes, Factory, Names, Norm
+from art_denoised.cli.words import BallSizes, Factory, Names, Norm, Number
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,27 +35,53 @@ class AttackedModelOptions(ModelOptions):
             fresh noise any model is evaluated as randomised. By default the model is left as it is.
         gradients: Gradients of likelihood maximization that are attacked: exact, bpda or both. By
             default both.
+        denoiser: Denoiser in front of the network, as certify takes it; with --sigma.
+        sigma: Attack the classifier under noise that certify certifies at this sigma.
+        samples: Number of noisy copies that it averages.
     """
 
     weights: Annotated[Path | None, Parameter(metavar="FILE")] = None
     undefended: Annotated[Factory | None, Parameter(name=("--undefended", "--bare"))] = None
     noise: Literal["fixed", "fresh"] | None = None
     gradients: Names | None = None
+    denoiser: Annotated[Factory | None, Parameter(metavar="FACTORY|FILE")] = None
+    sigma: Number | None = None
+    samples: int = 32
+
+    def __post_init__(self) -> None:
+        """Refuse a denoiser without its noise."""
+        if self.denoiser is not None and self.sigma is None:
+            raise CycloptsError(msg="--denoiser removes noise; give --sigma as well")
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a log says of the choice."""
         weights = None if self.weights is None else str(self.weights)
-        return {"model": self.model, "undefended": self.undefended, "weights": weights}
+        names = {"model": self.model, "undefended": self.undefended, "weights": weights}
+        return {**names, "denoiser": self.denoiser}
 
-    def load(self) -> nn.Module:
+    def load_network(self) -> nn.Module:
         """Return the network with its weights."""
         from art_denoised.networks.trained import load_trained
 
-        network = super().load()
+        network = self.load()
         if self.weights is None:
             return network
         return load_trained(network, self.weights).to(self.find_device())
+
+    def load_defended(self, seed: int) -> nn.Module:
+        """Return the network, or with --sigma the classifier under noise that certify certifies."""
+        from art_denoised.denoisers.checkpoints import load_denoiser
+        from art_denoised.smoothing.modules import DenoisedClassifier, SmoothedClassifier
+
+        network = self.load_network()
+        if self.sigma is None:
+            return network
+        if self.denoiser is not None:
+            denoiser = load_denoiser(self.denoiser).to(self.find_device())
+            network = DenoisedClassifier(network, denoiser, sigma=self.sigma)
+        smoothed = SmoothedClassifier(network, sigma=self.sigma, samples=self.samples, seed=seed)
+        return smoothed.eval()
 
     def load_undefended(self) -> nn.Module | None:
         """Return the classifier without its defence, if it is named."""
@@ -128,6 +154,11 @@ def attack(
           --max 50 --out runs/plain
       art-denoised report runs/plain
 
+    The function that certify certified with --sigma 0.25 and this denoiser:
+      art-denoised attack --model art_denoised.demo:digits_classifier \
+          --denoiser art_denoised.demo:digits_denoiser --sigma 0.25 \
+          --data digits --norm l2 --eps 0.25 --attacks pgd --out runs/denoised
+
     A defence of your own, beside the classifier it protects:
       art-denoised attack --model mynets:defended --undefended mynets:resnet \
           --data torchvision:CIFAR10:data --eps 8/255 \
@@ -141,7 +172,7 @@ def attack(
     checks.count("seed", attack.seed, 0)
     checks.count("batch_size", attack.batch_size)
     attack.parse(attack.attacks or DETERMINISTIC)
-    network, undefended = model.load(), model.load_undefended()
+    network, undefended = model.load_defended(attack.seed), model.load_undefended()
     images, indices = data.load()
     names = attack.attacks or _default_attacks(network, images, indices, model, attack)
     log = evaluate(

@@ -109,14 +109,14 @@ class CertifyOptions(SamplingOptions):
         """Return when an image is done."""
         from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN
 
+        default = 100_000 if self.radii or self.deadline else 10_000
+        n, n0, alpha = default if self.n is None else self.n, self.n0, self.alpha
         labels = not self.all_images
         if self.radii:
-            n = self.n or 100_000
-            return AtRadii(self.radii, n=n, n0=self.n0, alpha=self.alpha, labels=labels)
+            return AtRadii(self.radii, n=n, n0=n0, alpha=alpha, labels=labels)
         if self.deadline:
-            n, seconds = self.n or 100_000, self.deadline
-            return Anytime(n=n, n0=self.n0, alpha=self.alpha, seconds=seconds, labels=labels)
-        return FixedN(self.n or 10_000, n0=self.n0, alpha=self.alpha)
+            return Anytime(n=n, n0=n0, alpha=alpha, seconds=self.deadline, labels=labels)
+        return FixedN(n, n0=n0, alpha=alpha)
 
 
 @Parameter(name="*", group=SAMPLING)

@@ -12,6 +12,7 @@ from cyclopts import CycloptsError, Parameter
 
 from art_denoised.cli.options import notice
 from art_denoised.cli.words import Radii
+from art_denoised.reports.terminal import escaped
 
 if TYPE_CHECKING:
     from art_denoised.evaluation.rows import Log
@@ -64,7 +65,7 @@ def plot(
     from art_denoised.reports.plots import plot_certified
 
     plot_certified(_read_all(logs), out, title)
-    print(f"plot: {out}")
+    print(escaped(f"plot: {out}"))
 
 
 def report(
@@ -103,7 +104,7 @@ def report(
     found = report(runs)
     if html is not None:
         found.write_page(html)
-        print(f"page: {html}", file=sys.stderr)
+        print(escaped(f"page: {html}"), file=sys.stderr)
     if json:
         _print_json(found.to_json())
     elif tsv:
@@ -137,7 +138,6 @@ def verify(
     """
     from art_denoised.evaluation.verify import family_wise, verify
     from art_denoised.reports.certified import certified_table
-    from art_denoised.reports.terminal import escaped
 
     if family_images is not None and family_alpha is None:
         raise CycloptsError(msg="--family-images needs --family-alpha; give both")
@@ -164,7 +164,7 @@ def summary(log: Log, path: Path) -> None:
 
     if log.rows:
         certified_table({path.parent.name or "run": log}).show()
-    print(f"log: {path}")
+    print(escaped(f"log: {path}"))
     samples = sum(row.n0 + row.drawn for row in log.rows)
     print(f"{samples:,} samples for {len(log.rows)} images")
 

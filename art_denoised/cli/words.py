@@ -102,7 +102,7 @@ def factory(text: str) -> str:
         return text
     parts = module.removesuffix(".py").removeprefix("./").split("/")
     if not all(part.isidentifier() for part in parts):
-        raise ValueError(f"{text!r} is outside the current folder; give package.module:factory")
+        raise ValueError(f"{text!r} is outside the current folder; give package.module:function")
     return f"{'.'.join(parts)}:{name}"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from art_denoised.demo.digits_mlp import untrained
+from art_denoised.demo.digits_mlp import digits_diffusion_network
 from art_denoised.denoisers.checkpoints import load_denoiser
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.models.weights import load_weights
@@ -67,6 +67,6 @@ def digits_diffusion() -> DiffusionModel:
         >>> digits_diffusion()(torch.rand(2, 1, 8, 8), 0.25, torch.tensor([3, 4])).shape
         torch.Size([2, 1, 8, 8])
     """
-    model = untrained()
+    model = digits_diffusion_network()
     load_weights(model, _FOLDER / "digits_diffusion.safetensors")
     return model.eval()

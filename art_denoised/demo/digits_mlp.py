@@ -54,11 +54,11 @@ class DigitsMLP(nn.Module):
         return answer
 
 
-def untrained() -> DiffusionModel:
+def digits_diffusion_network() -> DiffusionModel:
     """Return the diffusion model of the digits before training.
 
     Example:
-        >>> untrained().classes
+        >>> digits_diffusion_network().classes
         10
     """
     return DiffusionModel(DigitsMLP(), EDM(), classes=10, null_class=10)

@@ -149,7 +149,7 @@ class DefendedClassifier(PyTorchClassifier):
                 differently.
         """
         for name in ("preprocessing", "preprocessing_defences", "postprocessing_defences"):
-            if kwargs.get(name):
+            if kwargs.get(name) and kwargs[name] is not getattr(self, name):
                 raise InputError(
                     f"{name} is {kwargs[name]}; it must be part of the module: wrap the classifier "
                     "in a PyTorchClassifier with torch preprocessing and build the defence over it"

@@ -44,7 +44,8 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
         loss: Loss on log-probabilities and labels; cross-entropy by default, which leaves
             log-probabilities as they are.
         optimizer: For ART's own trainers; `fit` makes its own.
-        clip_values: Smallest and largest pixel value.
+        clip_values: Smallest and largest pixel value; ``sigma`` is in the same units. None: those
+            of an ART classifier, else (0, 1).
         sample_size: n0, the samples that select the class in `certify`.
         alpha: Failure probability of `certify` and `vote`, for each image.
         seed: Fixes all noise; None draws it afresh in every call.
@@ -71,6 +72,7 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
         ([2], True)
     """
 
+    _shown = ("sigma", "samples", "seed")
     estimator_params: ClassVar[list[str]] = [
         *PyTorchClassifier.estimator_params,
         "sigma",
@@ -91,7 +93,7 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
         nb_classes: int,
         loss: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
-        clip_values: tuple[Any, Any] = (0.0, 1.0),
+        clip_values: tuple[Any, Any] | None = None,
         sample_size: int = 100,
         alpha: float = 0.001,
         seed: int | None = None,
@@ -100,6 +102,7 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
         channels_first: bool = True,
         device_type: str = "gpu",
     ) -> None:
+        clip_values = _clip_values(classifier, clip_values)
         sigma = checks.sigma(sigma, clip_values)
         shape = tuple(checks.count("input_shape", size) for size in input_shape)
         if len(shape) != 3 or not channels_first:
@@ -179,7 +182,7 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
         batch_size: int = 128,
         nb_epochs: int = 20,
         *,
-        objective: str | DenoiserLoss = "stability",
+        objective: str | DenoiserLoss = "classification",
         rate: float = 1e-3,
         augment: str = "none",
         verbose: bool = False,
@@ -191,7 +194,8 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
 
         Args:
             x: Clean images (batch, channels, height, width) in [0, 1].
-            y: Labels: indices (batch,), or one-hot (batch, nb_classes).
+            y: Labels: indices (batch,), or one-hot (batch, nb_classes). "classification" alone
+                uses them; it is the default, since ART's trainers hand in labels to be learned.
             batch_size: Images a step.
             nb_epochs: Passes over the images.
             objective: "mse", "stability", "classification", "hybrid", or a function like
@@ -236,5 +240,26 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
             kwargs["sample_size"] = checks.count("sample_size", kwargs["sample_size"])
         super().set_params(**kwargs)
 
+    @property
+    def _trained_by_fit(self) -> nn.Module | None:
+        denoiser = getattr(self.model.base, "denoiser", None)
+        return denoiser if isinstance(denoiser, nn.Module) else None
+
     def _seed_for_call(self) -> int:
         return fresh_seed() if self.seed is None else self.seed
+
+
+def _clip_values(
+    classifier: nn.Module | PyTorchClassifier, given: tuple[Any, Any] | None
+) -> tuple[Any, Any]:
+    """Return the range of the images, which an ART classifier knows, too."""
+    known = getattr(classifier, "clip_values", None)
+    if known is None:
+        return (0.0, 1.0) if given is None else given
+    low, high = known
+    if given is not None and not (np.all(given[0] == low) and np.all(given[1] == high)):
+        raise InputError(
+            f"clip_values are {given}, and those of the ART classifier ({np.min(low):g}, "
+            f"{np.max(high):g}); leave them out"
+        )
+    return low, high

@@ -51,7 +51,7 @@ from art_denoised.evaluation.target import LOOKED, Target
 from art_denoised.runs.identity import identity as model_identity
 from art_denoised.runs.identity import versions
 from art_denoised.runs.journal import Run
-from art_denoised.types import Images, Labels
+from art_denoised.types import Images, Labels, Smoothed
 
 _LIBRARIES = ("adversarial-robustness-toolbox", "torchattacks", "pyautoattack", "autoattack")
 
@@ -150,6 +150,7 @@ def evaluate(
     settings = {
         **(identity or {}),
         **model_identity(target.module),
+        **_smoothed(target.module),
         **({} if undefended is None else {"undefended_identity": model_identity(undefended)}),
         **target.settings,
         **images.settings(bar),
@@ -171,6 +172,13 @@ def evaluate(
         if masking_checks:
             work.check(journal, undefended, size, progress)
         return AttackLog.of(journal.settings, journal.rows.values(), notices)
+
+
+def _smoothed(module: nn.Module) -> dict[str, Any]:
+    """Return what tells the classifier under noise: a certificate of it has the same."""
+    if not isinstance(module, Smoothed):
+        return {}
+    return {"smoothed": {**model_identity(module.base), "sigma": module.sigma}}
 
 
 def _usable(used: list[Column], target: Target) -> list[Column]:

@@ -108,7 +108,7 @@ class DiffusionClassifier(nn.Module):
         """
         if len(x) == 0:
             return x.new_zeros(0, self.classes)
-        x = self.checked(x, slack=0.5)
+        x = checks.attacked_images(x, slack=0.5 + _MOST_NOISE * self.model.noise)
         noise = LevelNoise(self.seed)
         along = not self.recompute and torch.is_grad_enabled() and x.requires_grad
         losses: Tensor = (
@@ -116,17 +116,16 @@ class DiffusionClassifier(nn.Module):
         )
         return self.log_prior.to(losses) - losses / self.temperature
 
-    def checked(self, x: Images, *, slack: float = 0.0) -> Images:
+    def checked(self, x: Images) -> Images:
         """Return images, checked; they may hold the noise that the model expects in them.
 
         Args:
             x: Images.
-            slack: Share of the range by which pixels may leave [0, 1] on top of that noise.
 
         Raises:
             InputError: They have another shape or dtype, are not finite, or leave the range.
         """
-        return checks.attacked_images(x, slack=slack + _MOST_NOISE * self.model.noise)
+        return checks.images(x, slack=_MOST_NOISE * self.model.noise)
 
     def nfe(self, images: int = 1) -> int:
         """Return the number of network evaluations (NFE) of a prediction."""

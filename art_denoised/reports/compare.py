@@ -119,6 +119,8 @@ def _within(model: Model) -> Iterator[str]:
                 f"{model.name}: attacks in {ball} tried other images ({counts}); "
                 f"'{ALL}' is over the {len(common)} in common"
             )
+    if model.certified and model.unlike:
+        yield f"{model.name}: {model.unlike}, so they are not compared"
     if model.certified and not model.same_images:
         yield f"{model.name}: attacks and certificates are of other data, so nothing is paired"
 

@@ -22,6 +22,7 @@ from art_denoised.evaluation.rows import Log, read_log
 from art_denoised.reports.certified import asked_radii
 from art_denoised.reports.results import Model
 from art_denoised.reports.words import unfinished
+from art_denoised.runs.identity import differences
 
 # Logs of one model agree in these. Seeds may differ: shards of a run may have their own.
 _SAME = (
@@ -156,11 +157,32 @@ def _model(
         pictures=tuple(picture for _, log in attacks for picture in log.images),
         settings=tuple(settings),
         same_images=len(data) < 2,
+        unlike=_unlike(attacks, certificates),
         unmade=tuple(check for check in CHECKS if check in missing),
         incomplete="; ".join(
             filter(None, (unfinished(log.settings, log.rows) for _, log in attacks))
         ),
     )
+
+
+def _unlike(
+    attacks: Sequence[tuple[Path, AttackLog]], certificates: Sequence[tuple[Path, Log]]
+) -> str:
+    """Return why an attack and a certificate are not of one function; empty: they may be."""
+    for (_, attack), (_, certificate) in itertools.product(attacks, certificates):
+        attacked, certified = attack.settings, certificate.settings or {}
+        if "structure" not in certified or "weights" not in attacked:
+            continue  # an older log or a TSV, which does not tell
+        smoothed = attacked.get("smoothed")
+        if smoothed is None and attacked["weights"] == certified["weights"]:
+            return "the attacks are on the classifier without noise, the certificates with noise"
+        if smoothed is None and "structure" in attacked:
+            return "the attacked model adds no noise, and certificates are of one with noise"
+        if isinstance(smoothed, Mapping):
+            wanted = {name: certified.get(name) for name in smoothed}
+            if changes := differences(wanted, smoothed):
+                return f"the function that was attacked is not the certified one ({changes})"
+    return ""
 
 
 def _distinct(name: str, rows: Sequence[AttackRow]) -> tuple[AttackRow, ...]:

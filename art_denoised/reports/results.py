@@ -120,6 +120,8 @@ class Model:
         pictures: Images before and after attack.
         settings: Title and settings of each log.
         same_images: Whether the logs of attack and certify index the same data.
+        unlike: Why attack and certificate are not of one function, in words; empty if they are, or
+            if older logs do not tell.
         unmade: Names of masking checks that some run has not made.
         incomplete: What runs that were interrupted lack, in words; empty if they are complete.
     """
@@ -132,6 +134,7 @@ class Model:
     pictures: tuple[ImageRow, ...] = ()
     settings: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     same_images: bool = True
+    unlike: str = ""
     unmade: tuple[str, ...] = ()
     incomplete: str = ""
 
@@ -186,7 +189,7 @@ class Model:
     @cached_property
     def agreements(self) -> tuple[Agreement, ...]:
         """Certified accuracy beside robust accuracy, at each eps of the l2 attacks."""
-        if not self.certified:
+        if not self.certified or self.unlike:
             return ()
         balls = [result.ball for result in self.headlines if result.norm == "l2"]
         return tuple(self._agreement(ball) for ball in balls)

@@ -1,4 +1,4 @@
-"""Accuracy of the diffusion classifier of `diffusion/` on 1,000 test images.
+"""Measure the diffusion classifier of `diffusion/` on 1,000 test images.
 
     cd results/cifar10; python diffusion.py > diffusion/accuracy.txt
 
@@ -11,10 +11,8 @@ import torch
 from networks import HERE
 from torch.nn import functional as F
 
-from art_denoised import DiffusionClassifier, load_diffusion
-from art_denoised.data import load_data
-from art_denoised.diffusion import noise_levels
-from art_denoised.smoothing.statistics import proportion_interval
+from art_denoised import DiffusionClassifier, load_data, load_diffusion, noise_levels
+from art_denoised.smoothing import proportion_interval
 
 LEVELS, P_STD, MEANS = 16, 0.8, (-0.5, 0.0, 0.5)
 
@@ -40,7 +38,7 @@ def main() -> None:
         candidate = classifier(p_mean)
         logits = candidate(x)
         right = float((logits.argmax(1) == y).double().mean())
-        # Of the temperatures that predictions do not depend on, the one that says least wrong.
+        # Predictions do not depend on the temperature; the best one makes p_means comparable.
         found[p_mean] = min(
             float(F.cross_entropy(logits / t, y)) for t in torch.logspace(-1, 4, 100)
         )

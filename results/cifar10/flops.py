@@ -1,4 +1,4 @@
-"""FLOP of one image through the networks of these results; a multiply-add is two.
+"""Print the FLOP of one image through the networks of these results; a multiply-add counts twice.
 
 cd results/cifar10; python flops.py
 """

@@ -1,4 +1,4 @@
-"""The networks of these results, by the names that ``--model`` takes, weights included."""
+"""Networks of these results with their weights, by the names that ``--model`` takes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ResNet(_Normalized):
     Args:
         depth: 6 n + 2, for n blocks a stage.
         width: Channels of the first stage; doubled in each of the two after it.
-        stride: Of the stem; 2 makes all that follows a quarter of the work.
+        stride: Stride of the stem. 2 halves the image and quarters the cost of the rest.
     """
 
     def __init__(self, depth: int = 20, *, width: int = 16, stride: int = 1) -> None:
@@ -96,29 +96,29 @@ def _trained(architecture: str, name: str) -> nn.Module:
 
 
 def classifier() -> nn.Module:
-    """ResNet-20 trained on clean images alone by train_classifier.py: the one to defend."""
+    """Return the classifier to defend: ResNet-20 trained on clean images by train_classifier.py."""
     return _trained("resnet20", "classifier")
 
 
 def surrogate_resnet14() -> nn.Module:
-    """ResNet-14, to train a denoiser in the place of a classifier that can only be queried."""
+    """Return a ResNet-14 to train denoisers for a classifier that can only be queried."""
     return _trained("resnet14", "surrogate-resnet14")
 
 
 def surrogate_plain() -> nn.Module:
-    """A plain convolutional network, for the same use."""
+    """Return a plain convolutional network for the same use."""
     return _trained("plain", "surrogate-plain")
 
 
 def small() -> nn.Module:
-    """ResNet-8 whose stem halves the image, drawn afresh: 8 MFLOP, for adversarial training."""
+    """Return an untrained ResNet-8 whose stem halves the image: 8 MFLOP, to train robustly."""
     return ResNet(8, stride=2)
 
 
 def unet() -> nn.Module:
-    """U-Net of 0.58 M parameters whose work is at half resolution and below; drawn afresh.
+    """Return an untrained U-Net of 0.58 M parameters, most of whose work is at half resolution.
 
-    A fifth of the cost of DnCNN with 17 layers of 64 channels.
+    It costs a fifth of a DnCNN with 17 layers of 64 channels.
     """
     return UNetDenoiser.from_config(
         sample_size=32,

@@ -1,10 +1,10 @@
-"""The tables of README.md, from the certificate logs beside it.
+"""Print the tables of README.md from the certificate logs beside it.
 
 cd results/cifar10; python table.py > table.txt
 
-After the certified accuracy, all pairs of defences at one sigma and n, on the images that both logs
-hold: how many only the one certifies at a radius, and the exact p-value that this is chance
-(McNemar). Last the class that each selects for most images, right or wrong.
+Certified accuracy comes first. Then come all pairs of defences at one sigma and n, on the images
+that both logs hold: the number of images that only one of them certifies at a radius, and the exact
+p-value of McNemar's test. Last is the class that each selects most often, right or wrong.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from networks import CLASSES
 from art_denoised import read_log
 from art_denoised.evaluation import CertifyRow
 from art_denoised.reports import certified_table, sign_test
-from art_denoised.smoothing.statistics import top_class
+from art_denoised.smoothing import top_class
 
 
 def certified(row: CertifyRow, radius: float) -> bool:
-    """Whether an image is right, and proved to remain so within a radius."""
+    """Return whether an image is right and certified at a radius."""
     return row.correct and row.radius >= radius
 
 

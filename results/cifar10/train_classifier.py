@@ -1,11 +1,10 @@
-"""Train a small CIFAR-10 (JPEG copy) classifier on clean images; resumable to the last bit.
+"""Train a small CIFAR-10 (JPEG copy) classifier on clean images; resuming is exact.
 
     python results/cifar10/train_classifier.py DATA [--network resnet20] [--epochs 30] [--seed 0]
 
-DATA holds {train,test}/{airplane..truck}/*.jpg. SGD with momentum 0.9, a one-cycle
-schedule, crops and flips. One thread, so that a seed ends in the same weights. Each epoch ends in a
-checkpoint beside the weights, from which the same command goes on. An epoch of ResNet-20 is about
-12 TFLOP.
+DATA holds {train,test}/{airplane..truck}/*.jpg. SGD with momentum 0.9, a one-cycle schedule, crops
+and flips. One thread, so that a seed gives the same weights. Each epoch writes a checkpoint beside
+the weights, from which the same command continues. An epoch of ResNet-20 is about 12 TFLOP.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def load(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Crop out of a border of 4 reflected pixels, and flip, each image on its own."""
+    """Crop from a border of 4 reflected pixels, and flip, independently for each image."""
     n, _, height, width = x.shape
     padded = F.pad(x, (4, 4, 4, 4), mode="reflect")
     top, left = torch.randint(0, 9, (2, n), generator=generator)
@@ -61,10 +60,10 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--network", choices=list(ARCHITECTURES), default="resnet20")
-    parser.add_argument("--name", default="classifier", help="of the files written")
+    parser.add_argument("--name", default="classifier", help="stem of the file names")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rate", type=float, default=0.2)
+    parser.add_argument("--lr", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -77,7 +76,7 @@ def main() -> None:
         network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, arguments.rate, epochs=arguments.epochs, steps_per_epoch=steps, pct_start=0.2
+        optimizer, arguments.lr, epochs=arguments.epochs, steps_per_epoch=steps, pct_start=0.2
     )
     saved = arguments.out / f"{arguments.name}.checkpoint.pt"
     parts = {"network": network, "optimizer": optimizer, "schedule": schedule}

@@ -1,9 +1,9 @@
-"""The three forms of likelihood maximization on handwritten digits, side by side.
+"""Compare the three forms of likelihood maximization on handwritten digits.
 
     python results/digits/forms.py [--images 40] [--steps 20] > results/digits/forms.txt
 
-PGD in l_inf on fixed noise that the attacker knows. "moved" is the mean over images of the largest
-change of a pixel. 95% intervals (Clopper-Pearson).
+PGD in l_inf on fixed noise, which the attacker knows. "moved" is the mean over images of the
+largest change of a pixel. Intervals are 95% (Clopper-Pearson).
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ import argparse
 import torch
 from rdc import EPS, ETA, LEVELS, accuracy, diffusion_classifier
 
-from art_denoised import PGD, LikelihoodMaximization
-from art_denoised.data import load_data
+from art_denoised import PGD, LikelihoodMaximization, load_data, noise_levels
 from art_denoised.demo import digits_diffusion
-from art_denoised.diffusion import noise_levels
 from art_denoised.rdc import RDC, Momentum
 
 

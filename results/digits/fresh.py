@@ -1,10 +1,10 @@
-"""RDC on handwritten digits with fresh noise in every call: PGD with EOT, average and worst of 10.
+"""Attack RDC on handwritten digits with fresh noise in every call: PGD with EOT.
 
     python results/digits/fresh.py [--images 40] [--steps 30] [--draws 10]
 
-Kept in fresh.txt. Gradients are exact and averaged over the draws; then the image found is
-classified by as many.
-"Worst" counts an image as held only if every draw is right. 95% intervals (Clopper-Pearson).
+Gradients are exact and averaged over the draws. The attacked image is then classified as many
+times. "Average" is the mean over evaluations; "worst" counts an image only if every evaluation is
+right. Intervals are 95% (Clopper-Pearson).
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ import torch
 from rdc import EPS, ETA, LEVELS, diffusion_classifier
 from torch import nn
 
-from art_denoised import DiffusionClassifier, LikelihoodMaximization
-from art_denoised.attacks import PGD
+from art_denoised import PGD, DiffusionClassifier, LikelihoodMaximization, noise_levels
 from art_denoised.data import digits
 from art_denoised.demo import digits_diffusion
-from art_denoised.diffusion import noise_levels
 from art_denoised.rdc import preview_cost
-from art_denoised.smoothing.statistics import proportion_interval
+from art_denoised.smoothing import proportion_interval
 
 
 def defence(steps: int) -> nn.Module:

@@ -1,9 +1,9 @@
-"""RDC on handwritten digits: exact gradients against BPDA, and what likelihood maximization adds.
+"""Attack RDC on handwritten digits with exact gradients and with BPDA.
 
     python results/digits/rdc.py [--images 100] [--steps 100] > results/digits/rdc.txt
 
-PGD (torchattacks) in l_inf, fixed noise that the attacker knows. Robust accuracy with 95% intervals
-(Clopper-Pearson); the cosine is that between the exact gradient and BPDA's, on clean images.
+PGD (torchattacks) in l_inf on fixed noise, which the attacker knows. Robust accuracy has 95%
+intervals (Clopper-Pearson). The cosine is between the exact gradient and BPDA's, on clean images.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ import torchattacks
 from torch import nn
 from torch.nn import functional as F
 
-from art_denoised import DiffusionClassifier, LikelihoodMaximization
+from art_denoised import DiffusionClassifier, LikelihoodMaximization, noise_levels
 from art_denoised.data import digits
 from art_denoised.demo import digits_classifier, digits_diffusion
-from art_denoised.diffusion import noise_levels
 from art_denoised.rdc import disagreement, predict_anytime
-from art_denoised.smoothing.statistics import proportion_interval
+from art_denoised.smoothing import proportion_interval
 
 EPS, ETA, LEVELS = 0.15, 0.15, 16
 
@@ -37,8 +36,9 @@ def rdc(steps: int, gradient: str = "exact") -> nn.Module:
 def diffusion_classifier() -> nn.Module:
     """Return the classifier, its temperature fitted on held-out images that are not attacked.
 
-    That changes no prediction. But PGD on cross-entropy depends on it: too low, and the softmax
-    saturates in float32 and loses its gradient; too high, and it goes after all classes at once.
+    The temperature changes no prediction, but PGD on cross-entropy depends on it. If it is too low,
+    the softmax saturates in float32 and the gradient is lost. If it is too high, the attack
+    follows all classes at once.
     """
     classifier = DiffusionClassifier(digits_diffusion(), levels=noise_levels(LEVELS), seed=0)
     data = [digits(train=False)[i] for i in range(200, 500)]

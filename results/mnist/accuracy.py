@@ -1,4 +1,4 @@
-"""Accuracy of the diffusion classifier on 1,000 test images, by levels.
+"""Measure the diffusion classifier on 1,000 test images, by number of levels.
 
 python results/mnist/accuracy.py [LEVELS ...] > results/mnist/accuracy.txt
 """
@@ -11,7 +11,7 @@ import torch
 from defences import P_MEAN, P_STD, diffusion_classifier
 from networks import held_out
 
-from art_denoised.smoothing.statistics import proportion_interval
+from art_denoised.smoothing import proportion_interval
 
 
 def main() -> None:

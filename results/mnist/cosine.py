@@ -1,8 +1,9 @@
-"""Cosine between the exact gradient of RDC and BPDA's, by steps of likelihood maximization.
+"""Compare the exact gradient of RDC with BPDA's, by steps of likelihood maximization.
 
     python results/mnist/cosine.py > results/mnist/cosine.txt
 
-Of cross-entropy, in the first images that robustness.py attacks, clean.
+The figure is the mean cosine between the gradients of cross-entropy, at the first images that
+robustness.py attacks, before any attack.
 """
 
 from __future__ import annotations

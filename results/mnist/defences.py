@@ -1,4 +1,4 @@
-"""The diffusion classifier and RDC of MNIST, as they are attacked; numbers chosen by tune.py."""
+"""The diffusion classifier and RDC of MNIST as they are attacked, with settings from tune.py."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import json
 from networks import HERE, diffusion
 from torch import nn
 
-from art_denoised import DiffusionClassifier, LikelihoodMaximization
-from art_denoised.diffusion import noise_levels
+from art_denoised import DiffusionClassifier, LikelihoodMaximization, noise_levels
 from art_denoised.rdc import Adam
 
 LEVELS, P_MEAN, P_STD, MAX_BATCH = 8, 0.3, 0.8, 80

@@ -1,4 +1,4 @@
-"""Networks of MNIST digits for images in [0, 1], with the weights that are kept here.
+"""Networks of MNIST digits for images in [0, 1], with the weights of this folder.
 
 art-denoised certify --model networks:plain --data imagefolder:data/test ...
 """
@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from art_denoised import DiffusionModel, load_diffusion
-from art_denoised.data import load_data
+from art_denoised import DiffusionModel, load_data, load_diffusion
 from art_denoised.models import load_weights
 
 HERE = Path(__file__).parent
@@ -54,7 +53,7 @@ def _trained(name: str) -> nn.Module:
 
 
 def held_out(skip: int, first: int = 0, limit: int | None = None):
-    """Return every ``skip``-th test image from number ``first`` on, as tensors x and y."""
+    """Return every ``skip``-th test image from index ``first`` on, as tensors x and y."""
     data = load_data(f"imagefolder:{HERE / 'data' / 'test'}")
     chosen = range(first, len(data), skip)[:limit]
     pairs = [data[i] for i in chosen]

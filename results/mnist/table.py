@@ -1,19 +1,16 @@
-"""The table of README.md, from the rows that robustness.py kept.
+"""Print the table of README.md from the rows of robustness.py.
 
-python results/mnist/table.py
+python results/mnist/table.py > results/mnist/table.txt
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-from art_denoised.storage import read_journal
 from networks import HERE
-from robustness import THREATS, jobs
+from robustness import THREATS, ImageRow, jobs, rows
 
-from art_denoised.smoothing.statistics import proportion_interval
+from art_denoised.smoothing import proportion_interval
 
-# What counts in a line is the worst that these attacks did to each image.
+# Each line counts for each image the worst result of these attacks.
 LINES = {
     "plain CNN": ["plain"],
     "adversarially trained CNN": ["adversarial"],
@@ -26,17 +23,15 @@ LINES = {
 }
 
 
-def attacked(defences: list[str], threat: str) -> list[dict[str, Any]]:
-    """Return the rows of the images that all of the attacks were run on, the worst of each."""
+def attacked(defences: list[str], threat: str) -> list[ImageRow]:
+    """Return the worst row of each image that all of the attacks were run on."""
     known = {job.name: job for job in jobs()}
     tables = []
     for job in (known.get(f"{defence}-{threat}") for defence in defences):
-        path = HERE / "rows" / f"{job.name}.jsonl" if job else None
-        if path and path.exists():
-            rows = read_journal(path).records[: job.images]
-            tables.append({row["image"]: row for row in rows})
+        if job and (found := rows(job, HERE / "rows")):
+            tables.append({row.index: row for row in found[: job.images]})
     common = set.intersection(*map(set, tables)) if tables else set()
-    return [min((t[i] for t in tables), key=lambda row: row["robust"]) for i in sorted(common)]
+    return [min((t[i] for t in tables), key=lambda row: row.robust) for i in sorted(common)]
 
 
 def share(hits: int, images: int) -> str:
@@ -44,31 +39,35 @@ def share(hits: int, images: int) -> str:
     return f"{100 * hits / images:.1f}% ({100 * low:.0f}-{100 * high:.0f})"
 
 
+def average(column: list[ImageRow]) -> str:
+    """Return robust accuracy as the mean over draws."""
+    if not column:
+        return "-"
+    return f"{100 * sum(row.robust / row.draws for row in column) / len(column):.1f}%"
+
+
+def worst(column: list[ImageRow]) -> str:
+    """Return robust accuracy where an image counts only if it is right in every draw."""
+    right = sum(row.robust == row.draws for row in column)
+    return share(right, len(column)) if column else "-"
+
+
 def main() -> None:
     threats = [f"{norm}-{eps}" for norm, eps in THREATS]
     header = "".join(f"{threat.replace('-', ' '):>19}" for threat in threats)
     print(f"{'':28}{'images':>12}{'clean':>19}{header}")
     for title, defences in LINES.items():
-        tables = [attacked(defences, threat) for threat in threats]
-        if not any(tables):
+        columns = [attacked(defences, threat) for threat in threats]
+        if not any(columns):
             continue
-        images = "/".join(map(str, dict.fromkeys(map(len, tables))))
-        draws = next(rows[0]["draws"] for rows in tables if rows)
-
-        def cell(rows: list[dict[str, Any]], name: str, draws: int = draws) -> str:
-            return share(sum(r[name] == draws for r in rows), len(rows)) if rows else "-"
-
-        if draws > 1:
-            means = [
-                f"{100 * sum(r['robust'] for r in rows) / draws / len(rows):.1f}%" if rows else "-"
-                for rows in tables
-            ]
-            print(
-                f"{title + ', average':28}{images:>12}{'':19}{''.join(map('{:>19}'.format, means))}"
-            )
+        images = "/".join(map(str, dict.fromkeys(map(len, columns))))
+        first = next(filter(None, columns))
+        if first[0].draws > 1:
+            cells = "".join(f"{average(column):>19}" for column in columns)
+            print(f"{title + ', average':28}{images:>12}{'':19}{cells}")
             title += ", worst"
-        clean = cell(next(filter(None, tables)), "clean")
-        cells = "".join(f"{cell(rows, 'robust'):>19}" for rows in tables)
+        clean = share(sum(row.clean == row.draws for row in first), len(first))
+        cells = "".join(f"{worst(column):>19}" for column in columns)
         print(f"{title:28}{images:>12}{clean:>19}{cells}")
 
 

@@ -3,8 +3,8 @@
     python results/mnist/train_classifier.py plain [--epochs 5]
     python results/mnist/train_classifier.py adversarial [--epochs 6]
 
-"adversarial" is Madry et al. (ICLR 2018): each step on PGD images, l_inf 0.2, 7 steps of 0.05 from
-a random start; eps rises over the first quarter. One thread.
+"adversarial" is the training of Madry et al. (ICLR 2018): every step uses PGD images, l_inf 0.2, 7
+steps of 0.05 from a random start. eps rises over the first quarter. One thread.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from networks import HERE, cnn, held_out
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from art_denoised.data import load_data
-from art_denoised.training import Evaluation, TrainingConfig, train
+from art_denoised import TrainingConfig, load_data
+from art_denoised.training import Evaluation, train
 
 EPS, STEP, STEPS = 0.2, 0.05, 7
 
 
 class InMemory(torch.utils.data.Dataset):
-    """All images decoded once."""
+    """A data set whose images are decoded once."""
 
     def __init__(self, data) -> None:
         self.pairs = [data[i] for i in range(len(data))]
@@ -50,7 +50,7 @@ def pgd(network, x: torch.Tensor, y: torch.Tensor, eps: float, steps: int) -> to
 
 @dataclass(frozen=True)
 class Loss:
-    """Cross-entropy, with ``warm`` steps until eps is full; 0: on clean images."""
+    """Cross-entropy on PGD images, whose eps rises for ``warm`` steps; 0: on clean images."""
 
     warm: int
 
@@ -62,7 +62,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Robustness:
-    """Accuracy on these images, clean and under PGD."""
+    """Measure accuracy on images, clean and under PGD."""
 
     x: torch.Tensor
     y: torch.Tensor

@@ -1,8 +1,9 @@
-"""Choose what defences.py fixes, on validation images: test images 5, 15, 25, ..., never attacked.
+"""Choose the settings of defences.py on validation images: test images 5, 15, 25, ...
 
-python results/mnist/tune.py temperature    # and accuracy by levels
+python results/mnist/tune.py levels         # mean and deviation of the noise levels
+python results/mnist/tune.py temperature    # temperature, and accuracy by number of levels
 python results/mnist/tune.py likelihood     # eta and rate: clean, and under a short attack
-python results/mnist/tune.py attack         # which loss and how many steps
+python results/mnist/tune.py attack         # loss and number of steps of the attack
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from networks import diffusion, held_out
 from torch import nn
 from torch.nn import functional as F
 
-from art_denoised import DiffusionClassifier
-from art_denoised.attacks import PGD
+from art_denoised import PGD, DiffusionClassifier
 from art_denoised.diffusion import SIGMA_DATA, Levels
 from art_denoised.rdc import LevelNoise
 
@@ -36,7 +36,7 @@ def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
 
 @torch.no_grad()
 def levels() -> None:
-    """Weigh one fine grid of levels anew for each choice: all see the same errors."""
+    """Compare choices of levels by new weights of one fine grid, whose errors all of them share."""
     x, y = validation(1000)
     sigmas = np.geomspace(0.25, 12, 24)
     grid = Levels(tuple(sigmas.tolist()), (1.0,) * len(sigmas))

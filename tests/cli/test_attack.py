@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from art_denoised.checks import InputError
@@ -87,3 +89,25 @@ def test_the_sample_is_recorded(tmp_path):
     assert main(arguments(tmp_path, "--no-checks", attacks="pgd:steps=1", skip=2, max=3)) == 0
     settings = read_attack_log(tmp_path).settings
     assert (settings["data"], settings["skip"], settings["max"]) == ("digits", 2, 3)
+
+
+def test_the_function_that_was_certified_is_the_one_that_is_attacked(tmp_path, capsys):
+    """And no other is compared with its certificate: it once was called an inversion."""
+    network = ["--model", "art_denoised.demo:digits_classifier", "--data", "digits", "--max", "6"]
+    noise = ["--denoiser", "art_denoised.demo:digits_denoiser", "--sigma", "0.25"]
+    attack = ["--norm", "l2", "--eps", "0.25", "--attacks", "pgd:steps=2", "--no-checks", "--quiet"]
+    runs = {name: str(tmp_path / name) for name in ("both", "bare", "other")}
+    certified = [*network, *noise, "--n", "100", "--quiet"]
+    for out in runs.values():
+        assert main(["certify", *certified, "--out", out]) == 0
+    assert main(["attack", *network, *noise, *attack, "--out", runs["both"]]) == 0
+    assert main(["attack", *network, *attack, "--out", runs["bare"]]) == 0
+    assert main(["attack", *network, *noise[2:], *attack, "--out", runs["other"]]) == 0
+    found = {}
+    for name, out in runs.items():
+        capsys.readouterr()
+        assert main(["report", out, "--json"]) == 0
+        (model,) = json.loads(capsys.readouterr().out)["models"]
+        found[name] = len(model["certified_against_robust"])
+    assert found == {"both": 1, "bare": 0, "other": 0}
+    assert main(["attack", *network, *noise[:2], *attack, "--out", str(tmp_path / "no")]) == 2

@@ -106,6 +106,21 @@ def test_commands_show_escapes_and_lower_bounds(tmp_path, capsys):
     assert "\x1b" not in out
 
 
+def test_errors_and_notices_show_escapes(tmp_path, capsys):
+    path = tmp_path / "red\x1b[31m.jsonl"
+    assert main(["table", str(path)]) == 2
+    assert main(["report", str(path)]) == 2
+    path.write_text("hello\n")
+    assert main(["report", f"a\x1b[5m={path}"]) == 2
+    log_file = write(tmp_path / "torn\x1b[31m") / "certify.jsonl"
+    log_file.write_text(log_file.read_text() + '{"index": 9')
+    assert main(["table", str(tmp_path / "torn\x1b[31m")]) == 0
+    printed = capsys.readouterr()
+    assert r"red\x1b[31m.jsonl" in printed.err
+    assert r"torn\x1b[31m" in printed.err
+    assert "\x1b" not in printed.err + printed.out
+
+
 def test_curve_is_the_certified_accuracy_at_every_radius():
     """Read off the drawn step function between and at its knots."""
     axes = certified_figure({"ours": log()}, title="t").axes[0]

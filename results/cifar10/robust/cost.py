@@ -1,8 +1,9 @@
-"""What a step of training costs with each block and activation, beside the plain network.
+"""Time a training step with each block and activation, beside the plain network.
 
     cd results/cifar10; python robust/cost.py > robust/cost.txt
 
-A step of the recipe `sat` on 128 images, one thread; the median of rounds in which all take turns.
+A step is one of the recipe `sat` on 128 images, on one thread. Networks take turns; the figure is
+the median over rounds.
 """
 
 from __future__ import annotations

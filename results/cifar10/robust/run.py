@@ -1,4 +1,4 @@
-"""Train and attack the networks of this comparison; each is skipped if done, continued if not.
+"""Train and attack the networks of this comparison; finished ones are skipped, others continued.
 
     cd results/cifar10
     python robust/run.py --list           # the names, in order
@@ -19,10 +19,12 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-EPS, EPOCHS = "8/255", 4
+from art_denoised.evaluation import read_attack_log
+
+EPS, EPOCHS, IMAGES = "8/255", 4, 1000
 # "1x1" is the null control: the block's convolution and its sum, without a denoising operation.
 BLOCKS = {"1x1": "none", **{o: o for o in ("mean", "dot_product", "gaussian", "median")}}
-SHARED = "--data npz:data/train.npz --holdout npz:data/holdout.npz --lr 0.2 --quiet"
+SHARED = "--data npz:data/train.npz --validation npz:data/holdout.npz --lr 0.2 --quiet"
 HERE = Path("robust")
 
 
@@ -37,14 +39,14 @@ class Training:
 
     @property
     def name(self) -> str:
-        """Return what it is called: [recipe-]activation-[block-]seed."""
+        """Return its name: [recipe-]activation-[block-]seed."""
         parts = [] if self.recipe == "sat" else [self.recipe]
         parts += [self.activation, *([self.block] if self.block else []), str(self.seed)]
         return "-".join(parts)
 
     @property
     def folder(self) -> Path:
-        """Return where its weights and logs are."""
+        """Return the folder of its weights and logs."""
         return HERE / self.name
 
     def train(self) -> str:
@@ -64,13 +66,21 @@ class Training:
         """Return the command that attacks it."""
         return (
             f"attack --model networks:small --weights {self.folder}/model.safetensors "
-            f"--data npz:data/test.npz --max 1000 --eps {EPS} --batch-size 250 --no-checks --quiet "
+            f"--data npz:data/attacked.npz --eps {EPS} --batch-size 250 --no-checks --quiet "
             f"--attacks pgd:steps=50,apgd-ce,apgd-t --out {self.folder}"
         )
 
+    @property
+    def attacked(self) -> bool:
+        """Whether the log of the attacks holds every image under each of them."""
+        if not (self.folder / "attack.jsonl").exists():
+            return False
+        columns = read_attack_log(self.folder).columns
+        return len(columns) == 4 and {len(rows) for rows in columns.values()} == {IMAGES}
+
 
 def trainings() -> list[Training]:
-    """Return all, the most wanted first."""
+    """Return all networks, the most wanted first."""
     plain = [Training("relu"), Training("softplus"), Training("silu")]
     order = plain + [Training(block=block) for block in BLOCKS]
     clean = Training(recipe="clean")
@@ -102,11 +112,12 @@ def main() -> None:
         if arguments.list:
             print(training.name)
             continue
-        if not (training.folder / "model.safetensors").exists():
+        if not (training.attacked or (training.folder / "model.safetensors").exists()):
             started = (training.folder / "checkpoint.pt").exists()
             _run(training.train() + " --resume" * started)
-        started = (training.folder / "attack.jsonl").exists()
-        _run(training.attack() + " --resume" * started)
+        if not training.attacked:
+            started = (training.folder / "attack.jsonl").exists()
+            _run(training.attack() + " --resume" * started)
 
 
 if __name__ == "__main__":

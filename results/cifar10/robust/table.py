@@ -1,10 +1,10 @@
-"""The tables of README.md, from the logs of run.py.
+"""Print the tables of README.md from the logs of run.py.
 
 cd results/cifar10; python robust/table.py > robust/table.txt
 
-A difference is the mean over seeds of paired differences between two trainings of one seed,
-with a 95% bootstrap interval over images; beside it that of each seed, for the interval knows
-nothing of how trainings vary.
+A difference is the mean over seeds of paired differences between two trainings of one seed, with a
+95% bootstrap interval over images. The difference of each seed is printed beside it, because the
+interval does not include how trainings vary.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from run import BLOCKS, Training, trainings
 
 from art_denoised.evaluation import read_attack_log
-from art_denoised.smoothing.statistics import proportion_interval
+from art_denoised.smoothing import proportion_interval
 
 RESAMPLES = 10_000
 COLUMNS = ("clean", "PGD-50", "APGD-CE+T")
@@ -32,11 +32,11 @@ COMPARED = [
 
 
 def survivors(folder: Path) -> dict[str, np.ndarray] | None:
-    """Return for each column whether each image, in order, is still right; None: not all are in."""
+    """Return for each column whether each image, in order, is still right; None if incomplete."""
     if not (folder / "attack.jsonl").exists():
         return None
     by_attack: dict[str, dict[int, bool]] = defaultdict(dict)
-    for row in read_attack_log(folder / "attack.jsonl").rows:
+    for row in read_attack_log(folder).rows:
         by_attack["clean"][row.index] = row.clean
         by_attack[row.attack.partition(":")[0]][row.index] = row.counted
     kept = {attack: np.array([r[i] for i in sorted(r)]) for attack, r in by_attack.items()}
@@ -50,12 +50,12 @@ def survivors(folder: Path) -> dict[str, np.ndarray] | None:
 
 
 def name(training: Training) -> str:
-    """Return the name without its seed: what seeds are averaged over."""
+    """Return the name without its seed. Seeds of one name are averaged."""
     return training.name.removesuffix(f"-{training.seed}")
 
 
 def bootstrap(values: np.ndarray) -> tuple[float, float]:
-    """Return a 95% interval of the mean of values, one an image."""
+    """Return a 95% interval of the mean of values, one for each image."""
     generator = np.random.default_rng(0)
     chosen = generator.integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.percentile(values[chosen].mean(1), [2.5, 97.5])
