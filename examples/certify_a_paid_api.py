@@ -58,7 +58,7 @@ def main() -> None:
 
     offline = ad.recertify(arguments.out / "answers.jsonl", alpha=0.05)
     gain = sum(b.radius - a.radius for a, b in zip(log.rows, offline.rows, strict=True))
-    print(f"from the same answers at alpha = 0.05: radii {gain / len(log.rows):.3f} larger on average")
+    print(f"from the same answers at alpha = 0.05: mean radius +{gain / len(log.rows):.3f}")
 
 
 if __name__ == "__main__":
