@@ -2,7 +2,7 @@
 
     python examples/attack_a_model.py [--out DIR]
 
-Budgets are small: 20 images, PGD of 10 steps, Square with 50 queries. For results to publish take
+Budgets are small: 20 images, PGD with 10 steps, Square with 50 queries. For results to publish, use
 hundreds of images, all of ``AutoAttack(eps)``, and the default `Probes`.
 """
 
@@ -12,17 +12,14 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from art_denoised import PGD, DenoisedClassifier, evaluate
-from art_denoised.attacks import AutoAttack
-from art_denoised.data import load_data
+import art_denoised as ad
 from art_denoised.demo import digits_classifier, digits_denoiser
 from art_denoised.evaluation import Probes
-from art_denoised.reports import report
 
 ATTACKS = [
-    PGD(0.05, steps=10),
-    PGD(0.1, steps=10),
-    AutoAttack(0.1, parts=("square",), queries=50),
+    ad.PGD(0.05, steps=10),
+    ad.PGD(0.1, steps=10),
+    ad.AutoAttack(0.1, parts=("square",), queries=50),
 ]
 
 
@@ -31,11 +28,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(tempfile.mkdtemp()))
     out = parser.parse_args().out
     plain = digits_classifier()
-    denoised = DenoisedClassifier(plain, digits_denoiser(), sigma=0.25).eval()
+    denoised = ad.DenoisedClassifier(plain, digits_denoiser(), sigma=0.25).eval()
     for name, model in {"plain": plain, "denoised": denoised}.items():
-        evaluate(
+        ad.evaluate(
             model,
-            load_data("digits"),
+            ad.load_data("digits"),
             ATTACKS,
             run=out / name,
             undefended=None if model is plain else plain,  # for the transfer check
@@ -43,10 +40,10 @@ def main() -> None:
             probes=Probes(images=16, steps=10, queries=50),
             resume=True,  # continues an interrupted run
         )
-    found = report([out / "plain", out / "denoised"])
+    found = ad.report([out / "plain", out / "denoised"])
     print(found.comparison())
     found.write_page(out / "report.html")
-    print(f"\n{out / 'report.html'} has the rest")
+    print(f"\nThe whole report is in {out / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Certify a defence and attack it: certified accuracy is a floor, attacked accuracy a ceiling.
+"""Certify a defence and attack it: certified accuracy is at most robust accuracy.
 
     python examples/certified_and_attacked.py
 
-Both judge the same smoothed classifier at the same l2 radius. An attack that got below the
-certified accuracy, beyond what alpha allows, would show a broken certificate.
+Both are of the same smoothed classifier at the same l2 radius. Robust accuracy below certified
+accuracy, beyond what alpha allows, would mean that the certificates are wrong.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from art.attacks.evasion import ProjectedGradientDescent
 
-from art_denoised import DenoisedSmoothing
-from art_denoised.data import load_data
+from art_denoised import DenoisedSmoothing, load_data
 from art_denoised.demo import digits_classifier, digits_denoiser
 
 RADIUS, IMAGES = 0.3, 20

@@ -2,10 +2,10 @@
 
     python examples/certify_a_paid_api.py [--out DIR]
 
-The "public API" is a small server on this machine (tests/api_server.py) that classifies handwritten
-digits, fails a fifth of the requests and forgets some answers. Each image is certified from 120
-queries, as Salman et al. did with vision APIs. Every answer is journalled as it comes: kill the
-program and start it again with the same --out, and it asks only what has no answer yet.
+The API is a small server on this machine (tests/api_server.py) that classifies handwritten digits,
+fails a fifth of the requests and loses some answers. Each image is certified from 120 queries, as
+Salman et al. did with vision APIs. Every answer is written to a file when it comes. If you stop the
+program and start it again with the same --out, it sends only queries without an answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import threading
 from pathlib import Path
 
 import art_denoised as ad
-from art_denoised.data import load_data
 from art_denoised.demo import digits_denoiser
 from art_denoised.smoothing import Retry
 
@@ -41,25 +40,25 @@ def main() -> None:
         smoother = ad.Smoother(box, sigma=0.25, denoiser=digits_denoiser())
         log = ad.certify(
             smoother,
-            load_data("digits"),
+            ad.load_data("digits"),
             ad.FixedN(100, n0=20),
             run=arguments.out,
             indices=range(arguments.images),
-            # By default the URL, whose port is new each time.
+            # The default is the URL, whose port changes from run to run.
             identity={"classifier": "api_server"},
             resume=True,
         )
         service.shutdown()
     for row in log.rows:
-        said = "abstained"
+        answer = "abstained"
         if row.prediction >= 0:
-            said = f"{NAMES[row.prediction]}, radius {row.radius:.3f}"
-        print(f"image {row.index} ({NAMES[row.label]}): {said}")
+            answer = f"{NAMES[row.prediction]}, radius {row.radius:.3f}"
+        print(f"image {row.index} ({NAMES[row.label]}): {answer}")
     print(f"{box.spent} queries, {box.spent * box.budget.cost_per_query:.2f} paid")
 
     offline = ad.recertify(arguments.out / "answers.jsonl", alpha=0.05)
     gain = sum(b.radius - a.radius for a, b in zip(log.rows, offline.rows, strict=True))
-    print(f"at alpha = 0.05, without a query: radii {gain / len(log.rows):.3f} larger on average")
+    print(f"from the same answers at alpha = 0.05: mean radius +{gain / len(log.rows):.3f}")
 
 
 if __name__ == "__main__":

@@ -1,44 +1,41 @@
-"""Classify with a diffusion model: what it costs, what it answers, and what an attack leaves.
+"""Classify with a diffusion model, count its cost, and attack it.
 
     python examples/rdc.py
 
-No classifier is trained. The attack is given the exact gradient and, as a second column, BPDA.
-Budgets are small (20 images, 8 noise levels, 5 steps), too small to tell the two apart: the
-notebook attack_a_diffusion_classifier and docs/rdc.md do.
+No classifier is trained. The attack runs with the exact gradient and with BPDA. Budgets are small
+(20 images, 8 noise levels, 5 steps), too small to tell the two apart; the notebook
+attack_a_diffusion_classifier and docs/rdc.md compare them.
 """
 
 from __future__ import annotations
 
 import torch
 
-from art_denoised import PGD, RobustDiffusionClassifier, evaluate
-from art_denoised.data import load_data
+import art_denoised as ad
 from art_denoised.demo import digits_diffusion
-from art_denoised.diffusion import noise_levels
 from art_denoised.rdc import predict_anytime
 
 IMAGES = 20
 
 
 def main() -> None:
-    data = load_data("digits")
+    data = ad.load_data("digits")
     images, labels = zip(*data, strict=True)
     x, y = torch.stack(images), torch.tensor(labels)
-    rdc = RobustDiffusionClassifier(
-        digits_diffusion(), input_shape=(1, 8, 8), eta=0.15, levels=noise_levels(8), seed=0
+    rdc = ad.RobustDiffusionClassifier(
+        digits_diffusion(), input_shape=(1, 8, 8), eta=0.15, levels=ad.noise_levels(8), seed=0
     )
     maximization, classifier = rdc.model
     print(f"network evaluations (NFE) for one prediction: {rdc.nfe}")
 
-    # On images that are not attacked, and before the attack: it decides how strong that looks.
+    # The temperature decides how strong the attack looks; fit it before, on other images.
     print(f"temperature: {classifier.fit_temperature(x[200:], y[200:]):.2f}")
 
-    likelier = maximization(x[:IMAGES])
-    found = predict_anytime(classifier, likelier)
-    print(f"NFE of the classifier: {found.full_nfe}; with unlikely classes dropped: {found.nfe}")
+    found = predict_anytime(classifier, maximization(x[:IMAGES]))
+    print(f"NFE of the classifier: {found.full_nfe}; without unlikely classes: {found.nfe}")
 
-    log = evaluate(
-        rdc.model, data, [PGD(0.15, steps=5)], indices=range(IMAGES), masking_checks=False
+    log = ad.evaluate(
+        rdc.model, data, [ad.PGD(0.15, steps=5)], indices=range(IMAGES), masking_checks=False
     )
     for (attack, gradient, _), rows in log.columns.items():
         right = sum(all(row.fresh) for row in rows)

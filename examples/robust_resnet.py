@@ -1,9 +1,9 @@
-"""Make a torchvision network robust: blocks, smooth activations, training; then attack it with ART.
+"""Add denoising blocks and smooth activations to a torchvision network, train and attack it.
 
     python examples/robust_resnet.py [--epochs 6]
 
-A block or an activation alone defends nothing; the training does. An epoch takes about 15 seconds
-on one CPU core.
+Blocks and activations alone do not make a network robust; adversarial training does. An epoch takes
+about 15 seconds on one CPU core.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from art.attacks.evasion import ProjectedGradientDescent
 from torch import nn
 from torchvision.models import resnet18
 
-from art_denoised import FeatureDenoisingClassifier, RobustTrainer, TrainingConfig
-from art_denoised.data import load_data
+from art_denoised import FeatureDenoisingClassifier, RobustTrainer, TrainingConfig, load_data
 from art_denoised.training import Adversarial
 
 EPS = 0.1

@@ -2,10 +2,10 @@
 
     python examples/train_digits.py --out art_denoised/demo
 
-The classifier is trained on clean images alone: it stands for one that was never meant to be
-robust. The denoiser is trained by mean squared error, then by the stability objective against
-the frozen classifier (Salman et al. 2020, equations 5 and 6): its output must keep the label that
-the classifier gives the clean image. Takes about nine minutes on one CPU core.
+The classifier is trained on clean images only, like one that was never meant to be robust. The
+denoiser is trained by mean squared error, then by the stability objective against the frozen
+classifier (Salman et al. 2020, equations 5 and 6): the denoised image must keep the label that the
+classifier gives the clean image. This takes about nine minutes on one CPU core.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from art_denoised.demo import digits_network
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-SIGMAS = (0.1, 0.6)  # drawn uniformly for each image: one blind denoiser for both demo levels
+SIGMAS = (0.1, 0.6)  # range of sigma, drawn for each image: one denoiser serves both demo levels
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("art_denoised/demo"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="a hundredth of the steps, as a trial")
+    parser.add_argument("--quick", action="store_true", help="a hundredth of the steps")
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
-    torch.set_num_threads(1)  # another count would round otherwise and end in other weights
+    torch.set_num_threads(1)  # weights depend on the number of threads, through rounding
     share = 100 if arguments.quick else 1
     train, test = tensors(train=True), tensors(train=False)
 
@@ -89,7 +89,7 @@ def fit(model: nn.Module, *, steps: int, lr: float, loss: Loss) -> None:
 
 
 def shifted(x: torch.Tensor) -> torch.Tensor:
-    """Move each batch by up to one pixel: 1,297 images are few."""
+    """Shift each batch by up to one pixel, because 1,297 images are few."""
     dx, dy = torch.randint(3, (2,)).tolist()
     return F.pad(x, (1, 1, 1, 1))[:, :, dy : dy + 8, dx : dx + 8]
 

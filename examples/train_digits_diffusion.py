@@ -1,9 +1,9 @@
-"""Train the packaged diffusion model of the digits, and see how well it classifies.
+"""Train the packaged diffusion model of the digits, and measure how well it classifies.
 
     python examples/train_digits_diffusion.py --out art_denoised/demo
 
-A class-conditional EDM over 1,297 images of 8x8 pixels; some minutes on one CPU core. With --quick,
-the first steps of it as a trial.
+A class-conditional EDM on 1,297 images of 8x8 pixels. This takes some minutes on one CPU core; with
+--quick, seconds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a hundredth of the steps")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # another count would round otherwise and end in other weights
+    torch.set_num_threads(1)  # weights depend on the number of threads, through rounding
     torch.manual_seed(arguments.seed)
     model = digits_diffusion_network()
     config = TrainingConfig(
