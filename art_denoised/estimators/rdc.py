@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,27 +29,29 @@ class RobustDiffusionClassifier(DefendedClassifier):
     2305.15241).
 
     Args:
-        diffusion: Class-conditional, with a null class, in eval mode.
+        diffusion: Class-conditional diffusion model with a null class, in eval mode.
         input_shape: (channels, height, width).
-        steps: Of likelihood maximization; 0: the diffusion classifier alone.
-        eta: As for `LikelihoodMaximization`.
-        form: As for `LikelihoodMaximization`.
-        gradient: As for `LikelihoodMaximization`.
-        rate: As for `LikelihoodMaximization`.
-        levels: As for `DiffusionClassifier`; also those of the momentum form.
-        prior: As for `DiffusionClassifier`.
-        temperature: As for `DiffusionClassifier`.
-        max_batch: As for `DiffusionClassifier`.
-        bf16: Autocast the network to bfloat16.
-        recompute: As for `DiffusionClassifier`.
-        seed: Fixes all noise: deterministic, and the attacker knows it. None: fresh in every call;
-            attack with EOT.
+        steps: Number of likelihood-maximization steps; 0 disables it.
+        eta: Largest change of a pixel by likelihood maximization; "adam_reference" ignores it.
+        form: "adam", "adam_reference" or "momentum": the form of likelihood maximization.
+        gradient: "exact", or "bpda" for the identity in its place.
+        rate: Learning rate of likelihood maximization.
+        levels: Noise levels of the classifier and of the momentum form.
+        prior: Prior probability of each class; uniform by default.
+        temperature: Divisor of the logits.
+        max_batch: Number of noisy images that go through the network at once.
+        bf16: Whether the network runs under autocast to bfloat16.
+        recompute: Whether pieces are recomputed in the backward pass, to save memory.
+        seed: Seed of all noise, which makes the defence deterministic; None draws fresh noise in
+            every call, to be attacked with EOT.
         loss: Loss on logits and labels; cross-entropy by default.
-        optimizer: For ART's trainers.
+        optimizer: Optimizer for ``fit`` and for ART's trainers.
         device_type: "gpu", where there is one, or "cpu", as in ART.
+        **kwargs: Further arguments of PyTorchClassifier. Preprocessing and postprocessing are
+            refused.
 
     Raises:
-        InputError: As for the two modules, or a model that cannot take such images.
+        InputError: A value is out of range, or the model cannot take such images.
 
     Example:
         >>> from art_denoised.demo import digits_diffusion
@@ -86,6 +88,7 @@ class RobustDiffusionClassifier(DefendedClassifier):
         loss: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         device_type: str = "gpu",
+        **kwargs: Any,
     ) -> None:
         checks.eval_mode(diffusion)
         classifier = DiffusionClassifier(
@@ -120,6 +123,7 @@ class RobustDiffusionClassifier(DefendedClassifier):
             optimizer=optimizer,
             clip_values=(0.0, 1.0),
             device_type=device_type,
+            **kwargs,
         )
         self._check_classes()
 
@@ -144,7 +148,7 @@ class RobustDiffusionClassifier(DefendedClassifier):
             The temperature, which is also set.
 
         Raises:
-            InputError: As for `DiffusionClassifier.fit_temperature`.
+            InputError: Images and labels do not fit each other, or the model.
         """
         device = next(self.model.parameters()).device
         images = checks.images(x, shape=self.input_shape).float().to(device)
@@ -157,7 +161,7 @@ class RobustDiffusionClassifier(DefendedClassifier):
         """Count what a prediction of so many images, and its gradient, will take; one pass is run.
 
         Args:
-            images: Of the run.
+            images: Number of images in the run.
         """
         return preview_cost(self.model, self.input_shape, images=images, batch=None)
 
