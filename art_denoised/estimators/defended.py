@@ -64,6 +64,10 @@ class DefendedClassifier(PyTorchClassifier):
     _shown: ClassVar[tuple[str, ...]] = ()  # attributes in the repr, beside those of all
     _warned = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        _refuse_processing(kwargs)
+        super().__init__(*args, **kwargs)
+
     def predict(
         self, x: np.ndarray, batch_size: int = 128, training_mode: bool = False, **kwargs: Any
     ) -> np.ndarray:
@@ -77,13 +81,15 @@ class DefendedClassifier(PyTorchClassifier):
             **kwargs: Ignored, as in ART.
 
         Returns:
-            float32 array (batch, nb_classes).
+            float32 array (batch, nb_classes); (0, nb_classes) for an empty batch.
 
         Raises:
             InputError: Shape, dtype, NaN or infinite pixels.
         """
         # Not ART's loop: its DataLoader draws from the global random state.
         self.model.train(mode=training_mode)
+        if np.shape(x) == (0, *self.input_shape):
+            return np.zeros((0, self.nb_classes), np.float32)
         with torch.no_grad():
             images = self._attacked(x)
             batches = torch.split(images, checks.count("batch_size", batch_size))
@@ -148,12 +154,7 @@ class DefendedClassifier(PyTorchClassifier):
             InputError: Preprocessing or postprocessing, which predictions and gradients would see
                 differently.
         """
-        for name in ("preprocessing", "preprocessing_defences", "postprocessing_defences"):
-            if kwargs.get(name) and kwargs[name] is not getattr(self, name):
-                raise InputError(
-                    f"{name} is {kwargs[name]}; it must be part of the module: wrap the classifier "
-                    "in a PyTorchClassifier with torch preprocessing and build the defence over it"
-                )
+        _refuse_processing(kwargs, self)
         model = kwargs.pop("model", None)
         if model is not None:
             self._model = self._make_model_wrapper(model).to(self._device)
@@ -175,8 +176,10 @@ class DefendedClassifier(PyTorchClassifier):
 
     def __repr__(self) -> str:
         """Return defence, noise, classes and device in a line."""
-        names = (*self._shown, "input_shape", "nb_classes", "clip_values")
+        names = (*self._shown, "input_shape", "nb_classes")
         told = [f"{name}={getattr(self, name)!r}" for name in names]
+        low, high = (float(np.min(self.clip_values[0])), float(np.max(self.clip_values[1])))
+        told.append(f"clip_values=({low:g}, {high:g})")
         return f"{type(self).__name__}({', '.join(told)}, device={str(self.device)!r})"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -234,6 +237,16 @@ class DefendedClassifier(PyTorchClassifier):
         classes = checks.class_count(self.model, grey)
         if classes != self.nb_classes:
             raise InputError(f"nb_classes is {self.nb_classes} but the model returns {classes}")
+
+
+def _refuse_processing(options: dict[str, Any], estimator: object = None) -> None:
+    """Refuse what predictions and gradients of ART would see differently, unless it is there."""
+    for name in ("preprocessing", "preprocessing_defences", "postprocessing_defences"):
+        if options.get(name) and options[name] is not getattr(estimator, name, None):
+            raise InputError(
+                f"{name} is {options[name]}; it must be part of the module: wrap the classifier "
+                "in a PyTorchClassifier with torch preprocessing and build the defence over it"
+            )
 
 
 def _initialise(module: nn.Module) -> None:

@@ -39,17 +39,19 @@ class FeatureDenoisingClassifier(DefendedClassifier):
         backbone: Images in [0, 1] to logits.
         input_shape: (channels, height, width).
         nb_classes: Number of logits.
-        operation: Operation of the blocks, see `FeatureDenoising`; None: no blocks.
-        where: Places of the blocks, see `add_feature_denoising`.
-        block: The other options of `FeatureDenoising`.
-        activation: Activation in place of ReLU, see `smooth_activations`; None: ReLU stays.
+        operation: Name of the denoising operation of the blocks; None adds no blocks.
+        where: "stages", or names of the modules that a block follows.
+        block: Further options of `FeatureDenoising`.
+        activation: Name or module of the smooth activation that replaces ReLU; None keeps ReLU.
         loss: Loss on logits and labels; cross-entropy by default.
-        optimizer: Its type and defaults are taken for the parameters of the changed copy; for
-            ``fit`` and for ART's trainers.
+        optimizer: Optimizer whose type and defaults are taken for the parameters of the changed
+            copy; for ``fit`` and for ART's trainers.
         device_type: "gpu", where there is one, or "cpu", as in ART.
+        **kwargs: Further arguments of PyTorchClassifier. Preprocessing and postprocessing are
+            refused: they belong to the backbone.
 
     Raises:
-        InputError: The backbone cannot be changed, or cannot take such images.
+        InputError: The backbone cannot be changed as asked, or cannot take such images.
 
     Example:
         >>> from torchvision.models import resnet18
@@ -76,6 +78,7 @@ class FeatureDenoisingClassifier(DefendedClassifier):
         loss: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         device_type: str = "gpu",
+        **kwargs: Any,
     ) -> None:
         if len(input_shape) != 3:
             raise InputError(f"input_shape is {tuple(input_shape)}; give (channels, height, width)")
@@ -97,6 +100,7 @@ class FeatureDenoisingClassifier(DefendedClassifier):
             optimizer=optimizer,
             clip_values=(0.0, 1.0),
             device_type=device_type,
+            **kwargs,
         )
         self._check_classes()
 

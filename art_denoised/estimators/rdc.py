@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,24 +29,26 @@ class RobustDiffusionClassifier(DefendedClassifier):
     2305.15241).
 
     Args:
-        diffusion: Class-conditional, with a null class, in eval mode.
+        diffusion: Class-conditional diffusion model with a null class, in eval mode.
         input_shape: (channels, height, width).
         steps: Number of likelihood-maximization steps; 0 disables it.
-        eta: Largest change of a pixel by likelihood maximization.
-        form: Form of likelihood maximization, see `LikelihoodMaximization`.
-        gradient: "exact", or "bpda" for the identity as its gradient.
-        rate: Learning rate of its Adam steps.
+        eta: Largest change of a pixel by likelihood maximization; "adam_reference" ignores it.
+        form: "adam", "adam_reference" or "momentum": the form of likelihood maximization.
+        gradient: "exact", or "bpda" for the identity in its place.
+        rate: Learning rate of likelihood maximization.
         levels: Noise levels of the classifier and of the momentum form.
-        prior: Probabilities of the classes; None: uniform.
-        temperature: Divisor of the likelihoods, see `DiffusionClassifier`.
-        max_batch: Number of network evaluations at once.
-        bf16: Autocast the network to bfloat16.
-        recompute: Whether the backward pass evaluates the network again.
-        seed: Fixes all noise: deterministic, and the attacker knows it. None: fresh in every call;
-            attack with EOT.
+        prior: Prior probability of each class; uniform by default.
+        temperature: Divisor of the logits.
+        max_batch: Number of noisy images that go through the network at once.
+        bf16: Whether the network runs under autocast to bfloat16.
+        recompute: Whether pieces are recomputed in the backward pass, to save memory.
+        seed: Seed of all noise, which makes the defence deterministic; None draws fresh noise in
+            every call, to be attacked with EOT.
         loss: Loss on logits and labels; cross-entropy by default.
-        optimizer: For ART's trainers.
+        optimizer: Optimizer for ``fit`` and for ART's trainers.
         device_type: "gpu", where there is one, or "cpu", as in ART.
+        **kwargs: Further arguments of PyTorchClassifier. Preprocessing and postprocessing are
+            refused.
 
     Raises:
         InputError: A value is out of range, or the model cannot take such images.
@@ -86,6 +88,7 @@ class RobustDiffusionClassifier(DefendedClassifier):
         loss: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         device_type: str = "gpu",
+        **kwargs: Any,
     ) -> None:
         checks.eval_mode(diffusion)
         classifier = DiffusionClassifier(
@@ -120,6 +123,7 @@ class RobustDiffusionClassifier(DefendedClassifier):
             optimizer=optimizer,
             clip_values=(0.0, 1.0),
             device_type=device_type,
+            **kwargs,
         )
         self._check_classes()
 
@@ -144,7 +148,7 @@ class RobustDiffusionClassifier(DefendedClassifier):
             The temperature, which is also set.
 
         Raises:
-            InputError: No temperature fits these images.
+            InputError: Images and labels do not fit each other, or the model.
         """
         device = next(self.model.parameters()).device
         images = checks.images(x, shape=self.input_shape).float().to(device)

@@ -44,8 +44,8 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
         loss: Loss on log-probabilities and labels; cross-entropy by default, which leaves
             log-probabilities as they are.
         optimizer: For ART's own trainers; `fit` makes its own.
-        clip_values: Smallest and largest pixel value; ``sigma`` is in the same units. None: those
-            of an ART classifier, else (0, 1).
+        clip_values: Smallest and largest pixel value. None takes those of an ART classifier, else
+            (0, 1). ``sigma`` and the input of the denoiser use the same units.
         sample_size: n0, the samples that select the class in `certify`.
         alpha: Failure probability of `certify` and `vote`, for each image.
         seed: Fixes all noise; None draws it afresh in every call.
@@ -53,10 +53,13 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
         max_batch: Noisy images that go through the base classifier at once in these.
         channels_first: Only True is supported.
         device_type: "gpu", where there is one, or "cpu", as in ART.
+        **kwargs: Further arguments of PyTorchClassifier. Preprocessing and postprocessing are
+            refused: they belong to ``classifier``.
 
     Raises:
-        InputError: A value out of range, a model in training mode, or one that does not return
-            ``nb_classes`` logits for images of ``input_shape``.
+        InputError: A value is out of range, ``clip_values`` differ from those of the ART
+            classifier, a model is in training mode, or it does not return ``nb_classes`` logits
+            for images of ``input_shape``.
 
     Example:
         >>> import torch
@@ -101,6 +104,7 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
         max_batch: int = 256,
         channels_first: bool = True,
         device_type: str = "gpu",
+        **kwargs: Any,
     ) -> None:
         clip_values = _clip_values(classifier, clip_values)
         sigma = checks.sigma(sigma, clip_values)
@@ -124,8 +128,8 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
             nb_classes=checks.count("nb_classes", nb_classes, 2),
             optimizer=optimizer,
             clip_values=clip_values,
-            preprocessing=None,
             device_type=device_type,
+            **kwargs,
         )
         self.sample_size = checks.count("sample_size", sample_size)
         self.alpha = checks.alpha(alpha)
@@ -190,14 +194,15 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
     ) -> None:
         """Train the denoiser at ``sigma``, the classifier frozen (Salman et al., section 3).
 
-        Fresh data, other schedules, surrogates and checkpoints: `art_denoised.training`.
+        By default the labels are used, as ART's trainers expect. "mse" and "stability" ignore
+        them, as in the paper. `art_denoised.training` has other schedules, surrogates and
+        checkpoints.
 
         Args:
             x: Clean images (batch, channels, height, width) in [0, 1].
-            y: Labels: indices (batch,), or one-hot (batch, nb_classes). "classification" alone
-                uses them; it is the default, since ART's trainers hand in labels to be learned.
-            batch_size: Images a step.
-            nb_epochs: Passes over the images.
+            y: Labels: indices (batch,), or one-hot (batch, nb_classes).
+            batch_size: Number of images in a step.
+            nb_epochs: Number of passes over the images.
             objective: "mse", "stability", "classification", "hybrid", or a function like
                 `art_denoised.training.stability`.
             rate: Peak learning rate.
@@ -209,9 +214,8 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
             InputError: There is no denoiser with parameters, images are not in [0, 1], or a value
                 is out of range.
         """
-        base = self.model.base
-        denoiser = getattr(base, "denoiser", None)
-        if not (isinstance(denoiser, nn.Module) and list(denoiser.parameters())):
+        base, denoiser = self.model.base, self._trained_by_fit
+        if denoiser is None:
             raise InputError("there is no denoiser to train; construct with a denoiser network")
         low, high = map(np.asarray, self.clip_values)
         if (low != 0).any() or (high != 1).any():
@@ -243,23 +247,21 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
     @property
     def _trained_by_fit(self) -> nn.Module | None:
         denoiser = getattr(self.model.base, "denoiser", None)
-        return denoiser if isinstance(denoiser, nn.Module) else None
+        trainable = isinstance(denoiser, nn.Module) and any(True for _ in denoiser.parameters())
+        return denoiser if trainable else None
 
     def _seed_for_call(self) -> int:
         return fresh_seed() if self.seed is None else self.seed
 
 
-def _clip_values(
-    classifier: nn.Module | PyTorchClassifier, given: tuple[Any, Any] | None
-) -> tuple[Any, Any]:
-    """Return the range of the images, which an ART classifier knows, too."""
-    known = getattr(classifier, "clip_values", None)
-    if known is None:
-        return (0.0, 1.0) if given is None else given
-    low, high = known
-    if given is not None and not (np.all(given[0] == low) and np.all(given[1] == high)):
+def _clip_values(classifier: Any, given: tuple[Any, Any] | None) -> tuple[Any, Any]:
+    """Return the pixel range: as given, which must be that of an ART classifier."""
+    own = classifier.clip_values if isinstance(classifier, PyTorchClassifier) else None
+    if given is None:
+        return (0.0, 1.0) if own is None else (own[0], own[1])
+    if own is not None and any(np.any(a != np.float32(b)) for a, b in zip(own, given, strict=True)):
         raise InputError(
-            f"clip_values are {given}, and those of the ART classifier ({np.min(low):g}, "
-            f"{np.max(high):g}); leave them out"
+            f"clip_values are {given} but those of the ART classifier are "
+            f"({np.min(own[0]):g}, {np.max(own[1]):g}); leave clip_values out"
         )
-    return low, high
+    return given
