@@ -16,6 +16,7 @@ import platform
 import re
 import types
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from importlib import metadata
 from typing import Any
@@ -29,6 +30,7 @@ from art_denoised.checks import InputError
 _OPENED = 3  # objects inside objects that are looked into
 _HASH = re.compile(r"[0-9a-f]{16}")
 _PACKAGES = ("torch", "numpy", "art-denoised")
+_BEGUN: ContextVar[frozenset[int]] = ContextVar("begun", default=frozenset())  # ids of modules
 
 
 def identity(model: Any) -> dict[str, Any]:
@@ -51,11 +53,20 @@ def identity(model: Any) -> dict[str, Any]:
     """
     if not isinstance(model, nn.Module):
         return {"function": describe(model)}
+    if id(model) in _BEGUN.get():  # a part that holds the whole as an attribute
+        return {"type": _name(type(model))}
+    begun = _BEGUN.set(_BEGUN.get() | {id(model)})
+    try:
+        attributes = _attributes_of_parts(model)
+    finally:
+        _BEGUN.reset(begun)
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
+    # The state dict lacks buffers that are not persistent.
+    state = dict(model.named_buffers(remove_duplicate=False)) | model.state_dict()
     return {
-        "weights": fingerprint(**dict(_flat(sorted(model.state_dict().items())))),
+        "weights": fingerprint(**dict(_flat(sorted(state.items())))),
         "structure": _hash(_words(model)),
-        "attributes": _hash(json.dumps(_attributes_of_parts(model), sort_keys=True)),
+        "attributes": _hash(json.dumps(attributes, sort_keys=True)),
         "dtype": str(first.dtype).removeprefix("torch."),
         "device": first.device.type,
     }

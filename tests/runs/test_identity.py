@@ -64,6 +64,26 @@ def test_the_training_mode_and_private_attributes_are_no_difference():
     assert differences(identity(sloping()), identity(net)) == ""
 
 
+def test_buffers_that_are_not_persistent_count_among_the_weights():
+    def make(mean: float) -> nn.Module:
+        net = nn.Identity()
+        net.register_buffer("mean", torch.tensor(mean), persistent=False)
+        return net
+
+    assert differences(identity(make(0.5)), identity(make(0.5))) == ""
+    assert differences(identity(make(0.5)), identity(make(0.4))) == "weights differs"
+
+
+def test_a_part_may_hold_the_whole():
+    def make(note: int) -> nn.Module:
+        net = sloping()
+        net[0].parents, net[1].note = [net], note
+        return net
+
+    assert differences(identity(make(1)), identity(make(1))) == ""
+    assert differences(identity(make(1)), identity(make(2))) == "attributes differs"
+
+
 def test_functions_are_told_by_what_they_hold():
     def make(shift):
         return lambda x: x + shift
