@@ -138,8 +138,9 @@ def fingerprint(*tensors: Tensor, **named: Tensor) -> str:
 def describe(value: Any, opened: int = _OPENED) -> Any:
     """Return options as JSON values without addresses in memory.
 
-    Objects become their class and their attributes; functions their name with defaults and
-    closure (an edit of the body is not seen); tensors and arrays a hash.
+    Objects become their class and their attributes; functions their name with defaults, closure
+    and the global networks and tensors that they name (an edit of the body is not seen); methods
+    also what they are bound to; tensors and arrays a hash.
 
     Args:
         value: Anything.
@@ -169,6 +170,8 @@ def describe(value: Any, opened: int = _OPENED) -> Any:
     if isinstance(value, functools.partial):
         parts = [value.func, value.args, value.keywords, vars(value)]
         return [describe(part, opened) for part in parts]
+    if isinstance(value, types.MethodType) and opened == _OPENED:  # such as model.forward
+        return [_named(value.__func__, opened), describe(value.__self__, opened - 1)]
     if isinstance(value, type) or inspect.isroutine(value):
         return _named(value, opened)
     held = _attributes(value)
@@ -215,6 +218,9 @@ def _named(value: Any, opened: int) -> Any:
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
         if cell.cell_contents is not value
     }
+    if opened == _OPENED:  # the network of `lambda x: net(x).logits` in a script
+        used = {name: value.__globals__.get(name) for name in value.__code__.co_names}
+        nonlocals |= {n: one for n, one in used.items() if isinstance(one, (nn.Module, Tensor))}
     held = [value.__defaults__, value.__kwdefaults__, nonlocals, vars(value)]
     if not any(held):
         return _name(value)

@@ -93,6 +93,22 @@ def test_functions_are_told_by_what_they_hold():
     assert describe(functools.partial(make, 1)) != describe(functools.partial(make, 2))
 
 
+NET = sloping()
+
+
+def by_global(x: torch.Tensor) -> torch.Tensor:
+    return NET(x)
+
+
+def test_functions_are_told_by_the_network_that_they_call(monkeypatch):
+    assert identity(sloping().forward) == identity(sloping().forward)
+    assert identity(sloping().forward) != identity(sloping(0.2).forward)
+    before = identity(by_global)
+    assert before == identity(by_global)
+    monkeypatch.setitem(globals(), "NET", sloping(0.2))
+    assert before != identity(by_global)
+
+
 def test_identities_are_equal_in_every_process():
     code = (
         "from art_denoised.demo import digits_classifier; from art_denoised.runs import identity;"
