@@ -111,6 +111,7 @@ def columns(
         >>> [column.key for column in columns([AutoAttack(0.1)], ("exact", "bpda"))]
         [('autoattack', 'exact', 0.1), ('autoattack', 'bpda', 0.1)]
     """
+    attacks = [attacks] if callable(attacks) else attacks
     given = attacks.items() if isinstance(attacks, Mapping) else attacks
     named = [one if isinstance(one, tuple) else (attack_name(one), one) for one in given]
     seen = set()

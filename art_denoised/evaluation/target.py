@@ -88,8 +88,8 @@ class Target:
         self.tick: Callable[[int], object] = lambda images: None
         checks.eval_mode(self.module)
         parts = list(self.module.modules())
-        self._seeded = [part for part in parts if isinstance(part, Seeded)]
-        self._modes = [part for part in parts if isinstance(part, GradientModes)]
+        self._seeded = [part for part in parts if _has_seed(part)]
+        self._modes = [part for part in parts if _has_modes(part)]
         self._purifier = next((part for part in parts if isinstance(part, Purifies)), None)
         self._noise, self._seed = _checked_noise(noise, bool(self._seeded)), seed
         self.device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
@@ -168,6 +168,7 @@ class Target:
         """
         has = tuple(dict.fromkeys(mode for part in self._modes for mode in part.gradients))
         has = has or ("exact",)
+        asked = (asked,) if isinstance(asked, str) else asked
         if asked is not None and not asked:
             raise InputError(f"gradients is empty; give one of {', '.join(has)}")
         for one in asked or ():
@@ -274,8 +275,20 @@ class Target:
             found = reached.x[: len(x)]
         finally:
             hook.remove()  # before purify, which may call the module
-        with self.session(self._seed):
-            return self._purifier.purify(found)
+        name = f"{type(self._purifier).__name__}.purify"
+        try:
+            with self.session(self._seed):
+                clean = self._purifier.purify(found)
+        except Exception as error:
+            raise InputError(
+                f"{name} failed: {_words(error)}; mend it, or give pictures=0"
+            ) from error
+        if getattr(clean, "shape", None) != found.shape or not bool(clean.isfinite().all()):
+            raise InputError(
+                f"{name} returned something else than {len(found)} finite images of shape "
+                f"{tuple(found.shape[1:])}; mend it, or give pictures=0"
+            )
+        return clean
 
     def _check_shape(self, output: Any, batch: int) -> None:
         shape = tuple(getattr(output, "shape", ()))
@@ -326,6 +339,24 @@ def _checked_noise(noise: str | None, seeded: bool) -> str | None:
             "noise is 'fixed', but no part of the model has a seed that can be set; give None"
         )
     return noise
+
+
+def _has_seed(part: object) -> bool:
+    """Whether a part has a seed that can be set: not a method of that name, nor read-only."""
+    held = getattr(type(part), "seed", None)
+    read_only = isinstance(held, property) and held.fset is None
+    return isinstance(part, Seeded) and not read_only and not callable(part.seed)
+
+
+def _has_modes(part: object) -> bool:
+    if not (isinstance(part, GradientModes) and isinstance(part.gradient, str)):
+        return False
+    if not isinstance(part.gradients, (tuple, list)):
+        raise InputError(
+            f"{type(part).__name__}.gradients is {part.gradients!r}; give a tuple of names, such "
+            "as ('exact', 'bpda')"
+        )
+    return True
 
 
 def _gaps(first: Logits, second: Logits) -> Tensor:

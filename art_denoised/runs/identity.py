@@ -16,6 +16,7 @@ import platform
 import re
 import types
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from importlib import metadata
 from typing import Any
@@ -29,6 +30,7 @@ from art_denoised.checks import InputError
 _OPENED = 3  # objects inside objects that are looked into
 _HASH = re.compile(r"[0-9a-f]{16}")
 _PACKAGES = ("torch", "numpy", "art-denoised")
+_BEGUN: ContextVar[frozenset[int]] = ContextVar("begun", default=frozenset())  # ids of modules
 
 
 def identity(model: Any) -> dict[str, Any]:
@@ -51,11 +53,20 @@ def identity(model: Any) -> dict[str, Any]:
     """
     if not isinstance(model, nn.Module):
         return {"function": describe(model)}
+    if id(model) in _BEGUN.get():  # a part that holds the whole as an attribute
+        return {"type": _name(type(model))}
+    begun = _BEGUN.set(_BEGUN.get() | {id(model)})
+    try:
+        attributes = _attributes_of_parts(model)
+    finally:
+        _BEGUN.reset(begun)
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
+    # The state dict lacks buffers that are not persistent.
+    state = dict(model.named_buffers(remove_duplicate=False)) | model.state_dict()
     return {
-        "weights": fingerprint(**dict(_flat(sorted(model.state_dict().items())))),
+        "weights": fingerprint(**dict(_flat(sorted(state.items())))),
         "structure": _hash(_words(model)),
-        "attributes": _hash(json.dumps(_attributes_of_parts(model), sort_keys=True)),
+        "attributes": _hash(json.dumps(attributes, sort_keys=True)),
         "dtype": str(first.dtype).removeprefix("torch."),
         "device": first.device.type,
     }
@@ -127,8 +138,9 @@ def fingerprint(*tensors: Tensor, **named: Tensor) -> str:
 def describe(value: Any, opened: int = _OPENED) -> Any:
     """Return options as JSON values without addresses in memory.
 
-    Objects become their class and their attributes; functions their name with defaults and
-    closure (an edit of the body is not seen); tensors and arrays a hash.
+    Objects become their class and their attributes; functions their name with defaults, closure
+    and the global networks and tensors that they name (an edit of the body is not seen); methods
+    also what they are bound to; tensors and arrays a hash.
 
     Args:
         value: Anything.
@@ -158,6 +170,8 @@ def describe(value: Any, opened: int = _OPENED) -> Any:
     if isinstance(value, functools.partial):
         parts = [value.func, value.args, value.keywords, vars(value)]
         return [describe(part, opened) for part in parts]
+    if isinstance(value, types.MethodType) and opened == _OPENED:  # such as model.forward
+        return [_named(value.__func__, opened), describe(value.__self__, opened - 1)]
     if isinstance(value, type) or inspect.isroutine(value):
         return _named(value, opened)
     held = _attributes(value)
@@ -204,6 +218,9 @@ def _named(value: Any, opened: int) -> Any:
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
         if cell.cell_contents is not value
     }
+    if opened == _OPENED:  # the network of `lambda x: net(x).logits` in a script
+        used = {name: value.__globals__.get(name) for name in value.__code__.co_names}
+        nonlocals |= {n: one for n, one in used.items() if isinstance(one, (nn.Module, Tensor))}
     held = [value.__defaults__, value.__kwdefaults__, nonlocals, vars(value)]
     if not any(held):
         return _name(value)

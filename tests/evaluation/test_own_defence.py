@@ -98,3 +98,53 @@ def test_all_masking_checks_are_made_of_it(digits):
     log = attacked(digits, Stranger().eval(), masking_checks=True, indices=range(20))
     assert log.trusted is not None
     assert {row.attack for row in log.rows} == {CLEAN, "pgd"}
+
+
+class Odd(nn.Module):
+    """Attributes of the protocols' names that mean something else, or are misspelt."""
+
+    gradient: str
+
+    def __init__(self, purified=None, **attributes):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        self.purified = purified
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    @property
+    def seed(self):
+        return 3
+
+    def purify(self, x):
+        return self.purified(x)
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def test_a_seed_that_cannot_be_set_is_no_noise(digits):
+    assert attacked(digits, Odd().eval(), pictures=0).settings["noise"] == "none"
+    with pytest.raises(InputError, match="'fixed'"):
+        attacked(digits, Odd().eval(), noise="fixed")
+
+
+@pytest.mark.parametrize(
+    "purified", [lambda x: x[..., :4], lambda x: x * torch.nan, lambda x: (x,), lambda x: 1 / 0]
+)
+def test_pictures_that_are_none_are_refused(digits, purified):
+    with pytest.raises(InputError, match="Odd.purify"):
+        attacked(digits, Odd(purified).eval())
+
+
+def test_ways_of_gradients_are_a_tuple_of_names(digits):
+    with pytest.raises(InputError, match="'exact'"):
+        attacked(digits, Odd(gradient="exact", gradients="exact").eval())
+    model = Odd(gradient=torch.zeros(1), gradients=None).eval()  # it says nothing to us
+    assert [*attacked(digits, model, pictures=0).columns][1:] == [("pgd", "exact", 0.1)]
+
+
+def test_a_single_attack_and_a_single_way_need_no_list(digits):
+    data, model = TensorDataset(*digits), Stranger().eval()
+    log = evaluate(model, data, PGD(0.1, steps=3), gradients="bpda", **OPTIONS)
+    assert [*log.columns][1:] == [("pgd", "bpda", 0.1)]

@@ -64,6 +64,26 @@ def test_the_training_mode_and_private_attributes_are_no_difference():
     assert differences(identity(sloping()), identity(net)) == ""
 
 
+def test_buffers_that_are_not_persistent_count_among_the_weights():
+    def make(mean: float) -> nn.Module:
+        net = nn.Identity()
+        net.register_buffer("mean", torch.tensor(mean), persistent=False)
+        return net
+
+    assert differences(identity(make(0.5)), identity(make(0.5))) == ""
+    assert differences(identity(make(0.5)), identity(make(0.4))) == "weights differs"
+
+
+def test_a_part_may_hold_the_whole():
+    def make(note: int) -> nn.Module:
+        net = sloping()
+        net[0].parents, net[1].note = [net], note
+        return net
+
+    assert differences(identity(make(1)), identity(make(1))) == ""
+    assert differences(identity(make(1)), identity(make(2))) == "attributes differs"
+
+
 def test_functions_are_told_by_what_they_hold():
     def make(shift):
         return lambda x: x + shift
@@ -71,6 +91,22 @@ def test_functions_are_told_by_what_they_hold():
     assert identity(make(1)) == identity(make(1))
     assert identity(make(1)) != identity(make(2))
     assert describe(functools.partial(make, 1)) != describe(functools.partial(make, 2))
+
+
+NET = sloping()
+
+
+def by_global(x: torch.Tensor) -> torch.Tensor:
+    return NET(x)
+
+
+def test_functions_are_told_by_the_network_that_they_call(monkeypatch):
+    assert identity(sloping().forward) == identity(sloping().forward)
+    assert identity(sloping().forward) != identity(sloping(0.2).forward)
+    before = identity(by_global)
+    assert before == identity(by_global)
+    monkeypatch.setitem(globals(), "NET", sloping(0.2))
+    assert before != identity(by_global)
 
 
 def test_identities_are_equal_in_every_process():
