@@ -88,8 +88,8 @@ class Target:
         self.tick: Callable[[int], object] = lambda images: None
         checks.eval_mode(self.module)
         parts = list(self.module.modules())
-        self._seeded = [part for part in parts if _has_seed(part)]
-        self._modes = [part for part in parts if _has_modes(part)]
+        self._seeded: list[Any] = [part for part in parts if _has_seed(part)]
+        self._modes: list[Any] = [part for part in parts if _has_modes(part)]
         self._purifier = next((part for part in parts if isinstance(part, Purifies)), None)
         self._noise, self._seed = _checked_noise(noise, bool(self._seeded)), seed
         self.device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
