@@ -69,7 +69,9 @@ def test_the_pixel_range_of_an_art_classifier_is_taken_over(make, data):
     labels, radii = smoothed.certify(x * 255, n=100)
     ours = units.certify(x, n=100)
     np.testing.assert_array_equal(labels, ours[0])
-    np.testing.assert_allclose(radii, 255 * ours[1], rtol=0, atol=3e-4)  # both are rounded down, in units of their own
+    np.testing.assert_allclose(
+        radii, 255 * ours[1], rtol=0, atol=3e-4
+    )  # both are rounded down, in units of their own
     assert (labels == y).mean() > 0.5
 
 
