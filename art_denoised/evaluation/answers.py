@@ -358,6 +358,8 @@ def recertify(
         "sigma": settings["sigma"],
         "seed": settings["seed"],
         "bound": bound,
+        "noise": settings.get("noise", "gaussian"),
+        "tv": settings.get("tv", 0.0),
     }
     rows, unfinished = [], []
     for index, label in held.labels.items():
@@ -379,8 +381,8 @@ def recertify(
         raise InputError(f"{run} holds no finished image; resume the run")
     left_out = f"left out, since the run did not finish them: images {', '.join(unfinished)}"
     notices = (*contents.notices, *([left_out] if unfinished else []))
-    plan = {"alpha": alpha, "n0": stop.n0, "n": bound.last, "dtype": "float32", "noise": "gaussian"}
-    return Log("certify", {**settings, **plan}, tuple(rows), notices)
+    plan = {"alpha": alpha, "n0": stop.n0, "n": bound.last, "dtype": "float32"}
+    return Log("certify", {"noise": "gaussian", **settings, **plan}, tuple(rows), notices)
 
 
 def _certificate(

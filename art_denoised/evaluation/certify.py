@@ -211,9 +211,11 @@ class _Work:
     ) -> None:
         self._smoother, self._progress = smoother, progress
         self._images = Chosen(data, indices)
+        record = smoother.record((1, 1, 1))
         if len(self._images):  # a misfit is found before the work starts
             x, _ = self._images[self._images.indices[0]]
             self._images.classes = smoother.check(smoother.prepare(x[None]))
+            record = smoother.record(x.shape)
         self._bar = partial(tqdm, unit="image", disable=not progress, dynamic_ncols=True)
         named = dict(identity or {})
         images = self._images.settings(partial(self._bar, desc="reading", delay=2, leave=False))
@@ -235,9 +237,12 @@ class _Work:
             if isinstance(smoother.base, QueryOnly):
                 if not isinstance(stop, (FixedN, AtRadii)):
                     raise InputError(f"stop is {stop!r}; a query-only base takes FixedN or AtRadii")
-                ledger = AnswerRun(folder, smoother, stop, resume=resume, identity=named)
+                of_noise = {"noise": record["noise"], "tv": record["tv"]}
+                ledger = AnswerRun(
+                    folder, smoother, stop, resume=resume, identity={**named, **of_noise}
+                )
                 self._ledger = stack.enter_context(ledger)
-                ledger.check_budget(self._images, stop, smoother.record((1, 1, 1)))
+                ledger.check_budget(self._images, stop, record)
                 resume = False  # the log follows from the answers, and is made again
             self._run: Run[LabelledRow] = stack.enter_context(
                 Run(folder, kind, settings, resume=resume)

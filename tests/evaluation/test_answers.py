@@ -254,6 +254,22 @@ def test_answers_are_about_the_images_and_the_classifier_that_were_asked(tmp_pat
     run(tmp_path, asking(Named("b")), data=Changed(image=3), resume=True, **moved)
 
 
+def test_answers_keep_the_noise_that_they_were_asked_with(tmp_path):
+    digits = load_data("digits")
+    data = [((digits[i][0] * 255).round() / 255, digits[i][1]) for i in range(2)]
+
+    def certified(noise):
+        smoother = Smoother(asking(batch_size=50, workers=1), sigma=0.25, noise=noise)
+        return certify(smoother, data, FixedN(N, N0), run=tmp_path, resume=True, progress=False)
+
+    log = certified("quantised")
+    again = recertify(tmp_path, alpha=0.001)
+    assert again.rows == log.rows and log.rows[0].tv > 0
+    assert verify(again) == []
+    with pytest.raises(InputError, match="noise is 'quantised', not 'gaussian'"):
+        certified("gaussian")
+
+
 def test_none_of_these_is_no_label(tmp_path):
     """An answer that is no class would be right, and certified, for images labelled so."""
     few = asking(classes=NAMES[:7])
