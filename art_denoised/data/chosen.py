@@ -106,9 +106,10 @@ class Chosen:
                 f"all {len(labels)} images are of class {only.pop()}; choose images of several "
                 "classes to measure the accuracy on the data set"
             ]
-        classes = getattr(self._data, "classes", None)
+        classes = getattr(self._data, "classes", None)  # a number or an array, in some data sets
+        named = isinstance(classes, (list, tuple)) and all(isinstance(c, str) for c in classes)
         return {
-            **({"classes": list(classes)} if classes else {}),
+            **({"classes": list(classes)} if named and classes else {}),
             "images": len(self.indices),
             "indices": _compact(self.indices),
             "labels": labels_fingerprint(labels),

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from art_denoised.checks import InputError
@@ -139,6 +140,8 @@ def predict(
         1
     """
     stop = Voting() if stop is None else stop
+    if not isinstance(stop, Voting):
+        raise InputError(f"stop is {stop!r}; give Voting")
     if isinstance(smoother.base, QueryOnly):
         raise InputError("the base can only be queried; use certify, which keeps its answers")
 
@@ -210,6 +213,12 @@ class _Work:
         progress: bool,
     ) -> None:
         self._smoother, self._progress = smoother, progress
+        low, high = smoother.clip_values
+        if np.any(np.not_equal(low, 0)) or np.any(np.not_equal(high, 1)):
+            raise InputError(
+                f"clip_values are {smoother.clip_values}, but data sets hold images in [0, 1]; "
+                "rescale in the base, and give sigma in these units"
+            )
         self._images = Chosen(data, indices)
         record = smoother.record((1, 1, 1))
         if len(self._images):  # a misfit is found before the work starts

@@ -129,6 +129,12 @@ def _between(first: Model, second: Model) -> Iterator[tuple[str, Ball | None]]:
     data = [{str(s["data"]) for _, s in model.settings if "data" in s} for model in (first, second)]
     if all(data) and data[0] != data[1]:
         yield f"other data ({' and '.join('; '.join(sorted(names)) for names in data)})", None
+    pixels = [
+        {str(s["indices"]): s["pixels"] for _, s in model.settings if {"indices", "pixels"} <= {*s}}
+        for model in (first, second)
+    ]
+    if any(pixels[1].get(choice, found) != found for choice, found in pixels[0].items()):
+        yield "other pixels under the same indices", None
     for ball in sorted({*first.columns, *second.columns}):
         attacks = [model.columns.get(ball, {}) for model in (first, second)]
         if not all(attacks):

@@ -63,8 +63,8 @@ def _named(runs: Sequence[str]) -> dict[str, list[Path]]:
     for run in runs:
         name, equals, folder = run.partition("=")
         if equals and not Path(run).exists():
-            if not name.strip():
-                raise InputError(f"run {run!r} has an empty name; give NAME=FOLDER")
+            if not (name.strip() and folder.strip()):
+                raise InputError(f"run {run!r} has an empty name or folder; give NAME=FOLDER")
             named.setdefault(name, []).append(Path(folder))
         else:
             plain.append(Path(run))
@@ -156,13 +156,29 @@ def _model(
         asked=tuple(radius for _, log in certificates for radius in asked_radii(log.settings)),
         pictures=tuple(picture for _, log in attacks for picture in log.images),
         settings=tuple(settings),
-        same_images=len(data) < 2,
+        same_images=len(data) < 2 and not _of_other_images(settings, rows, certificates),
         unlike=_unlike(attacks, certificates),
         unmade=tuple(check for check in CHECKS if check in missing),
         incomplete="; ".join(
             filter(None, (unfinished(log.settings, log.rows) for _, log in attacks))
         ),
     )
+
+
+def _of_other_images(
+    settings: Sequence[tuple[str, Mapping[str, Any]]],
+    rows: Sequence[AttackRow],
+    certificates: Sequence[tuple[Path, Log]],
+) -> bool:
+    """Whether logs call different pixels or labels by one index."""
+    pixels: dict[str, Any] = {}
+    for _, of_log in settings:
+        if "indices" in of_log and "pixels" in of_log:  # of the same choice they can be compared
+            if pixels.setdefault(str(of_log["indices"]), of_log["pixels"]) != of_log["pixels"]:
+                return True
+    labels = {row.index: row.label for row in rows}
+    certified = [row for _, log in certificates for row in log.rows]
+    return any(labels.get(row.index, row.label) != row.label for row in certified)
 
 
 def _unlike(
@@ -207,6 +223,8 @@ def _distinct(name: str, rows: Sequence[AttackRow]) -> tuple[AttackRow, ...]:
 def _compare(name: str, one: tuple[Path, AttackLog], other: tuple[Path, AttackLog]) -> None:
     (path, log), (other_path, other_log) = one, other
     pairs = [(key, log.settings.get(key), other_log.settings.get(key)) for key in _SAME]
+    if log.settings.get("indices", ()) == other_log.settings.get("indices"):
+        pairs.append(("pixels", log.settings.get("pixels"), other_log.settings.get("pixels")))
     shared = _attacks(log).keys() & _attacks(other_log).keys()
     pairs += [
         (f"attack {key}", _attacks(log)[key], _attacks(other_log)[key]) for key in sorted(shared)

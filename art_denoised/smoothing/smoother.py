@@ -203,6 +203,8 @@ class Smoother:
             >>> first[0].radius < second[0].radius, second[0].n
             (True, 2000)
         """
+        if isinstance(stop, Voting) or not hasattr(stop, "procedure"):
+            raise InputError(f"stop is {stop!r}; give FixedN, AtRadii or Anytime")
         images, classes = self._at_the_door(x)
         true = [None] * len(images) if labels is None else checks.labels(labels, classes).tolist()
         held = {} if earlier is None else dict(enumerate(earlier))
@@ -243,6 +245,8 @@ class Smoother:
             >>> Smoother(base, sigma=0.25).vote(torch.full((1, 1, 8, 8), 0.5))[0].label
             0
         """
+        if not isinstance(stop, Voting):
+            raise InputError(f"stop is {stop!r}; give Voting")
         images, _ = self._at_the_door(x)
         answers = dict(self._answers(images, stop, [None] * len(images), first_index, {}))
         return [answers[first_index + i] for i in range(len(images))]

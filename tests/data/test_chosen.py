@@ -71,3 +71,13 @@ def test_settings_tell_images_labels_and_choice_apart():
     for name, (other, indices) in others.items():
         assert Chosen(other, indices).settings()[name] != Chosen(data).settings()[name]
     assert Chosen(list(data)).settings() == Chosen(data).settings()
+
+
+@pytest.mark.parametrize("classes", [10, np.arange(3), torch.arange(3), lambda: 3, [1, 2], None])
+def test_only_names_of_classes_are_recorded(classes):
+    class Named(list):
+        pass
+
+    data = Named([(torch.zeros(1, 2, 2), 0)])
+    data.classes = classes
+    assert "classes" not in Chosen(data).settings()

@@ -194,3 +194,15 @@ def test_data_that_cannot_be_used_are_named_before_the_work(tmp_path, entry, wor
     with pytest.raises(InputError, match=word):
         certify(smoother(), data, FixedN(100), run=tmp_path, progress=False)
     assert not (tmp_path / "certify.jsonl").exists()
+
+
+def test_a_smoother_of_other_units_is_refused(tmp_path):
+    """Data sets hold images in [0, 1], which are all but black in [0, 255]."""
+    other = Smoother(digits_classifier(), sigma=64, clip_values=(0, 255))
+    with pytest.raises(InputError, match=r"\(0, 255\)"):
+        certify(other, load_data("digits"), FixedN(100), run=tmp_path, **COMMON)
+
+
+def test_predict_takes_votes_only(tmp_path):
+    with pytest.raises(InputError, match="stop is FixedN"):
+        predict(smoother(), load_data("digits"), FixedN(100), run=tmp_path, **COMMON)

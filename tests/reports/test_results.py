@@ -18,7 +18,7 @@ from scipy import stats
 from art_denoised.attacks import AutoAttack
 from art_denoised.checks import InputError
 from art_denoised.cli import main
-from art_denoised.evaluation import ATTACK, CHECKS, CheckRow, read_attack_log
+from art_denoised.evaluation import ATTACK, CERTIFY, CHECKS, CheckRow, read_attack_log
 from art_denoised.evaluation.columns import attack_settings, columns
 from art_denoised.reports import (
     Model,
@@ -180,6 +180,31 @@ def test_certificates_of_other_images_are_not_paired():
     # Enough images, and the intervals alone tell.
     many = certified_model(broken=30, spared=0, same_images=False)
     assert many.agreements[0].inverted
+
+
+def test_images_are_told_by_their_pixels_where_no_data_is_named(tmp_path):
+    def header(pixels, **more):
+        return {"indices": "0:2:1", "pixels": pixels, **more}
+
+    def write(name, pixels, certified=None, label=1, attack="pgd"):
+        with Run(tmp_path / name, ATTACK, header(pixels, weights=name[0])) as run:
+            run.append([row(i, True, attack=attack) for i in range(2)])
+        if certified:
+            with Run(tmp_path / name, CERTIFY, header(certified)) as run:
+                run.append([certificate(i, 1.0, label=label) for i in range(2)])
+        return str(tmp_path / name)
+
+    def paired(path):
+        return report([path]).models[0].agreements[0].paired
+
+    assert paired(write("a1", "p", certified="p")) == 2
+    assert paired(write("a2", "p", certified="q")) == 0
+    assert paired(write("a3", "p", certified="p", label=7)) == 0
+    other, same = write("b1", "q"), write("b2", "p")
+    assert any("pixels" in text for text in conflicts(report([other, same]).models))
+    assert not any("pixels" in text for text in conflicts(report([same, write("c", "p")]).models))
+    with pytest.raises(InputError, match="pixels 'q' and 'p'"):
+        report([f"b={other}", f"b={write('b3', 'p', attack='apgd')}"])
 
 
 def test_linf_figures_are_not_set_beside_l2_certificates():
@@ -499,7 +524,7 @@ def test_refusals(tmp_path, capsys):
         error = capsys.readouterr().err
         assert reason in error
         assert error.count("\n") == 1
-    assert main(["report", f"={ours}"]) == 2
+    assert main(["report", f"={ours}"]) == main(["report", "ours="]) == 2
     assert main(["report", damage(tmp_path / "picture", picture)]) == 2
     assert "the picture of image 7 is damaged" in capsys.readouterr().err
     assert main(["report", damage(tmp_path / "list", picture.replace('"pgd"', "[1]"))]) == 2

@@ -132,6 +132,9 @@ def test_vote_abstains_where_it_cannot_tell():
         (lambda: half_space().certify(grey(), FixedN(100), labels=[0, 1]), "1 images and 2 labels"),
         (lambda: half_space().certify(grey(), AtRadii([0.1]), labels=["x"]), "labels"),
         (lambda: half_space().certify(grey(), AtRadii([0.1]), labels=[2]), "label 2"),
+        (lambda: half_space().certify(grey(), Voting(100)), "stop is Voting"),
+        (lambda: half_space().certify(grey(), 100), "stop is 100"),
+        (lambda: half_space().vote(grey(), FixedN(100)), "stop is FixedN"),
         (lambda: half_space().vote(grey(), first_index=-1), "first_index is -1"),
     ],
 )
