@@ -173,9 +173,10 @@ def _of_other_images(
     """Whether logs call different pixels or labels by one index."""
     pixels: dict[str, Any] = {}
     for _, of_log in settings:
-        if "indices" in of_log and "pixels" in of_log:  # of the same choice they can be compared
-            if pixels.setdefault(str(of_log["indices"]), of_log["pixels"]) != of_log["pixels"]:
-                return True
+        if not {"indices", "pixels"} <= of_log.keys():
+            continue  # only of the same choice can pixels be compared
+        if pixels.setdefault(str(of_log["indices"]), of_log["pixels"]) != of_log["pixels"]:
+            return True
     labels = {row.index: row.label for row in rows}
     certified = [row for _, log in certificates for row in log.rows]
     return any(labels.get(row.index, row.label) != row.label for row in certified)
