@@ -150,6 +150,9 @@ def _read(path: Path, grey: bool) -> torch.Tensor:
             raise InputError(
                 f"{path} has mode {image.mode}; give {kind} images, as the first one is"
             )
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":  # cameras put a preview behind a JPEG
+            raise InputError(f"{path} holds {frames} images; give one image a file")
         try:
             image = ImageOps.exif_transpose(image)
             _refuse_transparency(path, image)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import io
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def read_tsv(path: Path, kind: str, text: str) -> Log:
             continue
         try:
             row, column = _row(kind, line.rstrip("\r").split("\t"))
-        except (ValueError, IndexError) as error:
+        except (ValueError, IndexError, OverflowError) as error:
             if number == len(lines):
                 notices.append("a torn last line was left out")
                 break
@@ -112,4 +113,7 @@ def _seconds(cell: str) -> float:
     days, _, clock = cell.rpartition(" day")
     total = float(days or 0) * 86_400
     parts = clock.lstrip("s, ").split(":")
-    return total + sum(float(part) * 60**i for i, part in enumerate(reversed(parts)))
+    total += sum(float(part) * 60**i for i, part in enumerate(reversed(parts)))
+    if not math.isfinite(total):
+        raise ValueError(f"the time is {cell}")
+    return total

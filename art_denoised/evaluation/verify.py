@@ -106,13 +106,17 @@ def _of_images(rows: tuple[LabelledRow, ...], settings: Mapping[str, Any]) -> It
     """Compare the images of the rows with those in the header; older logs do not name them."""
     if "indices" not in settings:
         return
-    planned = index_range(settings["indices"])
+    try:
+        planned = index_range(settings["indices"])
+    except (TypeError, ValueError):
+        yield f"the header's indices are {settings['indices']!r}, which name no images"
+        return
     foreign = [row.index for row in rows if row.index not in planned]
     if foreign:
         yield f"image {foreign[0]} is not among the {len(planned)} images of the header"
     elif len(rows) == len(planned):
         labels = labels_fingerprint((row.index, row.label) for row in rows)
-        if labels != settings["labels"]:
+        if labels != settings.get("labels"):
             yield "labels are not those of the header"
 
 
@@ -146,7 +150,7 @@ def _certificate_problems(c: Certificate, settings: Mapping[str, Any]) -> Iterat
     if isinstance(c.bound, Mixture):
         planned = [c.bound.a, c.bound.b] == settings.get("prior") and c.drawn == c.n
     else:
-        last = settings.get("n", 0)
+        last = n if isinstance(n := settings.get("n"), int) else 0
         plan = Looks(min(FIRST_LOOK, last), last) if settings.get("radii") else Looks.fixed(last)
         planned = "prior" not in settings and c.bound == plan and {c.n, c.drawn} <= {*plan.counts}
     if not (planned or skipped):

@@ -130,3 +130,12 @@ def test_classes_are_read_from_a_file(folder, capsys):
     names.write_text("")
     assert main(["certify", *options, "--classes", str(names)]) == 2
     assert main(["certify", *options, "--data", "digits", "--classes", str(names)]) == 2
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png", "webp"])
+def test_a_file_of_several_images_is_refused(tmp_path, suffix):
+    (tmp_path / "cat").mkdir()
+    pages = [Image.new("RGB", (8, 8), (grey, grey, grey)) for grey in (0, 255)]
+    pages[0].save(tmp_path / "cat" / f"a.{suffix}", save_all=True, append_images=pages[1:])
+    with pytest.raises(InputError, match="2 images"):
+        ImageFolder(tmp_path)[0]

@@ -225,3 +225,13 @@ def test_all_together_are_never_certified_further_than_each(logs):
     log = read_log(logs["fixed"])
     together = family_wise(log, 0.05)
     assert [row.radius for row in together.rows] == [row.radius for row in log.rows]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"indices": "a:b"}, {"indices": "0:6:0"}, {"indices": 6}, {"n": "many"}, {"labels": None}],
+)
+def test_a_header_that_says_nothing_of_use_is_a_finding(logs, change):
+    log = read_log(logs["looks"])
+    settings = {k: v for k, v in {**log.settings, **change}.items() if v is not None}
+    assert verify(replace(log, settings=settings))
