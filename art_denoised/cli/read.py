@@ -58,7 +58,7 @@ def plot(
       art-denoised plot runs/plain runs/denoised -o accuracy.pdf
 
     Args:
-        logs: Folder or log of a certify run, as `table` takes.
+        logs: Folder or log of a certify run, as the table command takes it.
         out: Picture to write: .png, .pdf or .svg.
         title: Title above the plot.
     """

@@ -160,8 +160,14 @@ def test_predict_tsv(tmp_path):
 
 @pytest.mark.parametrize(
     "line",
-    ["0\t3\t3\t-0.1\t1\t1", "0\t3\t3\tnan\t1\t1", "0\tcat\t3\t0.1\t1\t1", "0\t3\t-2\t1\t1\t1"]
-    + ["0\t3\t3\t0.1\tinf\t1", "0\t3\t3\t0.1\t1\tnan"],
+    [
+        "0\t3\t3\t-0.1\t1\t1",
+        "0\t3\t3\tnan\t1\t1",
+        "0\tcat\t3\t0.1\t1\t1",
+        "0\t3\t-2\t1\t1\t1",
+        "0\t3\t3\t0.1\tinf\t1",
+        "0\t3\t3\t0.1\t1\tnan",
+    ],
 )
 def test_damaged_tsv_lines_are_named_and_a_torn_last_one_dropped(tmp_path, line):
     path = tmp_path / "a.tsv"
