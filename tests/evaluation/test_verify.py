@@ -39,7 +39,7 @@ def logs(tmp_path_factory):
 def test_logs_of_all_modes_follow_from_their_votes(logs, name, capsys):
     assert verify(read_log(logs[name])) == []
     assert main(["verify", str(logs[name])]) == 0
-    assert "6 of 6 rows follow" in capsys.readouterr().out
+    assert "6 of 6 rows" in capsys.readouterr().out
 
 
 def tampered(path, tmp_path, change):
@@ -97,7 +97,7 @@ def test_tampering_is_found(logs, tmp_path, capsys, name, change, word):
     for more in ([], ["--family-alpha", "0.05"]):
         assert main(["verify", str(forged), *more]) == 1
         printed = capsys.readouterr().out
-        assert "5 of 6 rows follow" in printed
+        assert "5 of 6 rows" in printed
         assert "all together" not in printed  # nothing is stated from rows that do not follow
 
 
