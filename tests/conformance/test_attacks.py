@@ -129,7 +129,7 @@ def test_it_runs_unchanged_and_attacks(defence, attack, x, y):
 
 
 def test_every_estimator_of_the_library_is_in_the_table():
-    public = {getattr(art_denoised, name) for name in art_denoised.__all__}
+    public = [getattr(art_denoised, name) for name in art_denoised.__all__]
     kinds = {
         thing
         for thing in public
