@@ -195,7 +195,8 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
         """Train the denoiser at ``sigma``, the classifier frozen (Salman et al., section 3).
 
         By default the labels are used, as ART's trainers expect. "mse" and "stability" ignore
-        them, as in the paper. Fresh data, other schedules, surrogates and checkpoints: `art_denoised.training`.
+        them, as in the paper. Fresh data, other schedules, surrogates and checkpoints:
+        `art_denoised.training`.
 
         Args:
             x: Clean images (batch, channels, height, width) in [0, 1].
