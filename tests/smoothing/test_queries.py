@@ -192,7 +192,7 @@ Smoother(box, sigma=0.25).certify(torch.zeros(1, 1, 8, 8), FixedN(10))
         cwd=ROOT,
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == b"asked\n"
+    assert b"asked" in process.stdout.readline()  # two workers may print at once
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) != 0
     process.stdout.close()
