@@ -103,8 +103,11 @@ def test_fifty_kills_lose_nothing_and_ask_nothing_twice(tmp_path):
             assert process.exitcode == -signal.SIGKILL, "it was over before it was killed"
             kills += 1
             time.sleep(0.02)  # what was on the wire arrives
-            lost = max(lost, len(service.answers) - answered(tmp_path))
-        assert lost <= 2 * WORKERS  # a process may die before it has asked again what was lost
+            # Several images are open at once, so a process may die before it comes to what an
+            # earlier one lost; each kill adds at most what was on the wire at that moment.
+            left = len(service.answers) - answered(tmp_path)
+            assert left - lost <= WORKERS
+            lost = left
         client(service.url, str(tmp_path))
         service.shutdown()
         thread.join()
