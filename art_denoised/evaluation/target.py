@@ -63,7 +63,7 @@ class Target:
         InputError: The model cannot be used, or has no noise that can be fixed.
 
     Example:
-        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
         >>> Target(net, torch.rand(2, 1, 8, 8), noise=None, repeats=5, seed=0).randomised
         False
     """

@@ -204,10 +204,16 @@ def _ends(evaluation: Evaluation | None, rows: Sequence[EpochRow]) -> bool:
 
 
 def _device(network: nn.Module) -> torch.device:
-    device = next((p.device for p in network.parameters() if p.requires_grad), None)
-    if device is None:
+    """Return the device of what is trained, once it is known that it can be trained."""
+    trained = [p for p in network.parameters() if p.requires_grad]
+    if not trained:
         raise InputError(f"the {type(network).__name__} has no parameters to train; give another")
-    return device
+    if any(p.dtype == torch.float16 for p in trained):  # its steps are below what it resolves
+        raise InputError(
+            f"the {type(network).__name__} has float16 parameters; train network.float(), and "
+            "convert it afterwards"
+        )
+    return trained[0].device
 
 
 def _computes_in_bf16(device: torch.device) -> bool:

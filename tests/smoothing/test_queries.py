@@ -185,17 +185,24 @@ def ask(images):
 box = BlackBox(ask, ["a", "b"], workers=2)
 Smoother(box, sigma=0.25).certify(torch.zeros(1, 1, 8, 8), FixedN(10))
 """
-    process = subprocess.Popen(
+
+    def listen() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in background
+
+    with subprocess.Popen(
         [sys.executable, "-c", script],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         cwd=ROOT,
-    )
-    assert process.stdout is not None
-    assert b"asked" in process.stdout.readline()  # two workers may print at once
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) != 0
-    process.stdout.close()
+        preexec_fn=listen,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert b"asked" in process.stdout.readline()  # two workers may print at once
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) != 0
+        finally:
+            process.kill()
 
 
 def test_images_are_sent_as_float32(digits):
