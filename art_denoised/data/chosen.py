@@ -26,6 +26,7 @@ class Chosen:
     Attributes:
         indices: The indices, as ints.
         classes: Number of classes that labels are checked for, once it is known.
+        shape: (channels, height, width) of the images, once one was read; all must have it.
         notices: What the user should know of the choice, once `settings` has read all images.
 
     Raises:
@@ -43,7 +44,7 @@ class Chosen:
         self, data: ImageData, indices: Sequence[int] | None = None, classes: int | None = None
     ) -> None:
         self._data = data
-        self._shape: tuple[int, ...] | None = None  # of the first image: all must have it
+        self.shape: tuple[int, ...] | None = None  # of the first image: all must have it
         self.indices = checks.indices(range(len(data)) if indices is None else indices, len(data))
         self.classes = classes
         self.notices: list[str] = []
@@ -68,11 +69,11 @@ class Chosen:
                 raise InputError(
                     f"the data give {_kind(entry)}; give pairs of an image and its class"
                 )
-            x = checks.images(_own(entry[0])[None], shape=self._shape)[0].float()
+            x = checks.images(_own(entry[0])[None], shape=self.shape)[0].float()
             label = int(checks.labels([entry[1]], self.classes)[0])
         except InputError as error:
             raise InputError(f"image {index}: {error}") from None
-        self._shape = tuple(x.shape)
+        self.shape = tuple(x.shape)
         return x, label
 
     def stack(self, indices: Sequence[int]) -> tuple[Images, Labels]:
@@ -98,7 +99,7 @@ class Chosen:
         pixels, labels = hashlib.sha256(), []
         for index, x, label in watch(self):
             pixels.update(f"{index} {tuple(x.shape)}".encode())
-            pixels.update(x.contiguous().numpy().tobytes())
+            pixels.update(x.cpu().contiguous().numpy().tobytes())
             labels.append((index, label))
         only = {label for _, label in labels}
         if len(labels) > 1 and len(only) == 1:

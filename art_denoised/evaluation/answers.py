@@ -205,7 +205,7 @@ class AnswerRun(Answers):
             "classes": list(words.classes),  # answers are kept as indices of them
         }
         begun = (Path(folder) / f"{ANSWERS.name}.jsonl").exists()
-        log = Path(folder) / f"{CERTIFY.name}.jsonl"
+        self._log = log = Path(folder) / f"{CERTIFY.name}.jsonl"
         if log.exists() and not begun:
             raise InputError(
                 f"{folder} already holds a run of another kind ({log.name} without answers); "
@@ -217,13 +217,16 @@ class AnswerRun(Answers):
         except BaseException:
             self._run.close()
             raise
-        log.unlink(missing_ok=True)  # all of it follows from the answers, and is made again
 
     def __enter__(self) -> AnswerRun:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._run.close()
+
+    def drop_log(self) -> None:
+        """Remove the certificates, all of which follow from the answers."""
+        self._log.unlink(missing_ok=True)
 
     def begin(self, index: int, label: int, x: Image) -> None:
         """Note the class of an image, and which one it is, before it is asked about."""

@@ -153,6 +153,37 @@ def predict(
         return work.log()
 
 
+def choose(smoother: Smoother, data: ImageData, indices: Sequence[int] | None) -> Chosen:
+    """Return the images of a run, once it is known that the smoother takes the first of them.
+
+    Args:
+        smoother: What will sample them.
+        data: Pairs of an image in [0, 1] and its class.
+        indices: Indices of the images; None: all.
+
+    Raises:
+        InputError: Indices, the first image or the model cannot be used, or the smoother is for
+            pixels of another range.
+
+    Example:
+        >>> from art_denoised.data import load_data
+        >>> from art_denoised.demo import digits_classifier
+        >>> choose(Smoother(digits_classifier(), sigma=0.1), load_data("digits"), [7]).classes
+        10
+    """
+    low, high = smoother.clip_values
+    if np.any(np.not_equal(low, 0)) or np.any(np.not_equal(high, 1)):
+        raise InputError(
+            f"clip_values are {smoother.clip_values}, but data sets hold images in [0, 1]; "
+            "rescale in the base, and give sigma in these units"
+        )
+    images = Chosen(data, indices)
+    if len(images):
+        x, _ = images[images.indices[0]]
+        images.classes = smoother.check(smoother.prepare(x[None]))
+    return images
+
+
 def answers(
     smoother: Smoother,
     images: Chosen,
@@ -213,18 +244,7 @@ class _Work:
         progress: bool,
     ) -> None:
         self._smoother, self._progress = smoother, progress
-        low, high = smoother.clip_values
-        if np.any(np.not_equal(low, 0)) or np.any(np.not_equal(high, 1)):
-            raise InputError(
-                f"clip_values are {smoother.clip_values}, but data sets hold images in [0, 1]; "
-                "rescale in the base, and give sigma in these units"
-            )
-        self._images = Chosen(data, indices)
-        record = smoother.record((1, 1, 1))
-        if len(self._images):  # a misfit is found before the work starts
-            x, _ = self._images[self._images.indices[0]]
-            self._images.classes = smoother.check(smoother.prepare(x[None]))
-            record = smoother.record(x.shape)
+        self._images = choose(smoother, data, indices)
         self._bar = partial(tqdm, unit="image", disable=not progress, dynamic_ncols=True)
         named = dict(identity or {})
         images = self._images.settings(partial(self._bar, desc="reading", delay=2, leave=False))
@@ -246,13 +266,15 @@ class _Work:
             if isinstance(smoother.base, QueryOnly):
                 if not isinstance(stop, (FixedN, AtRadii)):
                     raise InputError(f"stop is {stop!r}; a query-only base takes FixedN or AtRadii")
+                record = smoother.record(self._images.shape or (1, 1, 1))
                 of_noise = {"noise": record["noise"], "tv": record["tv"]}
                 ledger = AnswerRun(
                     folder, smoother, stop, resume=resume, identity={**named, **of_noise}
                 )
                 self._ledger = stack.enter_context(ledger)
                 ledger.check_budget(self._images, stop, record)
-                resume = False  # the log follows from the answers, and is made again
+                ledger.drop_log()  # it follows from the answers, and is made again
+                resume = False
             self._run: Run[LabelledRow] = stack.enter_context(
                 Run(folder, kind, settings, resume=resume)
             )

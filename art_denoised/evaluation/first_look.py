@@ -10,7 +10,8 @@ import torch
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.data import Chosen, ImageData
+from art_denoised.data import ImageData
+from art_denoised.evaluation.certify import choose
 
 if TYPE_CHECKING:
     from art_denoised.smoothing.smoother import Smoother
@@ -67,11 +68,11 @@ def first_look(smoother: Smoother, data: ImageData, indices: Sequence[int]) -> F
         >>> look.images, look.clean > look.noisy
         (32, True)
     """
-    images, labels = Chosen(data).stack(indices[:_IMAGES])
-    x, network = smoother.prepare(images), smoother.network
+    network = smoother.network
     if network is None:
         raise InputError("the base classifier is query-only; a first look would cost queries")
-    smoother.check(x)
+    images, labels = choose(smoother, data, indices[:_IMAGES]).stack(indices[:_IMAGES])
+    x = smoother.prepare(images)
     generator = torch.Generator().manual_seed(smoother.seed)
     noise = torch.randn(images.shape, generator=generator).to(x)
     clean, noisy = (

@@ -12,9 +12,8 @@ import numpy as np
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.data.chosen import Chosen
 from art_denoised.data.sources import ImageData
-from art_denoised.evaluation.certify import answers
+from art_denoised.evaluation.certify import answers, choose
 from art_denoised.smoothing.procedures import Counts, Draw, Stage, simulate
 from art_denoised.smoothing.queries import QueryOnly
 from art_denoised.smoothing.smoother import Smoother
@@ -98,11 +97,9 @@ def preview(
         raise InputError("a preview would pay for its pilot; multiply n by the price of a query")
     if not 0 <= cost_per_sample < float("inf"):
         raise InputError(f"cost_per_sample is {cost_per_sample}; give a number >= 0")
-    images = Chosen(data, indices)
+    images = choose(smoother, data, indices)
     if not len(images):
         raise InputError("there are no images; give at least one")
-    x, _ = images[images.indices[0]]
-    images.classes = smoother.check(smoother.prepare(x[None]))
     pilot = min(checks.count("pilot", pilot), len(images))
     chosen = [images.indices[i] for i in np.linspace(0, len(images) - 1, pilot).astype(int)]
     start = time.perf_counter()

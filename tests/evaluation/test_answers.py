@@ -189,6 +189,15 @@ def test_a_budget_that_cannot_suffice_is_refused_before_anything_is_asked(tmp_pa
         run(tmp_path, fresh, resume=True)
 
 
+def test_a_refused_budget_leaves_the_log(tmp_path):
+    done = run(tmp_path, indices=range(2))
+    before = (tmp_path / "certify.jsonl").read_bytes()
+    with pytest.raises(BudgetError):
+        run(tmp_path, asking(budget=Budget(queries=250)), indices=range(4), resume=True)
+    assert (tmp_path / "certify.jsonl").read_bytes() == before
+    assert len(done.rows) == 2
+
+
 def test_a_budget_that_runs_out_keeps_what_was_paid(tmp_path):
     box = asking(local, budget=Budget(queries=600), workers=1)
     with pytest.raises(BudgetError):

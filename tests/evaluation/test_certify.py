@@ -12,6 +12,8 @@ from art_denoised.checks import InputError
 from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier
 from art_denoised.evaluation.certify import certify, predict
+from art_denoised.evaluation.first_look import first_look
+from art_denoised.evaluation.preview import preview
 from art_denoised.evaluation.rows import read_log
 from art_denoised.smoothing.smoother import Smoother
 from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN, Voting
@@ -206,3 +208,13 @@ def test_a_smoother_of_other_units_is_refused(tmp_path):
 def test_predict_takes_votes_only(tmp_path):
     with pytest.raises(InputError, match="stop is FixedN"):
         predict(smoother(), load_data("digits"), FixedN(100), run=tmp_path, **COMMON)
+
+
+@pytest.mark.parametrize("door", [certify, preview, first_look])
+def test_every_door_refuses_images_of_other_units(tmp_path, door):
+    """Data sets hold images in [0, 1]: in other units all of them would be almost black."""
+    other = Smoother(digits_classifier(), sigma=64, clip_values=(0, 255))
+    options = {first_look: ([0],)}.get(door, (FixedN(100),))
+    more = {"run": tmp_path, "progress": False} if door is certify else {}
+    with pytest.raises(InputError, match="255"):
+        door(other, load_data("digits"), *options, **more)
