@@ -12,7 +12,7 @@ from art_denoised import checks
 from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier, digits_denoiser
 from art_denoised.evaluation.certify import certify
-from art_denoised.evaluation.tsv import write_tsv
+from art_denoised.evaluation.rows import write_tsv
 from art_denoised.reports.certified import certified_table
 from art_denoised.reports.plots import plot_certified
 from art_denoised.smoothing.modules import DenoisedClassifier

@@ -9,7 +9,7 @@ from typing import Any
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.data.chosen import index_range, labels_fingerprint
+from art_denoised.data.images import index_range, labels_fingerprint
 from art_denoised.evaluation.rows import CertifyRow, LabelledRow, Log, PredictRow
 from art_denoised.smoothing.bounds import Looks, Mixture
 from art_denoised.smoothing.statistics import Certificate, Vote, top_class
