@@ -133,11 +133,10 @@ def dense(name: str, x: Tensor) -> Tensor:
 
 def _tensor(name: str, value: Any, content: str) -> Tensor:
     try:
-        return dense(name, torch.as_tensor(value))
+        tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{name} must be an array of {content}: {one_line(error)}") from None
+    return dense(name, tensor)
 
 
 @torch.no_grad()
@@ -274,19 +273,14 @@ def denoises(denoiser: Callable[..., Any], x: Images, sigma: float) -> None:
 
 def model_dtype(model: object) -> torch.dtype:
     """Return the floating-point type a model computes in: that of its first such parameter."""
-    if isinstance(model, nn.Module):
-        for parameter in model.parameters():
-            if parameter.is_floating_point():
-                return parameter.dtype
-    return torch.float32
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    return next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
 
 
 def model_device(model: object) -> torch.device:
     """Return the device of a model's first parameter, the CPU where it has none."""
-    if isinstance(model, nn.Module):
-        for parameter in model.parameters():
-            return parameter.device
-    return torch.device("cpu")
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    return next((p.device for p in parameters), torch.device("cpu"))
 
 
 def _tried(name: str, model: Callable[..., Any], x: Images, *more: Any) -> Any:

@@ -312,9 +312,8 @@ def first_look(smoother: Smoother, data: ImageData, indices: Sequence[int]) -> F
     network = smoother.network
     if network is None:
         raise InputError("the base classifier is query-only; a first look would cost queries")
-    images, labels = choose(smoother, data, indices[:_FIRST_LOOK_IMAGES]).stack(
-        indices[:_FIRST_LOOK_IMAGES]
-    )
+    chosen = choose(smoother, data, indices)
+    images, labels = chosen.stack(chosen.indices[:_FIRST_LOOK_IMAGES])
     x = smoother.prepare(images)
     generator = torch.Generator().manual_seed(smoother.seed)
     noise = torch.randn(images.shape, generator=generator).to(x)

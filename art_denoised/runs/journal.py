@@ -185,9 +185,11 @@ class Run(Generic[R]):
                 "less; choose another folder"
             )
         if changes := differences(contents.settings, self.settings):
+            remedy = "choose another folder"
+            if contents.settings.get("indices") != self.settings.get("indices"):
+                remedy = "a run keeps its images: give others a folder of their own"
             raise InputError(
-                f"{self.path} was written with different settings ({changes}); choose another "
-                "folder"
+                f"{self.path} was written with different settings ({changes}); {remedy}"
             )
         os.ftruncate(self._file, contents.whole)
         self.rows = dict(contents.rows)

@@ -198,6 +198,36 @@ def test_data_that_cannot_be_used_are_named_before_the_work(tmp_path, entry, wor
     assert not (tmp_path / "certify.jsonl").exists()
 
 
+@pytest.mark.parametrize("indices", [5, 0.5, "12", [0.5], torch.tensor(3), {1: 2}])
+def test_indices_that_are_no_sequence_of_numbers_are_refused(tmp_path, indices):
+    with pytest.raises(InputError, match="index is|indices is") as error:
+        certify(smoother(), load_data("digits"), FixedN(100), run=tmp_path, indices=indices)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("radii", [0.1, "12", torch.tensor(0.1), ["x"]])
+def test_radii_that_are_no_sequence_of_numbers_are_refused(radii):
+    with pytest.raises(InputError, match="radii is|radius is"):
+        AtRadii(radii)
+
+
+def test_sparse_images_are_refused(tmp_path):
+    sparse = torch.zeros(1, 8, 8).to_sparse()
+    for layout in (sparse, torch.zeros(8, 8).to_sparse_csr()):
+        with pytest.raises(InputError, match="image 0: .*sparse"):
+            certify(smoother(), [(layout, 0)], FixedN(100), run=tmp_path, progress=False)
+    with pytest.raises(InputError, match="sparse"):
+        smoother().certify(sparse[None], FixedN(100))
+
+
+def test_more_images_for_a_finished_run_are_refused_with_the_remedy(tmp_path):
+    data, options = load_data("digits"), {"run": tmp_path, "progress": False}
+    certify(smoother(), data, FixedN(100), indices=range(2), **options)
+    with pytest.raises(InputError, match=r"images is 2, not 3.*folder of their own") as error:
+        certify(smoother(), data, FixedN(100), indices=range(3), resume=True, **options)
+    assert "\n" not in str(error.value)
+
+
 def test_a_smoother_of_other_units_is_refused(tmp_path):
     """Data sets hold images in [0, 1], which are all but black in [0, 255]."""
     other = Smoother(digits_classifier(), sigma=64, clip_values=(0, 255))
