@@ -205,7 +205,7 @@ def _default_attacks(
     attack: AttackOptions,
 ) -> Sequence[str]:
     """Return attacks that suit the model: randomised models need EOT."""
-    from art_denoised.data import Chosen
+    from art_denoised.data.images import Chosen
     from art_denoised.evaluation.target import LOOKED, Target
 
     x, _ = Chosen(data).stack(indices[:LOOKED])

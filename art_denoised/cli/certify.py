@@ -52,8 +52,8 @@ class SamplingOptions:
         self, model: DenoisedModelOptions, data: ImageData, indices: Sequence[int]
     ) -> Smoother:
         """Return the smoothed classifier, after a first look at the images."""
-        from art_denoised.data import Chosen
-        from art_denoised.evaluation.first_look import first_look
+        from art_denoised.data.images import Chosen
+        from art_denoised.evaluation.certify import first_look
         from art_denoised.smoothing.batch_size import best_batch_size
         from art_denoised.smoothing.smoother import Smoother
 
@@ -162,7 +162,7 @@ def certify(
     from art_denoised.cli.read import summary
     from art_denoised.evaluation.certify import certify
     from art_denoised.evaluation.preview import preview
-    from art_denoised.evaluation.tsv import write_tsv
+    from art_denoised.evaluation.rows import write_tsv
     from art_denoised.smoothing.stops import Anytime
 
     stop, (images, indices) = sampling.stop(), data.load()
@@ -205,7 +205,7 @@ def predict(
           --sigma 0.25 --max 100 --out runs/predicted
     """
     from art_denoised.evaluation.certify import predict
-    from art_denoised.evaluation.tsv import write_tsv
+    from art_denoised.evaluation.rows import write_tsv
     from art_denoised.smoothing.stops import Voting
 
     stop = Voting(sampling.n, alpha=sampling.alpha)

@@ -219,7 +219,7 @@ def train_robust(
 def _save(model: nn.Module, path: Path, note: Mapping[str, Any]) -> None:
     from safetensors.torch import save
 
-    from art_denoised.runs.files import write_whole
+    from art_denoised.runs.journal import write_whole
 
     weights = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
     # One entry alone: of several the format writes the order at random.

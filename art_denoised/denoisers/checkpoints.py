@@ -15,9 +15,8 @@ from art_denoised.checks import InputError
 from art_denoised.denoisers.architectures import DnCNN, MemNet, UNetDenoiser
 from art_denoised.denoisers.one_shot import OneShotDenoiser
 from art_denoised.diffusion.schedulers import find_scheduler
-from art_denoised.models.loading import load_module
-from art_denoised.models.weights import fitting_state, read_state_dict, strip_prefixes
-from art_denoised.runs.files import write_whole
+from art_denoised.models.loading import fitting_state, load_module, read_state_dict, strip_prefixes
+from art_denoised.runs.journal import write_whole
 
 _UNET_CONFIG = "unet_config"
 

@@ -16,7 +16,7 @@ from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.preconditioning import EDM
 from art_denoised.diffusion.schedulers import read_preconditioning
 from art_denoised.diffusion.unet import UNetNetwork
-from art_denoised.models.weights import fitting_state, read_state_dict
+from art_denoised.models.loading import fitting_state, read_state_dict
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _EXTRA = "art_denoised.json"  # what diffusers has no place for

@@ -20,8 +20,7 @@ from tqdm import tqdm
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.data.chosen import Chosen
-from art_denoised.data.sources import ImageData
+from art_denoised.data.images import Chosen, ImageData
 from art_denoised.evaluation import masking
 from art_denoised.evaluation.attack_rows import (
     ATTACK,

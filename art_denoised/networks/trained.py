@@ -14,7 +14,7 @@ from torch import nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.models.weights import fitting_state, read_state_dict
+from art_denoised.models.loading import fitting_state, read_state_dict
 from art_denoised.networks.activation_surgery import smooth_activations
 from art_denoised.networks.surgery import add_feature_denoising
 

@@ -10,7 +10,7 @@ from typing import Any
 from art_denoised.reports import export, tables, terminal
 from art_denoised.reports.reading import read_models
 from art_denoised.reports.results import Model
-from art_denoised.runs.files import write_whole
+from art_denoised.runs.journal import write_whole
 
 
 @dataclass(frozen=True)

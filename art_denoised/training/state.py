@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from art_denoised.checks import InputError
-from art_denoised.runs.files import write_whole
+from art_denoised.runs.journal import write_whole
 from art_denoised.training.config import TrainingConfig
 from art_denoised.training.optim import make_optimizer, make_schedule, moving_average
 from art_denoised.training.rows import EpochRow

@@ -99,6 +99,13 @@ def test_errors_of_the_library_name_the_option_that_mends_them(capsys, monkeypat
     assert "a is b (pass --resume --batch-size 3)" in refusal(capsys, ["demo"])
 
 
+def test_more_images_than_the_demo_has_are_refused(capsys, tmp_path):
+    message = refusal(capsys, ["demo", "--images", "9999", "--out", str(tmp_path / "out")])
+    assert "images is 9999" in message
+    assert "500" in message
+    assert not (tmp_path / "out").exists()
+
+
 def test_bugs_are_not_hidden(monkeypatch):
     def fail(*arguments: object, **options: object) -> None:
         raise ValueError("a bug")

@@ -7,6 +7,7 @@ import multiprocessing
 import signal
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier, digits_denoiser
 from art_denoised.evaluation.answers import recertify
 from art_denoised.evaluation.certify import certify
+from art_denoised.evaluation.rows import read_log
 from art_denoised.evaluation.verify import verify
 from art_denoised.smoothing import BlackBox, Budget, BudgetError, Retry, TransientError
 from art_denoised.smoothing.http import HttpClassifier
@@ -231,6 +233,34 @@ def test_a_finished_run_takes_more_images_but_not_more_samples(tmp_path):
     run(tmp_path / "labels", skipped, **options)
     again = asking(local, budget=Budget(queries=skipped.spent), workers=1)
     assert len(run(tmp_path / "labels", again, **options, resume=True).rows) == 10
+
+
+def test_a_run_that_is_resumed_with_fewer_images_keeps_the_rows_of_the_others(tmp_path):
+    whole = run(tmp_path, indices=range(3))
+    box = asking(local, workers=1)
+    again = run(tmp_path, box, indices=[1], resume=True)
+    assert again.rows == read_log(tmp_path).rows == whole.rows
+    assert box.spent == answered(tmp_path) == 3 * (N0 + N)
+    assert verify(read_log(tmp_path)) == []
+    more = run(tmp_path, box, indices=[3, 1], resume=True)  # and with others
+    assert [row.index for row in more.rows] == [0, 1, 2, 3]
+    assert box.spent == 4 * (N0 + N)
+
+
+def test_fewer_images_of_an_unfinished_run_cost_no_more_than_these(tmp_path):
+    def asked() -> dict[int, int]:
+        return Counter(
+            row["index"] for row in journal(tmp_path) if "answer" in row and row["index"]
+        )
+
+    options = {"n": 2000, "radii": [0.4]}
+    with pytest.raises(BudgetError):
+        run(tmp_path, asking(budget=Budget(queries=600), workers=1), indices=range(4), **options)
+    before = asked()
+    log = run(tmp_path, asking(local, workers=1), indices=[0], resume=True, **options)
+    assert asked() == before  # of the other images
+    assert log.rows[0].index == 0
+    assert all(row.drawn == before[row.index] - N0 for row in log.rows[1:])
 
 
 class Changed:

@@ -38,7 +38,8 @@ from art_denoised.estimators.preprocessing import without_preprocessing
 from art_denoised.evaluation import CLEAN, Probes, Target, read_attack_log
 from art_denoised.evaluation.columns import columns
 from art_denoised.evaluation.progress import Progress
-from art_denoised.runs import describe, identity
+from art_denoised.runs import identity
+from art_denoised.runs.identity import describe
 from tests.evaluation import defects
 
 EPS = 0.1

@@ -12,8 +12,7 @@ from torch import nn
 from art_denoised import DiffusionClassifier
 from art_denoised.checks import InputError
 from art_denoised.data import digits
-from art_denoised.demo import digits_diffusion
-from art_denoised.demo.digits_mlp import DigitsMLP
+from art_denoised.demo import DigitsMLP, digits_diffusion
 from art_denoised.diffusion import (
     DDPM,
     EDM,
