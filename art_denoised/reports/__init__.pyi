@@ -12,7 +12,6 @@ from .report import report as report
 from .results import Agreement as Agreement
 from .results import Model as Model
 from .results import Result as Result
-from .survival import Share as Share
-from .survival import sign_test as sign_test
-from .terminal import escaped as escaped
-from .words import agreement_words as agreement_words
+from .results import Share as Share
+from .results import sign_test as sign_test
+from .tables import agreement_words as agreement_words

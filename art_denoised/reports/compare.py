@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from art_denoised.reports.results import ALL, Ball, Model
-from art_denoised.reports.survival import kept, sign_test
+from art_denoised.reports.results import ALL, Ball, Model, sign_test
 
 
 @dataclass(frozen=True)
@@ -58,29 +57,12 @@ def differences(models: Sequence[Model]) -> list[Difference]:
         >>> differences([model("plain", False), model("denoised", True)])[0].gain
         1.0
     """
-    found = []
-    for second in models[1:]:
-        first = models[0]
-        verdicts = {first.trusted, second.trusted}
-        trusted = False if False in verdicts else None if None in verdicts else True
-        for ball in first.columns:
-            pairs = list(_pairs(first, second, ball))
-            if pairs:
-                only_first = sum(a and not b for a, b in pairs)
-                only_second = sum(b and not a for a, b in pairs)
-                found.append(
-                    Difference(
-                        first.name,
-                        second.name,
-                        *ball,
-                        images=len(pairs),
-                        only_first=only_first,
-                        only_second=only_second,
-                        p_value=sign_test(only_first, only_second),
-                        trusted=trusted,
-                    )
-                )
-    return found
+    return [
+        _difference(models[0], second, ball, pairs)
+        for second in models[1:]
+        for ball in models[0].columns
+        if (pairs := list(_pairs(models[0], second, ball)))
+    ]
 
 
 def conflicts(models: Sequence[Model]) -> list[str]:
@@ -153,8 +135,25 @@ def _between(first: Model, second: Model) -> Iterator[tuple[str, Ball | None]]:
             yield f"other images were attacked ({counts})", ball
 
 
+def _difference(
+    first: Model, second: Model, ball: Ball, pairs: Sequence[tuple[bool, bool]]
+) -> Difference:
+    only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
+    verdicts = {first.trusted, second.trusted}
+    return Difference(
+        first.name,
+        second.name,
+        *ball,
+        images=len(pairs),
+        only_first=only_first,
+        only_second=only_second,
+        p_value=sign_test(only_first, only_second),
+        trusted=False if False in verdicts else None if None in verdicts else True,
+    )
+
+
 def _pairs(first: Model, second: Model, ball: Ball) -> Iterator[tuple[bool, bool]]:
     mine, other = first.survivals.get(ball, {}), second.survivals.get(ball, {})
     for index in mine:
         if index in other and first.labels[index] == second.labels[index]:
-            yield kept(mine[index]), kept(other[index])
+            yield mine[index].kept, other[index].kept

@@ -47,17 +47,8 @@ Block: TypeAlias = Table | Lines
 
 
 def text(blocks: Sequence[Block]) -> str:
-    """Return blocks as plain text, with a blank line between them.
-
-    Example:
-        >>> table = Table((Column("attack", left=True), Column("robust")), (("pgd", "41.2"),))
-        >>> print(text([Lines(("ours: checked",)), table]))
-        ours: checked
-        <BLANKLINE>
-        attack  robust
-        pgd       41.2
-    """
-    return "\n\n".join(_plain(block) for block in blocks)
+    """Return blocks as plain text, with a blank line between them."""
+    return "\n\n".join(map(_plain, blocks))
 
 
 def show(blocks: Sequence[Block]) -> None:
@@ -76,12 +67,7 @@ def show(blocks: Sequence[Block]) -> None:
 
 
 def escaped(words: str) -> str:
-    r"""Return text from a log so that a terminal shows it: control characters become escapes.
-
-    Example:
-        >>> print(escaped("red\x1b[31m"))
-        red\x1b[31m
-    """
+    """Return text from a log so that a terminal shows it: control characters become escapes."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in words
     )

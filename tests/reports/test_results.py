@@ -31,8 +31,7 @@ from art_denoised.reports import (
     sign_test,
 )
 from art_denoised.reports.export import COLUMNS
-from art_denoised.reports.results import ALL, eps_name
-from art_denoised.reports.survival import share, survival
+from art_denoised.reports.results import ALL, eps_name, share, survival
 from art_denoised.runs import Run
 from art_denoised.smoothing.statistics import proportion_interval
 from tests.reports.rows import certificate, clean_row, row, write_run
