@@ -221,7 +221,7 @@ def _model(name: str, logs: Sequence[tuple[Path, AttackLog | Log]]) -> Model:
     if not rows and not certified:
         raise InputError(f"{name} holds no rows yet; attack or certify some images first")
     missing = {check for _, log in attacks if log.rows for check in unmade(log.checks)}
-    settings = [(str(path), log.settings or {}) for path, log in (*attacks, *certificates)]
+    settings = [(str(path), log.settings or {}) for path, log in logs]
     return Model(
         name=name,
         rows=rows,
