@@ -74,7 +74,7 @@ def sole_writer(path: Path) -> Iterator[None]:
         path: What is about to be written.
 
     Raises:
-        InputError: Another process is writing it.
+        InputError: Another process is writing it, or nothing can be written there.
 
     Example:
         >>> import tempfile
@@ -86,6 +86,8 @@ def sole_writer(path: Path) -> Iterator[None]:
         lock = filelock.FileLock(hidden, timeout=0)
         lock.acquire()
     except filelock.Timeout:
+        if not hidden.exists():  # as on a file system that takes no files
+            raise InputError(f"{path} cannot be written; choose another folder") from None
         raise InputError(
             f"{path} is being written by another process; wait for it or choose another folder"
         ) from None

@@ -35,6 +35,7 @@ def test_every_option_is_explained(capsys, command):
     for argument in collection.filter_by(show=True):
         assert argument.parameter.help, argument.name
         assert argument.name.lstrip("-") in page
+    assert "None" not in page  # a default that says nothing
     assert "\x1b" not in page  # plain where it is no terminal
     assert "`" not in page
 
@@ -68,6 +69,7 @@ def test_version(capsys):
         (["demo", "--images", "0"], ["images", "0"]),
         (["demo", "--images", "many"], ["--images", "many"]),
         (["demo", "extra", "words"], ["extra"]),
+        (["report", "a", "--json", "--tsv"], ["--json", "art-denoised report --help"]),
         (["demo", "--out", ""], ["--out", "empty"]),
         (["demo", "--out="], ["--out", "empty"]),
         (["table", ""], ["empty"]),
