@@ -19,7 +19,7 @@ from art_denoised.reports.terminal import escaped
 _PROGRAM = "art-denoised"
 _WIDEST = 26  # of the left column of a help page; a longer label has a line of its own
 _COMMANDS = {  # of each group, with their modules
-    "Start here": {"demo": "certify"},
+    "Start here": {"demo": "certify", "doctor": "doctor"},
     "Evaluate": {"certify": "certify", "predict": "certify", "attack": "attack"},
     "Train": {
         "train-denoiser": "train",
@@ -28,6 +28,20 @@ _COMMANDS = {  # of each group, with their modules
     },
     "Read results": {"table": "read", "plot": "read", "report": "read", "verify": "read"},
 }
+_FIRST_STEPS = """\
+First steps, with the packaged digits classifier; each takes a minute or less:
+
+  art-denoised demo
+  art-denoised attack --model art_denoised.demo:digits_classifier \\
+      --data digits --eps 0.1 --attacks pgd --max 20 --out runs/first
+  art-denoised report runs/first
+
+Your own network is named by a function that returns it, as package.module:function:
+
+  art-denoised certify --model mynets:resnet20 --data imagefolder:val \\
+      --sigma 0.25 --max 100 --out runs/mine
+
+All commands: art-denoised --help. What is installed: art-denoised doctor."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,11 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         2
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if not words:
+        print(_FIRST_STEPS)
+        return 0
     app = build_app()
     options: Mapping[str, Any] = {"exit_on_error": False, "print_error": False}
     try:
         _refuse_empty(words)
-        if not words or words[0] in app.help_flags:
+        if words[0] in app.help_flags:
             for name in chain(*_COMMANDS.values()):
                 app[name]  # imports the command, whose summary the page shows
         return app(words, result_action="return_value", **options) or 0

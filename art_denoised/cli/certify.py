@@ -292,12 +292,12 @@ def demo(
 ) -> None:
     """Certify digits with and without a denoiser, in about a minute.
 
-    Held-out handwritten digits of scikit-learn (no download) are certified at two noise
-    levels, with and without a denoiser in front of a pretrained classifier that
-    has never seen noise. The folder gets logs, a table and a plot.
+    Held-out handwritten digits of scikit-learn (no download) are certified at
+    two noise levels, with and without a denoiser in front of a pretrained
+    classifier that has never seen noise.
 
     Args:
-        out: Folder of the demo.
+        out: Folder for logs, table and plot.
         images: Number of held-out images, up to 500.
         n: Number of samples for each image.
         seed: Seed of the noise.
