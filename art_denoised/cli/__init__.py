@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # the reader has gone, as in `... | head`
         return 0
     except KeyboardInterrupt:
-        return _fail("interrupted; completed rows are kept, --resume continues", 130)
+        return _fail("interrupted; completed rows are kept: pass --resume to continue", 130)
     except CycloptsError as error:
         command = " ".join([_PROGRAM, *(word for word in words[:1] if word in app)])
         return _fail(f"{str(error).rstrip('.')} (see {command} --help)")
@@ -113,13 +113,14 @@ def build_app() -> App:
 
 
 def _show_group(console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
-    """Print a group of options or commands; a help formatter of cyclopts."""
+    """Print a group of options, required ones first, or commands; a help formatter of cyclopts."""
     if not panel.entries:
         return
     console.print(Text(f"{panel.title}:", style="bold"))
-    labels = [", ".join(entry.display_labels_with_metavar) for entry in panel.entries]
+    entries = sorted(panel.entries, key=lambda entry: not entry.required)
+    labels = [", ".join(entry.display_labels_with_metavar) for entry in entries]
     left = 4 + min(max(map(len, labels)), _WIDEST)
-    for label, entry in zip(labels, panel.entries, strict=True):
+    for label, entry in zip(labels, entries, strict=True):
         lines = textwrap.wrap(_explanation(entry), max(20, console.width - left))
         if len(label) <= _WIDEST and lines:
             label = f"{label:<{left - 2}}{lines.pop(0)}"

@@ -67,7 +67,7 @@ class AttackedModelOptions(ModelOptions):
     def __post_init__(self) -> None:
         """Refuse a denoiser without its noise."""
         if self.denoiser is not None and self.sigma is None:
-            raise CycloptsError(msg="--denoiser removes noise; give --sigma as well")
+            raise CycloptsError(msg="--denoiser needs noise; give --sigma as well")
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -229,7 +229,7 @@ def certify(
     if sampling.tsv:
         write_tsv(log, run.out / "certify.tsv")
     if missing := len(set(indices) - {row.index for row in log.rows}):
-        notice(f"{missing} images were not reached; --resume continues")
+        notice(f"{missing} images were not reached; pass --resume to continue")
     _summary(log, run.out)
 
 

@@ -53,7 +53,7 @@ def names(text: str) -> tuple[str, ...]:
     """Parse names joined by commas."""
     found = tuple(part.strip() for part in text.split(",") if part.strip())
     if not found:
-        raise ValueError(f"{text!r} holds no name; join names by commas")
+        raise ValueError(f"{text!r} holds no names; give names joined by commas")
     return found
 
 
@@ -124,19 +124,14 @@ MODEL, DATA, SAMPLING, TRAINING, RUN = (
 )
 
 
-@Parameter(name="*", group=MODEL)
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Which network, and where it runs.
+class DeviceOptions:
+    """Where a network runs.
 
     Attributes:
-        model: Function without arguments that returns the network, as package.module:function,
-            found from the current folder. The network takes images in [0, 1], normalises them
-            itself, returns logits, and is in eval mode.
         device: Device: cpu, cuda, cuda:1, ...; auto uses a GPU if there is one.
     """
 
-    model: Factory
     device: str = "auto"
 
     def find_device(self) -> "torch.device":
@@ -144,6 +139,20 @@ class ModelOptions:
         from art_denoised.models.loading import find_device
 
         return find_device(self.device)
+
+
+@Parameter(name="*", group=MODEL)
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(DeviceOptions):
+    """Which network, and where it runs.
+
+    Attributes:
+        model: Function without arguments that returns the network, as package.module:function,
+            found from the current folder. The network takes images in [0, 1], normalises them
+            itself, returns logits, and is in eval mode.
+    """
+
+    model: Factory
 
     def load(self) -> "nn.Module":
         """Return the network on its device."""

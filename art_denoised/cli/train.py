@@ -11,6 +11,7 @@ from art_denoised.cli.options import (
     DATA,
     MODEL,
     TRAINING,
+    DeviceOptions,
     Factory,
     Number,
     Numbers,
@@ -83,7 +84,7 @@ class ValidatedData(TrainingData):
 
 @Parameter(name="*", group=TRAINING)
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
+class TrainingOptions(DeviceOptions):
     """How a network is trained.
 
     Attributes:
@@ -99,7 +100,6 @@ class TrainingOptions:
         augment: Random augmentation of the training images.
         seed: Seed of all random choices.
         bf16: Mixed precision with bfloat16; auto uses it where the hardware supports it.
-        device: Device: cpu, cuda, cuda:1, ...; auto uses a GPU if there is one.
     """
 
     epochs: int = 30
@@ -114,7 +114,6 @@ class TrainingOptions:
     augment: Augmentation = "crop+flip"
     seed: int = 0
     bf16: Literal["auto", "on", "off"] = "auto"
-    device: str = "auto"
 
     def config(self) -> "TrainingConfig":
         """Return them as the library takes them, checked."""
@@ -124,12 +123,6 @@ class TrainingOptions:
         del options["device"]
         options["bf16"] = {"auto": None, "on": True, "off": False}[self.bf16]
         return TrainingConfig(**options)
-
-    def find_device(self) -> "torch.device":
-        """Return the device."""
-        from art_denoised.models.loading import find_device
-
-        return find_device(self.device)
 
 
 def print_row(row: "EpochRow") -> None:
@@ -161,22 +154,18 @@ class DenoiserOptions:
     architecture: Annotated[str, Parameter(metavar="NAME")] = "dncnn"
     fine_epochs: int | None = None
 
-    @property
-    def levels(self) -> Any:
-        """The noise level, or the lowest and the highest."""
-        return self.sigma[0] if len(self.sigma) == 1 else self.sigma
-
     def load(self, device: "torch.device") -> "Objective":
         """Return the objective, with its classifiers on the device."""
         from art_denoised.models.loading import load_module
         from art_denoised.training.denoiser import Objective
 
+        sigma: Any = self.sigma
         classifier = None
         if self.classifier is not None:
             classifier = load_module(self.classifier).to(device)
         return Objective(
             self.objective,
-            sigma=self.levels,
+            sigma=sigma[0] if len(sigma) == 1 else sigma,
             classifier=classifier,
             surrogates=[load_module(n).to(device) for n in self.surrogate or ()],
             fine_epochs=self.fine_epochs,

@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 
 from art_denoised.reports.certified import accuracy_table, is_lower_bound
-from art_denoised.reports.compare import conflicts, differences
-from art_denoised.reports.results import Agreement, Model, Result, eps_name
+from art_denoised.reports.results import Agreement, Model, Result, differences, eps_name
 from art_denoised.reports.tables import (
     SHARES,
     agreement_words,
     certified_radii,
+    conflicts,
     shouts,
     trust_words,
 )

@@ -23,9 +23,8 @@ from markupsafe import Markup
 from art_denoised.evaluation.attack_rows import AttackRow
 from art_denoised.reports import tables
 from art_denoised.reports.certified import is_lower_bound
-from art_denoised.reports.compare import conflicts, differences
 from art_denoised.reports.plots import look, robust_figure
-from art_denoised.reports.results import ALL, Model, eps_name
+from art_denoised.reports.results import ALL, Model, differences, eps_name
 from art_denoised.reports.terminal import escaped
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def page(models: Sequence[Model], notices: Sequence[str] = ()) -> str:
             models=models,
             images=sorted({result.images for model in models for result in model.headlines}),
             alarms=list(tables.shouts(models)),
-            notices=[*conflicts(models), *notices],
+            notices=[*tables.conflicts(models), *notices],
             differences=differences(models),
             drawings=list(_drawings(models)),
             radii=(radii := tables.certified_radii(models)),

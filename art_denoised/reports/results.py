@@ -1,4 +1,4 @@
-"""Results of attacked models, with intervals: pure functions of rows.
+"""Results of attacked models and how models differ, with intervals: pure functions of rows.
 
 docs/report.md explains every result. `tables`, `plots` and `page` show them.
 """
@@ -352,3 +352,84 @@ def eps_name(eps: float) -> str:
 def _certified(rows: Sequence[CertifyRow], radius: float) -> Share:
     """Return certified accuracy at one radius."""
     return Share(*accuracy_table(rows, [radius])[0][1:])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two models differ on the same images, under all attacks on each.
+
+    Attributes:
+        first, second: Names of the models.
+        norm: "linf" or "l2".
+        eps: Radius of the ball, image units.
+        images: Number of images that both were attacked on.
+        only_first, only_second: Numbers of images that only this model keeps.
+        p_value: p-value of the exact two-sided sign test that both are equally good.
+        trusted: Whether the results of both are reliable, as `Model.trusted`.
+    """
+
+    first: str
+    second: str
+    norm: str
+    eps: float
+    images: int
+    only_first: int
+    only_second: int
+    p_value: float
+    trusted: bool | None
+
+    @property
+    def ball(self) -> Ball:
+        """Norm and eps."""
+        return Ball(self.norm, self.eps)
+
+    @property
+    def gain(self) -> float:
+        """Share of images that the second keeps, minus that of the first."""
+        return (self.only_second - self.only_first) / self.images
+
+
+def differences(models: Sequence[Model]) -> list[Difference]:
+    """Return how each model differs from the first, in each ball with images that both share.
+
+    An image is kept if it is right in at least half of its evaluations under all attacks. Images
+    with equal index and label count as the same; `conflicts` says where runs name other data.
+
+    Example:
+        >>> from art_denoised.evaluation.attack_rows import AttackRow
+        >>> def model(name, right):
+        ...     row = AttackRow(0, 1, "pgd", "exact", "l2", 0.5, True, right, (right,), 0, 0, 0)
+        ...     return Model(name, (row,))
+        >>> differences([model("plain", False), model("denoised", True)])[0].gain
+        1.0
+    """
+    return [
+        _difference(models[0], second, ball, pairs)
+        for second in models[1:]
+        for ball in models[0].columns
+        if (pairs := list(_pairs(models[0], second, ball)))
+    ]
+
+
+def _difference(
+    first: Model, second: Model, ball: Ball, pairs: Sequence[tuple[bool, bool]]
+) -> Difference:
+    only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
+    verdicts = {first.trusted, second.trusted}
+    return Difference(
+        first.name,
+        second.name,
+        *ball,
+        images=len(pairs),
+        only_first=only_first,
+        only_second=only_second,
+        p_value=sign_test(only_first, only_second),
+        trusted=False if False in verdicts else None if None in verdicts else True,
+    )
+
+
+def _pairs(first: Model, second: Model, ball: Ball) -> Iterator[tuple[bool, bool]]:
+    mine, other = first.survivals.get(ball, {}), second.survivals.get(ball, {})
+    for index in mine:
+        if index in other and first.labels[index] == second.labels[index]:
+            yield mine[index].kept, other[index].kept

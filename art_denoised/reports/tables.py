@@ -13,8 +13,15 @@ from art_denoised.reports.certified import (
     default_radii,
     is_lower_bound,
 )
-from art_denoised.reports.compare import Difference, conflicts, differences
-from art_denoised.reports.results import Agreement, Ball, Model, Share
+from art_denoised.reports.results import (
+    ALL,
+    Agreement,
+    Ball,
+    Difference,
+    Model,
+    Share,
+    differences,
+)
 from art_denoised.reports.terminal import Block, Cell, Column, Lines, Table
 
 SHARES = ("clean", "counted", "fresh", "worst")
@@ -248,3 +255,73 @@ def percent(share: Share | None) -> str:
 def interval(share: Share | None) -> str:
     """Return an interval for a table."""
     return f"{100 * share.low:.0f}-{100 * share.high:.0f}" if share else ""
+
+
+def conflicts(models: Sequence[Model]) -> list[str]:
+    """Return in words where results that stand beside each other do not compare like with like.
+
+    Models are compared with the first: if all equal it, they equal each other.
+
+    Example:
+        >>> from art_denoised.evaluation.attack_rows import AttackRow
+        >>> rows = [
+        ...     AttackRow(i, 1, "pgd", "exact", "l2", 0.5, True, True, (True,), 0, 0, 0)
+        ...     for i in range(2)
+        ... ]
+        >>> conflicts([Model("a", (rows[0],)), Model("b", (rows[1],))])
+        ['a and b: other images were attacked (1 and 1, 0 in common) in l2 eps 0.5']
+    """
+    found = [words for model in models for words in _within(model)]
+    attacked = [model for model in models if model.columns]
+    for second in attacked[1:]:
+        where: dict[str, list[str]] = {}
+        for words, ball in _between(attacked[0], second):
+            where.setdefault(words, []).extend([str(ball)] if ball else [])
+        names = f"{attacked[0].name} and {second.name}"
+        for words, balls in where.items():
+            found.append(f"{names}: {words}" + (f" in {', '.join(balls)}" if balls else ""))
+    return found
+
+
+def _within(model: Model) -> Iterator[str]:
+    for ball, attacks in model.columns.items():
+        sizes = {name: set(rows) for name, rows in attacks.items()}
+        common = set.intersection(*sizes.values())
+        if any(indices != common for indices in sizes.values()):
+            counts = ", ".join(f"{name} {len(indices)}" for (name, _), indices in sizes.items())
+            yield (
+                f"{model.name}: attacks in {ball} tried other images ({counts}); "
+                f"'{ALL}' is over the {len(common)} in common"
+            )
+    if model.certified and model.unlike:
+        yield f"{model.name}: {model.unlike}, so they are not compared"
+    if model.certified and not model.same_images:
+        yield f"{model.name}: attacks and certificates are of other data, so nothing is paired"
+
+
+def _between(first: Model, second: Model) -> Iterator[tuple[str, Ball | None]]:
+    data = [{str(s["data"]) for _, s in model.settings if "data" in s} for model in (first, second)]
+    if all(data) and data[0] != data[1]:
+        yield f"other data ({' and '.join('; '.join(sorted(names)) for names in data)})", None
+    pixels = [
+        {str(s["indices"]): s["pixels"] for _, s in model.settings if {"indices", "pixels"} <= {*s}}
+        for model in (first, second)
+    ]
+    if any(pixels[1].get(choice, found) != found for choice, found in pixels[0].items()):
+        yield "other pixels under the same indices", None
+    for ball in sorted({*first.columns, *second.columns}):
+        attacks = [model.columns.get(ball, {}) for model in (first, second)]
+        if not all(attacks):
+            yield f"only {(first if attacks[0] else second).name} was attacked", ball
+            continue
+        for name, mine, other in zip(
+            (first.name, second.name), attacks, reversed(attacks), strict=True
+        ):
+            lone = [f"{attack} ({gradient})" for attack, gradient in sorted(set(mine) - set(other))]
+            if lone:
+                yield f"only {name} was attacked with {', '.join(lone)}", ball
+        images = [set(model.survivals[ball]) for model in (first, second)]
+        if images[0] != images[1]:
+            common = len(images[0] & images[1])
+            counts = f"{len(images[0])} and {len(images[1])}, {common} in common"
+            yield f"other images were attacked ({counts})", ball
