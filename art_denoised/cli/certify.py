@@ -212,20 +212,14 @@ def certify(
     from art_denoised.smoothing.stops import Anytime
 
     stop, (images, indices) = sampling.stop(), data.load()
+    named = {**model.identity, **data.identity}
     smoother = sampling.smoother(model, images, indices)
     if sampling.preview:
         assert not isinstance(stop, Anytime)  # refused with the options
         cost = sampling.cost_per_sample
         print(preview(smoother, images, stop, indices=indices, cost_per_sample=cost))
         return
-    log = certify(
-        smoother,
-        images,
-        stop,
-        indices=indices,
-        identity={**model.identity, **data.identity},
-        **run.arguments,
-    )
+    log = certify(smoother, images, stop, indices=indices, identity=named, **run.arguments)
     if sampling.tsv:
         write_tsv(log, run.out / "certify.tsv")
     if missing := len(set(indices) - {row.index for row in log.rows}):
@@ -265,15 +259,9 @@ def predict(
 
     stop = Voting(sampling.n, alpha=sampling.alpha)
     images, indices = data.load()
+    named = {**model.identity, **data.identity}
     smoother = sampling.smoother(model, images, indices)
-    log = predict(
-        smoother,
-        images,
-        stop,
-        indices=indices,
-        identity={**model.identity, **data.identity},
-        **run.arguments,
-    )
+    log = predict(smoother, images, stop, indices=indices, identity=named, **run.arguments)
     if sampling.tsv:
         write_tsv(log, run.out / "predict.tsv")
     correct = sum(row.correct for row in log.rows)
