@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import CycloptsError, Parameter
 
-from art_denoised.cli.options import notice
-from art_denoised.cli.words import Radii
+from art_denoised.cli.options import Radii, notice
 from art_denoised.reports.terminal import escaped
 
 if TYPE_CHECKING:
@@ -161,17 +160,6 @@ def verify(
             together = family_wise(log, family_alpha, images=family_images)
             certified_table({"each": log, f"all together, {1 - family_alpha:g}": together}).show()
     return 1 if wrong else 0
-
-
-def summary(log: Log, path: Path) -> None:
-    """Print what a finished certify run found and what it cost."""
-    from art_denoised.reports.certified import certified_table
-
-    if log.rows:
-        certified_table({path.parent.name or "run": log}).show()
-    print(escaped(f"log: {path}"))
-    samples = sum(row.n0 + row.drawn for row in log.rows)
-    print(f"{samples:,} samples for {len(log.rows)} images")
 
 
 def _read(path: Path) -> Log:

@@ -295,6 +295,8 @@ def _locked(path: Path) -> filelock.BaseFileLock:
     try:
         lock.acquire()
     except filelock.Timeout:
+        if not Path(lock.lock_file).exists():  # as on a file system that takes no files
+            raise InputError(f"{path} cannot be written; choose another folder") from None
         raise InputError(
             f"{path} is being written by another process; wait for it or choose another folder"
         ) from None

@@ -279,6 +279,14 @@ def test_bad_options(tmp_path, capsys, changes, values):
     assert not log.exists() or "label" in message
 
 
+@pytest.mark.parametrize("out", ["/proc/self", "/dev/null", "/proc/none"])
+def test_folders_that_cannot_be_written(capsys, out):
+    message = refusal(capsys, certify(Path(out)))
+    assert out in message
+    assert "choose another folder" in message
+    assert "process" not in message
+
+
 def test_a_preview_needs_no_deadline(tmp_path, capsys):
     message = refusal(capsys, certify(tmp_path, "--preview", deadline="9s"))
     assert "--preview" in message

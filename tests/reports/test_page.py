@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from art_denoised.evaluation import CheckRow
-from art_denoised.reports import Model, Report, escaped, report
-from art_denoised.reports.pictures import Picture, svg
+from art_denoised.reports import Model, Report, report
+from art_denoised.reports.page import Picture, svg
+from art_denoised.reports.terminal import escaped
 from tests.reports.rows import certificate, clean_row, row, write_run
 
 HOSTILE = (
