@@ -62,7 +62,7 @@ class AttackedModelOptions(ModelOptions):
 
     def load_network(self) -> nn.Module:
         """Return the network with its weights."""
-        from art_denoised.networks.trained import load_trained
+        from art_denoised.networks.surgery import load_trained
 
         network = self.load()
         if self.weights is None:

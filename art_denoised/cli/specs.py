@@ -48,7 +48,7 @@ def _parse(spec: str, eps: float, norm: Any) -> Any:
         kind, options = rest[0], dict(_option(spec, text) for text in rest[1:])
         if head == "torchattacks":
             return TorchAttack(eps, norm=norm, kind=_torchattacks_name(kind), options=options)
-        from art_denoised.estimators.attacks import ArtAttack
+        from art_denoised.estimators.adapters import ArtAttack
 
         return ArtAttack(eps, norm=norm, kind=kind, options=options)
     options = dict(_option(spec, text) for text in rest)
