@@ -78,7 +78,7 @@ class AttackedModelOptions(ModelOptions):
 
     def load_network(self) -> nn.Module:
         """Return the network with its weights."""
-        from art_denoised.networks.trained import load_trained
+        from art_denoised.networks.surgery import load_trained
 
         network = self.load()
         if self.weights is None:
@@ -246,7 +246,7 @@ def _parse(spec: str, eps: float, norm: Any) -> Any:
         kind, options = rest[0], dict(_option(spec, text) for text in rest[1:])
         if head == "torchattacks":
             return TorchAttack(eps, norm=norm, kind=_torchattacks_name(kind), options=options)
-        from art_denoised.estimators.attacks import ArtAttack
+        from art_denoised.estimators.adapters import ArtAttack
 
         return ArtAttack(eps, norm=norm, kind=kind, options=options)
     options = dict(_option(spec, text) for text in rest)

@@ -62,8 +62,7 @@ class ClassifierOptions:
     def build(self, shape: tuple[int, int, int]) -> nn.Module:
         """Return the network, changed, for images of this shape."""
         from art_denoised.models.loading import load_module
-        from art_denoised.networks.cost import added_cost
-        from art_denoised.networks.trained import change_network
+        from art_denoised.networks.surgery import added_cost, change_network
 
         changes = {**self.changes, "input_shape": shape}
         model = load_module(self.model)

@@ -22,7 +22,7 @@ from art_denoised.attacks import (
 )
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier
-from art_denoised.estimators.attacks import ArtAttack
+from art_denoised.estimators.adapters import ArtAttack
 from tests.evaluation.defects import Defect, Resetting
 
 EPS, L2 = 0.2, 2.0

@@ -109,9 +109,7 @@ class Faced(DefendedClassifier):
 
 def stranger(**options: object) -> Faced:
     """Return the face of a defence that imports nothing of ours."""
-    module = Stranger(**options).eval()
-    loss = torch.nn.CrossEntropyLoss()
-    return Faced(module, loss, (1, 8, 8), 10, clip_values=(0.0, 1.0), device_type="cpu")
+    return Faced(Stranger(**options), input_shape=(1, 8, 8), nb_classes=10, device_type="cpu")
 
 
 DEFENCES = {

@@ -33,8 +33,7 @@ from art_denoised.checks import InputError
 from art_denoised.cli import main
 from art_denoised.demo import digits_classifier, digits_diffusion
 from art_denoised.diffusion import NoisedDiffusion, noise_levels
-from art_denoised.estimators.attacks import ArtAttack
-from art_denoised.estimators.preprocessing import without_preprocessing
+from art_denoised.estimators.adapters import ArtAttack, without_preprocessing
 from art_denoised.evaluation import CLEAN, Probes, Target, read_attack_log
 from art_denoised.evaluation.columns import columns
 from art_denoised.evaluation.progress import Progress
