@@ -10,9 +10,9 @@ from .attack_rows import ImageRow as ImageRow
 from .attack_rows import read_attack_log as read_attack_log
 from .certify import certify as certify
 from .certify import predict as predict
+from .masking import Probes as Probes
 from .preview import Preview as Preview
 from .preview import preview as preview
-from .probing import Probes as Probes
 from .rows import CERTIFY as CERTIFY
 from .rows import PREDICT as PREDICT
 from .rows import CertifyRow as CertifyRow

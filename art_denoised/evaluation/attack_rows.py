@@ -15,7 +15,7 @@ from art_denoised.runs.journal import Kind, Row, read_run
 
 CLEAN = "clean"  # the name of the attack that changes nothing
 STAGES = ("clean", "attacked", "denoised", "attacked and denoised")
-CHECKS = (  # the masking checks, all of which a result needs; `masking` makes them in this order
+CHECKS = (  # the masking checks, all of which a result needs, in the order they are made
     "gradient-free attacks",
     "stronger attack",
     "zero gradients",
@@ -79,7 +79,7 @@ class AttackRow(Row, frozen=True, eq=False, tag_field="kind", tag="attack"):
 
     @property
     def column(self) -> tuple[str, str, float]:
-        """Attack, gradient and eps. Rows of one column differ in their image."""
+        """Attack, gradient and eps."""
         return (self.attack, self.gradient, self.eps)
 
     @property
@@ -162,15 +162,7 @@ class ImageRow(Row, frozen=True, tag_field="kind", tag="image"):
     def of(
         cls, image: Any, *, index: int, attack: str, gradient: str, eps: float, stage: str
     ) -> ImageRow:
-        """Return the row of an image (channels, height, width) in [0, 1].
-
-        Example:
-            >>> row = ImageRow.of(
-            ...     np.ones((1, 2, 2)), index=0, attack=CLEAN, gradient="none", eps=0, stage="clean"
-            ... )
-            >>> row.array.shape, int(row.array.max())
-            ((1, 2, 2), 255)
-        """
+        """Return the row of an image (channels, height, width) in [0, 1]."""
         array = np.asarray(image, dtype=np.float64)
         raw = np.clip(np.rint(array * 255), 0, 255).astype(np.uint8).tobytes()
         channels, height, width = array.shape
@@ -242,23 +234,13 @@ class AttackLog:
 
 
 def unmade(checks: Iterable[CheckRow]) -> tuple[str, ...]:
-    """Return the names of the masking checks that are missing, or that an error prevented.
-
-    Example:
-        >>> unmade([CheckRow(name, True, "fine") for name in CHECKS if name != "logits"])
-        ('logits',)
-    """
+    """Return the names of the masking checks that are missing, or that an error prevented."""
     made = {check.name for check in checks if "error" not in check.numbers}
     return tuple(name for name in CHECKS if name not in made)
 
 
 def verdict(checks: Iterable[CheckRow], missing: Collection[str]) -> bool | None:
-    """Return whether results are reliable: False if a check failed, None if any is missing.
-
-    Example:
-        >>> verdict([CheckRow("logits", True, "fine")], missing=["global seed"]) is None
-        True
-    """
+    """Return whether results are reliable: False if a check failed, None if any is missing."""
     found = [(check.name in CHECKS, check.passed) for check in checks]
     if any(passed is False for _, passed in found):
         return False

@@ -36,8 +36,8 @@ from art_denoised.diffusion import NoisedDiffusion, noise_levels
 from art_denoised.estimators.attacks import ArtAttack
 from art_denoised.estimators.preprocessing import without_preprocessing
 from art_denoised.evaluation import CLEAN, Probes, Target, read_attack_log
-from art_denoised.evaluation.columns import columns
-from art_denoised.evaluation.progress import Progress
+from art_denoised.evaluation.attack import Progress
+from art_denoised.evaluation.target import columns
 from art_denoised.runs import describe, identity
 from tests.evaluation import defects
 
