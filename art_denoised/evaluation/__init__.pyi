@@ -19,7 +19,6 @@ from .rows import CertifyRow as CertifyRow
 from .rows import Log as Log
 from .rows import PredictRow as PredictRow
 from .rows import read_log as read_log
-from .target import Target as Target
 from .tsv import read_tsv as read_tsv
 from .tsv import write_tsv as write_tsv
 from .verify import Finding as Finding

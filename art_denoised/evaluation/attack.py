@@ -374,24 +374,16 @@ def verified(column: Column, indices: Sequence[int], x: Images, x_adv: Any) -> I
 def rows_of(batch: Batch, found: Found, seconds: float) -> list[AttackRow]:
     """Return one row for each image; the time is divided over those that were attacked."""
     attack, gradient, eps = batch.column.key
-    far = distances(batch.x, found.x_adv)
+    norm, far = batch.column.attack.norm, distances(batch.x, found.x_adv)
     each = round(seconds / max(int(found.clean.sum()), 1), 6)
+    tensors = (batch.y, found.clean, found.counted, found.right.T, far["linf"], far["l2"])
+    outcomes = zip(batch.indices, *(tensor.tolist() for tensor in tensors), strict=True)
     return [
         AttackRow(
-            index=index,
-            label=int(batch.y[i]),
-            attack=attack,
-            gradient=gradient,
-            norm=batch.column.attack.norm,
-            eps=eps,
-            clean=clean,
-            counted=clean and bool(found.counted[i]),
-            fresh=tuple(clean and right for right in found.right[:, i].tolist()),
-            distance_linf=float(far["linf"][i]),
-            distance_l2=float(far["l2"][i]),
-            seconds=each if clean else 0.0,
-        )
-        for i, (index, clean) in enumerate(zip(batch.indices, found.clean.tolist(), strict=True))
+            index, label, attack, gradient, norm, eps, clean, counted, tuple(fresh), linf, l2,
+            each if clean else 0.0,
+        )  # fmt: skip
+        for index, label, clean, counted, fresh, linf, l2 in outcomes
     ]
 
 

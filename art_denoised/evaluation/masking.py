@@ -199,7 +199,7 @@ class Subject:
         They are attacked harder first: Square finds a few images that a short PGD of one start
         misses, on honest models too.
         """
-        alone = (shares <= _LOST) & (self.by_gradients(ball) >= _KEPT)
+        alone = lost_alone(shares, self.by_gradients(ball))
         attack = replace(probe(ball, 5 * self.probes.steps, self.eot), restarts=4)
         for how in self.target.gradients() if self.target.differentiable else ():
             if alone.any():
@@ -224,10 +224,10 @@ class Subject:
     def broken_by_pgd(self, ball: Ball, rows: Iterable[AttackRow]) -> int:
         """Return how many images PGD breaks that the attacks in ``rows`` left."""
         left = worst(rows)
-        stands = torch.tensor([left.get(index, 0.0) >= _KEPT for index in self.indices])
-        if not stands.any():
+        shares = torch.tensor([left.get(index, 0.0) for index in self.indices])
+        if not (shares >= _KEPT).any():
             return 0
-        return int(((self.pgd(ball, self.probes.steps) <= _LOST) & stands).sum())
+        return int(lost_alone(self.pgd(ball, self.probes.steps), shares).sum())
 
     def gradients(self, how: str) -> Images:
         """Return the gradients of the margin loss at the images, averaged over draws."""
@@ -247,6 +247,11 @@ class Subject:
         with self.target.session(2):
             draws = [margin(self.target.logits(x), self.y) for _ in range(self.eot)]
         return torch.stack(draws).mean(0)
+
+
+def lost_alone(shares: Tensor, others: Tensor) -> Tensor:
+    """Return which images are broken in ``shares`` and not in ``others``."""
+    return (shares <= _LOST) & (others >= _KEPT)
 
 
 def probe(ball: Ball, steps: int, eot: int = 1) -> PGD:
@@ -320,10 +325,11 @@ def _own_columns(s: Subject, ball: Ball) -> Count | None:
     if not both:
         return None
     if seen:
-        k = sum(blind[i] <= _LOST and seen[i] >= _KEPT for i in both)
+        alone = lost_alone(*(torch.tensor([shares[i] for i in both]) for shares in (blind, seen)))
     else:
-        k = int(s.alone(ball, torch.tensor([blind.get(i, 1.0) for i in s.indices])).sum())
-    return _missed(", ".join(sorted({row.attack for row in rows})), k, len(both), ball)
+        alone = s.alone(ball, torch.tensor([blind.get(i, 1.0) for i in s.indices]))
+    names = ", ".join(sorted({row.attack for row in rows}))
+    return _missed(names, int(alone.sum()), len(both), ball)
 
 
 def _missed(who: str, k: int, n: int, ball: Ball) -> Count:
@@ -360,8 +366,8 @@ def more_steps(s: Subject) -> Verdict:
     """More steps must not help the defence."""
     s.need_right_images()
     ball, few = s.ball, max(s.probes.steps // 4, 1)
-    less, more = s.pgd(ball, few), s.pgd(ball, s.probes.steps)
-    k, n = int(((less <= _LOST) & (more >= _KEPT)).sum()), len(less)
+    alone = lost_alone(s.pgd(ball, few), s.pgd(ball, s.probes.steps))
+    k, n = int(alone.sum()), len(alone)
     finding = f"{k} of {n} images survive PGD of {s.probes.steps} steps but not of {few} ({ball})"
     return judged([Count(k, n, finding)], _NOISE)
 
@@ -371,20 +377,21 @@ def larger_eps(s: Subject) -> Verdict:
     s.need_right_images()
     norm, eps = s.ball
     beyond = 2 * eps if norm == "l2" else max(min(2 * eps, 1.0), eps)
-    small, large = (s.pgd(Ball(norm, e), s.probes.steps).tolist() for e in (eps, beyond))
-    shares = [("PGD", norm, eps, beyond, list(zip(small, large, strict=True)))]
+    small, large = (s.pgd(Ball(norm, e), s.probes.steps) for e in (eps, beyond))
     counts = []
-    for who, norm, low, high, both in [*shares, *_growing(s.rows)]:
-        k, n = sum(less <= _LOST and more >= _KEPT for less, more in both), len(both)
-        where = f"under {who} at {norm} eps {high:g} but not at {low:g}"
-        if both:
-            counts.append(Count(k, n, f"{k} of {n} images survive {where}"))
+    for who, kind, low, high, less, more in [
+        ("PGD", norm, eps, beyond, small, large),
+        *_growing(s.rows),
+    ]:
+        k, n = int(lost_alone(less, more).sum()), len(less)
+        where = f"under {who} at {kind} eps {high:g} but not at {low:g}"
+        counts.append(Count(k, n, f"{k} of {n} images survive {where}"))
     return judged(counts, _NOISE)
 
 
 def _growing(
     rows: tuple[AttackRow, ...],
-) -> Iterator[tuple[str, str, float, float, list[tuple[float, float]]]]:
+) -> Iterator[tuple[str, str, float, float, Tensor, Tensor]]:
     """Yield shares of right answers under an attack at one eps and at the next larger one."""
     columns: dict[tuple[str, str, str], dict[float, dict[int, float]]] = {}
     for row in rows:
@@ -393,8 +400,10 @@ def _growing(
             at.setdefault(row.eps, {})[row.index] = row.mean
     for (attack, gradient, norm), at in columns.items():
         for low, high in itertools.pairwise(sorted(at)):
-            both = [(share, at[high][i]) for i, share in at[low].items() if i in at[high]]
-            yield f"{attack} ({gradient})", norm, low, high, both
+            both = [index for index in at[low] if index in at[high]]
+            less, more = (torch.tensor([at[eps][index] for index in both]) for eps in (low, high))
+            if both:
+                yield f"{attack} ({gradient})", norm, low, high, less, more
 
 
 def large_enough_eps(s: Subject) -> Verdict:
@@ -440,8 +449,8 @@ def transfer(s: Subject) -> Verdict:
     other = Target(s.undefended, s.x[:2], noise=None, repeats=1, seed=0)
     attack = probe(ball, s.probes.steps)
     x_adv = other.attempt(attack, other.gradients()[0], s.x, s.y, 0).x_adv
-    alone = (s.right(x_adv) <= _LOST) & (s.by_gradients(ball) >= _KEPT)
-    k, n = int(alone.sum()), len(s.x)
+    alone = lost_alone(s.right(x_adv), s.by_gradients(ball))
+    k, n = int(alone.sum()), len(alone)
     finding = (
         f"{k} of {n} images are broken by attacks on the undefended classifier but not by gradient "
         f"attacks on the defence ({ball})"

@@ -32,41 +32,13 @@ class Target:
     """A model to attack, which is first queried repeatedly to detect randomness.
 
     The model is randomised if two calls ever differ by more than rounding: of 16 calls with the
-    first two images, then of 3 with all (of more, if that makes fewer than 96 answers). The first
-    difference ends the search. A deterministic model pays about 130 forward passes of one image.
+    first two images, then of 3 with the first 32 (of more, if that makes fewer than 96 answers).
     Noise that changes each answer with probability p is missed with probability (1 - p)^96 or less:
     1e-6 at p = 0.135. Noise that changes all answers of a call at once is missed with probability
     (1 - p)^16 or so; `steady` may find it later.
 
-    The model gets copies of the images, so that it may write into its input. An output with
-    ``.logits``, as Hugging Face models have, stands for those logits.
-
-    Args:
-        model: Module in eval mode, or an ART estimator over one.
-        x: Images, of which the first 32 are used.
-        noise: "fixed"; "fresh", which makes any model count as randomised; or None, which leaves
-            the noise of the model as it is.
-        repeats: Number of evaluations of an attacked image, if the model is randomised.
-        seed: Seed for noise that is to be fixed and has none, and for the global generators.
-        batch_size: Largest number of images in a call.
-
-    Attributes:
-        given: The model as it was given, for attacks of ART.
-        module: Its module.
-        randomised: Whether calls differ.
-        repeats: Number of evaluations of an attacked image; 1 if the model is deterministic.
-        differentiable: Whether autograd reaches the images.
-        classes: Number of classes.
-        device: Device of the model.
-        tick: Function called with the number of images after each forward pass, for progress bars.
-
-    Raises:
-        InputError: The model cannot be used, or has no noise that can be fixed.
-
-    Example:
-        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
-        >>> Target(net, torch.rand(2, 1, 8, 8), noise=None, repeats=5, seed=0).randomised
-        False
+    The model gets copies of the images, so that it may write into its input. ``tick`` is called
+    with the number of images after each forward pass, for progress bars.
     """
 
     def __init__(

@@ -27,7 +27,6 @@ from art_denoised.evaluation import (
     AttackRow,
     CheckRow,
     Probes,
-    Target,
     masking,
     read_attack_log,
 )
@@ -40,7 +39,7 @@ from art_denoised.evaluation.masking import (
     exceeds,
     judged,
 )
-from art_denoised.evaluation.target import Column, columns
+from art_denoised.evaluation.target import Column, Target, columns
 from art_denoised.runs import Run
 from tests.evaluation import defects
 
