@@ -10,9 +10,9 @@ from .attack_rows import ImageRow as ImageRow
 from .attack_rows import read_attack_log as read_attack_log
 from .certify import certify as certify
 from .certify import predict as predict
+from .masking import Probes as Probes
 from .preview import Preview as Preview
 from .preview import preview as preview
-from .probing import Probes as Probes
 from .rows import CERTIFY as CERTIFY
 from .rows import PREDICT as PREDICT
 from .rows import CertifyRow as CertifyRow
@@ -20,7 +20,6 @@ from .rows import Log as Log
 from .rows import PredictRow as PredictRow
 from .rows import read_log as read_log
 from .rows import write_tsv as write_tsv
-from .target import Target as Target
 from .verify import Finding as Finding
 from .verify import family_wise as family_wise
 from .verify import verify as verify

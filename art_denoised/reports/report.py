@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from art_denoised.attacks.suites import NORMS
+from art_denoised.attacks.ascent import NORMS
 from art_denoised.checks import InputError
 from art_denoised.evaluation.attack_rows import (
     CHECKS,

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_denoised import checks
-from art_denoised.attacks.ascent import Norm, in_eval, perturb, random_point
-from art_denoised.attacks.losses import cross_entropy
+from art_denoised.attacks.ascent import Norm, cross_entropy, in_eval, perturb, random_point
 from art_denoised.attacks.pgd import PGD
 from art_denoised.checks import InputError
 from art_denoised.networks.activations import attacking

@@ -34,9 +34,9 @@ from art_denoised.cli import main
 from art_denoised.demo import digits_classifier, digits_diffusion
 from art_denoised.diffusion import NoisedDiffusion, noise_levels
 from art_denoised.estimators.adapters import ArtAttack, without_preprocessing
-from art_denoised.evaluation import CLEAN, Probes, Target, read_attack_log
-from art_denoised.evaluation.columns import columns
-from art_denoised.evaluation.progress import Progress
+from art_denoised.evaluation import CLEAN, Probes, read_attack_log
+from art_denoised.evaluation.attack import Progress
+from art_denoised.evaluation.target import Target, columns
 from art_denoised.runs import identity
 from art_denoised.runs.identity import describe
 from tests.evaluation import defects
@@ -272,6 +272,42 @@ def test_exact_and_bpda_gradients_side_by_side(digits):
     assert only.columns["pgd", "bpda", EPS] == bpda
     with pytest.raises(InputError, match="gradients has 'smooth'; this model has exact and bpda"):
         evaluate(model, TensorDataset(*digits), attacks, gradients=["smooth"], **options)
+
+
+def test_rows_are_kept_where_a_picture_cannot_be_taken(tmp_path, digits):
+    """What was computed is written first; resuming takes the pictures that are missing."""
+    data, left, asked = TensorDataset(*digits), [2], []  # the clean images, not the others
+
+    class Asked:
+        norm, eps = "linf", EPS
+
+        def __call__(self, model, x, y):
+            asked.append(len(x))
+            return PGD(EPS, steps=3)(model, x, y)
+
+    class Purifying(defects.Defect):
+        def purify(self, x):
+            left[0] -= 1
+            return x if left[0] >= 0 else 1 / 0
+
+        def forward(self, x):
+            return self.net(x)
+
+    model, attack, options = Purifying().eval(), Asked(), settings(pictures=2)
+    with pytest.raises(InputError, match="Purifying.purify failed: ZeroDivisionError.*pictures=0"):
+        evaluate(model, data, [attack], run=tmp_path, **options)
+    torn = read_attack_log(tmp_path)
+    assert len(torn.rows) == 30 + 8
+    assert [picture.index for picture in torn.images] == [0, 0, 1, 1]
+    left[0] = 100
+    resumed = evaluate(model, data, [attack], run=tmp_path, resume=True, **options)
+    whole = evaluate(model, data, [attack], **options)
+    assert resumed.rows == whole.rows
+    assert resumed.images == whole.images
+    assert len(whole.images) == 8
+    asked.clear()
+    assert evaluate(model, data, [attack], run=tmp_path, resume=True, **options) == resumed
+    assert not asked, "a finished run is not attacked again"
 
 
 def test_an_estimator_of_ours_is_evaluated_like_its_module(digits):

@@ -19,7 +19,8 @@ from art_denoised.attacks import AutoAttack
 from art_denoised.checks import InputError
 from art_denoised.cli import main
 from art_denoised.evaluation import ATTACK, CERTIFY, CHECKS, CheckRow, read_attack_log
-from art_denoised.evaluation.columns import attack_settings, columns
+from art_denoised.evaluation.attack import attack_settings
+from art_denoised.evaluation.target import columns
 from art_denoised.reports import (
     Model,
     Report,
