@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
@@ -117,6 +117,22 @@ def count(name: str, value: SupportsIndex, minimum: int = 1) -> int:
     if number < minimum:
         raise InputError(f"{name} is {number}; give a whole number >= {minimum}")
     return number
+
+
+def one_of(name: str, value: str, known: Iterable[str]) -> str:
+    """Return ``value``, which is one of ``known``.
+
+    Raises:
+        InputError: It is another.
+
+    Example:
+        >>> one_of("norm", "l2", ("linf", "l2"))
+        'l2'
+    """
+    known = tuple(known)
+    if value not in known:
+        raise InputError(f"{name} is {value!r}; give one of {', '.join(known)}")
+    return value
 
 
 def sample_count(n: SupportsIndex, alpha: float) -> int:

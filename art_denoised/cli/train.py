@@ -115,8 +115,7 @@ class DiffusionOptions:
 
     def build(self, channels: int, size: int) -> Any:
         """Return the model to start from."""
-        from art_denoised.diffusion.folders import load_diffusion
-        from art_denoised.diffusion.unet import unet_diffusion
+        from art_denoised.diffusion.folders import load_diffusion, unet_diffusion
 
         if self.init is not None:
             return load_diffusion(self.init, classes=self.classes).float()
@@ -168,8 +167,8 @@ def train_denoiser(
     """
     from art_denoised.checks import InputError
     from art_denoised.denoisers.checkpoints import check_saveable, save_denoiser
+    from art_denoised.training.batches import seeded
     from art_denoised.training.denoiser import train_denoiser
-    from art_denoised.training.seeds import seeded
 
     config, device = training.config(), training.find_device()
     path = run.out / "denoiser.safetensors"
@@ -217,8 +216,8 @@ def train_diffusion(
     """
     from art_denoised.checks import InputError
     from art_denoised.diffusion.folders import save_diffusion
+    from art_denoised.training.batches import seeded
     from art_denoised.training.diffusion import EDMLoss, train_diffusion
-    from art_denoised.training.seeds import seeded
 
     config, device, images = training.config(), training.find_device(), data.load()
     channels, size, width = images[0][0].shape

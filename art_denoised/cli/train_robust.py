@@ -25,8 +25,7 @@ from art_denoised.cli.words import Factory, Norm, Number
 if TYPE_CHECKING:
     from torch import nn
 
-    from art_denoised.training.recipes import Adversarial, Trades
-    from art_denoised.training.robust import Validation
+    from art_denoised.training.robust import Adversarial, Trades, Validation
 
 
 @Parameter(name="*", group=MODEL)
@@ -106,7 +105,7 @@ class RecipeOptions:
         from dataclasses import replace
 
         from art_denoised.checks import InputError
-        from art_denoised.training.recipes import RECIPES
+        from art_denoised.training.robust import RECIPES
 
         if self.recipe not in RECIPES:
             known = ", ".join(sorted(RECIPES))
@@ -189,8 +188,8 @@ def train_robust(
           --recipe pgd --eps 8/255 --feature-denoising gaussian \
           --activation silu --out runs/resnet18
     """
+    from art_denoised.training.batches import seeded
     from art_denoised.training.robust import OverfittingWarning, train_robust
-    from art_denoised.training.seeds import seeded
 
     config, device, attack = training.config(), training.find_device(), recipe.build()
     validation, images = recipe.validation(data.load_validation()), data.load()

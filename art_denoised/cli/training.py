@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from art_denoised.data import ImageData
     from art_denoised.training.config import TrainingConfig
-    from art_denoised.training.rows import EpochRow
+    from art_denoised.training.loop import EpochRow
 
 Optimizer = Literal["adam", "sgd"]
 Schedule = Literal["cosine", "one-cycle", "step", "milestones", "sat-milestones", "constant"]

@@ -15,10 +15,8 @@ from torch.utils.flop_counter import flop_registry
 from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.diffusion.levels import Levels
-from art_denoised.rdc.classifier import DiffusionClassifier
-from art_denoised.rdc.defence import RDC
-from art_denoised.rdc.likelihood import LikelihoodMaximization, Momentum, State
-from art_denoised.rdc.noise import LevelNoise
+from art_denoised.rdc.classifier import DiffusionClassifier, LevelNoise
+from art_denoised.rdc.likelihood import RDC, LikelihoodMaximization, Momentum, State
 
 if TYPE_CHECKING:
     from art_denoised.types import Images
@@ -118,7 +116,7 @@ def _classifier(stage: DiffusionClassifier, x: Images, images: int) -> Cost:
 
     def evaluate(x: Images) -> Tensor:
         zero = torch.zeros(1, dtype=torch.long, device=x.device)
-        return stage._errors(x, torch.zeros_like(x), zero, zero)
+        return stage.errors(x, (zero, zero, zero), LevelNoise(0))
 
     forward, both = _flop(evaluate, x)
     saved = _saved(lambda: evaluate(x.detach().requires_grad_()), stage)
@@ -174,7 +172,7 @@ def _flop(function: Callable[[Tensor], Tensor], x: Images) -> tuple[float, float
 
 
 class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts operations by torch's own table; FlopCounterMode fails on gradients of gradients."""
+    """Counts operations by torch's own table; its FlopCounterMode fails on second derivatives."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
