@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import CycloptsError, Group, Parameter
 
-from art_denoised.cli.options import MODEL, DataOptions, ModelOptions, RunOptions
+from art_denoised.cli.options import MODEL, DataOptions, ModelOptions, RunOptions, notices
 from art_denoised.cli.words import BallSizes, Factory, Names, Norm, Number
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ class AttackedModelOptions(ModelOptions):
         if self.sigma is None:
             return network
         if self.denoiser is not None:
-            denoiser = load_denoiser(self.denoiser).to(self.find_device())
+            with notices(UserWarning):
+                denoiser = load_denoiser(self.denoiser, sigma=self.sigma).to(self.find_device())
             network = DenoisedClassifier(network, denoiser, sigma=self.sigma)
         smoothed = SmoothedClassifier(network, sigma=self.sigma, samples=self.samples, seed=seed)
         return smoothed.eval()

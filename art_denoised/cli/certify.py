@@ -60,7 +60,7 @@ class SamplingOptions:
         smoother = Smoother(
             model.load(),
             sigma=self.sigma,
-            denoiser=model.load_denoiser(),
+            denoiser=model.load_denoiser(self.sigma),
             noise=self.noise,
             seed=self.seed,
             batch_size=64 if self.batch_size == "auto" else self.batch_size,

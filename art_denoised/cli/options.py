@@ -3,7 +3,9 @@
 # No `from __future__ import annotations`: cyclopts reads the types of inherited fields in the
 # module of the subclass, which need not know their names.
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -77,13 +79,15 @@ class DenoisedModelOptions(ModelOptions):
         """Return the classifier."""
         return self._in_type(super().load())
 
-    def load_denoiser(self) -> "nn.Module | None":
-        """Return the denoiser, if one is named."""
+    def load_denoiser(self, sigma: float) -> "nn.Module | None":
+        """Return the denoiser, if one is named, for noise of this level."""
         from art_denoised.denoisers.checkpoints import load_denoiser
 
         if self.denoiser is None:
             return None
-        return self._in_type(load_denoiser(self.denoiser).to(self.find_device()))
+        with notices(UserWarning):
+            denoiser = load_denoiser(self.denoiser, sigma=sigma)
+        return self._in_type(denoiser.to(self.find_device()))
 
     def _in_type(self, network: "nn.Module") -> "nn.Module":
         import torch
@@ -145,3 +149,20 @@ class RunOptions:
 def notice(text: str) -> None:
     """Print what the user should know on standard error."""
     print(escaped(f"notice: {text}"), file=sys.stderr)
+
+
+@contextmanager
+def notices(kind: type[Warning]) -> Iterator[None]:
+    """Show warnings of this kind as one line, each time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", kind)
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if issubclass(category, kind):
+                notice(str(message))
+            else:
+                shown(message, category, *place)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield

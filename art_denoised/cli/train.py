@@ -191,7 +191,7 @@ def train_denoiser(
         resume=run.resume,
         progress=not run.quiet,
     )
-    save_denoiser(network.cpu(), path)
+    save_denoiser(network.cpu(), path, sigma=objective.levels)
     print_row(rows[-1])
     print(f"denoiser: {path}")
 

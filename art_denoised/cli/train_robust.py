@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import CycloptsError, Group, Parameter
 
-from art_denoised.cli.options import MODEL, RunOptions, notice
+from art_denoised.cli.options import MODEL, RunOptions, notice, notices
 from art_denoised.cli.training import (
     Optimizer,
     Schedule,
@@ -197,7 +195,7 @@ def train_robust(
     shape = (channels, height, width)
     with seeded(training.seed, device):
         model = classifier.build(shape).to(device)
-    with _notices(OverfittingWarning):
+    with notices(OverfittingWarning):
         rows = train_robust(
             model,
             images,
@@ -223,20 +221,3 @@ def _save(model: nn.Module, path: Path, note: Mapping[str, Any]) -> None:
     weights = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
     # One entry alone: of several the format writes the order at random.
     write_whole(path, save(weights, {"art_denoised": json.dumps(note)}))
-
-
-@contextmanager
-def _notices(kind: type[Warning]) -> Iterator[None]:
-    """Show warnings of this kind as one line, each time."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", kind)
-        shown = warnings.showwarning
-
-        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
-            if issubclass(category, kind):
-                notice(str(message))
-            else:
-                shown(message, category, *place)
-
-        warnings.showwarning = show  # type: ignore[assignment]
-        yield

@@ -187,7 +187,7 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
         nb_epochs: int = 20,
         *,
         objective: str | DenoiserLoss = "classification",
-        rate: float = 1e-3,
+        lr: float = 1e-3,
         augment: str = "none",
         verbose: bool = False,
         **kwargs: Any,
@@ -205,7 +205,7 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
             nb_epochs: Number of passes over the images.
             objective: "mse", "stability", "classification", "hybrid", or a function like
                 `art_denoised.training.stability`.
-            rate: Peak learning rate.
+            lr: Peak learning rate.
             augment: "crop+flip", "crop" or "none".
             verbose: Show progress.
             **kwargs: Ignored, as in ART.
@@ -224,7 +224,7 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
         config = TrainingConfig(
             epochs=nb_epochs,
             batch_size=batch_size,
-            lr=rate,
+            lr=lr,
             augment=augment,  # type: ignore[arg-type]
             seed=self._seed_for_call(),
         )
