@@ -203,8 +203,8 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
             y: Labels: indices (batch,), or one-hot (batch, nb_classes).
             batch_size: Number of images in a step.
             nb_epochs: Number of passes over the images.
-            objective: "mse", "stability", "classification", "hybrid", or a function like
-                `art_denoised.training.stability`.
+            objective: "mse", "stability", "classification", "hybrid", or a function
+                ``loss(x_hat, x, y, classifier)``.
             lr: Peak learning rate.
             augment: "crop+flip", "crop" or "none".
             verbose: Show progress.

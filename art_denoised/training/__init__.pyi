@@ -1,11 +1,5 @@
-from .batches import augment as augment
-from .batches import seeded as seeded
 from .config import TrainingConfig as TrainingConfig
-from .config import decayed_weights as decayed_weights
 from .denoiser import Objective as Objective
-from .denoiser import classification as classification
-from .denoiser import mse as mse
-from .denoiser import stability as stability
 from .denoiser import train_denoiser as train_denoiser
 from .diffusion import EDMLoss as EDMLoss
 from .diffusion import train_diffusion as train_diffusion

@@ -36,18 +36,8 @@ _SAMPLE = 16  # images that stand for all when data are compared
 def seeded(key: Sequence[int] | int, device: torch.device) -> Iterator[None]:
     """Seed torch's random states of the CPU and of one device, and restore them afterwards.
 
-    Unlike `torch.manual_seed`, it leaves other devices alone.
-
-    Args:
-        key: Numbers from which a seed is derived; an integer is the seed itself.
-        device: Device whose state is seeded. That of accelerators other than CUDA is not restored.
-
-    Example:
-        >>> with seeded([0, 1], torch.device("cpu")):
-        ...     first = torch.rand(2)
-        >>> with seeded([0, 1], torch.device("cpu")):
-        ...     torch.equal(torch.rand(2), first)
-        True
+    Unlike `torch.manual_seed`, it leaves other devices alone. The state of accelerators other than
+    CUDA is not restored. A key of several numbers is hashed; an integer is the seed itself.
     """
     seed = key if isinstance(key, int) else _derived(key)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -142,18 +132,7 @@ def stack_pairs(data: Any, classes: int | None = None) -> tuple[Images, Labels]:
 
 
 def augment(x: Images, how: Augmentation = "crop+flip") -> Images:
-    """Crop each image from a reflected border of an eighth of its size, and flip it.
-
-    Draws from torch's global random state.
-
-    Args:
-        x: Images.
-        how: "crop+flip", "crop" or "none".
-
-    Example:
-        >>> augment(torch.rand(2, 3, 32, 32)).shape
-        torch.Size([2, 3, 32, 32])
-    """
+    """Crop each image from a reflected border of an eighth of its size, and flip it, at random."""
     if how == "none":
         return x
     n, _, height, width = x.shape

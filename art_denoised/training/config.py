@@ -34,17 +34,6 @@ def decayed_weights(network: nn.Module) -> list[dict[str, Any]]:
 
     Weights are trained parameters of two or more dimensions that belong to no normalisation.
     Biases, normalisation and learnt activations such as `SmoothReLU` are not decayed.
-
-    Args:
-        network: Network that is trained.
-
-    Returns:
-        Parameter groups as PyTorch's optimizers take them.
-
-    Example:
-        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
-        >>> [(len(g["params"]), g.get("weight_decay")) for g in decayed_weights(net)]
-        [(1, None), (3, 0.0)]
     """
     # Norms over several dimensions have weights that look like those of a linear layer.
     norms = {
@@ -82,7 +71,8 @@ class TrainingConfig:
         bf16: Whether to autocast to bfloat16; None: where the device computes in it natively.
         seed: Seed of everything random.
         parameter_groups: Function from the network to the parameter groups of the optimizer, for
-            example with learning rates or weight decays of their own.
+            example with learning rates of their own. By default biases, normalisation and learnt
+            activations are not decayed.
         checkpoint_every: Seconds between checkpoints within an epoch. It changes no result.
 
     Raises:

@@ -30,24 +30,12 @@ DenoiserLoss = Callable[[Images, Images, Labels, "Classifier | None"], Tensor]
 
 
 def mse(x_hat: Images, x: Images, y: Labels, classifier: Classifier | None) -> Tensor:
-    """Return the mean squared error to the clean image (equation 4).
-
-    Example:
-        >>> float(mse(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), torch.zeros(1), None))
-        1.0
-    """
+    """Return the mean squared error to the clean image (equation 4)."""
     return F.mse_loss(x_hat.float(), x)
 
 
 def stability(x_hat: Images, x: Images, y: Labels, classifier: Classifier | None) -> Tensor:
-    """Return the cross-entropy to the label that the classifier gives the clean image (equation 5).
-
-    Example:
-        >>> x = torch.tensor([[0.0, 1.0]]).reshape(1, 2, 1, 1)
-        >>> worse = stability(1 - x, x, torch.tensor([0]), nn.Flatten())
-        >>> bool(worse > stability(x, x, torch.tensor([0]), nn.Flatten()))
-        True
-    """
+    """Return the cross-entropy to the classifier's label of the clean image (equation 5)."""
     classifier = _needed(classifier)
     with torch.no_grad():
         target = classifier(x).argmax(1)
@@ -55,13 +43,7 @@ def stability(x_hat: Images, x: Images, y: Labels, classifier: Classifier | None
 
 
 def classification(x_hat: Images, x: Images, y: Labels, classifier: Classifier | None) -> Tensor:
-    """Return the cross-entropy to the true label.
-
-    Example:
-        >>> x = torch.tensor([[0.0, 1.0]]).reshape(1, 2, 1, 1)
-        >>> round(float(classification(x, x, torch.tensor([1]), nn.Flatten())), 4)
-        0.3133
-    """
+    """Return the cross-entropy to the true label."""
     return F.cross_entropy(_needed(classifier)(x_hat).float(), y)
 
 
@@ -82,7 +64,7 @@ class Objective:
 
     Attributes:
         loss: "mse", "stability", "classification"; "hybrid", which is mse and then stability at a
-            hundredth of the learning rate; or a function like `stability`.
+            hundredth of the learning rate; or a function ``loss(x_hat, x, y, classifier)``.
         sigma: Noise level in image units, or the lowest and the highest, between which it is drawn
             uniformly for each image.
         classifier: Classifier to defend, in eval mode, from images in [0, 1] to logits.
