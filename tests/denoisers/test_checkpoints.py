@@ -138,7 +138,7 @@ def test_names_that_are_no_text_and_weights_that_are_no_floats(tmp_path):
         ('{"unet": {"no_such_option": 1}}', "is not DnCNN, MemNet or a saved U-Net"),
         ("no JSON", "is damaged: its note is 'no JSON'"),
         ("[1]", "is damaged"),
-        ('{"sigma": ["0.5"]}', "is damaged"),
+        ('{"sigma": ["much"]}', "is damaged"),
         ('{"sigma": 0.5}', "is damaged"),
     ],
 )

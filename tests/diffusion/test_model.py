@@ -26,6 +26,7 @@ from art_denoised.diffusion import (
     DiffusionModel,
     Flow,
     Native,
+    NoisedDiffusion,
     load_diffusion,
     self_test,
 )
@@ -83,6 +84,22 @@ def test_levels_are_in_image_units():
     assert model.at_least(0.25) == 0.25
     with pytest.raises(InputError, match="beyond 80"):
         model.at_least(41)
+
+
+def test_an_empty_range_is_refused():
+    for image_range in ((1.0, 1.0), (1.0, 0.0)):
+        with pytest.raises(InputError, match="image_range"):
+            DiffusionModel(Recorder(), Native(), image_range=image_range)
+
+
+def test_levels_of_noised_images_are_what_is_added():
+    """By hand, in image units: trained on 0.1 to 1, and 0.06^2 + 0.08^2 = 0.1^2."""
+    model = NoisedDiffusion(DiffusionModel(Recorder(), EDM(sigma_min=0.2, sigma_max=2)), 0.06)
+    assert model.sigma_min == pytest.approx(0.08)
+    assert model.sigma_max == pytest.approx((1 - 0.0036) ** 0.5)
+    assert model.at_least(0.01) == pytest.approx(0.08)
+    assert 0.8 <= model.at_least(0.8) < 0.8 + 1e-9
+    assert NoisedDiffusion(DiffusionModel(Recorder(), EDM(sigma_min=0.2)), 0.3).sigma_min == 0
 
 
 def unet(**changes) -> UNet2DModel:
@@ -307,3 +324,14 @@ def test_a_wrong_range_is_named(data):
     model = DiffusionModel(network, EDM(), classes=10, null_class=10, image_range=(0, 1))
     with pytest.raises(InputError, match=r"read with image_range \(-1\.0, 1\.0\)"):
         self_test(model, *data)
+
+
+def test_a_model_that_leaves_more_than_the_noise_is_refused(data):
+    """Its error is 1 + 0.5^2 times the variance of the noise at every level."""
+
+    class Shifted(nn.Module):
+        def forward(self, x, sigma, y):
+            return x + 0.5 * sigma.reshape(-1, 1, 1, 1)
+
+    with pytest.raises(InputError, match=r"leaves 1\.\d+ times the noise"):
+        self_test(DiffusionModel(Shifted(), Native(), image_range=(0.0, 1.0)), data[0])

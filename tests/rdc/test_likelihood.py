@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from statistics import NormalDist
 
 import pytest
 import torch
@@ -55,8 +56,9 @@ def test_adam_is_that_of_torch(form):
     model = DiffusionModel(network, Native())
     x_hat = LikelihoodMaximization(model, steps=steps, eta=eta, form=form, seed=0)(start)
     sigmas, noise = list(network.sigmas), LevelNoise(0, stream=(1,))
-    assert len(set(sigmas)) == steps
-    assert all(0.4 < sigma < 0.6 for sigma in sigmas)
+    # Uniform in [0.4, 0.6]: the distribution function of a number that is no noise of the step.
+    drawn = [noise(start, [0], [2 * step + 1])[0, 0, 0, 0] for step in range(steps)]
+    assert sigmas == pytest.approx([0.4 + 0.2 * NormalDist().cdf(float(eps)) for eps in drawn])
 
     x = start.clone().requires_grad_()
     # The gradient in [0, 1] is twice that in [-1, 1], which only the epsilon of Adam sees.
@@ -86,6 +88,29 @@ def test_momentum_by_hand():
     torch.testing.assert_close(lm(two_pixels(0.5, 0.5)), two_pixels(0.54, 0.46))
     lm = LikelihoodMaximization(DiffusionModel(network, Native()), steps=3, eta=0.06, form=form)
     torch.testing.assert_close(lm(two_pixels(0.5, 0.5)), two_pixels(0.52, 0.44))
+
+
+def test_momentum_sums_all_levels_with_their_weights_and_their_noise():
+    """Sixteen images, of which some pixels go up and others down; gradients by hand."""
+    levels, slope, steps, eta = Levels((0.3, 0.5, 0.9), (3.0, 0.5, 1.0)), 0.4, 3, 0.09
+    network, noise = Linear((0.3, -0.2), slope=slope), LevelNoise(0, stream=(1,))
+    start = 0.2 + 0.6 * torch.rand(
+        16, 1, 1, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    x, m = start, torch.zeros_like(start)
+    for _ in range(steps):
+        z, g = 2 * x - 1, torch.zeros_like(x)
+        for level, (sigma, weight) in enumerate(zip(levels.sigmas, levels.weights, strict=True)):
+            eps = noise(start, [0], [level])
+            residual = slope * (z + sigma * eps) + network.target - z
+            g = g + weight * (slope - 1) * residual
+        m = m + g / g.abs().sum((1, 2, 3), keepdim=True)
+        x = x - eta / steps * m.sign()
+    assert 0 < int((x > start).sum()) < x.numel()
+    lm = LikelihoodMaximization(
+        DiffusionModel(network, Native()), steps=steps, eta=eta, form=Momentum(levels), seed=0
+    )
+    torch.testing.assert_close(lm(start), x, rtol=0, atol=1e-6)  # sigma is float32
 
 
 def test_the_reference_leaves_the_ball_and_ours_does_not():
