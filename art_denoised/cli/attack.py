@@ -22,6 +22,7 @@ from art_denoised.cli.options import (
     Norm,
     Number,
     RunOptions,
+    notices,
 )
 from art_denoised.reports.terminal import escaped
 
@@ -94,7 +95,8 @@ class AttackedModelOptions(ModelOptions):
         if self.sigma is None:
             return network
         if self.denoiser is not None:
-            denoiser = load_denoiser(self.denoiser).to(self.find_device())
+            with notices(UserWarning):
+                denoiser = load_denoiser(self.denoiser, sigma=self.sigma).to(self.find_device())
             network = DenoisedClassifier(network, denoiser, sigma=self.sigma)
         smoothed = SmoothedClassifier(network, sigma=self.sigma, samples=self.samples, seed=seed)
         return smoothed.eval()

@@ -21,6 +21,7 @@ from art_denoised.cli.options import (
     Radii,
     RunOptions,
     notice,
+    notices,
 )
 from art_denoised.reports.terminal import escaped
 
@@ -58,13 +59,15 @@ class DenoisedModelOptions(ModelOptions):
         """Return the classifier."""
         return self._in_type(super().load())
 
-    def load_denoiser(self) -> nn.Module | None:
+    def load_denoiser(self, sigma: float) -> nn.Module | None:
         """Return the denoiser, if one is named."""
         from art_denoised.denoisers.checkpoints import load_denoiser
 
         if self.denoiser is None:
             return None
-        return self._in_type(load_denoiser(self.denoiser).to(self.find_device()))
+        with notices(UserWarning):
+            denoiser = load_denoiser(self.denoiser, sigma=sigma)
+        return self._in_type(denoiser.to(self.find_device()))
 
     def _in_type(self, network: nn.Module) -> nn.Module:
         import torch
@@ -107,7 +110,7 @@ class SamplingOptions:
         smoother = Smoother(
             model.load(),
             sigma=self.sigma,
-            denoiser=model.load_denoiser(),
+            denoiser=model.load_denoiser(self.sigma),
             noise=self.noise,
             seed=self.seed,
             batch_size=64 if self.batch_size == "auto" else self.batch_size,

@@ -5,7 +5,9 @@
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -25,6 +27,23 @@ if TYPE_CHECKING:
 def notice(text: str) -> None:
     """Print what the user should know on standard error."""
     print(escaped(f"notice: {text}"), file=sys.stderr)
+
+
+@contextmanager
+def notices(kind: type[Warning]) -> Iterator[None]:
+    """Show warnings of this kind as one line, each time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", kind)
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if issubclass(category, kind):
+                notice(str(message))
+            else:
+                shown(message, category, *place)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def number(text: str) -> float:

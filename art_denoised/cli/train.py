@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from art_denoised.data import ImageData
     from art_denoised.training.config import TrainingConfig
     from art_denoised.training.denoiser import Objective
-    from art_denoised.training.rows import EpochRow
+    from art_denoised.training.loop import EpochRow
 
 Optimizer = Literal["adam", "sgd"]
 Schedule = Literal["cosine", "one-cycle", "step", "milestones", "sat-milestones", "constant"]
@@ -218,8 +218,7 @@ class DiffusionOptions:
 
     def build(self, channels: int, size: int) -> Any:
         """Return the model to start from."""
-        from art_denoised.diffusion.folders import load_diffusion
-        from art_denoised.diffusion.unet import unet_diffusion
+        from art_denoised.diffusion.folders import load_diffusion, unet_diffusion
 
         if self.init is not None:
             return load_diffusion(self.init, classes=self.classes).float()
@@ -270,8 +269,8 @@ def train_denoiser(
     """
     from art_denoised.checks import InputError
     from art_denoised.denoisers.checkpoints import check_saveable, save_denoiser
+    from art_denoised.training.batches import seeded
     from art_denoised.training.denoiser import train_denoiser
-    from art_denoised.training.seeds import seeded
 
     config, device = training.config(), training.find_device()
     path = run.out / "denoiser.safetensors"
@@ -292,7 +291,7 @@ def train_denoiser(
         validation=data.load_validation(),
         **run.arguments,
     )
-    save_denoiser(network.cpu(), path)
+    save_denoiser(network.cpu(), path, sigma=objective.levels)
     print_row(rows[-1])
     print(f"denoiser: {path}")
 
@@ -317,8 +316,8 @@ def train_diffusion(
     """
     from art_denoised.checks import InputError
     from art_denoised.diffusion.folders import save_diffusion
+    from art_denoised.training.batches import seeded
     from art_denoised.training.diffusion import EDMLoss, train_diffusion
-    from art_denoised.training.seeds import seeded
 
     config, device, images = training.config(), training.find_device(), data.load()
     channels, size, width = images[0][0].shape

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import CycloptsError, Group, Parameter
 
-from art_denoised.cli.options import MODEL, Factory, Norm, Number, RunOptions, notice
+from art_denoised.cli.options import MODEL, Factory, Norm, Number, RunOptions, notice, notices
 from art_denoised.cli.train import (
     Optimizer,
     Schedule,
@@ -23,8 +22,7 @@ from art_denoised.cli.train import (
 if TYPE_CHECKING:
     from torch import nn
 
-    from art_denoised.training.recipes import Adversarial, Trades
-    from art_denoised.training.robust import Validation
+    from art_denoised.training.robust import Adversarial, Trades, Validation
 
 
 @Parameter(name="*", group=MODEL)
@@ -102,7 +100,7 @@ class RecipeOptions:
         """Return the recipe with these values."""
         from dataclasses import replace
 
-        from art_denoised.training.recipes import RECIPES
+        from art_denoised.training.robust import RECIPES
 
         if self.recipe not in RECIPES:
             known = ", ".join(sorted(RECIPES))
@@ -185,8 +183,8 @@ def train_robust(
           --recipe pgd --eps 8/255 --feature-denoising gaussian \
           --activation silu --out runs/resnet18
     """
+    from art_denoised.training.batches import seeded
     from art_denoised.training.robust import OverfittingWarning, train_robust
-    from art_denoised.training.seeds import seeded
 
     config, device, attack = training.config(), training.find_device(), recipe.build()
     validation, images = recipe.validation(data.load_validation()), data.load()
@@ -194,9 +192,7 @@ def train_robust(
     shape = (channels, height, width)
     with seeded(training.seed, device):
         model = classifier.build(shape).to(device)
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", OverfittingWarning)
-        warnings.showwarning = lambda message, *place: notice(str(message))
+    with notices(OverfittingWarning):
         rows = train_robust(
             model,
             images,

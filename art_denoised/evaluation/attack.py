@@ -391,7 +391,7 @@ def rows_of(batch: Batch, found: Found, seconds: float) -> list[AttackRow]:
             linf,
             l2,
             each if clean else 0.0,
-        )  # fmt: skip
+        )
         for index, label, clean, counted, fresh, linf, l2 in outcomes
     ]
 

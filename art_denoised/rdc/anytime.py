@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from art_denoised import checks
-from art_denoised.rdc.classifier import DiffusionClassifier
-from art_denoised.rdc.noise import LevelNoise
+from art_denoised.rdc.classifier import DiffusionClassifier, LevelNoise
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels
@@ -100,7 +99,7 @@ def predict_anytime(
             for part in torch.split(rows, classifier.max_batch):
                 image, label = part.unbind(1)
                 at = (image, torch.full_like(image, level), label)
-                losses[image, label, position] = classifier.errors(x, at, noise).double()
+                losses[image, label, position] = classifier.errors(x[image], at, noise).double()
         spent += len(rows) * len(chunk)
         seen = start + len(chunk)
         done[racing] = seen

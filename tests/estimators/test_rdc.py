@@ -58,7 +58,7 @@ def test_both_gradients_find_adversarial_images(digits):
 def test_the_temperature_is_fitted_behind_likelihood_maximization(digits):
     noise = 0.5 * torch.randn(digits[0][:100].shape, generator=torch.Generator().manual_seed(0))
     x, y = (digits[0][:100] + noise).clamp(0, 1).numpy(), digits[1][:100].numpy()
-    defence = rdc(eta=1.0, rate=0.2)  # on images that are hard, for it gets all others right
+    defence = rdc(eta=1.0, lr=0.2)  # on images that are hard, for it gets all others right
     lm, classifier = defence.model
     with torch.no_grad():
         purified = lm(torch.from_numpy(x))

@@ -32,10 +32,10 @@ from art_denoised.training import (
     EpochRow,
     Evaluation,
     TrainingConfig,
-    augment,
-    decayed_weights,
     train,
 )
+from art_denoised.training.batches import augment
+from art_denoised.training.config import decayed_weights
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -20,9 +20,8 @@ from art_denoised.training import (
     Adversarial,
     Trades,
     Validation,
-    measure_classifier,
-    overfits,
 )
+from art_denoised.training.robust import measure_classifier, overfits
 
 EPS = 0.15
 CONFIG = TrainingConfig(
