@@ -15,6 +15,7 @@ from .models import near as near
 from .models import unwrapped as unwrapped
 from .values import InputError as InputError
 from .values import alpha as alpha
+from .values import choice as choice
 from .values import count as count
 from .values import eps as eps
 from .values import fewest_samples as fewest_samples

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
@@ -127,6 +128,18 @@ def indices(values: Sequence[SupportsIndex], images: int) -> list[int]:
         twice = next(number for number in numbers if numbers.count(number) > 1)
         raise InputError(f"image {twice} is named twice; give each index once")
     return numbers
+
+
+def choice(name: str, value: str, known: Collection[str]) -> str:
+    """Return a word that must be one of several; the error names the nearest."""
+    if value in known:
+        return value
+    close = difflib.get_close_matches(value, known, n=1)
+    listed = ", ".join(sorted(known)[:12]) + (", ..." if len(known) > 12 else "")
+    raise InputError(
+        f"{name} is {value!r}; "
+        + (f"did you mean {close[0]}?" if close else f"give one of {listed}")
+    )
 
 
 def _several(name: str, values: Any) -> list[Any]:
