@@ -130,6 +130,18 @@ def indices(values: Sequence[SupportsIndex], images: int) -> list[int]:
     return numbers
 
 
+def choice(name: str, value: str, known: Collection[str]) -> str:
+    """Return a word that must be one of several; the error names the nearest."""
+    if value in known:
+        return value
+    close = difflib.get_close_matches(value, known, n=1)
+    listed = ", ".join(sorted(known)[:12]) + (", ..." if len(known) > 12 else "")
+    raise InputError(
+        f"{name} is {value!r}; "
+        + (f"did you mean {close[0]}?" if close else f"give one of {listed}")
+    )
+
+
 def _several(name: str, values: Any) -> list[Any]:
     try:
         if not isinstance(values, (str, bytes, Mapping)):
@@ -144,28 +156,3 @@ def _number(name: str, value: SupportsFloat) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise InputError(f"{name} is {value!r}; give a number") from None
-
-
-def choice(name: str, value: str, known: Collection[str]) -> str:
-    """Return a word that must be one of several.
-
-    Args:
-        name: What is chosen, for the message.
-        value: The word.
-        known: The words it may be.
-
-    Raises:
-        InputError: It is none of them; the message names the nearest.
-
-    Example:
-        >>> choice("loss", "ce", ["ce", "margin"])
-        'ce'
-    """
-    if value in known:
-        return value
-    close = difflib.get_close_matches(value, known, n=1)
-    listed = ", ".join(sorted(known)[:12]) + (", ..." if len(known) > 12 else "")
-    raise InputError(
-        f"{name} is {value!r}; "
-        + (f"did you mean {close[0]}?" if close else f"give one of {listed}")
-    )

@@ -31,8 +31,9 @@ HEADERS = {  # of the field's logs, as Cohen et al. (2019) write them
     "predict": "idx\tlabel\tpredict\tcorrect\ttime",
 }
 # What a row takes over from an answer under its name.
-_OF_BOTH = ("alpha", "sigma", "seed", "dtype", "noise")
-_OF_CERTIFICATE = (*_OF_BOTH, "radius", "p_lower", "tv", "drawn")
+_OF_BOTH = ("counts", "alpha", "sigma", "seed", "dtype", "noise")
+_OF_CERTIFICATE = (*_OF_BOTH, "radius", "p_lower", "selection_counts", "tv", "drawn")
+_OF_VOTE = (*_OF_BOTH, "p_value")
 
 
 class LabelledRow(Row, frozen=True, kw_only=True, eq=False):
@@ -43,12 +44,27 @@ class LabelledRow(Row, frozen=True, kw_only=True, eq=False):
         label: True class.
         prediction: Class that was certified or predicted; -1 for an abstention.
         seconds: Wall-clock time since the row before; images share batches.
+        n: Number of votes in ``counts``.
+        counts, alpha, sigma, seed, dtype, noise: As in `Certificate` and `Vote`; not there in a row
+            read from a TSV.
     """
 
     index: Index
     label: Index
     prediction: Prediction
     seconds: float
+    n: int = 0
+    counts: Votes | None = None
+    alpha: Alpha | None = None
+    sigma: Positive | None = None
+    seed: int = 0
+    dtype: str = "float32"
+    noise: str = "gaussian"
+
+    def __post_init__(self) -> None:
+        _check_total("n", self.n, self.counts)
+        if self.counts is not None and None in (self.alpha, self.sigma):
+            raise ValueError("the votes lack alpha or sigma")
 
     @property
     def key(self) -> int:
@@ -75,9 +91,8 @@ class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):
 
     Attributes:
         radius: Certified l2 radius in image units; 0 for an abstention.
-        p_lower, selection_counts, counts, alpha, sigma, seed, dtype, noise, tv, drawn: As in
-            `Certificate`; not there in a row read from a TSV.
-        n0, n: Numbers of votes in ``selection_counts`` and ``counts``.
+        p_lower, selection_counts, tv, drawn: As in `Certificate`.
+        n0: Number of votes in ``selection_counts``.
         mode: Kind of the bound: "fixed" (one look), "looks" or "anytime".
         looks: First and last sample count at which the votes may be looked at, for "looks".
         prior: Parameters (a, b) of the mixture, for "anytime".
@@ -86,26 +101,19 @@ class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):
     radius: NonNegative
     p_lower: float = 0.0
     n0: int = 0
-    n: int = 0
     drawn: int = 0
     mode: str = "fixed"
     looks: tuple[Index, Index] | None = None
     prior: tuple[Positive, Positive] | None = None
     selection_counts: Votes | None = None
-    counts: Votes | None = None
-    alpha: Alpha | None = None
-    sigma: Positive | None = None
-    seed: int = 0
-    dtype: str = "float32"
-    noise: str = "gaussian"
     tv: float = 0.0
 
     def __post_init__(self) -> None:
+        LabelledRow.__post_init__(self)
         _check_total("n0", self.n0, self.selection_counts)
-        _check_total("n", self.n, self.counts)
         if self.selection_counts is not None:
-            if None in (self.counts, self.alpha, self.sigma):
-                raise ValueError("the votes lack counts, alpha or sigma")
+            if self.counts is None:
+                raise ValueError("the votes lack counts")
             _ = self.bound  # raises unless it is one of the known kinds
 
     @classmethod
@@ -123,15 +131,9 @@ class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):
             bound = {"mode": "anytime", "prior": (answer.bound.a, answer.bound.b)}
         elif answer.bound.first < answer.bound.last:
             bound = {"mode": "looks", "looks": (answer.bound.first, answer.bound.last)}
+        held = {name: _plain(getattr(answer, name)) for name in (*_OF_CERTIFICATE, "n0", "n")}
         return cls(
-            index=index,
-            label=label,
-            prediction=answer.label,
-            seconds=seconds,
-            selection_counts=_ordered(answer.selection_counts),
-            counts=_ordered(answer.counts),
-            **{name: getattr(answer, name) for name in (*_OF_CERTIFICATE, "n0", "n")},
-            **bound,
+            index=index, label=label, prediction=answer.label, seconds=seconds, **held, **bound
         )
 
     @property
@@ -148,11 +150,10 @@ class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):
     @property
     def certificate(self) -> Certificate | None:
         """All that was certified; None in a row without votes."""
-        if self.selection_counts is None or self.counts is None:
+        if self.selection_counts is None:
             return None
-        names = (*_OF_CERTIFICATE, "selection_counts", "counts")
-        same = {name: getattr(self, name) for name in names}
-        return Certificate(label=self.prediction, bound=self.bound, **same)
+        held: dict[str, Any] = {name: getattr(self, name) for name in _OF_CERTIFICATE}
+        return Certificate(label=self.prediction, bound=self.bound, **held)
 
     def replaces(self, earlier: Any) -> bool:
         """Whether this goes on from an earlier row: more votes, with a bound for all counts."""
@@ -168,27 +169,9 @@ class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):
 
 
 class PredictRow(LabelledRow, frozen=True, kw_only=True, eq=False):
-    """What a predict run says of one image.
-
-    Attributes:
-        p_value, counts, alpha, sigma, seed, dtype, noise: As in `Vote`; not there in a row read
-            from a TSV.
-        n: Number of votes.
-    """
+    """What a predict run says of one image, with the ``p_value`` of its `Vote`."""
 
     p_value: float = 1.0
-    n: int = 0
-    counts: Votes | None = None
-    alpha: Alpha | None = None
-    sigma: Positive | None = None
-    seed: int = 0
-    dtype: str = "float32"
-    noise: str = "gaussian"
-
-    def __post_init__(self) -> None:
-        _check_total("n", self.n, self.counts)
-        if self.counts is not None and None in (self.alpha, self.sigma):
-            raise ValueError("the votes lack alpha or sigma")
 
     @classmethod
     def of(cls, index: int, label: int, answer: Vote, seconds: float = 0.0) -> PredictRow:
@@ -199,23 +182,17 @@ class PredictRow(LabelledRow, frozen=True, kw_only=True, eq=False):
             >>> PredictRow.of(7, 3, vote).vote == vote
             True
         """
-        return cls(
-            index=index,
-            label=label,
-            prediction=answer.label,
-            seconds=seconds,
-            n=sum(answer.counts.values()),
-            counts=_ordered(answer.counts),
-            **{name: getattr(answer, name) for name in (*_OF_BOTH, "p_value")},
-        )
+        held = {name: _plain(getattr(answer, name)) for name in _OF_VOTE}
+        held["n"] = sum(answer.counts.values())
+        return cls(index=index, label=label, prediction=answer.label, seconds=seconds, **held)
 
     @property
     def vote(self) -> Vote | None:
         """The answer with its votes; None in a row without them."""
         if self.counts is None:
             return None
-        names = (*_OF_BOTH, "p_value", "counts")
-        return Vote(label=self.prediction, **{name: getattr(self, name) for name in names})
+        held: dict[str, Any] = {name: getattr(self, name) for name in _OF_VOTE}
+        return Vote(label=self.prediction, **held)
 
 
 def _upgrade(record: dict[str, Any]) -> dict[str, Any]:
@@ -377,8 +354,9 @@ def _seconds(cell: str) -> float:
     return total
 
 
-def _ordered(counts: Mapping[int, int]) -> dict[int, int]:
-    return {c: counts[c] for c in sorted(counts)}
+def _plain(value: Any) -> Any:
+    """Return votes by class in ascending order; anything else as it is."""
+    return dict(sorted(value.items())) if isinstance(value, Mapping) else value
 
 
 def _check_total(name: str, total: int, votes: Mapping[int, int] | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,17 +83,17 @@ def verify(log: Log | AttackLog) -> list[Finding]:
     if settings is None:
         raise InputError("the log is a TSV, without votes; give the certify.jsonl of the run")
     if isinstance(log, AttackLog):
-        of_rows = list(_attack_problems(log))
+        findings = [*_attack_problems(log)]
         labels = {row.index: row.label for row in log.rows if row.attack == CLEAN}
-        of_log = []
     else:
-        of_rows = [
-            Finding(row.index, problem) for row in log.rows for problem in _of(row, settings)
-        ]
+        findings = [Finding(row.index, what) for row in log.rows for what in _of(row, settings)]
+        findings += _tv_problems(log.rows)
         labels = {row.index: row.label for row in log.rows}
-        of_log = [*_header_problems(settings), *_tv_problems(log.rows)]
-    of_log += _image_problems(labels, settings)
-    return of_rows + [Finding(None, problem) for problem in of_log]
+        for name in ("alpha", "sigma", "seed"):
+            if name not in settings:
+                problem = f"the header has no {name}, so that of the rows cannot be checked"
+                findings.append(Finding(None, problem))
+    return findings + [Finding(None, problem) for problem in _image_problems(labels, settings)]
 
 
 def read_verifiable(path: Path | str) -> dict[Path, Log | AttackLog]:
@@ -148,19 +149,13 @@ def family_wise(log: Log, alpha: float, *, images: int | None = None) -> Log:
     return replace(log, rows=tuple(rows))
 
 
-def _header_problems(settings: Mapping[str, Any]) -> Iterator[str]:
-    for name in ("alpha", "sigma", "seed"):
-        if name not in settings:
-            yield f"the header has no {name}, so that of the rows cannot be checked"
-
-
-def _tv_problems(rows: tuple[LabelledRow, ...]) -> Iterator[str]:
+def _tv_problems(rows: tuple[LabelledRow, ...]) -> Iterator[Finding]:
     """Compare what was subtracted for the noise, which depends on the shape of images alone."""
-    tvs = {row.tv: row.index for row in rows if isinstance(row, CertifyRow)}
-    if len(tvs) > 1:
-        yield "tv differs between rows: " + ", ".join(
-            f"{tv:g} of image {index}" for tv, index in sorted(tvs.items())[:3]
-        )
+    tvs = {row.index: row.tv for row in rows if isinstance(row, CertifyRow)}
+    common = Counter(tvs.values()).most_common(1)
+    for index, tv in tvs.items():
+        if tv != common[0][0]:
+            yield Finding(index, f"tv is {tv:g}, that of other rows {common[0][0]:g}")
 
 
 def _image_problems(labels: Mapping[int, int], settings: Mapping[str, Any]) -> Iterator[str]:

@@ -213,9 +213,8 @@ def test_radii_that_are_no_sequence_of_numbers_are_refused(radii):
 
 def test_sparse_images_are_refused(tmp_path):
     sparse = torch.zeros(1, 8, 8).to_sparse()
-    for layout in (sparse, torch.zeros(8, 8).to_sparse_csr()):
-        with pytest.raises(InputError, match="image 0: .*sparse"):
-            certify(smoother(), [(layout, 0)], FixedN(100), run=tmp_path, progress=False)
+    with pytest.raises(InputError, match=r"image 0: .*sparse"):
+        certify(smoother(), [(sparse, 0)], FixedN(100), run=tmp_path, progress=False)
     with pytest.raises(InputError, match="sparse"):
         smoother().certify(sparse[None], FixedN(100))
 

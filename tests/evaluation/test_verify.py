@@ -249,10 +249,10 @@ def test_what_was_subtracted_for_the_noise_is_the_same_in_all_rows(tmp_path):
     given = {"alpha": row.alpha, "sigma": row.sigma, "noise": row.noise, "tv": row.tv / 2}
     forged = Certificate.from_counts(row.selection_counts, row.counts, **given)
     rows = (log.rows[0], CertifyRow.of(row.index, row.label, forged), log.rows[2])
-    problems = [finding.problem for finding in verify(replace(log, rows=rows))]
-    assert len(problems) == 1
-    assert f"{row.tv:g}" in problems[0]
-    assert f"{row.tv / 2:g}" in problems[0]
+    (finding,) = verify(replace(log, rows=rows))
+    assert finding.index == row.index
+    assert f"{row.tv:g}" in finding.problem
+    assert f"{row.tv / 2:g}" in finding.problem
 
 
 @pytest.fixture(scope="module")
