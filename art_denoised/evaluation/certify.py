@@ -21,11 +21,18 @@ from art_denoised.evaluation.rows import CERTIFY, PREDICT, CertifyRow, LabelledR
 from art_denoised.runs.identity import identity as identity_of
 from art_denoised.runs.identity import versions
 from art_denoised.runs.journal import Kind, Run
-from art_denoised.smoothing.procedures import Procedure
 from art_denoised.smoothing.queries import QueryOnly
 from art_denoised.smoothing.smoother import Smoother
 from art_denoised.smoothing.statistics import top_class
-from art_denoised.smoothing.stops import FIRST_LOOK, Anytime, AtRadii, FixedN, Stop, Voting
+from art_denoised.smoothing.stops import (
+    FIRST_LOOK,
+    Anytime,
+    AtRadii,
+    FixedN,
+    Procedure,
+    Stop,
+    Voting,
+)
 from art_denoised.smoothing.voters import Task, Voter, drive
 
 ToProcedure = Callable[[int, int, Mapping[str, Any]], Procedure[Any]]
