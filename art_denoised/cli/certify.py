@@ -104,8 +104,8 @@ class SamplingOptions:
         """Return the smoothed classifier, after a first look at the images."""
         from art_denoised.data.images import Chosen
         from art_denoised.evaluation.certify import first_look
-        from art_denoised.smoothing.batch_size import best_batch_size
         from art_denoised.smoothing.smoother import Smoother
+        from art_denoised.smoothing.voters import best_batch_size
 
         smoother = Smoother(
             model.load(),

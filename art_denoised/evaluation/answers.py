@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -17,9 +18,8 @@ from art_denoised.runs.identity import identity as identity_of
 from art_denoised.runs.journal import Kind, Row, Run, read_run
 from art_denoised.smoothing.blackbox import Answer, Vocabulary
 from art_denoised.smoothing.bounds import Looks
-from art_denoised.smoothing.procedures import Counts, Draw, Stage, simulate
 from art_denoised.smoothing.statistics import Certificate
-from art_denoised.smoothing.stops import FIRST_LOOK, AtRadii, FixedN
+from art_denoised.smoothing.stops import FIRST_LOOK, AtRadii, Counts, Draw, FixedN, Stage, simulate
 
 if TYPE_CHECKING:
     from art_denoised.smoothing.smoother import Smoother
@@ -361,4 +361,4 @@ def _certificate(
         counts, reached = counts + Counter(held.votes(index, draw)), end
         found = Certificate.from_counts(selection, counts, **record)
         best = max(best, found, key=lambda c: (c.p_lower, c.n))
-    return best.after(drawn=reached)
+    return replace(best, drawn=reached)

@@ -14,10 +14,9 @@ from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.data.images import ImageData
 from art_denoised.evaluation.certify import answers, choose
-from art_denoised.smoothing.procedures import Counts, Draw, Procedure, Stage, simulate
 from art_denoised.smoothing.queries import QueryOnly
 from art_denoised.smoothing.smoother import Smoother
-from art_denoised.smoothing.stops import AtRadii, FixedN
+from art_denoised.smoothing.stops import AtRadii, Counts, Draw, FixedN, Procedure, Stage, simulate
 
 _SIMULATIONS = 4  # for each pilot image
 _PILOT_SAMPLES = 100

@@ -14,7 +14,8 @@ import torch
 
 from art_denoised import AtRadii, BlackBox, Budget, FixedN, InputError, Smoother, Voting
 from art_denoised.demo import digits_classifier, digits_denoiser
-from art_denoised.smoothing import BudgetError, MemoryLedger, Retry
+from art_denoised.smoothing import BudgetError, Retry
+from art_denoised.smoothing.queries import MemoryLedger
 from tests.api_server import NAMES
 
 ROOT = Path(__file__).parent.parent.parent
