@@ -14,11 +14,11 @@ from .tensors import images as images
 from .tensors import labels as labels
 from .values import InputError as InputError
 from .values import alpha as alpha
+from .values import choice as choice
 from .values import count as count
 from .values import eps as eps
 from .values import fewest_samples as fewest_samples
 from .values import indices as indices
-from .values import one_of as one_of
 from .values import positive as positive
 from .values import radii as radii
 from .values import sample_count as sample_count

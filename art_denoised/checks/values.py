@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
@@ -119,22 +120,6 @@ def count(name: str, value: SupportsIndex, minimum: int = 1) -> int:
     return number
 
 
-def one_of(name: str, value: str, known: Iterable[str]) -> str:
-    """Return ``value``, which is one of ``known``.
-
-    Raises:
-        InputError: It is another.
-
-    Example:
-        >>> one_of("norm", "l2", ("linf", "l2"))
-        'l2'
-    """
-    known = tuple(known)
-    if value not in known:
-        raise InputError(f"{name} is {value!r}; give one of {', '.join(known)}")
-    return value
-
-
 def sample_count(n: SupportsIndex, alpha: float) -> int:
     """Return ``n`` if that many samples can certify anything at all at ``alpha``.
 
@@ -208,3 +193,28 @@ def _number(name: str, value: SupportsFloat) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise InputError(f"{name} is {value!r}; give a number") from None
+
+
+def choice(name: str, value: str, known: Collection[str]) -> str:
+    """Return a word that must be one of several.
+
+    Args:
+        name: What is chosen, for the message.
+        value: The word.
+        known: The words it may be.
+
+    Raises:
+        InputError: It is none of them; the message names the nearest.
+
+    Example:
+        >>> choice("loss", "ce", ["ce", "margin"])
+        'ce'
+    """
+    if value in known:
+        return value
+    close = difflib.get_close_matches(value, known, n=1) if isinstance(value, str) else []
+    listed = ", ".join(sorted(known)[:12]) + (", ..." if len(known) > 12 else "")
+    raise InputError(
+        f"{name} is {value!r}; "
+        + (f"did you mean {close[0]}?" if close else f"give one of {listed}")
+    )

@@ -109,8 +109,8 @@ def noise_levels(
         [0.076, 0.205, 0.441, 1.198]
     """
     count = checks.count("levels", count)
-    checks.one_of("weighting", weighting, get_args(Weighting))
-    checks.one_of("spacing", spacing, get_args(Spacing))
+    checks.choice("weighting", weighting, get_args(Weighting))
+    checks.choice("spacing", spacing, get_args(Spacing))
     if spacing == "lognormal":
         checks.positive("p_std", p_std)
         if weighting == "rdc_legacy":
@@ -158,7 +158,7 @@ def training_levels(
             "give noise_levels(...)"
         )
     sigmas = preconditioning.sigmas.numpy()
-    if checks.one_of("weighting", weighting, ("vp_uniform", "elbo")) == "elbo":
+    if checks.choice("weighting", weighting, ("vp_uniform", "elbo")) == "elbo":
         weights, sigmas = -np.diff(sigmas**-2) / 2, sigmas[1:]
     else:
         weights = sigmas**-2 / len(sigmas)

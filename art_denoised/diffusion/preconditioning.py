@@ -123,7 +123,7 @@ class DDPM(Preconditioning):
 
     def __post_init__(self) -> None:
         abar = torch.tensor(self.alphas_cumprod, dtype=torch.float64)
-        checks.one_of("prediction", self.prediction, get_args(Prediction))
+        checks.choice("prediction", self.prediction, get_args(Prediction))
         if not (
             len(abar) and bool((abar > 0).all() and (abar <= 1).all() and (abar.diff() < 0).all())
         ):

@@ -119,7 +119,7 @@ Form = Adam | Momentum
 
 def named_form(name: str, *, lr: float = 0.05, levels: Levels | None = None) -> Form:
     """Return the form of likelihood maximization of this name (`LikelihoodMaximization`)."""
-    checks.one_of("form", name, get_args(FormName))
+    checks.choice("form", name, get_args(FormName))
     if name == "momentum":
         return Momentum() if levels is None else Momentum(levels)
     return Adam(lr, project=name == "adam")
@@ -190,7 +190,7 @@ class LikelihoodMaximization(nn.Module):
                 f"the model describes images with noise {model.noise:g}, which steps within [0, 1] "
                 "would clip; give the model of clean images"
             )
-        self.model, self.gradient = model, checks.one_of("gradient", gradient, self.gradients)
+        self.model, self.gradient = model, checks.choice("gradient", gradient, self.gradients)
         self.form: Form = named_form(form) if isinstance(form, str) else form
         self.steps = checks.count("steps", steps)
         self.eta = checks.positive("eta", eta)

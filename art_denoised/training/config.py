@@ -115,7 +115,7 @@ class TrainingConfig:
             ("schedule", Schedule),
             ("augment", Augmentation),
         ):
-            checks.one_of(name, getattr(self, name), get_args(known))
+            checks.choice(name, getattr(self, name), get_args(known))
 
     @property
     def settings(self) -> dict[str, Any]:

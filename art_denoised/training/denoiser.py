@@ -89,7 +89,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         if isinstance(self.loss, str):
-            checks.one_of("objective", self.loss, (*LOSSES, "hybrid"))
+            checks.choice("objective", self.loss, (*LOSSES, "hybrid"))
         if self.fine_epochs is not None:
             if self.loss != "hybrid":
                 raise InputError(

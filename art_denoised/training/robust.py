@@ -311,7 +311,7 @@ def train_robust(
         ['accuracy', 'one_step', 'overfitting', 'robust']
     """
     if isinstance(recipe, str):
-        recipe = RECIPES[checks.one_of("recipe", recipe, RECIPES)]
+        recipe = RECIPES[checks.choice("recipe", recipe, RECIPES)]
     classes = _class_count(network, Batches(data, config).one()[0])
     evaluation = None
     if validation is not None:
