@@ -134,7 +134,7 @@ def choice(name: str, value: str, known: Collection[str]) -> str:
     """Return a word that must be one of several; the error names the nearest."""
     if value in known:
         return value
-    close = difflib.get_close_matches(value, known, n=1)
+    close = difflib.get_close_matches(value, known, n=1) if isinstance(value, str) else []
     listed = ", ".join(sorted(known)[:12]) + (", ..." if len(known) > 12 else "")
     raise InputError(
         f"{name} is {value!r}; "

@@ -146,7 +146,7 @@ def _behind(losses: Tensor, alive: Tensor, count: int, z: float) -> Tensor:
     leader = losses.sum(2).masked_fill(~alive, torch.inf).argmin(1)
     difference = losses - losses[torch.arange(len(losses)), leader][:, None]
     spread = difference.std(2) * (seen * (1 - seen / count)) ** 0.5
-    return alive & (difference.sum(2) > z * spread) & (difference.sum(2) > 0)
+    return alive & (difference.sum(2) > z * spread)
 
 
 def _spread(count: int) -> list[int]:

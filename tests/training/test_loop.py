@@ -445,6 +445,24 @@ def test_augmentation_moves_and_flips_each_image_whole():
     assert {tuple(i.flatten().tolist()) for i in augment(x, "crop")[:, 0]} <= kinds
 
 
+def test_the_seconds_of_a_row_are_those_of_its_steps(monkeypatch):
+    """On a clock that goes on by 1 with each step and by 100 with the evaluation."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def loss(network, x, y, step):
+        clock[0] += 1
+        return (network(x) - x).square().mean()
+
+    def measure(network, rows):
+        clock[0] += 100
+        return {}
+
+    config = TrainingConfig(epochs=2, batch_size=8)
+    rows = train(network(), data(), loss, config, evaluation=Evaluation(measure), progress=False)
+    assert [row.seconds for row in rows] == [5, 5]
+
+
 class Endless(IterableDataset):
     def __iter__(self):
         yield torch.rand(1, 8, 8), 0
@@ -460,6 +478,7 @@ class Endless(IterableDataset):
         ({"average": 1.0}, "average is 1.0"),
         ({"weight_decay": -1}, "weight_decay is -1"),
         ({"optimizer": "lamb"}, "optimizer is 'lamb'; give one of adam, sgd"),
+        ({"optimizer": None}, "optimizer is None"),
         ({"momentum": 1}, "momentum is 1"),
         ({"clip": -1}, "clip is -1"),
         ({"seed": 2**64}, r"seed is 18446744073709551616; give a whole number below 2\^64"),
