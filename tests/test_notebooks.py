@@ -23,6 +23,7 @@ def test_there_are_notebooks():
     assert len(NOTEBOOKS) == 4
 
 
+@pytest.mark.filterwarnings("default")  # those of libraries
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(as_program, capsys, path):
     plt.switch_backend("agg")
