@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import signal
 import threading
 import time
@@ -27,13 +26,16 @@ from art_denoised.smoothing.http import HttpClassifier
 from art_denoised.smoothing.smoother import Smoother
 from art_denoised.smoothing.stops import AtRadii, FixedN
 from tests.api_server import NAMES, Service
+from tests.forked import forked
 
-KILLS, WORKERS, IMAGES, N0, N = 50, 4, 20, 20, 100
+KILLS, WORKERS, IMAGES, N0, N = 50, 4, 8, 20, 100
+
+CLASSIFIER = digits_classifier()
 
 
 def local(images):
     with torch.no_grad():
-        labels = digits_classifier()(torch.from_numpy(images)).argmax(1)
+        labels = CLASSIFIER(torch.from_numpy(images)).argmax(1)
     return [NAMES[c] for c in labels.tolist()]
 
 
@@ -69,7 +71,6 @@ def answered(out) -> int:
 
 
 def client(url: str, out: str) -> None:
-    torch.set_num_threads(1)
     box = asking(
         HttpClassifier(url, answer="predictions.0.label"),
         workers=WORKERS,
@@ -84,8 +85,6 @@ def test_fifty_kills_lose_nothing_and_ask_nothing_twice(tmp_path):
     What is on the wire when the process dies, at most a query a worker, is asked again; the
     service knows it by its key.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.evaluation.test_answers"])
     random = np.random.default_rng(0)
     with Service(latency=0.005) as service:  # so that no process is done before it is killed
         thread = threading.Thread(
@@ -94,11 +93,10 @@ def test_fifty_kills_lose_nothing_and_ask_nothing_twice(tmp_path):
         thread.start()
         kills = lost = 0
         while kills < KILLS:
-            process = context.Process(target=client, args=(service.url, str(tmp_path)))
             before = answered(tmp_path)
-            process.start()
+            process = forked(client, service.url, str(tmp_path))
             while answered(tmp_path) == before and process.is_alive():
-                time.sleep(0.002)
+                time.sleep(0.01)
             time.sleep(random.uniform(0, 0.03))
             process.kill()
             process.join()

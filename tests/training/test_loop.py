@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -36,6 +35,7 @@ from art_denoised.training import (
 )
 from art_denoised.training.batches import augment
 from art_denoised.training.config import decayed_weights
+from tests.forked import forked
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -128,32 +128,26 @@ def test_a_row_that_a_killed_process_did_not_write_is_written_on_resuming(tmp_pa
         assert log.read_bytes() == whole
 
 
-_SCRIPT = """
-import sys, torch
-sys.path.insert(0, {root!r})
-from tests.training.test_loop import Noisy, data, network, noisy
-from art_denoised.training import TrainingConfig, train
-torch.set_num_threads(1)
-Noisy.delay = 0.02
-config = TrainingConfig(epochs=20, batch_size=8, lr=0.01, checkpoint_every=0.05)
-train(network(), data(), noisy, config, run={out!r}, resume=True, progress=False)
-"""
+def train_slowly(out: Path) -> None:
+    Noisy.delay = 0.02
+    config = TrainingConfig(epochs=20, batch_size=8, lr=0.01, checkpoint_every=0.05)
+    train(network(), data(), noisy, config, run=out, resume=True, progress=False)
 
 
 def test_a_training_survives_sigkill(tmp_path):
-    script = _SCRIPT.format(root=str(ROOT), out=str(tmp_path))
     kills = 0
     for _ in range(3):
-        run = subprocess.Popen([sys.executable, "-c", script])
         checkpoint = tmp_path / "checkpoint.pt"
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        while run.poll() is None:
+        run = forked(train_slowly, tmp_path)
+        while run.is_alive():
             if checkpoint.exists() and checkpoint.stat().st_mtime_ns > before:
                 time.sleep(0.3)
                 break
             time.sleep(0.01)
-        run.send_signal(signal.SIGKILL)
-        kills += run.wait() == -signal.SIGKILL
+        run.kill()
+        run.join()
+        kills += run.exitcode == -signal.SIGKILL
     assert kills >= 2
     net, whole = network(), network()
     config = TrainingConfig(epochs=20, batch_size=8, lr=0.01)
