@@ -155,7 +155,7 @@ def as_module(model: Any) -> nn.Module:
         if any(not _is_identity(step) for step in steps):
             raise InputError(
                 "the ART estimator transforms images or answers outside its model; give a module "
-                "that does all of it (art_denoised.estimators.preprocessing)"
+                "that does all of it (art_denoised.estimators.adapters)"
             )
     return module
 

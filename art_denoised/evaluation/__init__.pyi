@@ -19,8 +19,7 @@ from .rows import CertifyRow as CertifyRow
 from .rows import Log as Log
 from .rows import PredictRow as PredictRow
 from .rows import read_log as read_log
-from .tsv import read_tsv as read_tsv
-from .tsv import write_tsv as write_tsv
+from .rows import write_tsv as write_tsv
 from .verify import Finding as Finding
 from .verify import family_wise as family_wise
 from .verify import verify as verify

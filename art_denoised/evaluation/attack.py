@@ -21,8 +21,7 @@ from tqdm import tqdm
 from art_denoised import checks
 from art_denoised.attacks.ascent import NORMS, distances, within
 from art_denoised.checks import InputError
-from art_denoised.data.chosen import Chosen
-from art_denoised.data.sources import ImageData
+from art_denoised.data.images import Chosen, ImageData
 from art_denoised.evaluation import masking
 from art_denoised.evaluation.attack_rows import (
     ATTACK,
@@ -380,9 +379,19 @@ def rows_of(batch: Batch, found: Found, seconds: float) -> list[AttackRow]:
     outcomes = zip(batch.indices, *(tensor.tolist() for tensor in tensors), strict=True)
     return [
         AttackRow(
-            index, label, attack, gradient, norm, eps, clean, counted, tuple(fresh), linf, l2,
+            index,
+            label,
+            attack,
+            gradient,
+            norm,
+            eps,
+            clean,
+            counted,
+            tuple(fresh),
+            linf,
+            l2,
             each if clean else 0.0,
-        )  # fmt: skip
+        )
         for index, label, clean, counted, fresh, linf, l2 in outcomes
     ]
 

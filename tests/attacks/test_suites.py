@@ -17,7 +17,7 @@ from art_denoised.attacks.ascent import distances, within
 from art_denoised.attacks.suites import Generators, contained
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier
-from art_denoised.estimators.attacks import ArtAttack
+from art_denoised.estimators.adapters import ArtAttack
 from tests.evaluation.defects import Defect, Resetting
 
 EPS, L2 = 0.2, 2.0

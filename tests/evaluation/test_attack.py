@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,13 +30,14 @@ from art_denoised.checks import InputError
 from art_denoised.cli import main
 from art_denoised.demo import digits_classifier, digits_diffusion
 from art_denoised.diffusion import NoisedDiffusion, noise_levels
-from art_denoised.estimators.attacks import ArtAttack
-from art_denoised.estimators.preprocessing import without_preprocessing
+from art_denoised.estimators.adapters import ArtAttack, without_preprocessing
 from art_denoised.evaluation import CLEAN, Probes, read_attack_log
 from art_denoised.evaluation.attack import Progress
 from art_denoised.evaluation.target import Target, columns
-from art_denoised.runs import describe, identity
+from art_denoised.runs import identity
+from art_denoised.runs.identity import describe
 from tests.evaluation import defects
+from tests.forked import forked
 
 EPS = 0.1
 FAST = {"masking_checks": False, "progress": False, "repeats": 6, "pictures": 0}
@@ -159,22 +157,23 @@ def test_a_torn_log_resumes_to_the_same_rows(tmp_path, make, digits):
 
 def test_a_killed_process_resumes_to_the_same_rows_and_checks(tmp_path):
     command = [
-        *(sys.executable, "-m", "art_denoised", "attack", "--model", "tests.nets:slow"),
+        *("attack", "--model", "tests.nets:slow"),
         *("--data", "digits", "--eps", "0.05,0.1", "--attacks", "pgd:steps=2,square:queries=4"),
         *("--max", "24", "--batch-size", "6", "--quiet"),
     ]
     out, log = tmp_path / "killed", tmp_path / "killed" / "attack.jsonl"
-    environment = {**os.environ, "SLOW_SECONDS": "0.06"}
-    process = subprocess.Popen([*command, "--out", str(out)], env=environment)
+    slowly = {"SLOW_SECONDS": "0.06"}
+    process = forked(main, [*command, "--out", str(out)], environment=slowly)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") > 50):
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     held = log.read_text().count('"kind": "attack"')
     assert 30 < held < 24 * 5
-    assert main([*command[3:], "--out", str(out), "--resume"]) == 0
-    assert main([*command[3:], "--out", str(tmp_path / "whole")]) == 0
+    assert main([*command, "--out", str(out), "--resume"]) == 0
+    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
     resumed, whole = read_attack_log(out), read_attack_log(tmp_path / "whole")
     assert len(whole.rows) == 24 * 5
     assert resumed.rows == whole.rows

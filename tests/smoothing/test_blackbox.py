@@ -9,16 +9,15 @@ import pytest
 from art.estimators.classification import BlackBoxClassifier
 
 from art_denoised.checks import InputError
-from art_denoised.estimators.asking import ask_estimator
+from art_denoised.estimators.adapters import ask_estimator
 from art_denoised.smoothing import (
     BlackBox,
     Budget,
     BudgetError,
     Retry,
     TransientError,
-    Vocabulary,
 )
-from art_denoised.smoothing.blackbox import StoppedError
+from art_denoised.smoothing.blackbox import StoppedError, Vocabulary
 
 IMAGE = np.zeros((1, 8, 8), np.float32)
 CLASSES = ("cat", "dog")

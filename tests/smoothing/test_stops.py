@@ -9,17 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from art_denoised.smoothing import procedures
-from art_denoised.smoothing.bounds import Looks, Mixture, lower_confidence_bound
-from art_denoised.smoothing.procedures import (
-    Draw,
-    Stage,
-    certifying,
-    simulate,
-    tightening,
-    voting,
-)
+from art_denoised.smoothing import stops
+from art_denoised.smoothing.bounds import Looks, lower_confidence_bound
 from art_denoised.smoothing.statistics import Certificate
+from art_denoised.smoothing.stops import Anytime, AtRadii, Draw, FixedN, Stage, Voting, simulate
 
 ROOT = Path(__file__).parent.parent.parent
 ALPHA, TRIALS = 0.05, 10_000
@@ -39,27 +32,29 @@ def multinomial(probabilities, rng):
 def violations(make, probabilities, trials=TRIALS) -> int:
     """How often a certificate says more than is true: sigma = 1, so the truth is Phi^-1(p)."""
     rng, wrong = np.random.default_rng(1), 0
+    radii = stats.norm.ppf(probabilities).tolist()
     for _ in range(trials):
         certificate = make(multinomial(probabilities, rng))
         if certificate.label != -1:
-            true = float(stats.norm.ppf(probabilities[certificate.label]))
+            true = radii[certificate.label]
             wrong += true <= 0 or certificate.radius > true
     return wrong
 
 
+def run(stop, votes, label=None, earlier=None, sigma=1.0):
+    return simulate(stop.procedure(label, {"sigma": sigma}, earlier), votes)
+
+
 def fixed(votes):
-    plan = {"n0": 10, "alpha": ALPHA, "sigma": 1.0}
-    return simulate(certifying(Looks.fixed(60), **plan), votes)[0]
+    return run(FixedN(60, 10, ALPHA), votes)[0]
 
 
 def one_radius(votes):
-    plan = {"n0": 10, "alpha": ALPHA, "sigma": 1.0, "radii": (0.5,)}
-    return simulate(certifying(Looks(20, 300), **plan), votes)[0]
+    return run(AtRadii((0.5,), 300, 10, ALPHA), votes)[0]
 
 
 def table(votes):
-    plan = {"n0": 10, "alpha": ALPHA, "sigma": 1.0, "radii": RADII, "label": 0}
-    return simulate(certifying(Looks(20, 300), **plan), votes)[0]
+    return run(AtRadii(RADII, 300, 10, ALPHA), votes, label=0)[0]
 
 
 def deadline(votes):
@@ -67,8 +62,7 @@ def deadline(votes):
     best = None
     certificate = None
     for n in (20, 35, 70, 140):
-        steps = tightening(Mixture(), n0=10, n=n, alpha=ALPHA, sigma=1.0, earlier=certificate)
-        certificate = simulate(steps, votes)[0]
+        certificate = run(Anytime(n, 10, ALPHA), votes, earlier=certificate)[0]
         best = max(best or certificate, certificate, key=lambda c: c.radius)
     return best
 
@@ -135,14 +129,8 @@ def answer(share: float):
     return votes
 
 
-PLAN = {"n0": 100, "alpha": 0.001, "sigma": 1.0}
-
-
 def test_sampling_stops_when_all_radii_are_proved_or_out_of_reach():
-    steps = [
-        simulate(certifying(Looks(100, 100_000), radii=(0.5, 1.0), **PLAN), answer(share))
-        for share in (0.999, 0.7, 0.4, 0.8413)
-    ]
+    steps = [run(AtRadii((0.5, 1.0)), answer(share)) for share in (0.999, 0.7, 0.4, 0.8413)]
     (clear, few), (partial, some), (lost, least), (close, most) = steps
     assert clear.proves(1.0)
     assert few <= 100 + 225
@@ -156,9 +144,7 @@ def test_sampling_stops_when_all_radii_are_proved_or_out_of_reach():
 
 
 def test_labels_save_the_images_that_are_wrong_anyway():
-    certificate, samples = simulate(
-        certifying(Looks(100, 1000), radii=(0.5,), label=1, **PLAN), answer(0.9)
-    )
+    certificate, samples = run(AtRadii((0.5,), 1000), answer(0.9), label=1)
     assert (certificate.label, certificate.n, samples) == (-1, 0, 100)
 
 
@@ -168,7 +154,7 @@ def test_the_best_look_is_returned_with_its_votes():
     def votes(draw: Draw) -> dict[int, int]:
         return {int(draw.stop > 100): draw.stop - draw.start}
 
-    certificate, samples = simulate(certifying(Looks(100, 1000), radii=(1.0, 2.0), **PLAN), votes)
+    certificate, samples = run(AtRadii((1.0, 2.0), 1000), votes)
     assert certificate.counts == {0: 100}  # all of them right, though few
     assert certificate.drawn == 150
     assert samples == 100 + certificate.drawn
@@ -178,32 +164,32 @@ def test_the_best_look_is_returned_with_its_votes():
 def test_giving_up_never_gives_up_what_is_certain(monkeypatch):
     """Without the rule of futility, the table of sure images is the same."""
     radii = (0.0, 1.0, 2.0, 3.0)
-    with_rule = simulate(certifying(Looks(100, 10_000), radii=radii, **PLAN), answer(0.9999))
-    monkeypatch.setattr(procedures, "FUTILE", 0.0)
-    without = simulate(certifying(Looks(100, 10_000), radii=radii, **PLAN), answer(0.9999))
+    with_rule = run(AtRadii(radii, 10_000), answer(0.9999))
+    monkeypatch.setattr(stops, "FUTILE", 0.0)
+    without = run(AtRadii(radii, 10_000), answer(0.9999))
     assert [with_rule[0].proves(r) for r in radii] == [without[0].proves(r) for r in radii]
 
 
 def test_tightening_goes_on_where_it_stopped():
-    bound, seen = Mixture(), []
+    seen = []
 
     def votes(draw: Draw) -> dict[int, int]:
         seen.append(draw)
         return answer(0.95)(draw)
 
-    first, _ = simulate(tightening(bound, n=300, **PLAN), votes)
-    second, _ = simulate(tightening(bound, n=1000, earlier=first, **PLAN), votes)
+    first, _ = run(Anytime(300), votes)
+    second, _ = run(Anytime(1000), votes, earlier=first)
     assert seen == [
         Draw(Stage.SELECTION, 0, 100),
         Draw(Stage.ESTIMATION, 0, 300),
         Draw(Stage.ESTIMATION, 300, 1000),
     ]
-    whole, _ = simulate(tightening(bound, n=1000, **PLAN), answer(0.95))
+    whole, _ = run(Anytime(1000), answer(0.95))
     assert second == whole
 
 
 def test_voting_asks_once():
-    answered, samples = simulate(voting(200, alpha=0.001, sigma=1.0), answer(0.9))
+    answered, samples = run(Voting(200), answer(0.9))
     assert (answered.label, samples) == (0, 200)
 
 
