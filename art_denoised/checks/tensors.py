@@ -128,10 +128,7 @@ def labels(y: Any, nb_classes: int | None = None) -> Labels:
         >>> labels([3, 0], nb_classes=4)
         tensor([3, 0])
     """
-    try:
-        y = torch.as_tensor(y)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"labels must be an array of class indices: {error}") from None
+    y = _label_tensor(y)
     if y.ndim != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise InputError(
             f"labels have shape {tuple(y.shape)} and dtype {str(y.dtype).removeprefix('torch.')}; "
@@ -160,9 +157,16 @@ def class_indices(y: Any, nb_classes: int) -> Labels:
         >>> class_indices([[2], [0]], 3), class_indices(np.eye(3), 3)
         (tensor([2, 0]), tensor([0, 1, 2]))
     """
-    y = torch.as_tensor(y)
+    y = _label_tensor(y)
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     elif y.ndim == 2 and y.shape[1] == nb_classes:
         y = y.argmax(1)
     return labels(y, nb_classes)
+
+
+def _label_tensor(y: Any) -> torch.Tensor:
+    try:
+        return torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"labels must be an array of class indices: {error}") from None
