@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,20 +16,12 @@ from art.estimators.classification.pytorch import PyTorchClassifier
 from torch import nn
 
 from art_denoised import checks
-from art_denoised.attacks.suites import (
-    Outcome,
-    Suite,
-    as_module,
-    check_norm,
-    fill_in,
-    keep_inside,
-    refuse_given,
-)
+from art_denoised.attacks.suites import ClassAttack, Outcome, as_module
 from art_denoised.checks import InputError
 from art_denoised.smoothing.blackbox import Answer, Ask
 from art_denoised.types import Images, Labels, Logits
 
-_GRADIENT_FREE = (
+_BLIND = (
     "BoundaryAttack",
     "GRAPHITEBlackbox",
     "GeoDA",
@@ -146,7 +137,7 @@ def ask_estimator(estimator: Any) -> Ask:
 
 
 @dataclass(frozen=True)
-class ArtAttack(Suite):
+class ArtAttack(ClassAttack):
     """Any evasion attack of ART, by the name of its class.
 
     ART estimators are attacked as they are; a plain module is put into a PyTorchClassifier first.
@@ -167,23 +158,11 @@ class ArtAttack(Suite):
         torch.Size([2, 1, 8, 8])
     """
 
+    library = "ART"
+    fixed_norms = _FIXED_NORMS
+    blind = _BLIND
+
     kind: str = "ProjectedGradientDescent"
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_given(self.options)
-        check_norm("ART", self.kind, self.norm, _FIXED_NORMS)
-
-    @property
-    def name(self) -> str:
-        """Of the library and the class."""
-        return f"art:{self.kind}"
-
-    @property
-    def gradient_free(self) -> bool:  # type: ignore[override]
-        """Whether it uses scores or labels alone."""
-        return self.kind in _GRADIENT_FREE
 
     @property
     def mixed(self) -> bool:  # type: ignore[override]
@@ -204,16 +183,16 @@ class ArtAttack(Suite):
                 f"ART has no evasion attack {self.kind!r}; for example ProjectedGradientDescent"
             )
         norm = np.inf if self.norm == "linf" else 2
-        given = {"eps": self.eps, "norm": norm, "eps_step": self.eps / 4, "verbose": False}
-        options, bounded = fill_in(known, given, self.options)
+        arguments = self.arguments(
+            known, eps=self.eps, norm=norm, eps_step=self.eps / 4, verbose=False
+        )
         estimator = _estimator(model, x) if isinstance(model, nn.Module) else model
         try:
-            attack = known(estimator, **options)
+            attack = known(estimator, **arguments)
         except (ValueError, TypeError) as error:
             raise InputError(f"{self.name} cannot be made: {error}") from None
         found = attack.generate(x.detach().cpu().numpy(), y.cpu().numpy())
-        x_adv = torch.from_numpy(np.asarray(found)).to(x)
-        return Outcome(x_adv if bounded else keep_inside(x, x_adv, self.norm, self.eps))
+        return self.outcome(known, x, torch.from_numpy(np.asarray(found)).to(x))
 
 
 def _estimator(model: nn.Module, x: Images) -> PyTorchClassifier:

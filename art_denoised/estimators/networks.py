@@ -21,9 +21,8 @@ from art_denoised.networks.feature_denoising import Operation
 from art_denoised.networks.rectifiers import smooth_activations
 from art_denoised.networks.surgery import add_feature_denoising
 from art_denoised.training.config import TrainingConfig
-from art_denoised.training.recipes import Recipe
-from art_denoised.training.robust import ROBUST_CONFIG, train_robust
-from art_denoised.training.rows import EpochRow
+from art_denoised.training.loop import EpochRow
+from art_denoised.training.robust import ROBUST_CONFIG, Recipe, train_robust
 
 
 class FeatureDenoisingClassifier(DefendedClassifier):

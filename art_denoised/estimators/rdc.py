@@ -35,7 +35,7 @@ class RobustDiffusionClassifier(DefendedClassifier):
         eta: Largest change of a pixel by likelihood maximization; "adam_reference" ignores it.
         form: "adam", "adam_reference" or "momentum": the form of likelihood maximization.
         gradient: "exact", or "bpda" for the identity in its place.
-        rate: Learning rate of likelihood maximization.
+        lr: Learning rate of likelihood maximization.
         levels: Noise levels of the classifier and of the momentum form.
         prior: Prior probability of each class; uniform by default.
         temperature: Divisor of the logits.
@@ -74,7 +74,7 @@ class RobustDiffusionClassifier(DefendedClassifier):
         eta: float = 8 / 255,
         form: FormName = "adam",
         gradient: Gradient = "exact",
-        rate: float = 0.05,
+        lr: float = 0.05,
         levels: Levels | None = None,
         prior: Sequence[float] | None = None,
         temperature: float = 1.0,
@@ -103,7 +103,7 @@ class RobustDiffusionClassifier(DefendedClassifier):
                     diffusion,
                     steps=steps,
                     eta=eta,
-                    form=named_form(form, lr=rate, levels=levels),
+                    form=named_form(form, lr=lr, levels=levels),
                     gradient=gradient,
                     seed=seed,
                     bf16=bf16,

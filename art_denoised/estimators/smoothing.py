@@ -257,7 +257,7 @@ class DenoisedSmoothing(DefendedClassifier, RandomizedSmoothingMixin):
         nb_epochs: int = 20,
         *,
         objective: str | DenoiserLoss = "classification",
-        rate: float = 1e-3,
+        lr: float = 1e-3,
         augment: str = "none",
         verbose: bool = False,
         **kwargs: Any,
@@ -273,9 +273,9 @@ class DenoisedSmoothing(DefendedClassifier, RandomizedSmoothingMixin):
             y: Labels: indices (batch,), or one-hot (batch, nb_classes).
             batch_size: Number of images in a step.
             nb_epochs: Number of passes over the images.
-            objective: "mse", "stability", "classification", "hybrid", or a function like
-                `art_denoised.training.stability`.
-            rate: Peak learning rate.
+            objective: "mse", "stability", "classification", "hybrid", or a function
+                ``loss(x_hat, x, y, classifier)``.
+            lr: Peak learning rate.
             augment: "crop+flip", "crop" or "none".
             verbose: Show progress.
             **kwargs: Ignored, as in ART.
@@ -294,7 +294,7 @@ class DenoisedSmoothing(DefendedClassifier, RandomizedSmoothingMixin):
         config = TrainingConfig(
             epochs=nb_epochs,
             batch_size=batch_size,
-            lr=rate,
+            lr=lr,
             augment=augment,  # type: ignore[arg-type]
             seed=self._seed_for_call(),
         )

@@ -6,6 +6,7 @@ again after failures that may pass, and keeps to a budget.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -76,11 +77,11 @@ class Budget:
     def __post_init__(self) -> None:
         if self.queries is not None:
             checks.count("budget in queries", self.queries, 0)
-        if not 0 <= self.cost_per_query < float("inf"):
+        if not 0 <= self.cost_per_query < math.inf:
             raise InputError(f"cost_per_query is {self.cost_per_query}; give a number >= 0")
         if self.cost is not None:
             checks.positive("cost_per_query, with a cost limit,", self.cost_per_query)
-            if not 0 <= self.cost < float("inf"):
+            if not 0 <= self.cost < math.inf:
                 raise InputError(
                     f"budget in cost is {self.cost}; give a number >= 0, or None for no limit"
                 )
@@ -88,24 +89,13 @@ class Budget:
     @property
     def limit(self) -> float:
         """Largest number of queries that both limits allow, infinite without limits."""
-        by_cost = float("inf")
+        by_cost = math.inf
         if self.cost is not None:
             by_cost = int(self.cost / self.cost_per_query * (1 + 1e-12))
-        return min(float("inf") if self.queries is None else self.queries, by_cost)
+        return min(math.inf if self.queries is None else self.queries, by_cost)
 
     def check(self, spent: int, needed: int) -> None:
-        """Refuse work that cannot be paid.
-
-        Args:
-            spent: Number of queries so far.
-            needed: Number of further queries.
-
-        Raises:
-            BudgetError: All together are beyond the limit.
-
-        Example:
-            >>> Budget(queries=100).check(spent=40, needed=60)
-        """
+        """Raise `BudgetError` if ``needed`` queries more than ``spent`` are beyond the limit."""
         if spent + needed > self.limit:
             price = f" ({needed * self.cost_per_query:,.2f})" if self.cost_per_query else ""
             raise BudgetError(
@@ -138,31 +128,20 @@ class Retry:
 
     def __post_init__(self) -> None:
         checks.count("times", self.times, 0)
-        if not 0 <= self.backoff < float("inf"):
+        if not 0 <= self.backoff < math.inf:
             raise InputError(f"backoff is {self.backoff}; give seconds >= 0")
 
     def wait(self, retries: int, error: BaseException | None) -> float:
-        """Return the seconds to wait before the next retry.
-
-        Args:
-            retries: Number of retries so far.
-            error: Why the last attempt failed.
-        """
+        """Return the seconds to wait after ``retries`` retries, the last of which met ``error``."""
         said = getattr(error, "retry_after", None)
         return float(min(self.backoff * 2**retries if said is None else said, _LONGEST_WAIT))
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The classes that answers are read as.
+    """The classes that answers are read as, in the order of the labels, and other words for them.
 
-    Attributes:
-        classes: Names of the classes, in the order of the labels.
-        synonyms: Other words for them: word -> name. Neither case nor space around them matters.
-
-    Raises:
-        InputError: A class or a synonym is there twice, is empty or too long, or a synonym is of
-            no class.
+    Neither case nor space around words matters.
 
     Example:
         >>> words = Vocabulary(("cat", "dog"), {"tabby": "cat"})
@@ -189,24 +168,15 @@ class Vocabulary:
         names = {_plain(name): index for index, name in enumerate(self.classes)}
         return names | {_plain(word): names[_plain(name)] for word, name in self.synonyms.items()}
 
-    @property
-    def other(self) -> int:
-        """Index that stands for any answer that names none of the classes."""
-        return len(self.classes)
-
     def index(self, answer: Answer) -> int:
-        """Return the class of an answer, -1 for an empty one.
+        """Return the class of an answer: -1 for an empty one, one more than all for other words.
 
-        Args:
-            answer: A word, an index of a class, or None. None and a blank text are empty.
-
-        Raises:
-            InputError: A number that is not an index of a class, a boolean, or another type.
+        A number must be the index of a class; a boolean or another type is refused.
         """
         if answer is None or (isinstance(answer, str) and not _plain(answer)):
             return NO_ANSWER
         if isinstance(answer, str):
-            return self._indices.get(_plain(answer), self.other)
+            return self._indices.get(_plain(answer), len(self.classes))
         with suppress(AttributeError, TypeError):  # numbers of numpy and torch, too
             index = int(answer.__index__())
             boolean = "bool" in str(getattr(answer, "dtype", type(answer)))
@@ -227,20 +197,21 @@ class BlackBox:
             threads.
         classes: Names of the classes, in the order of the labels. Any other word is one more
             class, the last; an empty answer is none, and can never be certified.
-        synonyms: Other words for the classes: word -> name.
+        synonyms: Other words for the classes: word -> name. Neither case nor space around words
+            matters.
         batch_size: Number of images in a call; a call counts as so many queries.
         workers: Number of calls at once.
         retry: When a query that failed is tried again.
         budget: Limit on what is spent.
 
     Attributes:
-        words: Classes and synonyms, by which answers are read.
         spent: Number of queries so far, failed ones included.
         identity: What ``ask.identity`` says, as that of `HttpClassifier` does; None if it says
             nothing.
 
     Raises:
-        InputError: A value is out of range, or ``ask`` cannot be called.
+        InputError: A value is out of range, ``ask`` cannot be called, or a class or synonym is
+            there twice, is empty or too long, or a synonym is of no class.
 
     Example:
         >>> box = BlackBox(lambda x: ["cat" if image.mean() > 0.5 else "dog" for image in x],
@@ -266,6 +237,8 @@ class BlackBox:
                 "images, of an ART estimator ask_estimator(estimator)"
             )
         self.words = Vocabulary(tuple(classes), dict(synonyms or {}))
+        self.classes = self.words.classes
+        self.label = self.words.index
         self.batch_size = checks.count("batch_size", batch_size)
         self.workers = checks.count("workers", workers)
         self.retry = Retry() if retry is None else retry
@@ -274,15 +247,6 @@ class BlackBox:
         self.identity: Any = getattr(ask, "identity", None)
         self._ask = ask
         self._lock = threading.Lock()
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the labels."""
-        return self.words.classes
-
-    def label(self, answer: Answer) -> int:
-        """Return the class of an answer, -1 for an empty one; see `Vocabulary.index`."""
-        return self.words.index(answer)
 
     def query(
         self,
@@ -309,36 +273,28 @@ class BlackBox:
             stop_after_attempt,
         )
 
-        stopped = threading.Event() if stopped is None else stopped
-        transient: tuple[type[Exception], ...] = (TransientError, *self.retry.transient)
-
         def wait(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
             return self.retry.wait(state.attempt_number - 1, error)
 
+        stopped = threading.Event() if stopped is None else stopped
+        transient: tuple[type[Exception], ...] = (TransientError, *self.retry.transient)
+        attempts = Retrying(
+            retry=retry_if_exception_type(transient),
+            stop=stop_after_attempt(self.retry.times + 1),
+            wait=wait,
+            sleep=sleep_using_event(stopped),
+            reraise=True,
+        )
         try:
-            for attempt in Retrying(
-                retry=retry_if_exception_type(transient),
-                stop=stop_after_attempt(self.retry.times + 1),
-                wait=wait,
-                sleep=sleep_using_event(stopped),
-                reraise=True,
-            ):
-                with attempt:
-                    return self._once(images, failed, stopped)
+            return attempts(self._once, images, failed, stopped)
         except (InputError, StoppedError):
             raise
-        except transient as error:
-            raise InputError(
-                f"the classifier failed {self.retry.times + 1} times in a row ({_reason(error)}); "
-                "answers so far are kept"
-            ) from error
         except Exception as error:
-            raise InputError(
-                f"the classifier failed ({type(error).__name__}: {_reason(error)}); answers so far "
-                "are kept"
-            ) from error
-        raise AssertionError("the last attempt returns or raises")
+            how = f" ({type(error).__name__}: {_reason(error)})"
+            if isinstance(error, transient):
+                how = f" {self.retry.times + 1} times in a row ({_reason(error)})"
+            raise InputError(f"the classifier failed{how}; answers so far are kept") from error
 
     def _once(
         self, images: np.ndarray, failed: Callable[[str, int], None], stopped: threading.Event

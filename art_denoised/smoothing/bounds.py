@@ -55,17 +55,6 @@ class Looks:
     The counts grow by a factor 1.5 from ``first`` to ``last``. The last look gets half of alpha,
     the others share the rest equally; a single look gets all of it. With probability at least
     1 - alpha none of the bounds exceeds the true probability, so sampling may stop at any look.
-
-    Attributes:
-        first: Samples at the first look.
-        last: Samples at the last one, the most that are drawn.
-
-    Example:
-        >>> looks = Looks(100, 1000)
-        >>> looks.counts
-        (100, 150, 225, 338, 507, 761, 1000)
-        >>> looks.p_lower(225, 225, alpha=0.001) < lower_confidence_bound(225, 225, 0.001)
-        True
     """
 
     first: int
@@ -73,12 +62,7 @@ class Looks:
 
     @classmethod
     def fixed(cls, n: int) -> Looks:
-        """Return the plan with a single look at ``n`` samples.
-
-        Example:
-            >>> round(Looks.fixed(1000).p_lower(1000, 1000, 0.001), 6)
-            0.993116
-        """
+        """Return the plan with a single look at ``n`` samples."""
         return cls(n, n)
 
     @property
@@ -87,16 +71,7 @@ class Looks:
         return _look_counts(self.first, self.last)
 
     def level(self, n: int, alpha: float) -> float:
-        """Return the part of ``alpha`` that is spent at the look after ``n`` samples.
-
-        Raises:
-            ValueError: No look was planned there.
-
-        Example:
-            >>> looks = Looks(100, 1000)
-            >>> round(sum(looks.level(n, 0.001) for n in looks.counts), 12)
-            0.001
-        """
+        """Return the part of ``alpha`` that is spent at the look after ``n`` samples."""
         counts = self.counts
         if n not in counts:
             raise ValueError(f"no look was planned after {n} samples, but after {counts}")
@@ -107,16 +82,7 @@ class Looks:
         return alpha * (1 - _LAST_SHARE) / (len(counts) - 1)
 
     def p_lower(self, k: int, n: int, alpha: float) -> float:
-        """Bound the probability after ``k`` successes at the look after ``n`` samples.
-
-        Args:
-            k: Successes.
-            n: Samples, one of `counts`.
-            alpha: Failure probability of all looks together.
-
-        Raises:
-            ValueError: No look was planned after ``n`` samples.
-        """
+        """Bound the probability after ``k`` successes at the look after ``n`` samples."""
         return lower_confidence_bound(k, n, self.level(n, alpha))
 
 
@@ -139,29 +105,15 @@ class Mixture:
     is a nonnegative martingale of mean 1, so with probability at least 1 - alpha it stays below
     1/alpha for ever (Ville 1939). The bound is the smallest p with M_n(p) < 1/alpha (Robbins 1970,
     "Statistical methods related to the law of the iterated logarithm"). It may be looked
-    at after every sample, sampling may stop for any reason, and may go on later.
-
-    Attributes:
-        a: First parameter of the Beta prior of the mixture, positive.
-        b: Second one. The default prior expects probabilities near 1, where radii are large; any
-            prior is sound.
-
-    Example:
-        >>> Mixture().p_lower(1000, 1000, alpha=0.001) < lower_confidence_bound(1000, 1000, 0.001)
-        True
+    at after every sample, sampling may stop for any reason, and may go on later. The default
+    Beta(a, b) prior expects probabilities near 1, where radii are large; any prior is sound.
     """
 
     a: float = 2.0
     b: float = 0.3
 
     def p_lower(self, k: int, n: int, alpha: float) -> float:
-        """Bound the probability after ``k`` successes among ``n`` samples.
-
-        Args:
-            k: Successes, 0 <= k <= n.
-            n: Samples, at least 1.
-            alpha: Failure probability over all n together.
-        """
+        """Bound the probability after ``k`` successes among ``n`` samples, for all n together."""
         if k == 0:
             return 0.0
         a, b = self.a, self.b

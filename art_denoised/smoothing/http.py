@@ -134,7 +134,9 @@ def _parsed(response: httpx.Response, content: bytes) -> Any:
     """Return the JSON of a reply, or raise what its status means."""
     status = f"HTTP {response.status_code} {response.reason_phrase[:80]!a}"
     if response.status_code in (408, 429) or response.status_code >= 500:
-        raise TransientError(status, _seconds(response.headers))
+        after = response.headers.get("Retry-After", "")
+        seconds = float(after) if re.fullmatch(r"\d+(\.\d*)?", after) else None
+        raise TransientError(status, seconds)
     if 300 <= response.status_code < 400:
         raise InputError(
             f"the service redirects to {_shown(response.headers.get('Location', ''))}; if you "
@@ -152,19 +154,7 @@ def _parsed(response: httpx.Response, content: bytes) -> Any:
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """Return an image as PNG, clipped to [0, 1] and rounded to 8 bits.
-
-    Args:
-        image: Array (channels, height, width).
-
-    Raises:
-        InputError: The image has neither one nor three channels.
-
-    Example:
-        >>> import numpy as np
-        >>> encode_png(np.zeros((3, 8, 8)))[1:4]
-        b'PNG'
-    """
+    """Return an image of one or three channels as PNG, clipped to [0, 1], rounded to 8 bits."""
     from PIL import Image
 
     if len(image) not in (1, 3):
@@ -236,10 +226,3 @@ def _find(reply: Any, path: str) -> Answer:
 
 def _is_empty(reply: Any) -> bool:
     return reply is None or reply in ({}, [])
-
-
-def _seconds(headers: Any) -> float | None:
-    try:
-        return float(headers.get("Retry-After"))
-    except (TypeError, ValueError):
-        return None

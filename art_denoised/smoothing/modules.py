@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.smoothing.noise import Gaussian, Stream, StreamKey, fresh_seed
-from art_denoised.smoothing.procedures import Stage
+from art_denoised.smoothing.stops import Stage
 
 if TYPE_CHECKING:
     from art_denoised.types import Classifier, Denoiser, Images, Logits
@@ -119,7 +120,7 @@ class SmoothedClassifier(nn.Module):
         at_once = max(1, self.max_batch // max(1, len(x)))
         recompute = torch.is_grad_enabled() and self.samples > at_once
         streams = self._streams(x)
-        total: torch.Tensor | None = None
+        parts = []
         for done in range(0, self.samples, at_once):
             noise = _take(streams, min(at_once, self.samples - done), x.dtype)
             if recompute:
@@ -128,9 +129,8 @@ class SmoothedClassifier(nn.Module):
                 )
             else:
                 part = self._log_sum_softmax(x, noise)
-            total = part if total is None else torch.logaddexp(total, part)
-        assert total is not None
-        return total - math.log(self.samples)
+            parts.append(part)
+        return reduce(torch.logaddexp, parts) - math.log(self.samples)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _streams(self, x: Images) -> list[Stream]:

@@ -8,10 +8,10 @@ be entered anywhere. The global random state is never touched.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import mpmath
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.smoothing.procedures import Stage
+from art_denoised.smoothing.stops import Stage
 
 if TYPE_CHECKING:
     from art_denoised.types import Image, Images
@@ -29,14 +29,12 @@ LEVELS = 255
 _UNDECIDED = np.iinfo(np.int16).min
 _LOW_BITS = np.uint64(48)
 
+# An open part: returns its next n samples of noise, (n, channels, height, width).
+Part: TypeAlias = "Callable[[int], Images]"
+
 
 def fresh_seed() -> int:
-    """Return a seed from the operating system's entropy, below 2^63.
-
-    Example:
-        >>> 0 <= fresh_seed() < 2**63
-        True
-    """
+    """Return a seed from the operating system's entropy, below 2^63."""
     return secrets.randbits(63)
 
 
@@ -54,16 +52,8 @@ class StreamKey:
         return np.random.SeedSequence(self.seed, spawn_key=spawn_key)
 
 
-class Part(Protocol):
-    """The samples of one part, in order."""
-
-    def take(self, n: int) -> Images:
-        """Return the next ``n`` samples of noise, (n, channels, height, width)."""
-        ...
-
-
 class Noise(Protocol):
-    """A kind of noise around an image. Final: `Gaussian`, and `QuantisedGaussian` for 8 bits."""
+    """A kind of noise around an image: `Gaussian`, or `QuantisedGaussian` for 8 bits."""
 
     name: ClassVar[str]
 
@@ -85,24 +75,13 @@ class Noise(Protocol):
         ...
 
     def part(self, key: StreamKey, part: int, shape: Sequence[int], device: torch.device) -> Part:
-        """Open one part of a stream."""
+        """Open one part of a stream, in channels-last memory order, which networks like."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Gaussian:
-    """N(0, sigma^2 I) in float32. What it does not guarantee: docs/certificates.md.
-
-    Attributes:
-        sigma: Standard deviation in image units.
-
-    Example:
-        >>> noise = Gaussian(0.25)
-        >>> key = StreamKey(seed=0, index=0, stage=Stage.VOTE)
-        >>> samples = noise.part(key, 0, (3, 8, 8), torch.device("cpu")).take(5)
-        >>> noise.add(noise.centre(torch.zeros(3, 8, 8)), samples).shape
-        torch.Size([5, 3, 8, 8])
-    """
+    """N(0, sigma^2 I) in float32. What it does not guarantee: docs/certificates.md."""
 
     sigma: float
     name: ClassVar[str] = "gaussian"
@@ -121,56 +100,37 @@ class Gaussian:
 
     def part(self, key: StreamKey, part: int, shape: Sequence[int], device: torch.device) -> Part:
         """Open one part: numpy's SFC64 on a CPU, the device's own generator elsewhere."""
+        channels, height, width = shape
+        size, sequence = (height, width, channels), key.sequence(part)
         if device.type == "cpu":
-            return _NumpyNormal(key.sequence(part), shape)
-        return _DeviceNormal(key.sequence(part), shape, device)
+            normal = np.random.Generator(np.random.SFC64(sequence)).standard_normal
 
+            def take(n: int) -> Images:
+                noise = torch.from_numpy(normal((n, *size), dtype=np.float32))
+                return noise.permute(0, 3, 1, 2)
 
-class _NumpyNormal:
-    def __init__(self, sequence: np.random.SeedSequence, shape: Sequence[int]) -> None:
-        channels, height, width = shape
-        self._size = (height, width, channels)  # channels-last in memory, as networks like it
-        self._normal = np.random.Generator(np.random.SFC64(sequence)).standard_normal
-
-    def take(self, n: int) -> Images:
-        noise = torch.from_numpy(self._normal((n, *self._size), dtype=np.float32))
-        return noise.permute(0, 3, 1, 2)
-
-
-class _DeviceNormal:
-    """Parallel generators fill other shapes in another order, so the part is drawn whole."""
-
-    def __init__(
-        self, sequence: np.random.SeedSequence, shape: Sequence[int], device: torch.device
-    ) -> None:
-        channels, height, width = shape
+            return take
+        # Parallel generators fill other shapes in another order, so the part is drawn whole.
         seed = int(sequence.generate_state(1, np.uint64)[0])
         generator = torch.Generator(device).manual_seed(seed)
-        noise = torch.randn((PART, height, width, channels), generator=generator, device=device)
-        self._rest = noise.permute(0, 3, 1, 2)
+        noise = torch.randn((PART, *size), generator=generator, device=device)
+        return _in_order(noise.permute(0, 3, 1, 2))
 
-    def take(self, n: int) -> Images:
-        taken, self._rest = self._rest[:n], self._rest[n:]
-        return taken
+
+def _in_order(noise: Images) -> Part:
+    taken = 0
+
+    def take(n: int) -> Images:
+        nonlocal taken
+        taken += n
+        return noise[taken - n : taken]
+
+    return take
 
 
 @dataclass(frozen=True, slots=True)
 class QuantisedGaussian:
-    """round(255 eps) / 255 for eps from N(0, sigma^2 I), drawn in integer arithmetic.
-
-    Attributes:
-        sigma: Standard deviation of eps in image units.
-
-    Example:
-        >>> from art_denoised.smoothing.procedures import Stage
-        >>> noise, x = QuantisedGaussian(0.25), torch.full((1, 8, 8), 51 / 255)
-        >>> part = noise.part(StreamKey(0, 0, Stage.VOTE), 0, x.shape, torch.device("cpu"))
-        >>> noisy = noise.add(noise.centre(x), part.take(3))
-        >>> bool(torch.allclose(noisy * 255, (noisy * 255).round(), atol=1e-4))
-        True
-        >>> noise.tv(3 * 32 * 32) < 1e-12
-        True
-    """
+    """round(255 eps) / 255 for eps from N(0, sigma^2 I), drawn in integer arithmetic."""
 
     sigma: float
     name: ClassVar[str] = "quantised"
@@ -184,11 +144,7 @@ class QuantisedGaussian:
         return dimensions * (len(cells(self.sigma).thresholds) + 3) * 2.0**-64
 
     def centre(self, x: Image) -> torch.Tensor:
-        """Return the image as integers.
-
-        Raises:
-            InputError: It is not made of multiples of 1/255.
-        """
+        """Return the image as integers; refuse one that is not made of multiples of 1/255."""
         whole = (x * LEVELS).round()
         if bool((x * LEVELS - whole).abs().max() > 1e-3):
             raise InputError(
@@ -202,8 +158,27 @@ class QuantisedGaussian:
         return (centre + noise).to(torch.float32) / LEVELS
 
     def part(self, key: StreamKey, part: int, shape: Sequence[int], device: torch.device) -> Part:
-        """Open one part. The numbers are the same on all devices: they are drawn on the CPU."""
-        return _QuantisedPart(cells(self.sigma), key, part, shape, device)
+        """Open one part. The numbers are the same on all devices: they are drawn on the CPU.
+
+        Each value takes 64 uniform bits; the last 48 are drawn only where the first 16 leave it
+        open.
+        """
+        table, (channels, height, width) = cells(self.sigma), shape
+        values = channels * height * width
+        first, more = (np.random.SFC64(key.sequence(part, extra)) for extra in (1, 2))
+
+        def take(n: int) -> Images:
+            words = first.random_raw((n, -(-values // 4)))  # whole words a sample
+            prefix = words.view(np.uint16)[:, :values]
+            noise = table.lookup[prefix]
+            rows, columns = np.nonzero(noise == _UNDECIDED)
+            rest = more.random_raw(len(rows)) >> np.uint64(16)
+            u = (prefix[rows, columns].astype(np.uint64) << _LOW_BITS) | rest
+            noise[rows, columns] = table.lowest + np.searchsorted(table.thresholds, u, side="right")
+            whole = torch.from_numpy(noise).reshape(n, height, width, channels)
+            return whole.permute(0, 3, 1, 2).to(device)
+
+        return take
 
 
 class Cells(NamedTuple):
@@ -216,19 +191,13 @@ class Cells(NamedTuple):
 
 @lru_cache(maxsize=16)
 def cells(sigma: float) -> Cells:
-    """Tabulate the rounded Gaussian, in 60 digits.
-
-    Example:
-        >>> cells(0.25).lowest  # of integers that are drawn
-        -579
-    """
+    """Tabulate the rounded Gaussian, in 60 digits."""
     with mpmath.workdps(60):
         scale, whole = mpmath.mpf(sigma) * LEVELS, mpmath.mpf(2) ** 64
         left: list[int] = []  # Phi((j + 1/2) / scale) for j = -1, -2, ...
         while not left or left[-1] > 0:
-            left.append(
-                int(mpmath.floor(whole * mpmath.ncdf((mpmath.mpf(0.5) - len(left) - 1) / scale)))
-            )
+            z = (mpmath.mpf(0.5) - len(left) - 1) / scale
+            left.append(int(mpmath.floor(whole * mpmath.ncdf(z))))
     left.pop()
     thresholds = np.array(left[::-1] + [2**64 - t for t in left], dtype=np.uint64)
     lowest = -len(left)
@@ -239,56 +208,13 @@ def cells(sigma: float) -> Cells:
     return Cells(lowest, thresholds, lookup)
 
 
-class _QuantisedPart:
-    """64 uniform bits a value; the last 48 are drawn only where the first 16 leave it open."""
-
-    def __init__(
-        self,
-        table: Cells,
-        key: StreamKey,
-        part: int,
-        shape: Sequence[int],
-        device: torch.device,
-    ) -> None:
-        self._cells, self._shape, self._device = table, shape, device
-        self._first, self._more = (np.random.SFC64(key.sequence(part, extra)) for extra in (1, 2))
-
-    def take(self, n: int) -> Images:
-        channels, height, width = self._shape
-        values = channels * height * width
-        words = self._first.random_raw((n, -(-values // 4)))  # whole words a sample
-        prefix = words.view(np.uint16)[:, :values]
-        noise = self._cells.lookup[prefix]
-        rows, columns = np.nonzero(noise == _UNDECIDED)
-        rest = self._more.random_raw(len(rows)) >> np.uint64(16)
-        u = (prefix[rows, columns].astype(np.uint64) << _LOW_BITS) | rest
-        found = np.searchsorted(self._cells.thresholds, u, side="right")
-        noise[rows, columns] = found + self._cells.lowest
-        whole = torch.from_numpy(noise).reshape(n, height, width, channels)
-        return whole.permute(0, 3, 1, 2).to(self._device)
-
-
 _KINDS = {kind.name: kind for kind in (Gaussian, QuantisedGaussian)}
 
 
 def find_noise(
     name: str, sigma: float, clip_values: tuple[Any, Any] = (0.0, 1.0)
 ) -> Gaussian | QuantisedGaussian:
-    """Return the kind of noise called ``name``.
-
-    Args:
-        name: "gaussian" or "quantised".
-        sigma: Standard deviation in image units.
-        clip_values: Smallest and largest pixel value.
-
-    Raises:
-        InputError: There is no such kind, sigma is out of range, or images for quantised noise are
-            not in [0, 1].
-
-    Example:
-        >>> find_noise("quantised", 0.25)
-        QuantisedGaussian(sigma=0.25)
-    """
+    """Return the kind of noise called ``name``, if sigma and range of pixels suit it."""
     if name not in _KINDS:
         raise InputError(f"noise is {name!r}; give {' or '.join(map(repr, _KINDS))}")
     low, high = np.min(clip_values[0]), np.max(clip_values[1])
@@ -300,17 +226,7 @@ def find_noise(
 
 
 class Stream:
-    """Consecutive samples of one noise stream.
-
-    Args:
-        noise: Kind of noise.
-        key: Which stream.
-        shape: (channels, height, width) of one sample.
-        device: Where the samples are wanted. A seed fixes them on one kind of device.
-        start: First sample.
-
-    Attributes:
-        position: The next sample.
+    """Consecutive samples of one noise stream, from sample ``start`` on.
 
     Example:
         >>> key = StreamKey(seed=0, index=0, stage=Stage.VOTE)
@@ -328,28 +244,22 @@ class Stream:
         start: int = 0,
     ) -> None:
         self._noise, self._key, self._shape = noise, key, shape
-        self._device = torch.device(device)
-        self.position = start
-        self._part: Part  # opened when its first sample is wanted
-        if start % PART:
-            self._part = self._open()
-            self._part.take(start % PART)
+        self._device = torch.device(device)  # a seed fixes the samples on one kind of device
+        self.position = start - start % PART
+        self.take(start % PART)
 
     def pieces(self, n: int) -> Iterator[Images]:
         """Yield the next ``n`` samples in pieces, none beyond the end of a part."""
         while n:
             if self.position % PART == 0:
-                self._part = self._open()
+                part = self.position // PART
+                self._part = self._noise.part(self._key, part, self._shape, self._device)
             size = min(n, PART - self.position % PART)
-            yield self._part.take(size)
+            yield self._part(size)
             self.position += size
             n -= size
-
-    def _open(self) -> Part:
-        part = self.position // PART
-        return self._noise.part(self._key, part, self._shape, self._device)
 
     def take(self, n: int) -> Images:
         """Return the next ``n`` samples of noise, (n, channels, height, width)."""
         pieces = list(self.pieces(n))
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return torch.cat(pieces) if pieces else torch.empty(0, *self._shape, device=self._device)

@@ -17,7 +17,7 @@ from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.smoothing.blackbox import Answer, StoppedError
 from art_denoised.smoothing.noise import Noise, Stream, StreamKey
-from art_denoised.smoothing.procedures import Counts, Draw, Stage
+from art_denoised.smoothing.stops import Counts, Draw, Stage
 from art_denoised.smoothing.voters import Task
 
 if TYPE_CHECKING:
@@ -86,17 +86,7 @@ class Ledger(Protocol):
 
 
 class MemoryLedger:
-    """A ledger that is lost with the process.
-
-    Args:
-        label: Function from an answer to its class.
-
-    Example:
-        >>> ledger = MemoryLedger(["cat", "dog"].index)
-        >>> ledger.keep({(0, 1, 7): "dog"})
-        >>> ledger.get((0, 1, 7)), ledger.get((0, 1, 8)), ledger.spent
-        (1, None, 1)
-    """
+    """A ledger that is lost with the process; ``label`` turns an answer into its class."""
 
     def __init__(self, label: Callable[[Any], int]) -> None:
         self._label, self._labels = label, dict[Key, int]()
@@ -133,18 +123,7 @@ class ApiVoter:
 
     Calls run in threads; noise and denoiser run in the thread of the caller. Each answer is in the
     ledger before its thread sends the next query, so a killed process loses at most one call for
-    each worker.
-
-    Args:
-        box: The classifier.
-        noise: Kind of noise.
-        seed: Non-negative seed of the noise.
-        denoiser: Runs here, before an image is sent; None: images are sent as they are.
-        ledger: Keeps the answers; None: they are kept in memory.
-
-    Raises:
-        InputError: From `next`: the classifier failed for good, the budget is used up, or none of
-            the first 20 answers is among the classes. Answers so far are kept.
+    each worker. After a failure, answers so far are kept.
     """
 
     def __init__(
@@ -242,13 +221,8 @@ class ApiVoter:
 
         It does not depend on which other samples are missing.
         """
-        stream = Stream(
-            self._noise,
-            StreamKey(self._seed, task.index, stage),
-            task.x.shape,
-            task.x.device,
-            sample,
-        )
+        key = StreamKey(self._seed, task.index, stage)
+        stream = Stream(self._noise, key, task.x.shape, task.x.device, sample)
         x = self._noise.add(self._noise.centre(task.x), stream.take(1))
         if self._denoiser is not None:
             x = x.to(checks.model_device(self._denoiser), checks.model_dtype(self._denoiser))
@@ -284,18 +258,16 @@ class ApiVoter:
             self._ledger.keep(kept)
             if bad is not None:
                 raise bad
-            self._compare(answers, labels.values())
+            if any(0 <= label < len(self._box.classes) for label in labels.values()):
+                self._strange = None
+            if self._strange is not None:
+                self._strange += answers
+                self._refuse_strangers()
         return list(labels.values())
 
-    def _compare(self, answers: Sequence[Answer], labels: Any) -> None:
+    def _refuse_strangers(self) -> None:
         """Refuse to go on when none of the first answers is among the classes."""
-        if self._strange is None:
-            return
-        if any(0 <= label < len(self._box.classes) for label in labels):
-            self._strange = None
-            return
-        self._strange += answers
-        if len(self._strange) >= FIRST_ANSWERS:
+        if self._strange and len(self._strange) >= FIRST_ANSWERS:
             words = list(dict.fromkeys(map(repr, self._strange)))
             raise InputError(
                 f"none of the first {len(self._strange)} answers is among the classes: answers are "

@@ -98,11 +98,6 @@ class Smoother:
 
         Args:
             shape: (channels, height, width) of an image.
-
-        Example:
-            >>> import torch
-            >>> Smoother(torch.nn.Flatten().eval(), sigma=0.25).record((1, 8, 8))["dtype"]
-            'float32'
         """
         return {
             "sigma": self.sigma,
@@ -205,7 +200,8 @@ class Smoother:
         """
         if isinstance(stop, Voting) or not hasattr(stop, "procedure"):
             raise InputError(f"stop is {stop!r}; give FixedN, AtRadii or Anytime")
-        images, classes = self._at_the_door(x)
+        images = self.prepare(x)
+        classes = self.check(images)
         true = [None] * len(images) if labels is None else checks.labels(labels, classes).tolist()
         held = {} if earlier is None else dict(enumerate(earlier))
         for name, given, values in (
@@ -247,13 +243,10 @@ class Smoother:
         """
         if not isinstance(stop, Voting):
             raise InputError(f"stop is {stop!r}; give Voting")
-        images, _ = self._at_the_door(x)
+        images = self.prepare(x)
+        self.check(images)
         answers = dict(self._answers(images, stop, [None] * len(images), first_index, {}))
         return [answers[first_index + i] for i in range(len(images))]
-
-    def _at_the_door(self, x: Any) -> tuple[Images, int]:
-        images = self.prepare(x)
-        return images, self.check(images)
 
     def _answers(
         self,

@@ -1,7 +1,6 @@
 """Counts in, certificates out: the statistics of randomized smoothing as pure functions.
 
-Soundness lives here, so nothing in this file knows of torch, files or screens. Every bound is
-rounded in the safe direction: down.
+Every bound is rounded down, the safe direction.
 
 Source: Cohen, Rosenfeld, Kolter, "Certified Adversarial Robustness via Randomized Smoothing"
 (ICML 2019, arXiv 1902.02918), section 3.2; abstention of Predict after its Proposition 1.
@@ -98,22 +97,12 @@ class Certificate:
     ) -> Certificate:
         """Certify from the votes of two independent sets of samples (Cohen et al., Certify).
 
-        The class is selected from the first set and its probability bounded from the second
-        alone; reusing the first would void the bound.
-
-        Args:
-            selection_counts: Class -> votes among the n0 selection samples.
-            counts: Class -> votes among the n fresh estimation samples.
-            alpha: Failure probability in (0, 0.5).
-            sigma: Noise level in image units.
-            seed: Seed of the noise, for the record.
-            dtype: Type the base classifier computed in, for the record.
-            bound: By default the one for a number of samples fixed beforehand.
-            noise: Kind of noise, for the record.
-            tv: Subtracted from the bound.
+        The class is selected from the first set, and its probability is bounded from the second
+        alone: reusing the first would void the bound. Arguments are the attributes; ``bound`` is
+        by default the one for a number of samples fixed beforehand.
 
         Raises:
-            ValueError: The number of samples is none at which ``bound`` holds.
+            ValueError: ``bound`` does not hold at this number of samples.
 
         Example:
             >>> c = Certificate.from_counts(
@@ -154,16 +143,6 @@ class Certificate:
         """
         return self.label != ABSTAIN and self.radius >= radius
 
-    def after(self, drawn: int) -> Certificate:
-        """Return this certificate as the best one of ``drawn`` estimation samples.
-
-        Example:
-            >>> c = Certificate.from_counts({3: 50}, {3: 1000}, alpha=0.001, sigma=0.25)
-            >>> c.after(drawn=1500).drawn
-            1500
-        """
-        return replace(self, drawn=drawn)
-
     def at(self, alpha: float) -> Certificate:
         """Return what the same votes certify at another failure probability.
 
@@ -177,10 +156,8 @@ class Certificate:
         """
         names = ("sigma", "seed", "dtype", "bound", "noise", "tv")
         same = {name: getattr(self, name) for name in names}
-        certificate = Certificate.from_counts(
-            self.selection_counts, self.counts, alpha=alpha, **same
-        )
-        return certificate.after(self.drawn)
+        again = Certificate.from_counts(self.selection_counts, self.counts, alpha=alpha, **same)
+        return replace(again, drawn=self.drawn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,11 +171,7 @@ class Vote:
         label: The predicted class, or -1 for an abstention.
         p_value: p-value of the two-sided test that the two most voted classes are equally likely.
         counts: Votes, class -> votes, without zeros.
-        alpha: Failure probability.
-        sigma: Noise level in image units.
-        seed: Seed of the noise streams.
-        dtype: Floating-point type of the base classifier.
-        noise: "gaussian", or "quantised" for 8-bit images.
+        alpha, sigma, seed, dtype, noise: As in `Certificate`.
     """
 
     label: int
@@ -242,8 +215,7 @@ class Vote:
 def top_class(counts: Mapping[int, int]) -> int:
     """Return the class with most votes, the smallest index among equals.
 
-    Votes for -1, samples without an answer, select nothing; where there are no others, -1 is
-    returned, which certifies nothing.
+    Votes for -1, samples without an answer, select nothing: without others, -1 is returned.
 
     Example:
         >>> top_class({7: 4, 2: 9, 5: 9, -1: 20}), top_class({-1: 20})
@@ -287,11 +259,11 @@ def certified_accuracy(
     Args:
         correct: Whether each image's certified label is its true one.
         radii: Each image's certified radius, image units.
-        radius: The radius asked about, image units.
+        radius: The radius in question, image units.
 
     Returns:
-        The share and its 95% Clopper-Pearson interval over the data set. The interval speaks of
-        images drawn from the same distribution; it does not include the alpha of the certificates.
+        The share and its 95% Clopper-Pearson interval over images of the same distribution, which
+        does not include the alpha of the certificates.
 
     Example:
         >>> accuracy, interval = certified_accuracy([True, True, False], [0.5, 0.1, 0.9], 0.25)
@@ -319,17 +291,14 @@ def accuracy_rows(
     Args:
         correct: Whether each image's certified label is its true one.
         certified: Each image's certified radius, image units.
-        radii: The radii asked about, image units.
+        radii: The radii in question, image units.
 
     Example:
         >>> accuracy_rows([True, True, False], [0.5, 0.1, 0.9], [0.0, 0.25])[1].radius
         0.25
     """
-    rows = []
-    for radius in radii:
-        accuracy, interval = certified_accuracy(correct, certified, radius)
-        rows.append(TableRow(float(radius), accuracy, *interval))
-    return rows
+    found = [certified_accuracy(correct, certified, radius) for radius in radii]
+    return [TableRow(float(r), a, *interval) for r, (a, interval) in zip(radii, found, strict=True)]
 
 
 def average_certified_radius(

@@ -16,13 +16,18 @@ from weakref import WeakKeyDictionary
 import torch
 
 from art_denoised import checks
+from art_denoised.checks import InputError
 from art_denoised.smoothing.noise import Noise, Stream, StreamKey
-from art_denoised.smoothing.procedures import Counts, Draw, Procedure, Stage
+from art_denoised.smoothing.stops import Counts, Draw, Procedure, Stage
 
 if TYPE_CHECKING:
     from art_denoised.types import Classifier, Image, Images, Labels
 
 T = TypeVar("T")
+
+_BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024)
+_LIMIT = 6.0  # seconds for all of them
+_TRIAL = 0.1  # seconds for each, at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +87,7 @@ def drive(
         voter: Answers the draws; the caller closes it.
         until: Time, on the clock of `time.monotonic`, at which to stop. Procedures in the
             estimation stage are then sent the votes that have come in, as if they had asked for no
-            more, which `tightening` allows. Other images are dropped.
+            more, which those of `Anytime` allow. Other images are dropped.
 
     Yields:
         (index, answer) of each task, as it is finished.
@@ -92,16 +97,12 @@ def drive(
 
     Example:
         >>> import torch
-        >>> from art_denoised.smoothing.noise import Gaussian
-        >>> from art_denoised.smoothing.procedures import voting
-        >>> network = lambda x: torch.stack([x.mean((1, 2, 3)), 0.5 - x.mean((1, 2, 3))], dim=1)
-        >>> tasks = [
-        ...     Task(i, torch.full((1, 8, 8), float(i)), voting(50, alpha=0.001, sigma=0.25))
-        ...     for i in range(2)
-        ... ]
-        >>> voter = NetworkVoter(network, noise=Gaussian(0.25), seed=0)
-        >>> [(i, vote.counts) for i, vote in drive(tasks, voter)]
-        [(0, {1: 50}), (1, {0: 50})]
+        >>> from art_denoised.smoothing import Smoother, Voting
+        >>> base = lambda x: torch.stack([x.mean((1, 2, 3)), 0.5 - x.mean((1, 2, 3))], dim=1)
+        >>> smoother, x = Smoother(base, sigma=0.25), torch.ones(1, 8, 8)
+        >>> votes = Voting(50).procedure(None, smoother.record(x.shape))
+        >>> [(i, vote.counts) for i, vote in drive([Task(7, x, votes)], smoother.voter())]
+        [(7, {0: 50})]
     """
     waiting, jobs = iter(tasks), dict[Task[T], _Job[T]]()
     while until is None or time.monotonic() < until:
@@ -173,25 +174,7 @@ class NetworkVoter:
     The noise of a sample does not depend on its batch. Its logits do, in their last bits, as
     libraries choose other kernels for other batch sizes. A sample whose two leading logits are
     that close is decided by a pass of its own, so the votes are those of the network applied to
-    one image at a time. The network gets copies, so it may write into its input.
-
-    Args:
-        network: Module or function from images to logits.
-        noise: Kind of noise.
-        seed: Non-negative seed of the noise.
-        batch_size: Number of samples that are classified at once; no vote depends on it.
-
-    Raises:
-        InputError: From `next`: the network returned something else than logits.
-
-    Example:
-        >>> import torch
-        >>> from art_denoised.smoothing.noise import Gaussian
-        >>> voter = NetworkVoter(torch.nn.Flatten(), noise=Gaussian(0.25), seed=0, batch_size=30)
-        >>> task = Task(0, torch.eye(8)[None], None)
-        >>> voter.submit(task, Draw(Stage.VOTE, 0, 50))
-        >>> voter.next()[1]
-        Draw(stage=<Stage.VOTE: 2>, start=0, stop=30)
+    one image at a time (docs/decisions/0001-near-ties.md).
     """
 
     def __init__(
@@ -200,7 +183,7 @@ class NetworkVoter:
         self._network, self._noise, self._seed = network, noise, seed
         self.appetite = batch_size
         self._dtype = checks.model_dtype(network)
-        self._memory_format: torch.memory_format | None = None
+        self._order: torch.memory_format | None = None
         # Oldest first. A task that the driver has dropped is dropped here, too.
         self._samplers: WeakKeyDictionary[Task[Any], _Sampler] = WeakKeyDictionary()
         self._done: deque[tuple[Task[Any], Draw, Counts]] = deque()
@@ -213,9 +196,8 @@ class NetworkVoter:
 
     def submit(self, task: Task[Any], draw: Draw) -> None:
         """Accept a draw."""
-        if self._memory_format is None:
-            last = takes_channels_last(self._network, task.x)
-            self._memory_format = torch.channels_last if last else torch.contiguous_format
+        if self._order is None:
+            self._order = memory_order(self._network, task.x)
         if task not in self._samplers:
             self._samplers[task] = _Sampler(task, self._noise, self._seed)
         self._samplers[task].ask(draw)
@@ -232,7 +214,7 @@ class NetworkVoter:
         self._done.clear()
 
     def _classify(self) -> None:
-        """Fill a batch with samples of the oldest tasks, and classify it."""
+        """Fill a batch with samples of the oldest tasks, classify it, and count the votes."""
         pieces: list[Images] = []
         parts: list[tuple[Task[Any], Draw]] = []
         room = self.appetite
@@ -242,10 +224,14 @@ class NetworkVoter:
                 parts.append((task, part))
                 pieces += images
                 room -= part.stop - part.start
-        assert self._memory_format is not None
-        batch = torch.cat(pieces).to(self._dtype).contiguous(memory_format=self._memory_format)
-        votes = _votes(self._network, batch, [part.stop - part.start for _, part in parts])
-        self._done.extend((*part, found) for part, found in zip(parts, votes, strict=True))
+        assert self._order is not None
+        batch = torch.cat(pieces).to(self._dtype).contiguous(memory_format=self._order)
+        labels = _decide(self._network, batch).cpu()
+        shares = torch.split(labels, [part.stop - part.start for _, part in parts])
+        for (task, part), share in zip(parts, shares, strict=True):
+            classes, votes = torch.unique(share, return_counts=True)
+            counts = dict(zip(classes.tolist(), votes.tolist(), strict=True))
+            self._done.append((task, part, counts))
 
 
 class _Sampler:
@@ -279,17 +265,8 @@ class _Sampler:
 
 
 @torch.no_grad()
-def _votes(network: Classifier, batch: Images, shares: list[int]) -> list[dict[int, int]]:
-    """Classify a batch and count, on its device, the votes of each share of it."""
-    labels, classes = _decide(network, batch)
-    owner = torch.repeat_interleave(torch.arange(len(shares)), torch.tensor(shares))
-    cells = owner.to(labels.device) * classes + labels
-    table = torch.bincount(cells, minlength=len(shares) * classes).reshape(len(shares), classes)
-    return [{c: votes for c, votes in enumerate(row) if votes} for row in table.tolist()]
-
-
-def _decide(network: Classifier, batch: Images) -> tuple[Labels, int]:
-    """Return the class of each sample as a pass over it alone would, and the number of classes.
+def _decide(network: Classifier, batch: Images) -> Labels:
+    """Return the class of each sample as a pass over it alone would.
 
     Only samples whose leading logits are near each other take that second pass, with the noise
     that they had: so the network gets a copy of the batch, into which it may write.
@@ -300,29 +277,70 @@ def _decide(network: Classifier, batch: Images) -> tuple[Labels, int]:
     for i in (~clear).nonzero().flatten().tolist():
         alone = checks.logits(network(batch[i : i + 1].contiguous()), 1)
         labels[i] = alone.argmax(1)[0]
-    return labels, logits.shape[1]
+    return labels
 
 
-def takes_channels_last(network: Classifier, x: Image) -> bool:
-    """Return whether a network can classify images in channels-last memory order.
+@torch.no_grad()
+def memory_order(network: Classifier, x: Image) -> torch.memory_format:
+    """Return the memory order of images for a network: channels-last if it can take that.
 
-    Networks that flatten with ``view`` cannot; they get their images in the default order.
-
-    Args:
-        network: Module or function from images to logits.
-        x: An image (channels, height, width).
-
-    Example:
-        >>> import torch
-        >>> takes_channels_last(torch.nn.Flatten(), torch.zeros(3, 8, 8))
-        True
-        >>> takes_channels_last(lambda x: x.view(len(x), -1), torch.zeros(3, 8, 8))
-        False
+    Networks that flatten with ``view`` cannot.
     """
     two = torch.stack([x, x]).to(checks.model_dtype(network))
-    with torch.no_grad():
+    try:
+        network(two.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+@torch.no_grad()
+def best_batch_size(network: Classifier, x: Image) -> int:
+    """Return the batch size with the most images in a second, measured in a few seconds.
+
+    No vote depends on the batch size; a wrong one costs a factor of time on a CPU.
+
+    Args:
+        network: Module or function from images to logits, in eval mode.
+        x: An image (channels, height, width).
+
+    Raises:
+        InputError: Not even the smallest batch that is tried fits into memory.
+
+    Example:
+        >>> best_batch_size(torch.nn.Flatten(), torch.zeros(1, 8, 8)) >= 16
+        True
+    """
+    x = x.to(checks.model_device(network), checks.model_dtype(network))
+    order = memory_order(network, x)
+    start, best, fastest = time.perf_counter(), 0, 0.0
+    for size in _BATCH_SIZES:
         try:
-            network(two.contiguous(memory_format=torch.channels_last))
-        except RuntimeError:
-            return False
-    return True
+            batch = x.expand(size, *x.shape).contiguous(memory_format=order)
+            speed = _speed(network, batch)
+        except torch.OutOfMemoryError:
+            if best:
+                break
+            raise InputError(
+                f"a batch of {size} images does not fit into memory; give a smaller batch size"
+            ) from None
+        if speed > 1.02 * fastest:  # of equals the smaller batch
+            best, fastest = size, speed
+        elif speed < 0.9 * fastest:
+            break
+        if time.perf_counter() - start > _LIMIT:
+            break
+    return best
+
+
+def _speed(network: Classifier, batch: Images) -> float:
+    """Return images in a second, the best of several passes."""
+    network(batch)
+    best, start = 0.0, time.perf_counter()
+    while time.perf_counter() - start < _TRIAL or best == 0.0:
+        before = time.perf_counter()
+        network(batch)
+        if batch.is_cuda:
+            torch.cuda.synchronize(batch.device)
+        best = max(best, len(batch) / (time.perf_counter() - before))
+    return best

@@ -66,7 +66,7 @@ def _temperature() -> float:
     return classifier.fit_temperature(x, y)
 
 
-def rdc(levels: int = 8, **options: object) -> RobustDiffusionClassifier:
+def rdc(levels: int = 4, **options: object) -> RobustDiffusionClassifier:
     defaults = {"steps": 2, "eta": 0.1, "seed": 0, "temperature": _temperature()}
     return RobustDiffusionClassifier(
         digits_diffusion(),

@@ -16,9 +16,8 @@ from art_denoised.smoothing import (
     BudgetError,
     Retry,
     TransientError,
-    Vocabulary,
 )
-from art_denoised.smoothing.blackbox import StoppedError
+from art_denoised.smoothing.blackbox import StoppedError, Vocabulary
 
 IMAGE = np.zeros((1, 8, 8), np.float32)
 CLASSES = ("cat", "dog")

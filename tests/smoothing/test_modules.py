@@ -13,7 +13,8 @@ from torch import nn
 
 from art_denoised import DenoisedClassifier, SmoothedClassifier
 from art_denoised.checks import InputError
-from art_denoised.smoothing import Gaussian, Stage, Stream, StreamKey
+from art_denoised.smoothing import Stage
+from art_denoised.smoothing.noise import Gaussian, Stream, StreamKey
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from art_denoised.smoothing import Gaussian, Stage, Stream, StreamKey
+from art_denoised.smoothing import Stage
+from art_denoised.smoothing.noise import Gaussian, Stream, StreamKey
 
 KEY = {"seed": 3, "index": 5, "stage": Stage.ESTIMATION}
 

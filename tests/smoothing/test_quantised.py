@@ -12,8 +12,8 @@ from scipy import stats
 from torch import nn
 
 from art_denoised import FixedN, InputError, Smoother
-from art_denoised.smoothing import QuantisedGaussian, Stage, Stream, StreamKey
-from art_denoised.smoothing.noise import cells
+from art_denoised.smoothing import Stage
+from art_denoised.smoothing.noise import QuantisedGaussian, Stream, StreamKey, cells
 
 KEY = StreamKey(seed=3, index=5, stage=Stage.ESTIMATION)
 

@@ -14,16 +14,20 @@ import torch
 
 from art_denoised import AtRadii, BlackBox, Budget, FixedN, InputError, Smoother, Voting
 from art_denoised.demo import digits_classifier, digits_denoiser
-from art_denoised.smoothing import BudgetError, MemoryLedger, Retry
+from art_denoised.smoothing import BudgetError, Retry
+from art_denoised.smoothing.queries import MemoryLedger
 from tests.api_server import NAMES
 
 ROOT = Path(__file__).parent.parent.parent
 FEW = FixedN(100, n0=20)
 
 
+CLASSIFIER = digits_classifier()
+
+
 def local(images):
     with torch.no_grad():
-        labels = digits_classifier()(torch.from_numpy(images)).argmax(1)
+        labels = CLASSIFIER(torch.from_numpy(images)).argmax(1)
     return [NAMES[c] for c in labels.tolist()]
 
 

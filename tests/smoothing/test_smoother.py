@@ -10,7 +10,8 @@ from torch import nn
 
 from art_denoised import Anytime, AtRadii, FixedN, InputError, Smoother, Voting
 from art_denoised.demo import digits_classifier, digits_denoiser
-from art_denoised.smoothing import DenoisedClassifier, Gaussian, Stage, Stream, StreamKey
+from art_denoised.smoothing import DenoisedClassifier, Stage
+from art_denoised.smoothing.noise import Gaussian, Stream, StreamKey
 
 SIGMA = 0.25
 

@@ -1,0 +1,226 @@
+"""Procedures that stop early: sound on known probabilities, and thrifty on stored logs."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from art_denoised.smoothing import stops
+from art_denoised.smoothing.bounds import Looks, lower_confidence_bound
+from art_denoised.smoothing.statistics import Certificate
+from art_denoised.smoothing.stops import Anytime, AtRadii, Draw, FixedN, Stage, Voting, simulate
+
+ROOT = Path(__file__).parent.parent.parent
+ALPHA, TRIALS = 0.05, 10_000
+# A sound procedure exceeds this with probability below 1e-6 a case; the streams are seeded.
+LIMIT = int(stats.binom.ppf(1 - 1e-6, TRIALS, ALPHA))
+RADII = (0.0, 0.5, 1.0)
+
+
+def multinomial(probabilities, rng):
+    def votes(draw: Draw) -> dict[int, int]:
+        drawn = rng.multinomial(draw.stop - draw.start, probabilities)
+        return {c: int(k) for c, k in enumerate(drawn) if k}
+
+    return votes
+
+
+def violations(make, probabilities, trials=TRIALS) -> int:
+    """How often a certificate says more than is true: sigma = 1, so the truth is Phi^-1(p)."""
+    rng, wrong = np.random.default_rng(1), 0
+    radii = stats.norm.ppf(probabilities).tolist()
+    for _ in range(trials):
+        certificate = make(multinomial(probabilities, rng))
+        if certificate.label != -1:
+            true = radii[certificate.label]
+            wrong += true <= 0 or certificate.radius > true
+    return wrong
+
+
+def run(stop, votes, label=None, earlier=None, sigma=1.0):
+    return simulate(stop.procedure(label, {"sigma": sigma}, earlier), votes)
+
+
+def fixed(votes):
+    return run(FixedN(60, 10, ALPHA), votes)[0]
+
+
+def one_radius(votes):
+    return run(AtRadii((0.5,), 300, 10, ALPHA), votes)[0]
+
+
+def table(votes):
+    return run(AtRadii(RADII, 300, 10, ALPHA), votes, label=0)[0]
+
+
+def deadline(votes):
+    """Tighten again and again, and stop when the radius is largest: as an optimist would."""
+    best = None
+    certificate = None
+    for n in (20, 35, 70, 140):
+        certificate = run(Anytime(n, 10, ALPHA), votes, earlier=certificate)[0]
+        best = max(best or certificate, certificate, key=lambda c: c.radius)
+    return best
+
+
+def above(radius: float, by: float) -> list[float]:
+    p = float(stats.norm.cdf(radius)) + by
+    return [p, 1 - p]
+
+
+@pytest.mark.parametrize("make", [fixed, one_radius, table, deadline])
+@pytest.mark.parametrize(
+    "probabilities",
+    [above(0.5, -1e-6), above(0.0, -1e-6), above(1.0, -1e-6)],
+    ids=["just below r = 0.5", "just below 1/2", "just below r = 1"],
+)
+def test_violations_stay_within_alpha(make, probabilities):
+    assert violations(make, probabilities) <= LIMIT
+
+
+def test_many_equal_classes_stay_within_alpha():
+    assert violations(table, [0.5, *[0.5 / 9] * 9], 2000) <= stats.binom.ppf(1 - 1e-6, 2000, ALPHA)
+
+
+def reused(votes):
+    """Unsound: the samples that select the class are counted once more."""
+    seen = votes(Draw(Stage.ESTIMATION, 0, 100))
+    return Certificate.from_counts(seen, seen, alpha=ALPHA, sigma=1.0)
+
+
+def peeking(votes):
+    """Unsound: a plain bound, looked at until it suits."""
+    counts = {0: 0, 1: 0}
+    for _ in range(20):
+        for c, k in votes(Draw(Stage.ESTIMATION, 0, 15)).items():
+            counts[c] += k
+        certificate = Certificate.from_counts({0: 1}, counts, alpha=ALPHA, sigma=1.0)
+        if certificate.proves(0.5):
+            break
+    return certificate
+
+
+def test_the_simulation_sees_unsound_procedures():
+    limit = stats.binom.ppf(1 - 1e-6, 2000, ALPHA)
+    assert violations(reused, [0.5, 0.5], 2000) > limit
+    assert violations(peeking, above(0.5, -1e-6), 2000) > limit
+
+
+def test_the_simulation_sees_alpha_spent_at_every_look(monkeypatch):
+    monkeypatch.setattr(
+        Looks, "p_lower", lambda self, k, n, alpha: lower_confidence_bound(k, n, alpha)
+    )
+    assert violations(one_radius, above(0.5, -1e-6), 2000) > stats.binom.ppf(1 - 1e-6, 2000, ALPHA)
+
+
+def answer(share: float):
+    """Votes of class 0 in this share of all samples, without chance; 1 and 2 share the rest."""
+
+    def votes(draw: Draw) -> dict[int, int]:
+        shares = share, (1 - share) / 2
+        first, second = (round(s * draw.stop) - round(s * draw.start) for s in shares)
+        counts = {0: first, 1: second, 2: draw.stop - draw.start - first - second}
+        return {c: k for c, k in counts.items() if k}
+
+    return votes
+
+
+def test_sampling_stops_when_all_radii_are_proved_or_out_of_reach():
+    steps = [run(AtRadii((0.5, 1.0)), answer(share)) for share in (0.999, 0.7, 0.4, 0.8413)]
+    (clear, few), (partial, some), (lost, least), (close, most) = steps
+    assert clear.proves(1.0)
+    assert few <= 100 + 225
+    assert partial.proves(0.5)  # 0.7 is Phi(0.524): undecided for long
+    assert not partial.proves(0.53)
+    assert some > 10_000
+    assert (lost.label, least) == (-1, 200)
+    assert close.proves(0.5)
+    assert not close.proves(1.0)
+    assert 10_000 < most < 100_100  # given up, though late
+
+
+def test_labels_save_the_images_that_are_wrong_anyway():
+    certificate, samples = run(AtRadii((0.5,), 1000), answer(0.9), label=1)
+    assert (certificate.label, certificate.n, samples) == (-1, 0, 100)
+
+
+def test_the_best_look_is_returned_with_its_votes():
+    """A run of luck first: what it proved at its look stays proved."""
+
+    def votes(draw: Draw) -> dict[int, int]:
+        return {int(draw.stop > 100): draw.stop - draw.start}
+
+    certificate, samples = run(AtRadii((1.0, 2.0), 1000), votes)
+    assert certificate.counts == {0: 100}  # all of them right, though few
+    assert certificate.drawn == 150
+    assert samples == 100 + certificate.drawn
+    assert certificate.at(0.001) == certificate
+
+
+def test_giving_up_never_gives_up_what_is_certain(monkeypatch):
+    """Without the rule of futility, the table of sure images is the same."""
+    radii = (0.0, 1.0, 2.0, 3.0)
+    with_rule = run(AtRadii(radii, 10_000), answer(0.9999))
+    monkeypatch.setattr(stops, "FUTILE", 0.0)
+    without = run(AtRadii(radii, 10_000), answer(0.9999))
+    assert [with_rule[0].proves(r) for r in radii] == [without[0].proves(r) for r in radii]
+
+
+def test_tightening_goes_on_where_it_stopped():
+    seen = []
+
+    def votes(draw: Draw) -> dict[int, int]:
+        seen.append(draw)
+        return answer(0.95)(draw)
+
+    first, _ = run(Anytime(300), votes)
+    second, _ = run(Anytime(1000), votes, earlier=first)
+    assert seen == [
+        Draw(Stage.SELECTION, 0, 100),
+        Draw(Stage.ESTIMATION, 0, 300),
+        Draw(Stage.ESTIMATION, 300, 1000),
+    ]
+    whole, _ = run(Anytime(1000), answer(0.95))
+    assert second == whole
+
+
+def test_voting_asks_once():
+    answered, samples = run(Voting(200), answer(0.9))
+    assert (answered.label, samples) == (0, 200)
+
+
+def load_replay():
+    spec = importlib.util.spec_from_file_location("replay", ROOT / "benchmarks" / "replay.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("sigma", [0.25, 0.5])
+@pytest.mark.parametrize(("use_labels", "saving"), [(False, 6), (True, 8)])
+def test_replayed_tables_of_the_field_cost_a_fraction(sigma, use_labels, saving):
+    """Cohen et al.'s tables from 100,000 samples: at most half a point lost at every radius."""
+    bench = load_replay()
+    radii = bench.LOGS[sigma]
+    done = bench.replay(sigma, radii, bench.table(sigma, radii), use_labels=use_labels, seed=0)
+    assert done.saving >= saving
+    assert (done.published - done.accuracy).max() <= 0.5
+
+
+@pytest.mark.parametrize(("sigma", "radius"), [(0.25, 0.25), (0.25, 0.5), (0.5, 0.5), (0.5, 1.0)])
+def test_one_radius_costs_a_thirtieth(sigma, radius):
+    bench = load_replay()
+    done = bench.replay(sigma, (radius,), bench.table(sigma, (radius,)), use_labels=False, seed=0)
+    assert done.saving >= 30
+    assert abs(done.published - done.accuracy).max() <= 0.5
+
+
+@pytest.mark.parametrize("sigma", [0.25, 0.5])
+def test_a_deadline_keeps_the_average_radius(sigma):
+    bench = load_replay()
+    done = bench.replay(sigma, (), bench.anytime(sigma, 100_000), use_labels=False, seed=0)
+    assert 0.97 <= done.acr <= 1
