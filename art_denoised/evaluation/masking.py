@@ -184,14 +184,14 @@ class Subject:
         return torch.minimum(mine, self.pgd(ball, self.probes.steps))
 
     def by_square(self, ball: Ball) -> Tensor:
-        """Return how often images are right under Square, 1 where gradient attacks broke them."""
+        """Return how often images are right under Square, which attacks what gradients left."""
         left = self.by_gradients(ball) >= _KEPT
         if not left.any():
             return torch.ones(len(self.x))
         square = AutoAttack(
             ball.eps, norm=ball.norm, parts=("square",), queries=self.probes.queries
         )
-        return self.attacked(square, "none", left).masked_fill(~left, 1)
+        return self.attacked(square, "none", left)
 
     def alone(self, ball: Ball, shares: Tensor) -> Tensor:
         """Return which images are broken in ``shares`` but not by gradient attacks.
