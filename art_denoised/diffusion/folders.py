@@ -18,7 +18,7 @@ from art_denoised.checks import InputError
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.preconditioning import EDM
 from art_denoised.diffusion.schedulers import read_preconditioning
-from art_denoised.models.loading import fitting_state, read_state_dict
+from art_denoised.models.loading import find_published, fitting_state, read_state_dict
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels
@@ -152,6 +152,7 @@ def load_diffusion(
         >>> model(torch.rand(2, 1, 8, 8), 0.25).shape
         torch.Size([2, 1, 8, 8])
     """
+    source = find_published(source)
     folder = Path(source)
     if folder.is_file():
         return _from_file(folder, classes, into)
