@@ -9,6 +9,7 @@ from .model import DiffusionModel as DiffusionModel
 from .model import NoisedDiffusion as NoisedDiffusion
 from .model import SelfTest as SelfTest
 from .model import self_test as self_test
+from .openai import openai_diffusion as openai_diffusion
 from .preconditioning import DDPM as DDPM
 from .preconditioning import EDM as EDM
 from .preconditioning import Flow as Flow
