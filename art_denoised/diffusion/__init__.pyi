@@ -1,3 +1,4 @@
+from .edm import edm_diffusion as edm_diffusion
 from .folders import load_diffusion as load_diffusion
 from .folders import save_diffusion as save_diffusion
 from .folders import unet_diffusion as unet_diffusion

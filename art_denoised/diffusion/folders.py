@@ -130,7 +130,8 @@ def load_diffusion(
             A folder is one of `save_diffusion`, or of diffusers: a pipeline with ``unet`` and
             ``scheduler``, or config.json, weights in safetensors and scheduler_config.json. DDPM-
             like (with betas), EDM and flow-matching schedulers are supported. A file is a U-Net of
-            OpenAI such as 256x256_diffusion_uncond.pt, or weights for ``into``.
+            OpenAI such as 256x256_diffusion_uncond.pt, a pickle of EDM such as
+            edm-cifar10-32x32-cond-vp.pkl, which is read as data, or weights for ``into``.
         classes: Number of classes of a conditional U-Net. If it embeds one more, that is the null
             class.
         into: Model that receives the weights of a file of safetensors or of a state dict by
@@ -139,13 +140,13 @@ def load_diffusion(
             repeatable.
         openai: Name of a published model of OpenAI, or its flags (`openai_diffusion`), for a file
             that does not have its published name.
-        dtype: Floating-point type of the network. None: float32 for OpenAI, and that of the
+        dtype: Floating-point type of the network. None: float32 for OpenAI and EDM, and that of the
             weights for others.
 
     Raises:
         InputError: Files are missing, damaged or not safetensors; the model is a consistency or
-            latent model; the scheduler or one of its keys is not supported; or flags, classes or
-            weights do not fit.
+            latent model; the scheduler or one of its keys is not supported; flags, classes or
+            weights do not fit; or a pickle holds anything but what a network of EDM needs.
 
     Example:
         >>> import tempfile
@@ -274,9 +275,9 @@ def save_diffusion(model: DiffusionModel, folder: Path | str) -> None:
 
     Args:
         model: Diffusion model over a UNet2DModel, from `unet_diffusion` or `load_diffusion`, or a
-            model of OpenAI.
+            model of OpenAI or EDM.
         folder: Output folder. It gets ``unet`` and ``scheduler`` of diffusers; for a model of
-            OpenAI, config.json and weights in safetensors.
+            OpenAI or EDM, config.json and weights in safetensors.
 
     Raises:
         InputError: The network is of no such kind, a UNet2DModel has another preconditioning than

@@ -20,6 +20,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
+from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.diffusion.layers import attention, check_images, sinusoids
 from art_denoised.diffusion.model import DiffusionModel, parameter_dtype
@@ -187,7 +188,10 @@ def openai_flags(given: str | Mapping[str, Any]) -> Flags:
     try:
         return msgspec.convert(dict(given), Flags)
     except (TypeError, ValueError) as error:
-        raise InputError(f"the flags of OpenAI's U-Net are wrong: {error}") from None
+        reason = checks.one_line(error)[:200]
+        raise InputError(
+            f"flags of OpenAI are wrong: {reason}; give those of the training"
+        ) from None
 
 
 def published_name(stem: str) -> str | None:

@@ -1,6 +1,6 @@
-"""Published diffusion models that are no diffusers folders: files of OpenAI.
+"""Published diffusion models that are no diffusers folders: files of OpenAI and of EDM.
 
-They become a config and named tensors, and are written as a folder of config.json and safetensors.
+Both become a config and named tensors, and are written as a folder of config.json and safetensors.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from art_denoised.checks import InputError
+from art_denoised.diffusion.edm import DhariwalUNet, SongUNet, edm_diffusion
+from art_denoised.diffusion.edm_pickle import read_edm_pickle
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.openai import (
     OpenAIUNet,
@@ -27,21 +29,24 @@ from art_denoised.diffusion.openai import (
 from art_denoised.models.loading import fitting_state, read_state_dict
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-PUBLISHED_NETWORKS = (OpenAIUNet,)
-_BUILDERS: dict[str, Callable[..., DiffusionModel]] = {"OpenAIUNet": openai_diffusion}
+PUBLISHED_NETWORKS = (OpenAIUNet, SongUNet, DhariwalUNet)
+_BUILDERS: dict[str, Callable[..., DiffusionModel]] = {
+    "OpenAIUNet": openai_diffusion,
+    "EDM": edm_diffusion,
+}
 
 
 def is_published(path: Path, openai: object) -> bool:
     """Whether a file or folder is read here: it names its network, or ``openai`` does."""
     if path.is_dir():
         return _config(path).get("_class_name") in _BUILDERS
-    return openai is not None or published_name(path.stem) is not None
+    return path.suffix == ".pkl" or openai is not None or published_name(path.stem) is not None
 
 
 def load_published(
     path: Path, classes: int | None, openai: str | Mapping[str, Any] | None
 ) -> DiffusionModel:
-    """Load a file of OpenAI, or a folder of `save_published`, in float32 and eval mode.
+    """Load a file of OpenAI or EDM, or a folder of `save_published`, in float32 and eval mode.
 
     Args:
         path: File or folder.
@@ -55,6 +60,10 @@ def load_published(
     if path.is_dir():
         config, state = _config(path), read_state_dict(path / WEIGHTS)
         build = _BUILDERS[config.pop("_class_name")]
+    elif path.suffix == ".pkl":
+        if openai is not None:
+            raise InputError(f"{path} is a pickle, as EDM writes them; leave out openai")
+        (config, state), build = read_edm_pickle(path), edm_diffusion
     else:
         state, build = read_state_dict(path), openai_diffusion
         named = published_name(path.stem) or ""
@@ -94,11 +103,14 @@ def _fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
 
 
 def save_published(model: DiffusionModel, folder: Path) -> None:
-    """Write a model of OpenAI as config.json and safetensors."""
+    """Write a model of OpenAI or EDM as config.json and safetensors."""
     network = model.network
-    assert isinstance(network, OpenAIUNet)
-    config = {"_class_name": "OpenAIUNet", "openai": msgspec.to_builtins(network.flags)}
-    config |= {"classes": model.classes, "null_class": model.null_class}
+    if isinstance(network, OpenAIUNet):
+        config = {"_class_name": "OpenAIUNet", "openai": msgspec.to_builtins(network.flags)}
+        config |= {"classes": model.classes, "null_class": model.null_class}
+    else:
+        assert isinstance(network, SongUNet | DhariwalUNet)
+        config = {"_class_name": "EDM", **msgspec.to_builtins(network.config)}
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     save_file(state, folder / WEIGHTS)
