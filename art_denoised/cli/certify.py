@@ -53,7 +53,7 @@ class DenoisedModelOptions(ModelOptions):
     @property
     def identity(self) -> dict[str, Any]:
         """What a log says of the choice."""
-        return {"model": self.model, "denoiser": self.denoiser}
+        return {**super().identity, "denoiser": self.denoiser}
 
     def load(self) -> nn.Module:
         """Return the classifier."""
@@ -99,7 +99,11 @@ class SamplingOptions:
     tsv: bool = False
 
     def smoother(
-        self, model: DenoisedModelOptions, data: ImageData, indices: Sequence[int]
+        self,
+        base: nn.Module,
+        denoiser: nn.Module | None,
+        data: ImageData,
+        indices: Sequence[int],
     ) -> Smoother:
         """Return the smoothed classifier, after a first look at the images."""
         from art_denoised.data.images import Chosen
@@ -108,9 +112,9 @@ class SamplingOptions:
         from art_denoised.smoothing.voters import best_batch_size
 
         smoother = Smoother(
-            model.load(),
+            base,
             sigma=self.sigma,
-            denoiser=model.load_denoiser(self.sigma),
+            denoiser=denoiser,
             noise=self.noise,
             seed=self.seed,
             batch_size=64 if self.batch_size == "auto" else self.batch_size,
@@ -214,9 +218,10 @@ def certify(
     from art_denoised.evaluation.rows import write_tsv
     from art_denoised.smoothing.stops import Anytime
 
-    stop, (images, indices) = sampling.stop(), data.load()
-    named = {**model.identity, **data.identity}
-    smoother = sampling.smoother(model, images, indices)
+    stop, base, denoiser = sampling.stop(), model.load(), model.load_denoiser(sampling.sigma)
+    images, indices = data.load(base)
+    named = {**model.identity, **data.identity(base)}
+    smoother = sampling.smoother(base, denoiser, images, indices)
     if sampling.preview:
         assert not isinstance(stop, Anytime)  # refused with the options
         cost = sampling.cost_per_sample
@@ -261,9 +266,10 @@ def predict(
     from art_denoised.smoothing.stops import Voting
 
     stop = Voting(sampling.n, alpha=sampling.alpha)
-    images, indices = data.load()
-    named = {**model.identity, **data.identity}
-    smoother = sampling.smoother(model, images, indices)
+    base, denoiser = model.load(), model.load_denoiser(sampling.sigma)
+    images, indices = data.load(base)
+    named = {**model.identity, **data.identity(base)}
+    smoother = sampling.smoother(base, denoiser, images, indices)
     log = predict(smoother, images, stop, indices=indices, identity=named, **run.arguments)
     if sampling.tsv:
         write_tsv(log, run.out / "predict.tsv")

@@ -24,7 +24,7 @@ from art_denoised.diffusion.published import (
     save_published,
 )
 from art_denoised.diffusion.schedulers import read_preconditioning
-from art_denoised.models.loading import fitting_state, read_state_dict
+from art_denoised.models.loading import find_published, fitting_state, read_state_dict
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels
@@ -167,7 +167,7 @@ def load_diffusion(
     """
     if dtype is not None and not dtype.is_floating_point:
         raise InputError(f"dtype is {dtype}; give a floating-point type")
-    path = Path(source)
+    path = Path(find_published(source))
     if openai is not None and (into is not None or not path.is_file()):
         raise InputError(
             f"openai names the network of a file, but {source} is no file or into is given too; "
