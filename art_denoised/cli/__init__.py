@@ -26,6 +26,7 @@ _COMMANDS = {  # of each group, with their modules
         "train-diffusion": "train",
         "train-robust": "train_robust",
     },
+    "Convert": {"convert": "convert"},
     "Read results": {"table": "read", "plot": "read", "report": "read", "verify": "read"},
 }
 _FIRST_STEPS = """\
