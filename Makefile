@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean help
+.PHONY: demo test fuzz lint bench clean help
 
 help:
 	@echo "make demo   install, then certify handwritten digits with and without a denoiser"
 	@echo "make test   install the test extras, then run every check that CI runs"
+	@echo "make fuzz   thousands of damaged logs, images, weights and command lines (an hour)"
 	@echo "make lint   formatting, style, types and the import contract alone"
 	@echo "make bench  time everything beside its peers (an hour)"
 
@@ -17,6 +18,9 @@ demo: $(VENV)/installed
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+fuzz: $(VENV)/installed-test
+	FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest --numprocesses 2 tests/fuzz
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .

@@ -28,6 +28,8 @@ from .evaluation import preview as preview
 from .evaluation import read_log as read_log
 from .evaluation import recertify as recertify
 from .evaluation import verify as verify
+from .models import list_classifiers as list_classifiers
+from .models import load_classifier as load_classifier
 from .networks import FeatureDenoising as FeatureDenoising
 from .networks import ParametricSoftplus as ParametricSoftplus
 from .networks import SmoothReLU as SmoothReLU

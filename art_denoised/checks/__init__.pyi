@@ -14,6 +14,7 @@ from .tensors import images as images
 from .tensors import labels as labels
 from .values import InputError as InputError
 from .values import alpha as alpha
+from .values import choice as choice
 from .values import count as count
 from .values import eps as eps
 from .values import fewest_samples as fewest_samples

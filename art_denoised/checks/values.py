@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
@@ -192,3 +193,28 @@ def _number(name: str, value: SupportsFloat) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise InputError(f"{name} is {value!r}; give a number") from None
+
+
+def choice(name: str, value: str, known: Collection[str]) -> str:
+    """Return a word that must be one of several.
+
+    Args:
+        name: What is chosen, for the message.
+        value: The word.
+        known: The words it may be.
+
+    Raises:
+        InputError: It is none of them; the message names the nearest.
+
+    Example:
+        >>> choice("loss", "ce", ["ce", "margin"])
+        'ce'
+    """
+    if value in known:
+        return value
+    close = difflib.get_close_matches(value, known, n=1)
+    listed = ", ".join(sorted(known)[:12]) + (", ..." if len(known) > 12 else "")
+    raise InputError(
+        f"{name} is {value!r}; "
+        + (f"did you mean {close[0]}?" if close else f"give one of {listed}")
+    )

@@ -1,3 +1,7 @@
+from .classifiers import EvalTransform as EvalTransform
+from .classifiers import PretrainedClassifier as PretrainedClassifier
+from .classifiers import list_classifiers as list_classifiers
+from .classifiers import load_classifier as load_classifier
 from .loading import find_device as find_device
 from .loading import load_module as load_module
 from .weights import fitting_state as fitting_state

@@ -19,6 +19,7 @@ _PICKLES = (b"PK", b"\x80")
 # DataParallel adds "module.", torch.compile "_orig_mod.", Lightning and many wrappers "model.", and
 # a Sequential(normalise, network) numbers its network 1.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "1.")
+_WRAPPED = "network."  # prefix of all names in a `PretrainedClassifier`
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # names of the state dict in a file
 _DAMAGED = (  # how torch.load fails on a file that is cut off or of another format
     *(RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError),
@@ -129,6 +130,8 @@ def fitting_state(
     """Return ``state`` under the names of ``module``, or raise InputError where it does not fit."""
     own = module.state_dict()
     state = strip_prefixes(state, own.keys())
+    if all(name.startswith(_WRAPPED) for name in own) and state.keys() != own.keys():
+        state = {_WRAPPED + name: value for name, value in state.items()}
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unexpected:
         parts = [

@@ -233,7 +233,7 @@ def read_run(path: Path | str, *kinds: Kind[Any]) -> Contents[Any]:
         if not line.strip():
             continue
         try:
-            record = msgspec.json.decode(line)
+            record = msgspec.json.decode(line, type=dict[str, Any])
             row = msgspec.convert(
                 kind.upgrade(record) if version == 1 else record, kind.row, str_keys=True
             )
@@ -260,9 +260,17 @@ def _find(path: Path, kinds: tuple[Kind[Any], ...]) -> Path:
     return path
 
 
+class _Header(msgspec.Struct):
+    """The first line of a journal."""
+
+    art_denoised: str
+    version: int
+    settings: dict[str, Any]
+
+
 def _header(path: Path, line: str) -> tuple[str, int, dict[str, Any]]:
     try:
-        header = msgspec.json.decode(line)
-        return str(header["art_denoised"]), int(header["version"]), dict(header["settings"])
-    except (msgspec.MsgspecError, ValueError, KeyError, TypeError, RecursionError):
+        header = msgspec.json.decode(line, type=_Header)
+        return header.art_denoised, header.version, header.settings
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         raise InputError(f"{path} is not a log: its first line is not a header of ours") from None

@@ -1,0 +1,359 @@
+"""Classifiers by name: those of timm, torchvision, transformers and RobustBench, and factories."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from art_denoised import checks
+from art_denoised.checks import InputError
+from art_denoised.models.loading import load_module, one_line
+from art_denoised.models.weights import load_weights
+from art_denoised.types import Images, Logits
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+_LONGEST = 300  # characters of another library's message
+_SUFFIXES = (".pt", ".pth", ".tar", ".safetensors", ".bin", ".ckpt")
+NAMES = (
+    "timm:NAME, torchvision:NAME[:WEIGHTS], hf:OWNER/NAME, robustbench:NAME:DATASET:THREAT or "
+    "package.module:function"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EvalTransform:
+    """How a photograph becomes the input on which a classifier was evaluated.
+
+    The shorter side is resized, then the centre is cut out, on 8-bit pixels as PIL does it.
+
+    Attributes:
+        resize: Length of the shorter side in pixels, or (height, width).
+        crop: (height, width) of the centre in pixels.
+        interpolation: Name of PIL's filter in lower case.
+
+    Raises:
+        InputError: A length below 1 or an unknown filter.
+
+    Example:
+        >>> from PIL import Image
+        >>> EvalTransform(resize=256, crop=(224, 224))(Image.new("RGB", (640, 480))).size
+        (224, 224)
+    """
+
+    resize: int | tuple[int, int]
+    crop: tuple[int, int]
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        """Refuse what PIL does not know."""
+        sides = (self.resize,) if isinstance(self.resize, int) else self.resize
+        for name, lengths in (("resize", sides), ("crop", self.crop)):
+            for length in lengths:
+                checks.count(name, length)
+        if self.interpolation not in _INTERPOLATIONS:
+            raise InputError(
+                f"interpolation is {self.interpolation!r}; give one of {', '.join(_INTERPOLATIONS)}"
+            )
+
+    def __call__(self, image: Image) -> Image:
+        """Return the resized and cut image, of the mode that it had."""
+        from PIL import Image as Pil
+
+        width, height = image.size
+        if isinstance(self.resize, int):
+            # The longer side is cut to whole pixels, as torchvision does it.
+            short = min(width, height)
+            size = (self.resize * width // short, self.resize * height // short)
+        else:
+            size = self.resize[::-1]
+        if size != image.size:
+            image = image.resize(size, Pil.Resampling[self.interpolation.upper()])
+        top, left = (
+            round((side - cut) / 2) for side, cut in zip(size[::-1], self.crop, strict=True)
+        )
+        return image.crop((left, top, left + self.crop[1], top + self.crop[0]))
+
+
+class PretrainedClassifier(nn.Module):
+    """A classifier of images in [0, 1], with its normalisation inside.
+
+    Args:
+        network: Network that takes normalised images and returns logits.
+        mean: Mean of each channel, in units of [0, 1].
+        std: Standard deviation of each channel.
+        transform: How photographs become its input, where that is known.
+
+    Attributes:
+        network: The network.
+        transform: The transform, or None.
+
+    Raises:
+        InputError: ``mean`` and ``std`` differ in number, or ``std`` is not positive.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
+        >>> model = PretrainedClassifier(net, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+        >>> model(torch.rand(4, 3, 1, 1)).shape
+        torch.Size([4, 2])
+    """
+
+    # Not part of the state dict, which then holds the network's own names behind "network.".
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        transform: EvalTransform | None = None,
+    ) -> None:
+        super().__init__()
+        if len(mean) != len(std):
+            raise InputError(f"mean has {len(mean)} channels and std {len(std)}; give one of each")
+        for value in std:
+            checks.positive("std", value)
+        self.network, self.transform = network, transform
+        for name, values in (("mean", mean), ("std", std)):
+            held = torch.tensor([float(value) for value in values]).reshape(1, -1, 1, 1)
+            self.register_buffer(name, held, persistent=False)
+        self.eval()
+
+    def forward(self, x: Images) -> Logits:
+        """Return logits for images in [0, 1]."""
+        return checks.unwrapped(self.network((x - self.mean) / self.std))
+
+
+def load_classifier(
+    name: str,
+    *,
+    weights: Path | str | None = None,
+    architecture: str | None = None,
+    num_classes: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> nn.Module:
+    """Load a classifier of images in [0, 1] by its name.
+
+    Without ``weights``, published weights are read from the library's cache or fetched from its
+    hub. Files are read without executing anything that they hold.
+
+    Args:
+        name: ``timm:NAME``, ``torchvision:NAME`` or ``torchvision:NAME:WEIGHTS``,
+            ``hf:OWNER/NAME`` or ``hf:FOLDER`` that save_pretrained wrote (transformers),
+            ``robustbench:NAME:DATASET:THREAT``,
+            ``package.module:function`` (called without arguments), or a file of weights with
+            ``architecture``.
+        weights: File of weights, which takes the place of the published ones.
+        architecture: One of the other names, for a file of weights.
+        num_classes: Number of classes of ``weights``, where it is not the library's.
+        mean: Mean of each channel that the network expects to be subtracted. None: what its
+            library says; a function's network and RobustBench's normalise by themselves.
+        std: Standard deviation of each channel; given with ``mean``.
+
+    Returns:
+        Module in eval mode that takes images in [0, 1] of its input size and returns logits. Where
+        its library says how photographs become its input, ``.transform`` is an `EvalTransform`.
+
+    Raises:
+        InputError: The name is unknown, its library is not installed, its hub does not answer, or
+            the weights cannot be read or do not fit.
+
+    Example:
+        >>> model = load_classifier("art_denoised.demo:digits_classifier")
+        >>> model(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+    if name.endswith(_SUFFIXES) and ":" not in Path(name).name:
+        if architecture is None:
+            raise InputError(f"{name} is a file of weights; give its architecture: {NAMES}")
+        name, weights = architecture, name
+    model = build_classifier(
+        name, pretrained=weights is None, num_classes=num_classes, mean=mean, std=std
+    )
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def build_classifier(
+    name: str,
+    *,
+    pretrained: bool,
+    num_classes: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> nn.Module:
+    """Return the classifier of a name, with its published weights or as its library draws it."""
+    if (mean is None) != (std is None):
+        raise InputError("mean and std belong together; give both or none")
+    library, _, rest = name.partition(":")
+    if library not in _LIBRARIES:
+        if num_classes is not None:
+            raise InputError(f"num_classes is {num_classes}, but {name} has its own; leave it out")
+        model = load_module(name)
+        if mean is None or std is None:
+            return model
+        return PretrainedClassifier(model, mean=mean, std=std)
+    if num_classes is not None and pretrained:
+        raise InputError(
+            f"num_classes is {num_classes}, but the published weights of {name} have their own; "
+            "give weights too"
+        )
+    options = (
+        {} if num_classes is None else {"num_classes": checks.count("num_classes", num_classes, 2)}
+    )
+    network, known, transform = _LIBRARIES[library](rest, pretrained, options)
+    found = (mean, std) if mean is not None and std is not None else known
+    if found is None:
+        return network.eval()
+    return PretrainedClassifier(network, mean=found[0], std=found[1], transform=transform)
+
+
+_Statistics = tuple[Sequence[float], Sequence[float]] | None
+_Found = tuple[nn.Module, _Statistics, EvalTransform | None]
+
+
+def _timm(name: str, pretrained: bool, options: dict[str, Any]) -> _Found:
+    timm = _library("timm")
+    checks.choice("timm model", name, [*timm.list_models(), *timm.list_pretrained()])
+    with _told(f"timm:{name}"):
+        network = timm.create_model(name, pretrained=pretrained, **options)
+    config = timm.data.resolve_data_config({}, model=network)
+    height, width = config["input_size"][1:]
+    pct = config["crop_pct"]
+    resize: int | tuple[int, int] = int(height / pct)
+    if config["crop_mode"] == "squash" or height != width:
+        resize = (int(height / pct), int(width / pct))
+    transform = EvalTransform(resize, (height, width), config["interpolation"])
+    return network, (config["mean"], config["std"]), transform
+
+
+def _torchvision(name: str, pretrained: bool, options: dict[str, Any]) -> _Found:
+    models = _library("torchvision.models")
+    name, _, chosen = name.partition(":")
+    checks.choice("torchvision model", name, models.list_models(module=models))
+    weights = models.get_model_weights(name)
+    chosen = chosen or "DEFAULT"
+    checks.choice(f"weights of {name}", chosen, ["DEFAULT", *(one.name for one in weights)])
+    published = weights[chosen]
+    with _told(f"torchvision:{name}"):
+        network = models.get_model(name, weights=published if pretrained else None, **options)
+    preset = published.transforms()
+    crop, resize = preset.crop_size[0], preset.resize_size[0]
+    transform = EvalTransform(resize, (crop, crop), preset.interpolation.value)
+    return network, (preset.mean, preset.std), transform
+
+
+def _transformers(name: str, pretrained: bool, options: dict[str, Any]) -> _Found:
+    library = _library("transformers")
+    if options:
+        options = {"num_labels": options["num_classes"]}
+    auto = library.AutoModelForImageClassification
+    with _told(f"hf:{name}"):
+        if pretrained:
+            network = auto.from_pretrained(name, use_safetensors=True)
+        else:
+            network = auto.from_config(library.AutoConfig.from_pretrained(name, **options))
+        said, _ = library.ImageProcessingMixin.get_image_processor_dict(name)
+    known = None
+    if said.get("do_normalize", True) and "image_mean" in said:
+        known = said["image_mean"], said["image_std"]
+    return network, known or ((0.0,) * 3, (1.0,) * 3), _of_processor(said)
+
+
+def _of_processor(said: dict[str, Any]) -> EvalTransform | None:
+    """Return what the file of an image processor says of photographs."""
+    from PIL.Image import Resampling
+
+    size = said.get("size")
+    if not said.get("do_resize", True) or size is None:
+        return None
+    size = size if isinstance(size, dict) else {"shortest_edge": size}
+    resize: int | tuple[int, int] = size.get("shortest_edge") or (size["height"], size["width"])
+    crop = resize if isinstance(resize, tuple) else (resize, resize)
+    if said.get("do_center_crop") and said.get("crop_size"):
+        cut = said["crop_size"]
+        crop = (cut["height"], cut["width"]) if isinstance(cut, dict) else (cut, cut)
+    elif said.get("crop_pct") and isinstance(resize, int):  # ConvNeXt's
+        resize = int(resize / said["crop_pct"])
+    return EvalTransform(resize, crop, Resampling(said.get("resample", 2)).name.lower())
+
+
+def _robustbench(name: str, pretrained: bool, options: dict[str, Any]) -> _Found:
+    utils = _library("robustbench.utils")
+    parts = name.split(":")
+    if len(parts) != 3:
+        raise InputError(f"network is robustbench:{name}; give robustbench:NAME:DATASET:THREAT")
+    if options or not pretrained:
+        raise InputError(f"robustbench:{name} comes with its weights; leave weights out")
+    model, data, threat = parts
+    with _told(f"robustbench:{name}"):
+        network = utils.load_model(model_name=model, dataset=data, threat_model=threat)
+    return network, None, None
+
+
+_LIBRARIES: dict[str, Callable[[str, bool, dict[str, Any]], _Found]] = {
+    "timm": _timm,
+    "torchvision": _torchvision,
+    "hf": _transformers,
+    "robustbench": _robustbench,
+}
+
+
+def list_classifiers(pattern: str = "*") -> list[str]:
+    """Return the names of classifiers that the libraries installed here know.
+
+    Names of Hugging Face and of RobustBench are not listed: their lists are on the net.
+
+    Args:
+        pattern: Pattern of names, with * and ?; a word without them is looked for anywhere.
+
+    Example:
+        >>> "torchvision:resnet18" in list_classifiers("resnet18")
+        True
+    """
+    pattern = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
+    names = []
+    with contextlib.suppress(InputError):
+        names += [f"timm:{name}" for name in _library("timm").list_pretrained()]
+    with contextlib.suppress(InputError):
+        models = _library("torchvision.models")
+        names += [f"torchvision:{name}" for name in models.list_models(module=models)]
+    return [name for name in names if fnmatch(name, pattern)]
+
+
+def _library(name: str) -> Any:
+    package = name.partition(".")[0]
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        reason = "" if error.name == package else f" ({one_line(error)})"
+        raise InputError(
+            f"{package} cannot be imported{reason}; install it with: pip install {package}"
+        ) from None
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Say in one line what a library could not do, whatever it raises."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        line = one_line(error)
+        line = line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."
+        raise InputError(f"{name} cannot be loaded: {type(error).__name__}: {line}") from error
