@@ -1,23 +1,26 @@
-"""Replay stored certification logs: what early stopping saves, and what it loses.
+"""Replay certification logs: how many samples early stopping saves, and what it loses.
 
-    python benchmarks/replay.py [--seeds 5] [--tiny]
+    python benchmarks/replay.py LOG --sigma S [--radii R,R] [--labels] [--seeds K] [--json]
 
-The votes of each image in a log of Cohen et al. (100,000 samples, tests/golden) are recovered from
-its radius, shuffled, and handed to our procedures. So the samples are those of the published table.
-The log does not keep the votes of abstentions: half of them are assumed to be for the top class,
-which needs the most samples.
+LOG is a TSV as Cohen et al. publish them (idx label predict radius correct time), of N samples an
+image at a fixed alpha. The votes of each image are recovered from its radius, shuffled, and handed
+to the procedures of the package, so the samples are those of the published table. Votes that a log
+does not hold are assumed to be those that need the most samples: half of them for the class of an
+abstention, and all that are left for the true class of a misclassified image.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special
 
+from art_denoised.evaluation import read_log
 from art_denoised.smoothing import (
     Anytime,
     AtRadii,
@@ -28,114 +31,112 @@ from art_denoised.smoothing import (
     simulate,
 )
 
-Counts = Mapping[int, int]
-GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
-N, N0, ALPHA = 100_000, 100, 0.001
-LOGS = {0.25: (0.0, 0.25, 0.5, 0.75), 0.5: (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)}
+TRUE, OTHER = 0, 1  # the class of an image, and one that stands for all others
+
+
+class Image(NamedTuple):
+    """One image of a log."""
+
+    votes: int  # for the class with a radius, or an abstention's class, among all samples
+    predicted: int  # TRUE or OTHER
+    radius: float  # published; -1 where the class is wrong or there is none
 
 
 class Replay(NamedTuple):
-    """Results of a procedure on the images of one log."""
+    """Results on the images of one log."""
 
-    saving: float  # samples of the fixed-n run over ours, n0 included
-    accuracy: np.ndarray  # certified accuracy in percent, at each radius
-    published: np.ndarray  # certified accuracy in the log
+    saving: float  # samples of the fixed run over ours, selection included
+    lost: float  # points of certified accuracy, at the worst radius
     acr: float  # average certified radius over that of the log
 
 
-def read(sigma: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the signed radii of a log, and the votes of the selected class among N."""
-    radii = np.loadtxt(GOLDEN / f"cohen_cifar10_sigma{sigma:.2f}.txt").ravel()
-    votes = np.arange(N // 2, N + 1)
-    certified = sigma * special.ndtri(special.betaincinv(votes, N - votes + 1, ALPHA))
-    # Radii are printed with three digits; several numbers of votes round to the same radius.
-    found = np.searchsorted(certified, np.abs(radii)).clip(0, len(votes) - 1)
-    return radii, np.where(radii == 0, N // 2, votes[found])
+def read(path: Path | str, sigma: float, n: int, alpha: float) -> list[Image]:
+    """Recover the votes of a log."""
+    votes = np.arange(n // 2, n + 1)
+    certified = sigma * special.ndtri(special.betaincinv(votes, n - votes + 1, alpha))
+    images = []
+    for row in read_log(path).rows:
+        # Radii are printed with few digits; several numbers of votes round to the same radius.
+        found = min(int(np.searchsorted(certified, row.radius)), len(votes) - 1)
+        k = int(votes[found]) if row.prediction != -1 else n // 2
+        wrong = row.prediction not in (-1, row.label)
+        images.append(Image(k, OTHER if wrong else TRUE, row.radius if row.correct else -1.0))
+    return images
 
 
-def shuffled(right: int, rng: np.random.Generator) -> Callable[[Draw], Counts]:
-    """Answer draws with recorded votes in random order: 1 for the selected class, 0 for others."""
-    left = {True: right, False: N - right}
+def shuffled(image: Image, n: int, rng: np.random.Generator) -> Callable[[Draw], Mapping[int, int]]:
+    """Answer draws with the votes of an image in random order."""
+    left = {image.predicted: image.votes, 1 - image.predicted: n - image.votes}
 
-    def votes(draw: Draw) -> Counts:
+    def votes(draw: Draw) -> Mapping[int, int]:
+        size = draw.stop - draw.start
         if draw.stage is Stage.SELECTION:
-            return {1: draw.stop}
-        k = int(rng.hypergeometric(left[True], left[False], draw.stop - draw.start))
-        left[True] -= k
-        left[False] -= draw.stop - draw.start - k
-        return {1: k, 0: draw.stop - draw.start - k}
+            return {image.predicted: size}
+        true = int(rng.hypergeometric(left[TRUE], left[OTHER], size))
+        left[TRUE] -= true
+        left[OTHER] -= size - true
+        return {TRUE: true, OTHER: size - true}
 
     return votes
 
 
 def replay(
-    sigma: float,
-    radii: tuple[float, ...],
-    procedure: Callable[[int | None], Procedure[Certificate]],
+    images: Sequence[Image],
+    procedure: Callable[[], Procedure[Certificate]],
+    radii: Sequence[float],
     *,
-    use_labels: bool,
-    seed: int,
-    every: int = 1,
+    n: int,
+    n0: int = 100,
+    seeds: int = 1,
 ) -> Replay:
-    """Run ``procedure(label)`` on every image of a log, or on every ``every``-th."""
-    rng = np.random.default_rng(seed)
-    log, votes = (column[::every] for column in read(sigma))
-    correct = log > 0
-    samples, proved, ours = 0, np.zeros(len(radii)), 0.0
-    for right, is_correct, in_log in zip(votes, correct, log, strict=True):
-        known = (1 if is_correct or in_log == 0 else 0) if use_labels else None
-        certificate, used = simulate(procedure(known), shuffled(int(right), rng))
-        samples += used
-        if is_correct:
-            proved += [certificate.proves(r) for r in radii]
-            ours += certificate.radius
-    return Replay(
-        saving=len(log) * (N + N0) / samples,
-        accuracy=100 * proved / len(log),
-        published=np.array([100 * np.mean(correct & (log >= r)) for r in radii]),
-        acr=ours / log[correct].sum(),
-    )
+    """Run a procedure on every image of a log, in the order of each of some seeds."""
+    samples, radius = 0, np.zeros((seeds, len(images)))
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        for i, image in enumerate(images):
+            certificate, used = simulate(procedure(), shuffled(image, n, rng))
+            samples += used
+            radius[seed, i] = certificate.radius if certificate.label == TRUE else -1.0
+    published = np.array([image.radius for image in images])
+    lost = max(100 * (np.mean(published >= r) - np.mean(radius >= r)) for r in radii)
+    fixed = seeds * len(images) * (n + n0)
+    ours, theirs = np.maximum(radius, 0).mean(), np.maximum(published, 0).mean()
+    return Replay(fixed / samples, float(lost), float(ours / theirs))
 
 
-def table(sigma: float, radii: tuple[float, ...]) -> Callable[[int | None], Procedure[Certificate]]:
-    """Return the procedure for a table of radii."""
-    stop = AtRadii(radii, N, N0, ALPHA)
-    return lambda label: stop.procedure(label, {"sigma": sigma})
-
-
-def anytime(sigma: float, n: int) -> Callable[[int | None], Procedure[Certificate]]:
-    """Return the procedure for a deadline after ``n`` samples."""
-    stop = Anytime(n, N0, ALPHA)
-    return lambda label: stop.procedure(label, {"sigma": sigma})
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("log", type=Path)
+    parser.add_argument("--sigma", type=float, required=True)
+    parser.add_argument("--radii", default="0,0.25,0.5,0.75")
+    parser.add_argument("--labels", action="store_true", help="labels are known: certify them")
+    parser.add_argument("--anytime", action="store_true", help="the bound of Anytime, no radii")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--tiny", action="store_true", help="smallest size, to try the script")
-    arguments = parser.parse_args()
-    seeds, every = (range(1), 50) if arguments.tiny else (range(arguments.seeds), 1)
-    print(f"fewer samples than {N:,} an image, and points of certified accuracy lost\n")
-    print(f"{'':44}{'saving':>8}{'lost at most':>14}{'ACR':>8}")
-    for sigma, radii in LOGS.items():
-        runs = {
-            f"sigma {sigma:g}, {len(radii)} radii": (radii, table(sigma, radii), False),
-            f"sigma {sigma:g}, {len(radii)} radii, labels": (radii, table(sigma, radii), True),
-            **{
-                f"sigma {sigma:g}, r = {r:g} alone, labels": ((r,), table(sigma, (r,)), True)
-                for r in radii
-            },
-            f"sigma {sigma:g}, any time, {N:,}": (radii, anytime(sigma, N), False),
-        }
-        for name, (at, procedure, use_labels) in runs.items():
-            done = [
-                replay(sigma, at, procedure, use_labels=use_labels, seed=s, every=every)
-                for s in seeds
-            ]
-            saving = np.mean([r.saving for r in done])
-            lost = max(float((r.published - r.accuracy).max()) for r in done)
-            acr = np.mean([r.acr for r in done])
-            print(f"{name:44}{saving:7.1f}x{lost:14.2f}{acr:8.3f}", flush=True)
+    parser.add_argument("--n", type=int, default=100_000, help="samples of the log")
+    parser.add_argument("--alpha", type=float, default=0.001)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args(arguments)
+    radii = sorted(float(radius) for radius in asked.radii.split(","))
+    images = read(asked.log, asked.sigma, asked.n, asked.alpha)
+    stop: AtRadii | Anytime = AtRadii(
+        radii, asked.n, alpha=asked.alpha, labels="class" if asked.labels else False
+    )
+    if asked.anytime:
+        stop = Anytime(asked.n, alpha=asked.alpha, labels=asked.labels)
+    found = replay(
+        images,
+        lambda: stop.procedure(TRUE if asked.labels else None, {"sigma": asked.sigma}),
+        radii,
+        n=asked.n,
+        seeds=asked.seeds,
+    )
+    if asked.json:
+        print(json.dumps({"images": len(images), "radii": radii, **found._asdict()}))
+    else:
+        print(
+            f"{found.saving:.1f}x fewer samples than {asked.n:,} an image, {found.lost:.2f} points"
+        )
+        print(f"lost at the worst radius; average certified radius {found.acr:.3f} of the log's")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from art_denoised.smoothing.queries import QueryOnly
 from art_denoised.smoothing.smoother import Smoother
 from art_denoised.smoothing.statistics import top_class
 from art_denoised.smoothing.stops import (
-    FIRST_LOOK,
+    FIRST_TURN,
     Anytime,
     AtRadii,
     FixedN,
@@ -351,7 +351,7 @@ class _Work:
                 samples[index] = row.n
         if not samples:
             return None
-        target = min(max(FIRST_LOOK, 2 * min(samples.values())), stop.n)
+        target = min(max(FIRST_TURN, 2 * min(samples.values())), stop.n)
         return target, [index for index, have in samples.items() if have < target]
 
 

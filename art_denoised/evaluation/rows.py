@@ -12,8 +12,9 @@ from msgspec import Meta
 
 from art_denoised.checks import InputError
 from art_denoised.runs.journal import Kind, Row, read_run
-from art_denoised.smoothing.bounds import Bound, Looks, Mixture
-from art_denoised.smoothing.statistics import Certificate, Vote
+from art_denoised.smoothing.bounds import Looks, Mixture
+from art_denoised.smoothing.sequential import Proof, Sequential
+from art_denoised.smoothing.statistics import Bound, Certificate, Vote
 
 Index: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 Prediction: TypeAlias = Annotated[int, Meta(ge=-1)]
@@ -67,8 +68,11 @@ class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):
         p_lower, selection_counts, counts, alpha, sigma, seed, dtype, noise, tv, drawn: As in
             `Certificate`; not there in a row read from a TSV.
         n0, n: Numbers of votes in ``selection_counts`` and ``counts``.
-        mode: Kind of the bound: "fixed" (one look), "looks" or "anytime".
-        looks: First and last sample count at which the votes may be looked at, for "looks".
+        mode: Kind of the bound: "fixed" (one look), "sequential" (a table of radii), "anytime", or
+            "looks" (a table of radii in logs of earlier versions).
+        looks: First and last sample count at which the votes may be looked at, for "sequential" and
+            "looks".
+        proofs: Proved radii of a table: radius, number of samples, votes among them.
         prior: Parameters (a, b) of the mixture, for "anytime".
     """
 
@@ -88,6 +92,7 @@ class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):
     dtype: str = "float32"
     noise: str = "gaussian"
     tv: float = 0.0
+    proofs: tuple[tuple[NonNegative, Index, Index], ...] = ()
 
     def __post_init__(self) -> None:
         _check_total("n0", self.n0, self.selection_counts)
@@ -115,7 +120,7 @@ class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):
             seconds=seconds,
             selection_counts=_ordered(answer.selection_counts),
             counts=_ordered(answer.counts),
-            **{name: getattr(answer, name) for name in (*names, "noise", "tv")},
+            **{name: getattr(answer, name) for name in (*names, "noise", "tv", "proofs")},
             **_bound_fields(answer.bound),
         )
 
@@ -124,8 +129,9 @@ class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):
         """How ``p_lower`` follows from the votes."""
         if self.mode == "anytime" and self.prior is not None:
             return Mixture(*self.prior)
-        if self.mode == "looks" and self.looks is not None and 0 < self.looks[0] <= self.looks[1]:
-            return Looks(*self.looks)
+        kinds: dict[str, type[Looks | Sequential]] = {"looks": Looks, "sequential": Sequential}
+        if self.looks is not None and 0 < self.looks[0] <= self.looks[1] and self.mode in kinds:
+            return kinds[self.mode](*self.looks)
         if self.mode == "fixed":
             return Looks.fixed(self.n)
         raise ValueError(f"mode is {self.mode!r}, looks {self.looks}, prior {self.prior}")
@@ -137,7 +143,8 @@ class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):
             return None
         names = ("radius", "p_lower", "selection_counts", "counts", "alpha", "sigma", "seed")
         same = {name: getattr(self, name) for name in (*names, "dtype", "noise", "tv", "drawn")}
-        return Certificate(label=self.prediction, bound=self.bound, **same)
+        proofs = tuple(Proof(*proof) for proof in self.proofs)
+        return Certificate(label=self.prediction, bound=self.bound, proofs=proofs, **same)
 
     def replaces(self, earlier: Any) -> bool:
         """Whether this goes on from an earlier row: more votes, with a bound for all counts."""
@@ -288,9 +295,10 @@ def read_log(path: Path | str) -> Log:
 def _bound_fields(bound: Bound) -> dict[str, Any]:
     if isinstance(bound, Mixture):
         return {"mode": "anytime", "prior": (bound.a, bound.b)}
-    if bound.first == bound.last:
+    if isinstance(bound, Looks) and bound.first == bound.last:
         return {"mode": "fixed"}
-    return {"mode": "looks", "looks": (bound.first, bound.last)}
+    mode = "sequential" if isinstance(bound, Sequential) else "looks"
+    return {"mode": mode, "looks": (bound.first, bound.last)}
 
 
 def _ordered(counts: Mapping[int, int]) -> dict[int, int]:

@@ -7,6 +7,7 @@ import datetime
 import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 
 import msgspec
@@ -43,11 +44,15 @@ def write_tsv(log: Log, path: Path | str) -> None:
     table = csv.writer(text, delimiter="\t", lineterminator="\n")
     table.writerow(HEADERS[log.kind].split("\t"))
     for row in log.rows:
-        # Six decimals are exact: radii are rounded down to multiples of 1e-6.
-        radius = [f"{row.radius:.6f}"] if log.kind == "certify" else []
+        radius = [_floored(row.radius)] if log.kind == "certify" else []
         time = datetime.timedelta(seconds=row.seconds)
         table.writerow([row.index, row.label, row.prediction, *radius, int(row.correct), time])
     write_whole(Path(path), text.getvalue().encode())
+
+
+def _floored(radius: float) -> str:
+    """Return a radius with six decimals, rounded down: those of a table may have more."""
+    return str(Decimal(str(radius)).quantize(Decimal("1e-6"), ROUND_FLOOR))
 
 
 def read_tsv(path: Path, kind: str, text: str) -> Log:

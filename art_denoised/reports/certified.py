@@ -215,7 +215,7 @@ def _cells(run: CertifiedRun) -> tuple[str | tuple[str, ...], ...]:
 
 
 def _stopped_at_radii(row: CertifyRow) -> bool:
-    return row.mode == "looks"
+    return row.mode in ("looks", "sequential")
 
 
 def _columns(rows: Sequence[CertifyRow]) -> tuple[list[bool], list[float]]:
