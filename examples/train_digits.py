@@ -63,7 +63,7 @@ def main() -> None:
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     save_file(classifier.state_dict(), arguments.out / "digits_classifier.safetensors")
-    save_denoiser(denoiser, arguments.out / "digits_denoiser.safetensors")
+    save_denoiser(denoiser, arguments.out / "digits_denoiser.safetensors", sigma=SIGMAS)
     for name, (x, y) in {"train": train, "test": test}.items():
         print(f"{name}: clean accuracy {accuracy(classifier, x, y):.4f}")
         for sigma in (0.25, 0.5):

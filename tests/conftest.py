@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # two threads that wait for each other are slower on small nets
 
@@ -23,3 +28,19 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
     data = load_data("digits")
     images, labels = zip(*(data[i] for i in range(len(data))), strict=True)
     return torch.stack(images), torch.tensor(labels)
+
+
+@pytest.fixture
+def as_program(monkeypatch, tmp_path) -> Iterator[Path]:
+    """An empty working folder for a program, whose changes to this process are undone.
+
+    Programs run in this process, because importing torch takes longer than most of them.
+    """
+    threads = torch.get_num_threads()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))  # of its child processes
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    logging.disable(logging.NOTSET)
+    torch.set_num_threads(threads)
+    gc.unfreeze()

@@ -1,15 +1,16 @@
-"""The README's code and commands, executed as they stand, in a folder of their own."""
+"""The README's code and commands, run as they stand, in a folder of their own."""
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from art_denoised.cli import main
+from art_denoised.evaluation import read_log
+from art_denoised.reports import certified_table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,20 +20,15 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "HOME": str(folder), "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
-
-
-def test_python_runs(tmp_path):
+@pytest.mark.filterwarnings("default")
+def test_python_runs(as_program, capsys):
     code = "\n".join(blocks("python"))
     assert "certify" in code
-    done = run([sys.executable, "-c", code], tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"^\d 0\.\d+$", done.stdout, re.MULTILINE)  # labels and radii
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    assert re.search(r"^\d 0\.\d+$", capsys.readouterr().out, re.MULTILINE)  # labels and radii
 
 
-def test_console_commands_run(tmp_path):
+def test_console_commands_run(as_program, capsys):
     commands = [
         line.removeprefix("$ ")
         for block in blocks("console")
@@ -43,9 +39,8 @@ def test_console_commands_run(tmp_path):
     for command in commands:
         program, *arguments = shlex.split(command)
         assert program == "art-denoised"
-        done = run([sys.executable, "-m", "art_denoised", *arguments], tmp_path)
-        assert done.returncode == 0, (command, done.stderr)
-    assert (tmp_path / "runs" / "accuracy.png").exists()
+        assert main(arguments) == 0, (command, capsys.readouterr().err)
+    assert (as_program / "runs" / "accuracy.png").exists()
 
 
 def test_make_targets_exist():
@@ -63,19 +58,31 @@ def test_links_between_pages_lead_somewhere(page):
             assert (page.parent / target).exists(), f"{page.name} -> {target}"
 
 
-def test_demo_table_is_the_one_that_the_demo_prints(tmp_path):
-    """The README's table comes from `make demo`: the whole of it, run again."""
-    done = run([sys.executable, "-m", "art_denoised", "demo", "--out", "out"], tmp_path)
-    assert done.returncode == 0, done.stderr
-    table = (tmp_path / "out" / "table.txt").read_text(encoding="utf-8")
-    shown = re.search(r"demo table: begin -->\n```\n(.*?)```\n<!-- demo table", README, re.DOTALL)
+RUNS = {
+    f"sigma {sigma}, {how} denoiser": f"sigma-{sigma}-{how}-denoiser"
+    for sigma in ("0.25", "0.5")
+    for how in ("without", "with")
+}
+LOGS = ROOT / "tests" / "golden" / "demo"
+
+
+def test_demo_table_is_that_of_the_frozen_logs():
+    """Those of the whole of `make demo`; the next test says that the demo still writes them."""
+    named = {name: read_log(LOGS / f"{run}.tsv") for name, run in RUNS.items()}
+    shown = re.search(r"demo table: begin -->\n```\n(.*?)\n```\n<!-- demo table", README, re.DOTALL)
     assert shown is not None
-    assert figures(shown[1]) == pytest.approx(figures(table), abs=1.0)
-    assert table in done.stdout
+    assert shown[1] == str(certified_table(named, [0.0, 0.25, 0.5, 0.75, 1.0]))
 
 
-def figures(table: str) -> list[float]:
-    """The shares and ACRs: other processors may round a few votes differently."""
-    lines = [line for line in table.splitlines() if "denoiser" in line]
-    assert len(lines) == 4
-    return [float(cell.rstrip("%")) for line in lines for cell in line.split("denoiser")[1].split()]
+def test_demo_writes_the_frozen_logs(as_program, capsys):
+    """The rows of its first images, which are the same however many images there are."""
+    assert main(["demo", "--images", "10", "--out", "out"]) == 0
+    assert (as_program / "out" / "table.txt").read_text("utf-8") in capsys.readouterr().out
+    for run in RUNS.values():
+        rows = read_log(as_program / "out" / run / "certify.tsv").rows
+        frozen = read_log(LOGS / f"{run}.tsv").rows[:10]
+        assert [(row.index, row.prediction) for row in rows] == [
+            (row.index, row.prediction) for row in frozen
+        ]
+        # Other processors may round a few votes differently.
+        assert [row.radius for row in rows] == pytest.approx([r.radius for r in frozen], abs=0.01)

@@ -1,18 +1,24 @@
-"""Gradient ascent within a ball of images: the steps of attacks and of adversarial training."""
+"""Gradient ascent within a ball of images: the ball, the losses that are climbed, and the steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from art_denoised.checks import InputError
 
 if TYPE_CHECKING:
-    from art_denoised.types import Images
+    from art_denoised.types import Images, Labels, Logits
 
 Norm = Literal["linf", "l2"]
+NORMS: tuple[str, ...] = get_args(Norm)
+LossName = Literal["ce", "margin", "dlr"]
+Loss = Callable[["Logits", "Labels", "Labels | None"], Tensor]
 
 
 def project(x_adv: Images, x: Images, eps: float, norm: Norm = "linf") -> Images:
@@ -32,29 +38,6 @@ def project(x_adv: Images, x: Images, eps: float, norm: Norm = "linf") -> Images
     offset = x_adv - x
     factor = (eps / _length(offset).clamp_min(1e-30)).clamp_max_(1)
     return (x + offset * factor).clamp_(0, 1)
-
-
-def ascend(
-    x_adv: Images, gradient: Images, x: Images, *, eps: float, step_size: float, norm: Norm
-) -> Images:
-    """Take one step of projected steepest ascent: along the sign (l_inf) or the direction (l2).
-
-    A gradient that is zero or NaN moves nothing.
-
-    Example:
-        >>> x = torch.full((1, 1, 1, 2), 0.5)
-        >>> gradient = torch.tensor([3e-30, -4e-30]).reshape(x.shape)
-        >>> ascend(x, gradient, x, eps=1, step_size=0.1, norm="l2")
-        tensor([[[[0.5600, 0.4200]]]])
-    """
-    gradient = gradient.nan_to_num()
-    if norm == "linf":
-        return project(torch.add(x_adv, gradient.sign(), alpha=step_size), x, eps, norm)
-    # First by the largest entry, so that squares of small ones do not underflow.
-    largest = gradient.abs().flatten(1).amax(1).reshape(-1, 1, 1, 1)
-    gradient = gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
-    direction = gradient / _length(gradient).clamp_min(1e-30)
-    return project(torch.add(x_adv, direction, alpha=step_size), x, eps, norm)
 
 
 def random_point(
@@ -89,6 +72,90 @@ def random_point(
     return project(point, x, eps, norm) if clip else point
 
 
+def within(x: Images, x_adv: Images, norm: str, eps: float) -> Tensor:
+    """Return whether each image lies in its ball, up to rounding: eps (1 + 1e-4) + 1e-6."""
+    return distances(x, x_adv)[norm] <= eps * (1 + 1e-4) + 1e-6
+
+
+def distances(x: Images, x_adv: Images) -> dict[str, Tensor]:
+    """Return the length of each change, in either norm.
+
+    Example:
+        >>> distances(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
+        {'linf': tensor([1.]), 'l2': tensor([2.])}
+    """
+    change = (x_adv - x).flatten(1)
+    return {"linf": change.abs().amax(1), "l2": change.norm(dim=1)}
+
+
+def cross_entropy(logits: Logits, y: Labels, target: Labels | None = None) -> Tensor:
+    """Cross-entropy to ``y``, or the negative of that to ``target``."""
+    if target is None:
+        return F.cross_entropy(logits, y, reduction="none")
+    return -F.cross_entropy(logits, target, reduction="none")
+
+
+def margin(logits: Logits, y: Labels, target: Labels | None = None) -> Tensor:
+    """Difference between the best wrong logit, or the target's, and the logit of ``y``.
+
+    It does not saturate, unlike cross-entropy (Carlini & Wagner 2017, f_6).
+    """
+    right = logits.gather(1, y[:, None])[:, 0]
+    if target is not None:
+        return logits.gather(1, target[:, None])[:, 0] - right
+    wrong = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    return wrong - right
+
+
+def dlr(logits: Logits, y: Labels, target: Labels | None = None) -> Tensor:
+    """Difference of logits ratio: the margin, independent of the scale of the logits.
+
+    (max_{i != y} z_i - z_y) / (z_pi1 - z_pi3), or with a target (z_t - z_y) / (z_pi1 - (z_pi3 +
+    z_pi4) / 2); pi orders the logits (Croce & Hein, ICML 2020, equations 6 and 7).
+    """
+    needed = 3 if target is None else 4
+    if logits.shape[1] < needed:
+        raise InputError(
+            f"the model has {logits.shape[1]} classes and this DLR loss needs {needed}; "
+            "use the margin loss"
+        )
+    top = logits.topk(needed, dim=1).values
+    low = top[:, 2] if target is None else (top[:, 2] + top[:, 3]) / 2
+    # Equal logits: no scale, and a margin of 0 unless the target is far behind.
+    return margin(logits, y, target) / (top[:, 0] - low).clamp_min(1e-12)
+
+
+# One number per image, larger the more wrong the classifier is, or the nearer to the target.
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+
+
+def ascend(
+    x_adv: Images, gradient: Images, x: Images, *, eps: float, step_size: float, norm: Norm
+) -> Images:
+    """Take one step of projected steepest ascent: along the sign (l_inf) or the direction (l2).
+
+    A gradient that is zero or NaN moves nothing.
+
+    Example:
+        >>> x = torch.full((1, 1, 1, 2), 0.5)
+        >>> gradient = torch.tensor([3e-30, -4e-30]).reshape(x.shape)
+        >>> ascend(x, gradient, x, eps=1, step_size=0.1, norm="l2")
+        tensor([[[[0.5600, 0.4200]]]])
+    """
+    step = direction(gradient.nan_to_num(), norm)
+    return project(torch.add(x_adv, step, alpha=step_size), x, eps, norm)
+
+
+def direction(gradient: Images, norm: str) -> Images:
+    """Return the change of length 1 that a linear function with this gradient grows most along."""
+    if norm == "linf":
+        return gradient.sign()
+    # First by the largest entry, so that squares of small ones do not underflow.
+    largest = gradient.abs().flatten(1).amax(1).reshape(-1, 1, 1, 1)
+    gradient = gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
+    return gradient / _length(gradient).clamp_min(1e-30)
+
+
 def perturb(
     loss: Callable[[Images], Tensor],
     x: Images,
@@ -99,16 +166,7 @@ def perturb(
     steps: int,
     norm: Norm = "linf",
 ) -> Images:
-    """Return the end of some steps of ascent, without bookkeeping: for training.
-
-    Args:
-        loss: Function from images to one value each, which is maximised.
-        x: Centre of the ball.
-        start: First point, in the ball.
-        eps: Radius of the ball, image units.
-        step_size: Length of a step, image units.
-        steps: Number of steps.
-        norm: Norm of ball and steps.
+    """Return the end of some steps of ascent from ``start``, without bookkeeping: for training.
 
     Example:
         >>> x = torch.full((1, 1, 2, 2), 0.5)
@@ -128,15 +186,7 @@ def perturb(
 
 @contextmanager
 def in_eval(model: nn.Module) -> Iterator[nn.Module]:
-    """Put all modules into eval mode, and each back into its own mode.
-
-    Example:
-        >>> net = nn.Sequential(nn.BatchNorm1d(2).eval(), nn.Dropout())
-        >>> with in_eval(net):
-        ...     inside = [m.training for m in net]
-        >>> inside, [m.training for m in net]
-        ([False, False], [False, True])
-    """
+    """Put all modules into eval mode, and each back into its own mode."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False

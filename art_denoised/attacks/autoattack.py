@@ -22,7 +22,11 @@ from art_denoised.checks import InputError
 from art_denoised.types import Images, Labels
 
 PARTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
-_GRADIENT_FREE = {"square"}
+_VERSIONS = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
+_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}  # that DLR and its targeted form need
 _FLAG = "Warning: "  # how the official package begins the lines that it prints
 
 
@@ -64,7 +68,7 @@ class AutoAttack(Suite):
         checks.count("queries", self.queries)
         if self.eot is not None:
             checks.count("eot", self.eot)
-        if self.version not in ("standard", "rand"):
+        if self.version not in _VERSIONS:
             raise InputError(f"version is {self.version!r}; give standard or rand")
         for part in self.parts:
             if part not in PARTS:
@@ -78,16 +82,18 @@ class AutoAttack(Suite):
         return "autoattack" if self.version == "standard" else "autoattack-rand"
 
     @property
+    def _run(self) -> tuple[str, ...]:
+        return self.parts or _VERSIONS[self.version]
+
+    @property
     def gradient_free(self) -> bool:  # type: ignore[override]
         """Whether it is Square alone."""
-        return set(self.parts) == _GRADIENT_FREE
+        return set(self._run) == {"square"}
 
     @property
     def mixed(self) -> bool:  # type: ignore[override]
         """Whether it holds Square beside attacks that take gradients; the standard version does."""
-        if not self.parts:
-            return self.version == "standard"
-        return not self.gradient_free and not _GRADIENT_FREE.isdisjoint(self.parts)
+        return "square" in self._run and not self.gradient_free
 
     @property
     def nfe(self) -> int:
@@ -96,8 +102,7 @@ class AutoAttack(Suite):
         apgd = (self.steps + 1) * (self.eot or (20 if rand else 1))
         fab = 2 * (self.steps + 1)
         of = {"apgd-t": 9 * apgd, "fab": fab, "fab-t": 9 * fab, "square": self.queries}
-        whole = ("apgd-ce", "apgd-dlr") if rand else ("apgd-ce", "apgd-t", "fab-t", "square")
-        return sum(of.get(part, apgd) for part in self.parts or whole)
+        return sum(of.get(part, apgd) for part in self._run)
 
     def run(self, model: Any, x: Images, y: Labels) -> Outcome:
         """Attack; the flags are AutoAttack's warnings.
@@ -108,7 +113,12 @@ class AutoAttack(Suite):
         module = as_module(model)
         package = _package()
         classes = checks.class_count(module, x[:1])
-        self._check_classes(classes)
+        for part in self._run:
+            if classes < (needed := _CLASSES.get(part, 2)):  # AutoAttack would crash
+                raise InputError(
+                    f"{part} of AutoAttack needs {needed} classes and the model has "
+                    f"{classes}; give the parts apgd-ce, fab-t and square instead"
+                )
         attack = self._build(package, module, x.device, classes)
         with _flags(package) as flags:
             if package == "pyautoattack":
@@ -145,17 +155,6 @@ class AutoAttack(Suite):
             attack.apgd.eot_iter = attack.apgd_targeted.eot_iter = self.eot
         attack.square.n_queries = self.queries
         return attack
-
-    def _check_classes(self, classes: int) -> None:
-        """DLR needs three classes and its targeted form four: AutoAttack crashes otherwise."""
-        needed = {"apgd-dlr": 3, "apgd-t": 4}
-        parts = self.parts or (("apgd-dlr",) if self.version == "rand" else ("apgd-t",))
-        for part in parts:
-            if classes < needed.get(part, 2):
-                raise InputError(
-                    f"{part} of AutoAttack needs {needed[part]} classes and the model has "
-                    f"{classes}; give the parts apgd-ce, fab-t and square instead"
-                )
 
 
 def _package() -> str:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from art_denoised import checks
-from art_denoised.attacks.ascent import Norm, ascend, in_eval, random_point
-from art_denoised.attacks.losses import LOSSES, LossName
+from art_denoised.attacks.ascent import LOSSES, LossName, Norm, ascend, in_eval, random_point
 from art_denoised.checks import InputError
 
 if TYPE_CHECKING:
@@ -127,41 +126,36 @@ class PGD:
             target = self._target(y, wrong_classes, restart, classes, generators)
             x_adv = self._start(x, generators)
             for _ in range(self.steps):
-                gradient, fooled, loss = self._gradient(model, x_adv, y, target)
-                worst.see(x_adv, fooled, loss)
+                gradient, seen = self._gradient(model, x_adv, y, target)
+                worst.see(x_adv, *seen)
                 x_adv = ascend(x_adv, gradient, x, eps=self.eps, step_size=size, norm=self.norm)
-            worst.see(x_adv, *self._judge(model, x_adv, y, target))
+            seen = x.new_zeros(2, len(x))
+            with torch.no_grad():
+                for _ in range(self.eot):
+                    seen += self._draw(model, x_adv, y, target)
+            worst.see(x_adv, *seen)
             worst.check()
         return worst.x_adv
 
     def _gradient(
         self, model: nn.Module, x_adv: Images, y: Labels, target: Labels | None
-    ) -> tuple[Images, Tensor, Tensor]:
-        """Return the gradient, how many draws are fooled and the loss, each summed over draws."""
-        gradient, loss = torch.zeros_like(x_adv), x_adv.new_zeros(len(x_adv))
-        fooled = torch.zeros_like(loss)
+    ) -> tuple[Images, Tensor]:
+        """Return the gradient of the loss, and what `_draw` returns, each summed over draws."""
+        gradient, seen = torch.zeros_like(x_adv), x_adv.new_zeros(2, len(x_adv))
         for _ in range(self.eot):
             leaf = x_adv.detach().requires_grad_()
-            logits = model(leaf.clone())  # it may write into its input
-            losses = LOSSES[self.loss](logits, y, target)
+            draw = self._draw(model, leaf, y, target)
             # In the images alone: weights take part in no gradient and accumulate none.
-            gradient += torch.autograd.grad(losses.sum(), leaf)[0]
-            loss += losses.detach()
-            fooled += _fooled(logits.detach(), y)
-        return gradient, fooled, loss
+            gradient += torch.autograd.grad(draw[1].sum(), leaf)[0]
+            seen += draw.detach()
+        return gradient, seen
 
-    @torch.no_grad()
-    def _judge(
-        self, model: nn.Module, x_adv: Images, y: Labels, target: Labels | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return how many draws are fooled and the loss, each summed over draws."""
-        loss = x_adv.new_zeros(len(x_adv))
-        fooled = torch.zeros_like(loss)
-        for _ in range(self.eot):
-            logits = model(x_adv.clone())
-            loss += LOSSES[self.loss](logits, y, target)
-            fooled += _fooled(logits, y)
-        return fooled, loss
+    def _draw(self, model: nn.Module, x_adv: Images, y: Labels, target: Labels | None) -> Tensor:
+        """Return whether each image is fooled, NaN if there is no answer, and its loss."""
+        logits = model(x_adv.clone())  # it may write into its input
+        losses = LOSSES[self.loss](logits, y, target)
+        fooled = (logits.argmax(1) != y).to(losses.dtype)
+        return torch.stack([fooled.masked_fill(logits.isnan().any(1), torch.nan), losses])
 
     @torch.no_grad()
     def _wrong_classes(self, model: nn.Module, x: Images, y: Labels) -> Labels | None:
@@ -183,9 +177,8 @@ class PGD:
         if not self.targeted:
             return None
         if wrong_classes is not None:
-            return wrong_classes[
-                :, -1 if self.targeted == "least_likely" else restart % (classes - 1)
-            ]
+            likeliest = restart % wrong_classes.shape[1]
+            return wrong_classes[:, -1 if self.targeted == "least_likely" else likeliest]
         shift = torch.cat([torch.randint(1, classes, (1,), generator=g) for g in generators])
         return (y + shift.to(y.device)) % classes
 
@@ -217,12 +210,6 @@ class _Worst:
         self.x_adv = torch.where(worse.reshape(-1, 1, 1, 1), x_adv, self.x_adv)
         self._fooled = torch.where(worse, fooled, self._fooled)
         self._loss = torch.where(worse, loss, self._loss)
-
-
-def _fooled(logits: Tensor, y: Labels) -> Tensor:
-    """Return 1 where the answer is wrong, 0 where it is right, and NaN where there is none."""
-    wrong = (logits.argmax(1) != y).to(logits.dtype)
-    return wrong.masked_fill(logits.isnan().any(1), torch.nan)
 
 
 def _generator(*key: int) -> torch.Generator:

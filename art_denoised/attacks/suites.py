@@ -8,24 +8,26 @@ seed neither learns nor freezes its noise.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from art_denoised import checks
-from art_denoised.attacks.contained import contained
+from art_denoised.attacks.ascent import NORMS, Norm, within
 from art_denoised.checks import InputError
 from art_denoised.types import Images, Labels
 
-Norm = Literal["linf", "l2"]
-NORMS = ("linf", "l2")
 INSTALL = "install it with: pip install '.[attacks]' in its clone"
+# Arguments of attack classes that are set by a field of the attack itself.
+_OWN = {"eps": "eps", "max_epsilon": "eps", "norm": "norm", "seed": "seed"}
 
 
 class Outcome(NamedTuple):
@@ -83,6 +85,60 @@ class Suite(ABC):
             return self.run(model, x, y).x_adv
 
 
+@dataclass(frozen=True)
+class ClassAttack(Suite):
+    """An attack of a library by the name of its class, with options for the class."""
+
+    library: ClassVar[str]
+    fixed_norms: ClassVar[Mapping[str, str]]  # the norm of each class that has one alone
+    blind: ClassVar[Collection[str]]  # classes that use scores or labels alone
+
+    kind: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option in _OWN.keys() & self.options.keys():
+            raise InputError(
+                f"the options hold {option} = {self.options[option]!r}; give {_OWN[option]} to the "
+                "attack itself"
+            )
+        own = self.fixed_norms.get(self.kind, self.norm)
+        if own != self.norm:
+            twins = (f"{self.kind}L2", self.kind.removesuffix("L2"))
+            twin = [f" or the class {t}" for t in twins if self.fixed_norms.get(t) == self.norm]
+            raise InputError(
+                f"norm is {self.norm!r}, but the norm of {self.kind} of {self.library} is {own!r}; "
+                f"give that{''.join(twin)}"
+            )
+
+    @property
+    def name(self) -> str:
+        """Library and class."""
+        return f"{self.library.lower()}:{self.kind}"
+
+    @property
+    def gradient_free(self) -> bool:  # type: ignore[override]
+        """Whether it uses scores or labels alone."""
+        return self.kind in self.blind
+
+    def arguments(self, known: Any, **given: Any) -> dict[str, Any]:
+        """Return the options, and what the class ``known`` takes of ``given``."""
+        parameters = inspect.signature(known).parameters
+        for option in self.options.keys() - parameters.keys():
+            raise InputError(
+                f"{self.kind} has no option {option!r}; it has {', '.join(parameters)}"
+            )
+        return {**{name: given[name] for name in given if name in parameters}, **self.options}
+
+    def outcome(self, known: Any, x: Images, x_adv: Images) -> Outcome:
+        """Return ``x_adv``, but ``x`` where a class without a radius left the ball: it failed."""
+        if {"eps", "max_epsilon"}.isdisjoint(inspect.signature(known).parameters):
+            inside = within(x, x_adv, self.norm, self.eps)
+            x_adv = torch.where(inside.reshape(-1, 1, 1, 1), x_adv, x)
+        return Outcome(x_adv)
+
+
 def as_module(model: Any) -> nn.Module:
     """Return the module of an ART estimator; a module is returned as it is.
 
@@ -99,7 +155,7 @@ def as_module(model: Any) -> nn.Module:
         if any(not _is_identity(step) for step in steps):
             raise InputError(
                 "the ART estimator transforms images or answers outside its model; give a module "
-                "that does all of it (art_denoised.estimators.preprocessing)"
+                "that does all of it (art_denoised.estimators.adapters)"
             )
     return module
 
@@ -110,99 +166,85 @@ def _is_identity(step: Any) -> bool:
     return mean is not None and std is not None and not np.any(mean) and bool(np.all(std == 1))
 
 
-def refuse_given(options: Mapping[str, Any]) -> None:
-    """Check that options do not repeat arguments of the attack itself.
+@contextlib.contextmanager
+def contained(module: nn.Module, seed: int) -> Iterator[None]:
+    """Seed the global generators; restore their states and the layers' modes at the end.
 
-    Raises:
-        InputError: They name eps, norm or seed, so that rows of one eps would be of another.
+    Meanwhile the module's forward passes draw from a stream of their own.
+    """
+    outer, modes = Generators.now(), [(part, part.training) for part in module.modules()]
+    inner = [Generators.seeded(seed, 1)]
+    attackers: list[Generators] = []
+
+    def enter(*_: Any) -> None:
+        attackers.append(Generators.now())
+        inner[0].put_back()
+
+    def leave(*_: Any) -> None:
+        inner[0] = Generators.now()
+        attackers.pop().put_back()
+
+    hooks = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        Generators.seeded(seed, 0).put_back()
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for part, training in modes:
+            part.training = training
+        outer.put_back()
+
+
+class Generators(NamedTuple):
+    """The states of all global generators.
 
     Example:
-        >>> refuse_given({"steps": 20})
+        >>> before = Generators.now()
+        >>> _ = torch.rand(1), random.random()
+        >>> Generators.now().differing(before)
+        ['torch', 'random']
+        >>> before.put_back()
+        >>> Generators.now().differing(before)
+        []
     """
-    own = {"eps": "eps", "max_epsilon": "eps", "norm": "norm", "seed": "seed"}
-    for option in own.keys() & options.keys():
-        raise InputError(
-            f"the options hold {option} = {options[option]!r}; give {own[option]} to the attack "
-            "itself"
-        )
 
+    cpu: Tensor
+    cuda: list[Tensor]
+    numpy: Any
+    python: Any
 
-def check_norm(library: str, kind: str, norm: str, fixed: Mapping[str, str]) -> None:
-    """Check that an attack whose norm is fixed was asked for in that norm.
+    @classmethod
+    def now(cls) -> Generators:
+        """Return the current states."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+        state = np.random.get_state()  # noqa: NPY002
+        return cls(torch.get_rng_state(), cuda, state, random.getstate())
 
-    Args:
-        library: Name of its library.
-        kind: Name of its class.
-        norm: Norm that was asked for.
-        fixed: Norms of the classes that have one alone.
+    @classmethod
+    def seeded(cls, seed: int, stream: int) -> Generators:
+        """Return states that depend on seed and stream alone; the current ones do not change."""
+        before = cls.now()
+        number = int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
+        torch.manual_seed(number)
+        np.random.seed(number)  # noqa: NPY002
+        random.seed(number)
+        states = cls.now()
+        before.put_back()
+        return states
 
-    Raises:
-        InputError: Its norm is another.
+    def differing(self, other: Generators) -> list[str]:
+        """Return the libraries whose states differ."""
+        cuda = len(self.cuda) == len(other.cuda) and all(map(torch.equal, self.cuda, other.cuda))
+        differing = [] if cuda and torch.equal(self.cpu, other.cpu) else ["torch"]
+        mine, theirs = (repr((g.numpy[1].tobytes(), *g.numpy[2:])) for g in (self, other))
+        differing += ["numpy"] if mine != theirs else []
+        return differing + (["random"] if self.python != other.python else [])
 
-    Example:
-        >>> check_norm("torchattacks", "PGDL2", "l2", {"PGD": "linf", "PGDL2": "l2"})
-    """
-    own = fixed.get(kind, norm)
-    if own != norm:
-        twins = (f"{kind}L2", kind.removesuffix("L2"))
-        twin = next((f" or the class {t}" for t in twins if fixed.get(t) == norm), "")
-        raise InputError(
-            f"norm is {norm!r}, but the norm of {kind} of {library} is {own!r}; give that{twin}"
-        )
-
-
-def fill_in(
-    known: type, given: Mapping[str, Any], options: Mapping[str, Any]
-) -> tuple[dict[str, Any], bool]:
-    """Return the arguments of a class: ``options``, and what it takes of ``given``.
-
-    Returns:
-        The arguments, and whether the class takes the radius of a ball.
-
-    Raises:
-        InputError: The class has no argument of the name of an option.
-
-    Example:
-        >>> fill_in(nn.Dropout, {"eps": 0.1, "p": 0.3}, {})
-        ({'p': 0.3}, False)
-    """
-    parameters = inspect.signature(known).parameters
-    for option in options:
-        if option not in parameters:
-            raise InputError(
-                f"{known.__name__} has no option {option!r}; it has {', '.join(parameters)}"
-            )
-    taken = {name: value for name, value in given.items() if name in parameters}
-    return {**taken, **options}, not {"eps", "max_epsilon"}.isdisjoint(parameters)
-
-
-def keep_inside(x: Images, x_adv: Images, norm: str, eps: float) -> Images:
-    """Return ``x_adv`` where it lies `within` the ball, and ``x`` where it does not.
-
-    Example:
-        >>> x = torch.zeros(2, 1, 1, 1)
-        >>> keep_inside(x, torch.tensor([0.1, 0.5]).reshape(2, 1, 1, 1), "linf", 0.2).flatten()
-        tensor([0.1000, 0.0000])
-    """
-    return torch.where(within(x, x_adv, norm, eps).reshape(-1, 1, 1, 1), x_adv, x)
-
-
-def within(x: Images, x_adv: Images, norm: str, eps: float) -> Tensor:
-    """Return whether each image lies in its ball, up to rounding: eps (1 + 1e-4) + 1e-6.
-
-    Example:
-        >>> within(torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 0.200001), "linf", 0.2)
-        tensor([True])
-    """
-    return distances(x, x_adv)[norm] <= eps * (1 + 1e-4) + 1e-6
-
-
-def distances(x: Images, x_adv: Images) -> dict[str, Tensor]:
-    """Return the length of each change, in either norm.
-
-    Example:
-        >>> distances(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
-        {'linf': tensor([1.]), 'l2': tensor([2.])}
-    """
-    change = (x_adv - x).flatten(1)
-    return {"linf": change.abs().amax(1), "l2": change.norm(dim=1)}
+    def put_back(self) -> None:
+        """Make these the current states."""
+        torch.set_rng_state(self.cpu)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+        random.setstate(self.python)

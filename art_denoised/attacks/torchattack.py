@@ -6,55 +6,25 @@ import contextlib
 import difflib
 import inspect
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from art_denoised import checks
-from art_denoised.attacks.suites import (
-    INSTALL,
-    Outcome,
-    Suite,
-    as_module,
-    check_norm,
-    fill_in,
-    keep_inside,
-    refuse_given,
-)
+from art_denoised.attacks.suites import INSTALL, ClassAttack, Outcome, as_module
 from art_denoised.checks import InputError
 from art_denoised.types import Images, Labels, Logits
 
-# Attacks whose ball has one norm alone; the others take the norm or look for the nearest image.
-FIXED_NORMS = {
-    "BIM": "linf",
-    "DIFGSM": "linf",
-    "EOTPGD": "linf",
-    "FFGSM": "linf",
-    "FGSM": "linf",
-    "Jitter": "linf",
-    "MIFGSM": "linf",
-    "NIFGSM": "linf",
-    "PGD": "linf",
-    "PGDL2": "l2",
-    "PGDRS": "linf",
-    "PGDRSL2": "l2",
-    "PIFGSM": "linf",
-    "PIFGSMPP": "linf",
-    "RFGSM": "linf",
-    "SINIFGSM": "linf",
-    "SPSA": "linf",
-    "TIFGSM": "linf",
-    "TPGD": "linf",
-    "UPGD": "linf",
-    "VMIFGSM": "linf",
-    "VNIFGSM": "linf",
-}
+_LINF = (
+    "BIM", "DIFGSM", "EOTPGD", "FFGSM", "FGSM", "Jitter", "MIFGSM", "NIFGSM", "PGD", "PGDRS",
+    "PIFGSM", "PIFGSMPP", "RFGSM", "SINIFGSM", "SPSA", "TIFGSM", "TPGD", "UPGD", "VMIFGSM",
+    "VNIFGSM",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class TorchAttack(Suite):
+class TorchAttack(ClassAttack):
     """Any attack of torchattacks, by the name of its class.
 
     ``eps``, ``norm``, ``seed`` and ``n_classes`` are handed on where the class takes them. Classes
@@ -82,23 +52,11 @@ class TorchAttack(Suite):
         torch.Size([2, 1, 8, 8])
     """
 
+    library = "torchattacks"
+    fixed_norms = dict.fromkeys(_LINF, "linf") | dict.fromkeys(("PGDL2", "PGDRSL2"), "l2")
+    blind = ("Square", "OnePixel", "Pixle", "SPSA")
+
     kind: str = "PGD"
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_given(self.options)
-        check_norm("torchattacks", self.kind, self.norm, FIXED_NORMS)
-
-    @property
-    def name(self) -> str:
-        """Library and class."""
-        return f"torchattacks:{self.kind}"
-
-    @property
-    def gradient_free(self) -> bool:  # type: ignore[override]
-        """Whether it uses scores alone."""
-        return self.kind in ("Square", "OnePixel", "Pixle", "SPSA")
 
     @property
     def mixed(self) -> bool:  # type: ignore[override]
@@ -111,21 +69,19 @@ class TorchAttack(Suite):
         Raises:
             InputError: torchattacks is not installed or has no such attack, or an option is wrong.
         """
-        module = as_module(model)
-        known = _attack_class(self.kind)
-        given = {
-            "eps": self.eps,
-            "max_epsilon": self.eps,  # PIFGSM's name for it
-            "norm": {"linf": "Linf", "l2": "L2"}[self.norm],
-            "seed": self.seed,
-            "n_classes": checks.class_count(module, x[:1]),
-        }
-        options, bounded = fill_in(known, given, self.options)
+        module, known = as_module(model), _attack_class(self.kind)
+        arguments = self.arguments(
+            known,
+            eps=self.eps,
+            max_epsilon=self.eps,  # PIFGSM's name for it
+            norm={"linf": "Linf", "l2": "L2"}[self.norm],
+            seed=self.seed,
+            n_classes=checks.class_count(module, x[:1]),
+        )
         with contextlib.redirect_stdout(io.StringIO()):
-            attack = known(_Shifted(module), **options)
+            attack = known(_Shifted(module), **arguments)
             attack.set_device(x.device)
-            x_adv = attack(x, y).detach()
-        return Outcome(x_adv if bounded else keep_inside(x, x_adv, self.norm, self.eps))
+            return self.outcome(known, x, attack(x, y).detach())
 
 
 class _Shifted(nn.Module):

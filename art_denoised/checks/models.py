@@ -1,19 +1,142 @@
-"""One door for models: what every classifier and denoiser is tried for before work starts."""
+"""One door for images, labels and models: what is tried and checked before work starts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from art_denoised.checks.values import InputError
+from art_denoised.checks.values import InputError, one_line
 
 if TYPE_CHECKING:
-    from art_denoised.types import Images, Logits
+    from art_denoised.types import Images, Labels, Logits
 
+_TOLERANCE = 1e-6  # rounding of an image that was scaled into the range in float32
 _TF32_EPS = 2.0**-10  # of float32 convolutions on GPUs, by PyTorch's default
+
+
+def images(
+    x: Any,
+    *,
+    clip_values: tuple[Any, Any] = (0.0, 1.0),
+    shape: Sequence[int] | None = None,
+    slack: float = 0.0,
+) -> Images:
+    """Return ``x`` as a tensor of NCHW images after checking it.
+
+    Args:
+        x: Array or tensor of shape (batch, channels, height, width), floating point.
+        clip_values: Smallest and largest pixel value, scalars or arrays of one image's shape.
+        shape: The (channels, height, width) that the model expects.
+        slack: How far outside ``clip_values`` pixels may lie, as a share of the range. An attack
+            in progress may leave the range a little; images in other units leave it by far.
+    """
+    x = _tensor("images", x, "numbers")
+    if x.ndim != 4:
+        raise InputError(
+            f"images have shape {tuple(x.shape)}; give (batch, channels, height, width), "
+            "for one image x[None]"
+        )
+    if shape is not None and tuple(x.shape[1:]) != tuple(shape):
+        hint = ""
+        if tuple(x.shape[1:]) == (*tuple(shape)[1:], shape[0]):
+            hint = "; they look channels-last, transpose them with (0, 3, 1, 2)"
+        raise InputError(
+            f"images have shape {tuple(x.shape[1:])} each; the model takes {tuple(shape)}{hint}"
+        )
+    if not x.is_floating_point():
+        raise InputError(
+            f"images have dtype {str(x.dtype).removeprefix('torch.')}; "
+            "convert them to floating point in clip_values, for 8-bit images x / 255"
+        )
+    if x.numel() == 0:
+        raise InputError("there are no images; give at least one")
+    if not bool(torch.isfinite(x).all()):
+        raise InputError("images hold NaN or infinite pixels; clean them first")
+    _check_range(x, clip_values, slack)
+    return x
+
+
+def attacked_images(
+    x: Any,
+    *,
+    clip_values: tuple[Any, Any] = (0.0, 1.0),
+    shape: Sequence[int] | None = None,
+    slack: float = 0.5,
+) -> Images:
+    """Return ``x`` as `images` does, with a warning in place of an error on pixels out of range.
+
+    Some attacks leave the range on their way and clip at the end only.
+    """
+    x = images(x, clip_values=clip_values, shape=shape, slack=math.inf)
+    try:
+        _check_range(x, clip_values, slack)
+    except InputError as error:
+        warnings.warn(str(error), stacklevel=3)
+    return x
+
+
+def _check_range(x: torch.Tensor, clip_values: tuple[Any, Any], slack: float) -> None:
+    low = torch.as_tensor(clip_values[0], dtype=torch.float64)
+    high = torch.as_tensor(clip_values[1], dtype=torch.float64)
+    margin, x = slack * (high - low) + _TOLERANCE, x.detach().cpu()
+    below = (x < low - margin).any()
+    above = (x > high + margin).any()
+    if bool(below | above):
+        remedy = "divide by 255" if float(x.max()) > 2 and float(high.max()) <= 1 else "rescale"
+        raise InputError(
+            f"images span [{float(x.min()):g}, {float(x.max()):g}] but clip_values are "
+            f"({float(low.min()):g}, {float(high.max()):g}); {remedy} or set clip_values"
+        )
+
+
+def labels(y: Any, nb_classes: int | None = None) -> Labels:
+    """Return ``y`` as a tensor of class indices below ``nb_classes``, shape (batch,)."""
+    y = _tensor("labels", y, "class indices")
+    if y.ndim != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise InputError(
+            f"labels have shape {tuple(y.shape)} and dtype {str(y.dtype).removeprefix('torch.')}; "
+            "give one integer class index an image"
+        )
+    high = "" if nb_classes is None else f" to {nb_classes - 1}"
+    y = y.long()  # not every unsigned type can be compared
+    bad = y[(y < 0) | (y >= nb_classes)] if nb_classes is not None else y[y < 0]
+    if bad.numel():
+        raise InputError(f"label {int(bad[0])} is out of range; labels go from 0{high}")
+    return y
+
+
+def class_indices(y: Any, nb_classes: int) -> Labels:
+    """Return labels in any form that ART takes as class indices, shape (batch,).
+
+    ART takes indices, of shape (batch,) or (batch, 1), and one-hot rows or probabilities.
+    """
+    y = _tensor("labels", y, "class indices")
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    elif y.ndim == 2 and y.shape[1] == nb_classes:
+        y = y.argmax(1)
+    return labels(y, nb_classes)
+
+
+def dense(name: str, x: Tensor) -> Tensor:
+    """Return a tensor that holds all of its values, as a sparse or a meta tensor does not."""
+    if x.layout is not torch.strided or x.is_nested or x.is_meta:
+        kind = "nested" if x.is_nested else "meta" if x.is_meta else "sparse"
+        raise InputError(f"{name} is a {kind} tensor; give a dense one, such as x.to_dense()")
+    return x
+
+
+def _tensor(name: str, value: Any, content: str) -> Tensor:
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} must be an array of {content}: {one_line(error)}") from None
+    return dense(name, tensor)
 
 
 @torch.no_grad()
@@ -26,18 +149,8 @@ def classifier(model: Callable[..., Any], x: Images, *, random: bool = False) ->
 
     Args:
         model: Module or function from images to logits.
-        x: Images (batch, channels, height, width) in the model's dtype and on its device, at least
-            one; the first is used.
+        x: Images in the model's dtype and on its device, of which the first is used.
         random: Whether the model may be random on purpose. Its answers are not compared then.
-
-    Raises:
-        InputError: The classifier is in training mode, cannot take the image, or returns something
-            else.
-
-    Example:
-        >>> import torch
-        >>> classifier(torch.nn.Flatten().eval(), torch.zeros(1, 1, 8, 8))
-        64
     """
     eval_mode(model)
     image = x[:1]
@@ -75,11 +188,6 @@ def near(logits: Logits, x: Images) -> float:
 
     It is the square root of the machine epsilon: 0.03% in float32, far above what the choice of
     kernels changes. Epsilon is that of the arithmetic, not of the logits alone.
-
-    Example:
-        >>> import torch
-        >>> near(torch.zeros(1, 10), torch.zeros(1, 1, 8, 8))
-        0.00034526698300124393
     """
     eps = max(torch.finfo(dtype).eps for dtype in (logits.dtype, x.dtype))
     if x.is_cuda and _tf32_is_on():
@@ -99,19 +207,10 @@ def _size(logits: Logits) -> float:
 
 
 def eval_mode(model: object) -> None:
-    """Check that no part of a model is in training mode.
+    """Check that no part of a model is in training mode; what is no module passes.
 
     A certificate or an attack is about one function of an image. In training mode, batch norm,
     dropout and custom layers are not; which ones are cannot be known from their class.
-
-    Args:
-        model: Module; anything else passes.
-
-    Raises:
-        InputError: A submodule is in training mode.
-
-    Example:
-        >>> eval_mode(nn.Dropout().eval())
     """
     if not isinstance(model, nn.Module):
         return
@@ -124,40 +223,17 @@ def eval_mode(model: object) -> None:
 
 
 def in_training(*parts: object) -> bool:
-    """Return whether one of some parts is in training mode: so is a module that wraps them.
-
-    Example:
-        >>> in_training(nn.ReLU().eval(), len), in_training(nn.ReLU())
-        (False, True)
-    """
+    """Return whether one of some parts is in training mode: so is a module that wraps them."""
     return any(isinstance(part, nn.Module) and part.training for part in parts)
 
 
 def unwrapped(output: Any) -> Any:
-    """Return the ``logits`` of an output that has them, as those of Hugging Face do.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> unwrapped(SimpleNamespace(logits=3)), unwrapped(3)
-        (3, 3)
-    """
+    """Return the ``logits`` of an output that has them, as those of Hugging Face do."""
     return getattr(output, "logits", output)
 
 
 def logits(output: Any, batch: int) -> Logits:
-    """Return the output of a classifier as one row of logits for each image.
-
-    Args:
-        output: Tensor of shape (batch, classes), or an object with such a tensor as ``logits``.
-        batch: Number of images.
-
-    Raises:
-        InputError: Another type or shape, a single class, or NaN among the values.
-
-    Example:
-        >>> logits(torch.zeros(2, 10), batch=2).shape
-        torch.Size([2, 10])
-    """
+    """Return the output of a classifier as one row of logits for each of ``batch`` images."""
     output = unwrapped(output)
     if not isinstance(output, torch.Tensor):
         kind, entry = type(output).__name__, "0"
@@ -179,28 +255,13 @@ def logits(output: Any, batch: int) -> Logits:
 
 @torch.no_grad()
 def class_count(model: Callable[[Images], Any], x: Images) -> int:
-    """Return how many logits a classifier gives, by classifying ``x``: one image, before a run.
-
-    Raises:
-        InputError: The model cannot take such an image, or does not return logits.
-
-    Example:
-        >>> class_count(nn.Flatten(), torch.zeros(1, 1, 8, 8))
-        64
-    """
+    """Return how many logits a classifier gives, by classifying ``x``: one image, before a run."""
     return logits(_tried("model", model, x), len(x)).shape[1]
 
 
 @torch.no_grad()
 def denoises(denoiser: Callable[..., Any], x: Images, sigma: float) -> None:
-    """Check that a denoiser makes an image of an image, by denoising ``x`` before a run.
-
-    Raises:
-        InputError: It cannot take such an image, or returns something of another shape.
-
-    Example:
-        >>> denoises(lambda x_noisy, sigma: x_noisy, torch.zeros(1, 1, 8, 8), 0.25)
-    """
+    """Check that a denoiser makes an image of an image, by denoising ``x`` before a run."""
     x_hat = _tried("denoiser", denoiser, x, torch.full((len(x),), sigma, device=x.device))
     if getattr(x_hat, "shape", None) != x.shape:
         what = tuple(x_hat.shape) if isinstance(x_hat, torch.Tensor) else type(x_hat).__name__
@@ -211,30 +272,15 @@ def denoises(denoiser: Callable[..., Any], x: Images, sigma: float) -> None:
 
 
 def model_dtype(model: object) -> torch.dtype:
-    """Return the floating-point type a model computes in: that of its first such parameter.
-
-    Example:
-        >>> model_dtype(torch.nn.Linear(2, 2).bfloat16())
-        torch.bfloat16
-    """
-    if isinstance(model, nn.Module):
-        for parameter in model.parameters():
-            if parameter.is_floating_point():
-                return parameter.dtype
-    return torch.float32
+    """Return the floating-point type a model computes in: that of its first such parameter."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    return next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
 
 
 def model_device(model: object) -> torch.device:
-    """Return the device of a model's first parameter, the CPU where it has none.
-
-    Example:
-        >>> model_device(torch.nn.ReLU())
-        device(type='cpu')
-    """
-    if isinstance(model, nn.Module):
-        for parameter in model.parameters():
-            return parameter.device
-    return torch.device("cpu")
+    """Return the device of a model's first parameter, the CPU where it has none."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    return next((p.device for p in parameters), torch.device("cpu"))
 
 
 def _tried(name: str, model: Callable[..., Any], x: Images, *more: Any) -> Any:

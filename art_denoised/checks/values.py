@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
@@ -27,32 +27,23 @@ class InputError(ValueError):
         self.remedy = remedy
 
 
+def one_line(error: BaseException) -> str:
+    r"""Return the message of an error on one line, its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def positive(name: str, value: SupportsFloat) -> float:
-    """Return ``value`` as a positive, finite float.
-
-    Raises:
-        InputError: ``value`` is not a number, not finite, or not above 0.
-
-    Example:
-        >>> positive("eps", "0.25")
-        0.25
-    """
+    """Return ``value`` as a positive, finite float."""
     number = _number(name, value)
     if not (math.isfinite(number) and number > 0):
         raise InputError(f"{name} is {value}; give a positive number")
     return number
 
 
-def sigma(value: SupportsFloat, clip_values: tuple[float, float] = (0.0, 1.0)) -> float:
+def sigma(value: SupportsFloat, clip_values: tuple[Any, Any] = (0.0, 1.0)) -> float:
     """Return the noise level as a float in image units.
 
-    Raises:
-        InputError: Not positive and finite, or so much larger than the range of the pixels that
-            it must have been meant in other units (0..255).
-
-    Example:
-        >>> sigma(0.25)
-        0.25
+    One far above the range of the pixels is refused: it was meant in other units, as 0 to 255.
     """
     number = positive("sigma", value)
     low, high = float(np.min(clip_values[0])), float(np.max(clip_values[1]))
@@ -67,12 +58,7 @@ def sigma(value: SupportsFloat, clip_values: tuple[float, float] = (0.0, 1.0)) -
 def eps(value: SupportsFloat, norm: str = "linf") -> float:
     """Return the radius of an attack as a float in image units; 0 is no attack.
 
-    Raises:
-        InputError: Negative, not finite, or in the l_inf norm above 1, the range of the pixels.
-
-    Example:
-        >>> eps(8 / 255)
-        0.03137254901960784
+    In the l_inf norm it is at most 1, the range of the pixels.
     """
     number = _number("eps", value)
     if not 0 <= number < math.inf:
@@ -86,15 +72,7 @@ def eps(value: SupportsFloat, norm: str = "linf") -> float:
 
 
 def alpha(value: SupportsFloat) -> float:
-    """Return the failure probability of one certificate as a float in (0, 0.5).
-
-    Raises:
-        InputError: Outside (0, 0.5).
-
-    Example:
-        >>> alpha(0.001)
-        0.001
-    """
+    """Return the failure probability of one certificate as a float in (0, 0.5)."""
     number = _number("alpha", value)
     if not 0 < number < 0.5:
         raise InputError(f"alpha is {value}; give a failure probability in (0, 0.5), usually 0.001")
@@ -102,18 +80,10 @@ def alpha(value: SupportsFloat) -> float:
 
 
 def count(name: str, value: SupportsIndex, minimum: int = 1) -> int:
-    """Return ``value`` as an int of at least ``minimum``.
-
-    Raises:
-        InputError: Not an integer, or below ``minimum``.
-
-    Example:
-        >>> count("n0", 100)
-        100
-    """
+    """Return ``value`` as an int of at least ``minimum``."""
     try:
         number = value.__index__()
-    except AttributeError:
+    except (AttributeError, TypeError):
         raise InputError(f"{name} is {value!r}; give a whole number >= {minimum}") from None
     if number < minimum:
         raise InputError(f"{name} is {number}; give a whole number >= {minimum}")
@@ -121,17 +91,7 @@ def count(name: str, value: SupportsIndex, minimum: int = 1) -> int:
 
 
 def sample_count(n: SupportsIndex, alpha: float) -> int:
-    """Return ``n`` if that many samples can certify anything at all at ``alpha``.
-
-    With every sample agreeing, the Clopper-Pearson bound is alpha^(1/n); it must exceed 1/2.
-
-    Raises:
-        InputError: Even unanimous samples would end in an abstention.
-
-    Example:
-        >>> sample_count(10, 0.001)
-        10
-    """
+    """Return ``n`` if that many samples can certify anything at all at ``alpha``."""
     number, needed = count("n", n), fewest_samples(alpha)
     if number < needed:
         raise InputError(
@@ -144,24 +104,14 @@ def sample_count(n: SupportsIndex, alpha: float) -> int:
 def fewest_samples(alpha: float) -> int:
     """Return the number of unanimous samples from which something can be certified.
 
-    Example:
-        >>> fewest_samples(0.001)
-        10
+    The Clopper-Pearson bound is then alpha^(1/n), which must exceed 1/2.
     """
     return math.floor(math.log2(1 / alpha)) + 1
 
 
 def radii(values: Sequence[SupportsFloat]) -> tuple[float, ...]:
-    """Return l2 radii as floats, ascending and each once.
-
-    Raises:
-        InputError: One is negative, not finite, or not a number.
-
-    Example:
-        >>> radii([0.5, 0, 0.25])
-        (0.0, 0.25, 0.5)
-    """
-    numbers = sorted({_number("radius", value) for value in values})
+    """Return l2 radii as floats, ascending and each once."""
+    numbers = sorted({_number("radius", value) for value in _several("radii", values)})
     for number in numbers:
         if not 0 <= number < math.inf:
             raise InputError(f"radius is {number}; give numbers >= 0 in image units")
@@ -169,16 +119,8 @@ def radii(values: Sequence[SupportsFloat]) -> tuple[float, ...]:
 
 
 def indices(values: Sequence[SupportsIndex], images: int) -> list[int]:
-    """Return indices of images as ints.
-
-    Raises:
-        InputError: One is not in the data, or there twice.
-
-    Example:
-        >>> indices(np.arange(2), images=500)
-        [0, 1]
-    """
-    numbers = [count("index", value, 0) for value in values]
+    """Return different indices of ``images`` images as ints."""
+    numbers = [count("index", value, 0) for value in _several("indices", values)]
     for number in numbers:
         if number >= images:
             raise InputError(f"image {number} is not in the data; give indices 0 to {images - 1}")
@@ -188,33 +130,29 @@ def indices(values: Sequence[SupportsIndex], images: int) -> list[int]:
     return numbers
 
 
-def _number(name: str, value: SupportsFloat) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{name} is {value!r}; give a number") from None
-
-
 def choice(name: str, value: str, known: Collection[str]) -> str:
-    """Return a word that must be one of several.
-
-    Args:
-        name: What is chosen, for the message.
-        value: The word.
-        known: The words it may be.
-
-    Raises:
-        InputError: It is none of them; the message names the nearest.
-
-    Example:
-        >>> choice("loss", "ce", ["ce", "margin"])
-        'ce'
-    """
+    """Return a word that must be one of several; the error names the nearest."""
     if value in known:
         return value
-    close = difflib.get_close_matches(value, known, n=1)
+    close = difflib.get_close_matches(value, known, n=1) if isinstance(value, str) else []
     listed = ", ".join(sorted(known)[:12]) + (", ..." if len(known) > 12 else "")
     raise InputError(
         f"{name} is {value!r}; "
         + (f"did you mean {close[0]}?" if close else f"give one of {listed}")
     )
+
+
+def _several(name: str, values: Any) -> list[Any]:
+    try:
+        if not isinstance(values, (str, bytes, Mapping)):
+            return list(values)
+    except TypeError:
+        pass
+    raise InputError(f"{name} is {values!r}; give a sequence of numbers, such as [{values}]")
+
+
+def _number(name: str, value: SupportsFloat) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} is {value!r}; give a number") from None

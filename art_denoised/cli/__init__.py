@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts.help import HelpEntry, HelpPanel
+from rich.console import Console, ConsoleOptions
+from rich.text import Text
 
 from art_denoised import __version__
-from art_denoised.cli.page import show_group
 from art_denoised.reports.terminal import escaped
 
 _PROGRAM = "art-denoised"
+_WIDEST = 26  # of the left column of a help page; a longer label has a line of its own
 _COMMANDS = {  # of each group, with their modules
-    "Start here": {"demo": "certify"},
+    "Start here": {"demo": "certify", "doctor": "doctor"},
     "Evaluate": {"certify": "certify", "predict": "certify", "attack": "attack"},
     "Train": {
         "train-denoiser": "train",
@@ -24,6 +28,20 @@ _COMMANDS = {  # of each group, with their modules
     },
     "Read results": {"table": "read", "plot": "read", "report": "read", "verify": "read"},
 }
+_FIRST_STEPS = """\
+First steps, with the packaged digits classifier; each takes a minute or less:
+
+  art-denoised demo
+  art-denoised attack --model art_denoised.demo:digits_classifier \\
+      --data digits --eps 0.1 --attacks pgd --max 20 --out runs/first
+  art-denoised report runs/first
+
+Your own network is named by a function that returns it, as package.module:function:
+
+  art-denoised certify --model mynets:resnet20 --data imagefolder:val \\
+      --sigma 0.25 --max 100 --out runs/mine
+
+All commands: art-denoised --help. What is installed: art-denoised doctor."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,11 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         2
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if not words:
+        print(_FIRST_STEPS)
+        return 0
+    app = build_app()
+    options: Mapping[str, Any] = {"exit_on_error": False, "print_error": False}
     try:
         _refuse_empty(words)
-        options: Mapping[str, Any] = {"exit_on_error": False, "print_error": False}
-        app = build_app()
-        if not words or words[0] in app.help_flags:
+        if words[0] in app.help_flags:
             for name in chain(*_COMMANDS.values()):
                 app[name]  # imports the command, whose summary the page shows
         return app(words, result_action="return_value", **options) or 0
@@ -53,12 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # the reader has gone, as in `... | head`
         return 0
     except KeyboardInterrupt:
-        return _fail("interrupted; completed rows are kept, --resume continues", 130)
+        return _fail("interrupted; completed rows are kept: pass --resume to continue", 130)
     except CycloptsError as error:
-        command = " ".join([_PROGRAM, *(error.command_chain or ())])
+        command = " ".join([_PROGRAM, *(word for word in words[:1] if word in app)])
         return _fail(f"{str(error).rstrip('.')} (see {command} --help)")
     except OSError as error:
-        return _fail(error)
+        where = error.filename and f"{error.filename} cannot be used ({error.strerror})"
+        return _fail(f"{where}; choose another file or folder" if where else error)
     except ValueError as error:
         from art_denoised.checks import InputError  # imports numpy
 
@@ -68,20 +90,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_app() -> App:
-    """Return the application; the module of a command is imported when it is needed.
-
-    Example:
-        >>> build_app()["table"].name
-        ('table',)
-    """
+    """Return the application; the module of a command is imported when it is needed."""
     app = App(
         name=_PROGRAM,
         help="Defend image classifiers by denoising, certify them, and attack them honestly.\n\n"
-        "Each command explains itself: art-denoised certify --help",
+        "For help on a command: art-denoised certify --help",
         version=f"{_PROGRAM} {__version__}",
         help_format="plaintext",
         suppress_keyboard_interrupt=False,
-        help_formatter=show_group,
+        help_formatter=_show_group,
         group_parameters=Group("Options", sort_key=100),
         # The last one counts where an option is repeated, as in `wrapper --sigma 0.5 "$@"`.
         default_parameter=Parameter(negative=(), allow_repeating=True, show_env_var=False),
@@ -93,6 +110,34 @@ def build_app() -> App:
             app.command(function, name=name, group=group, sort_key=place)
     app["--help"].group = app["--version"].group = Group("Options", sort_key=100)
     return app
+
+
+def _show_group(console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
+    """Print a group of options, required ones first, or commands; a help formatter of cyclopts."""
+    if not panel.entries:
+        return
+    console.print(Text(f"{panel.title}:", style="bold"))
+    entries = sorted(panel.entries, key=lambda entry: not entry.required)
+    labels = [", ".join(entry.display_labels_with_metavar) for entry in entries]
+    left = 4 + min(max(map(len, labels)), _WIDEST)
+    for label, entry in zip(labels, entries, strict=True):
+        lines = textwrap.wrap(_explanation(entry), max(20, console.width - left))
+        if len(label) <= _WIDEST and lines:
+            label = f"{label:<{left - 2}}{lines.pop(0)}"
+        console.print(Text(f"  {label}"), *(Text(" " * left + line) for line in lines), sep="\n")
+    console.print()
+
+
+def _explanation(entry: HelpEntry) -> str:
+    """Return the text of the docstring on one line, followed by choices and default."""
+    text = entry.description.primary_renderable.plain if entry.description else ""
+    if entry.choices:
+        text += f" ({', '.join(entry.choices)})"
+    if entry.required:
+        text += " [required]"
+    elif entry.default not in (None, "None", "False", "()"):
+        text += f" [default: {entry.default}]"
+    return " ".join(text.split())
 
 
 def _refuse_empty(words: Sequence[str]) -> None:

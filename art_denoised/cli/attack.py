@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import ast
+import difflib
+import inspect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import CycloptsError, Group, Parameter
 
-from art_denoised.cli.options import MODEL, DataOptions, ModelOptions, RunOptions
-from art_denoised.cli.words import BallSizes, Factory, Names, Norm, Number
+from art_denoised.cli.options import (
+    MODEL,
+    BallSizes,
+    DataOptions,
+    Factory,
+    ModelOptions,
+    Names,
+    Norm,
+    Number,
+    RunOptions,
+    notices,
+)
+from art_denoised.reports.terminal import escaped
 
 if TYPE_CHECKING:
     from torch import nn
 
     from art_denoised.data import ImageData
 
+PARTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+KNOWN = ("pgd", "autoattack", "autoattack-rand", *PARTS, "torchattacks:NAME", "art:NAME")
+_MEANT = {"iters": "steps", "iterations": "steps", "max_iter": "steps", "stepsize": "step_size"}
 DETERMINISTIC = ("autoattack",)
 RANDOMISED = ("pgd:eot=20:loss=margin", "autoattack-rand", "square")
 
@@ -29,15 +46,15 @@ class AttackedModelOptions(ModelOptions):
     Attributes:
         weights: Weights of that network, such as the model.safetensors of train-robust, whose
             denoising blocks and activations are then put in as well.
-        undefended: Function that returns the classifier without its defence: attacks on it must not
-            transfer.
+        undefended: Function that returns the classifier without its defence; a masking check tests
+            that attacks on it do not transfer.
         noise: Noise of the defence: fixed, which the attacker knows, or fresh in every call. With
-            fresh noise any model is evaluated as randomised. By default the model is left as it is.
-        gradients: Gradients of likelihood maximization that are attacked: exact, bpda or both. By
-            default both.
-        denoiser: Denoiser in front of the network, as certify takes it; with --sigma.
-        sigma: Attack the classifier under noise that certify certifies at this sigma.
-        samples: Number of noisy copies that it averages.
+            fresh noise any model is evaluated as randomised. By default the model's own setting.
+        gradients: Gradients to attack with, for defences that offer both: exact, bpda or
+            exact,bpda. By default all that the defence offers.
+        denoiser: Denoiser in front of the network, as in certify; needs --sigma.
+        sigma: Noise level of certify: the smoothed classifier that certify certifies is attacked.
+        samples: Number of noisy copies that the smoothed classifier averages.
     """
 
     weights: Annotated[Path | None, Parameter(metavar="FILE")] = None
@@ -51,7 +68,7 @@ class AttackedModelOptions(ModelOptions):
     def __post_init__(self) -> None:
         """Refuse a denoiser without its noise."""
         if self.denoiser is not None and self.sigma is None:
-            raise CycloptsError(msg="--denoiser removes noise; give --sigma as well")
+            raise CycloptsError(msg="--denoiser needs noise; give --sigma as well")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -62,7 +79,7 @@ class AttackedModelOptions(ModelOptions):
 
     def load_network(self) -> nn.Module:
         """Return the network with its weights."""
-        from art_denoised.networks.trained import load_trained
+        from art_denoised.networks.surgery import load_trained
 
         network = self.load()
         if self.weights is None:
@@ -78,7 +95,8 @@ class AttackedModelOptions(ModelOptions):
         if self.sigma is None:
             return network
         if self.denoiser is not None:
-            denoiser = load_denoiser(self.denoiser).to(self.find_device())
+            with notices(UserWarning):
+                denoiser = load_denoiser(self.denoiser, sigma=self.sigma).to(self.find_device())
             network = DenoisedClassifier(network, denoiser, sigma=self.sigma)
         smoothed = SmoothedClassifier(network, sigma=self.sigma, samples=self.samples, seed=seed)
         return smoothed.eval()
@@ -103,9 +121,9 @@ class AttackOptions:
         attacks: Attacks, see above. By default autoattack; for randomised models
             pgd:eot=20:loss=margin,autoattack-rand,square.
         repeats: Number of evaluations of a randomised model with fresh noise.
-        no_checks: Leave out the masking checks.
+        no_checks: Skip the masking checks; the result is then marked as not checked.
         seed: Seed of all random choices.
-        batch_size: Number of images attacked at once. It determines the random starts.
+        batch_size: Number of images attacked at once; random starts depend on it.
     """
 
     eps: BallSizes
@@ -118,8 +136,6 @@ class AttackOptions:
 
     def parse(self, names: Sequence[str]) -> list[tuple[str, Any]]:
         """Return these attacks, at each eps."""
-        from art_denoised.cli.specs import parse_attacks
-
         return parse_attacks(names, self.eps, self.norm)
 
 
@@ -142,8 +158,8 @@ def attack(
       autoattack-rand     AutoAttack for randomised models: EOT over 20 draws
       apgd-ce apgd-dlr apgd-t fab fab-t square
                           its parts: steps, queries, eot
-      torchattacks:NAME   any attack of torchattacks, as in torchattacks:PGD:steps=50
-      art:NAME            any evasion attack of ART, as in art:HopSkipJump:max_iter=10
+      torchattacks:NAME   any attack of torchattacks: torchattacks:PGD:steps=50
+      art:NAME            any evasion attack of ART: art:HopSkipJump:max_iter=10
 
     Cost of one image: up to 7,000 forward passes for AutoAttack, 1,000 for PGD
     with eot=20. Try --max 20 first.
@@ -154,7 +170,7 @@ def attack(
           --max 50 --out runs/plain
       art-denoised report runs/plain
 
-    The function that certify certified with --sigma 0.25 and this denoiser:
+    The smoothed classifier that certify certifies with these options:
       art-denoised attack --model art_denoised.demo:digits_classifier \
           --denoiser art_denoised.demo:digits_denoiser --sigma 0.25 \
           --data digits --norm l2 --eps 0.25 --attacks pgd --out runs/denoised
@@ -179,7 +195,6 @@ def attack(
         network,
         images,
         attack.parse(names),
-        run=run.out,
         repeats=attack.repeats,
         noise=model.noise,
         gradients=model.gradients,
@@ -189,12 +204,11 @@ def attack(
         batch_size=attack.batch_size,
         indices=indices,
         identity={**model.identity, **data.identity},
-        resume=run.resume,
-        progress=not run.quiet,
+        **run.arguments,
     )
     if log.rows:
         report([run.out]).show()
-    print(f"log: {run.out / 'attack.jsonl'}")
+    print(escaped(f"log: {run.out / 'attack.jsonl'}"))
 
 
 def _default_attacks(
@@ -205,10 +219,87 @@ def _default_attacks(
     attack: AttackOptions,
 ) -> Sequence[str]:
     """Return attacks that suit the model: randomised models need EOT."""
-    from art_denoised.data import Chosen
+    from art_denoised.data.images import Chosen
     from art_denoised.evaluation.target import LOOKED, Target
 
     x, _ = Chosen(data).stack(indices[:LOOKED])
     size, seed = attack.batch_size, attack.seed
     target = Target(network, x, noise=model.noise, repeats=1, seed=seed, batch_size=size)
     return RANDOMISED if target.randomised else DETERMINISTIC
+
+
+def parse_attacks(specs: Sequence[str], eps: Sequence[float], norm: str) -> list[tuple[str, Any]]:
+    """Return (name, attack) for each attack, such as ``pgd:steps=100:eot=20``, and each eps."""
+    return [(spec, _parse(spec, radius, norm)) for spec in specs for radius in eps]
+
+
+def _parse(spec: str, eps: float, norm: Any) -> Any:
+    from art_denoised.attacks.autoattack import AutoAttack
+    from art_denoised.attacks.pgd import PGD
+    from art_denoised.attacks.torchattack import TorchAttack
+
+    head, *rest = spec.split(":")
+    if head in ("torchattacks", "art"):
+        if not rest or not rest[0] or "=" in rest[0]:
+            raise CycloptsError(
+                msg=f"attack {spec!r} names no class; give {head}:NAME, such as "
+                "torchattacks:Square or art:SquareAttack"
+            )
+        kind, options = rest[0], dict(_option(spec, text) for text in rest[1:])
+        if head == "torchattacks":
+            return TorchAttack(eps, norm=norm, kind=_torchattacks_name(kind), options=options)
+        from art_denoised.estimators.adapters import ArtAttack
+
+        return ArtAttack(eps, norm=norm, kind=kind, options=options)
+    options = dict(_option(spec, text) for text in rest)
+    if head == "pgd":
+        _check_options(spec, options, PGD)
+        return PGD(eps, norm=norm, **options)
+    if head not in KNOWN:
+        raise CycloptsError(msg=f"there is no attack {head!r}; {_hint(head, KNOWN)}")
+    _check_options(spec, options, AutoAttack)
+    if head in PARTS:
+        return AutoAttack(eps, norm=norm, parts=(head,), **options)
+    version: Any = "rand" if head.endswith("rand") else "standard"
+    return AutoAttack(eps, norm=norm, version=version, **options)
+
+
+def _option(spec: str, text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (equals and name.isidentifier()):
+        raise CycloptsError(msg=f"attack {spec!r} has the option {text!r}; give name=value")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _check_options(spec: str, options: Iterable[str], attack: Any) -> None:
+    given = {"eps", "norm", "seed", "parts", "version", "_"}  # by other options
+    known = [field.name for field in fields(attack) if field.name not in given]
+    for name in options:
+        if name not in known:
+            meant = _MEANT.get(name, name)
+            raise CycloptsError(
+                msg=f"attack {spec!r} has no option {name!r}; {_hint(meant, known)}"
+            )
+
+
+def _torchattacks_name(kind: str) -> str:
+    """Return the class of torchattacks that is spelt so but for its case."""
+    try:
+        import torchattacks
+    except ImportError:
+        return kind  # the attack itself says what is missing
+    known = {name.lower(): name for name, _ in inspect.getmembers(torchattacks, inspect.isclass)}
+    if kind.lower() not in known:
+        raise CycloptsError(
+            msg=f"torchattacks has no attack {kind!r}; {_hint(kind, known.values())}"
+        )
+    return known[kind.lower()]
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"give one of {', '.join(known)}"

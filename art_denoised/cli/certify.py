@@ -5,24 +5,74 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import CycloptsError, Parameter
 from cyclopts.validators import Number as InRange
 
 from art_denoised.cli.options import (
+    MODEL,
     SAMPLING,
     DataOptions,
-    DenoisedModelOptions,
+    Duration,
+    Factory,
+    ModelOptions,
+    Number,
+    Radii,
     RunOptions,
     notice,
+    notices,
 )
-from art_denoised.cli.words import Duration, Number, Radii
+from art_denoised.reports.terminal import escaped
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from art_denoised.data import ImageData
+    from art_denoised.evaluation.rows import Log
     from art_denoised.smoothing.smoother import Smoother
     from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN
+
+
+@Parameter(name="*", group=MODEL)
+@dataclass(frozen=True, kw_only=True)
+class DenoisedModelOptions(ModelOptions):
+    """Which classifier, and which denoiser in front of it.
+
+    Attributes:
+        denoiser: Function that returns a denoiser(x_noisy, sigma), or a checkpoint of DnCNN, MemNet
+            or a U-Net (.safetensors, .pth, .tar, diffusers folder). By default there is none: plain
+            smoothing.
+        dtype: Type the network computes in; a certificate is one of the network in this type. By
+            default the type of its weights.
+    """
+
+    denoiser: Annotated[Factory | None, Parameter(metavar="FACTORY|FILE")] = None
+    dtype: Literal["float32", "bfloat16"] | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a log says of the choice."""
+        return {"model": self.model, "denoiser": self.denoiser}
+
+    def load(self) -> nn.Module:
+        """Return the classifier."""
+        return self._in_type(super().load())
+
+    def load_denoiser(self, sigma: float) -> nn.Module | None:
+        """Return the denoiser, if one is named."""
+        from art_denoised.denoisers.checkpoints import load_denoiser
+
+        if self.denoiser is None:
+            return None
+        with notices(UserWarning):
+            denoiser = load_denoiser(self.denoiser, sigma=sigma)
+        return self._in_type(denoiser.to(self.find_device()))
+
+    def _in_type(self, network: nn.Module) -> nn.Module:
+        import torch
+
+        return network if self.dtype is None else network.to(getattr(torch, self.dtype))
 
 
 @Parameter(name="*", group=SAMPLING)
@@ -38,7 +88,7 @@ class SamplingOptions:
         seed: Seed of the noise.
         batch_size: Number of noisy copies classified at once; auto measures what is fastest. No
             result depends on it.
-        tsv: Also write a TSV log in the columns of Cohen et al.
+        tsv: Also write a TSV log with the columns of Cohen et al.
     """
 
     sigma: Number
@@ -52,15 +102,15 @@ class SamplingOptions:
         self, model: DenoisedModelOptions, data: ImageData, indices: Sequence[int]
     ) -> Smoother:
         """Return the smoothed classifier, after a first look at the images."""
-        from art_denoised.data import Chosen
-        from art_denoised.evaluation.first_look import first_look
+        from art_denoised.data.images import Chosen
+        from art_denoised.evaluation.certify import first_look
         from art_denoised.smoothing.smoother import Smoother
         from art_denoised.smoothing.voters import best_batch_size
 
         smoother = Smoother(
             model.load(),
             sigma=self.sigma,
-            denoiser=model.load_denoiser(),
+            denoiser=model.load_denoiser(self.sigma),
             noise=self.noise,
             seed=self.seed,
             batch_size=64 if self.batch_size == "auto" else self.batch_size,
@@ -78,18 +128,18 @@ class CertifyOptions(SamplingOptions):
     """How much images are sampled to certify them.
 
     Attributes:
-        n: Number of samples for each image; by default 10000. With --radii or --deadline the
+        n: Number of samples for each image, by default 10000; with --radii or --deadline the
             largest number, by default 100000.
         n0: Number of samples that select the class; none with --true-class.
-        radii: Certified radii that matter: an image is sampled only until each is proved or out of
+        radii: Radii of interest: an image is sampled only until each of them is proved or out of
             reach.
-        deadline: Time for the whole run, such as 90s, 10m or 2h. --resume continues and tightens
+        deadline: Time for the whole run, such as 90s, 10m or 2h. --resume continues and increases
             the radii.
         all_images: With --radii or --deadline, also sample images whose selected class is wrong.
-            They count as wrong anyway.
+            They count as wrong in any case.
         true_class: With --radii, certify the true class of each image and select none: this saves
             the n0 samples, and is sound because the true class depends on no sample.
-        preview: Only estimate samples, time and cost from a few images.
+        preview: Only estimate samples, time and cost from a few images; write no log.
         cost_per_sample: Price of a sample, for --preview.
     """
 
@@ -166,34 +216,36 @@ def certify(
           --data torchvision:CIFAR10:data --sigma 0.25 --radii 0,0.25,0.5 \
           --skip 20 --out runs/cifar10
     """
-    from art_denoised.cli.read import summary
     from art_denoised.evaluation.certify import certify
     from art_denoised.evaluation.preview import preview
-    from art_denoised.evaluation.tsv import write_tsv
+    from art_denoised.evaluation.rows import write_tsv
     from art_denoised.smoothing.stops import Anytime
 
     stop, (images, indices) = sampling.stop(), data.load()
+    named = {**model.identity, **data.identity}
     smoother = sampling.smoother(model, images, indices)
     if sampling.preview:
         assert not isinstance(stop, Anytime)  # refused with the options
         cost = sampling.cost_per_sample
         print(preview(smoother, images, stop, indices=indices, cost_per_sample=cost))
         return
-    log = certify(
-        smoother,
-        images,
-        stop,
-        run=run.out,
-        resume=run.resume,
-        indices=indices,
-        identity={**model.identity, **data.identity},
-        progress=not run.quiet,
-    )
+    log = certify(smoother, images, stop, indices=indices, identity=named, **run.arguments)
     if sampling.tsv:
         write_tsv(log, run.out / "certify.tsv")
     if missing := len(set(indices) - {row.index for row in log.rows}):
-        notice(f"{missing} images were not reached; --resume continues")
-    summary(log, run.out / "certify.jsonl")
+        notice(f"{missing} images were not reached; pass --resume to continue")
+    _summary(log, run.out)
+
+
+def _summary(log: Log, folder: Path) -> None:
+    """Print what a certify run found and what it cost."""
+    from art_denoised.reports.certified import certified_table
+
+    if log.rows:
+        certified_table({folder.name or "run": log}).show()
+    print(escaped(f"log: {folder / 'certify.jsonl'}"))
+    samples = sum(row.n0 + row.drawn for row in log.rows)
+    print(f"{samples:,} samples for {len(log.rows)} images")
 
 
 def predict(
@@ -204,36 +256,28 @@ def predict(
     The classes of n noisy copies are counted. The prediction is the most
     frequent class, or an abstention, -1, where the two most frequent cannot be
     told apart at level alpha (Cohen et al. 2019, Predict). Rows are written to
-    DIR/predict.jsonl.
+    DIR/predict.jsonl as images are finished.
 
-    For example:
+    The packaged digits classifier behind its denoiser:
       art-denoised predict --model art_denoised.demo:digits_classifier \
           --denoiser art_denoised.demo:digits_denoiser --data digits \
           --sigma 0.25 --max 100 --out runs/predicted
     """
     from art_denoised.evaluation.certify import predict
-    from art_denoised.evaluation.tsv import write_tsv
+    from art_denoised.evaluation.rows import write_tsv
     from art_denoised.smoothing.stops import Voting
 
     stop = Voting(sampling.n, alpha=sampling.alpha)
     images, indices = data.load()
+    named = {**model.identity, **data.identity}
     smoother = sampling.smoother(model, images, indices)
-    log = predict(
-        smoother,
-        images,
-        stop,
-        run=run.out,
-        resume=run.resume,
-        indices=indices,
-        identity={**model.identity, **data.identity},
-        progress=not run.quiet,
-    )
+    log = predict(smoother, images, stop, indices=indices, identity=named, **run.arguments)
     if sampling.tsv:
         write_tsv(log, run.out / "predict.tsv")
     correct = sum(row.correct for row in log.rows)
     abstained = sum(row.prediction == -1 for row in log.rows)
     print(f"{correct} of {len(log.rows)} images correct, {abstained} abstentions")
-    print(f"log: {run.out / 'predict.jsonl'}")
+    print(escaped(f"log: {run.out / 'predict.jsonl'}"))
 
 
 def demo(
@@ -244,11 +288,11 @@ def demo(
     seed: int = 0,
     resume: bool = False,
 ) -> None:
-    """See the whole job on handwritten digits, in about a minute.
+    """Certify digits with and without a denoiser, in about a minute.
 
-    Held-out handwritten digits (scikit-learn's, no download) are certified at
-    two noise levels, with and without a denoiser in front of a plain pretrained
-    classifier.
+    Held-out handwritten digits of scikit-learn (no download) are certified at
+    two noise levels, with and without a denoiser in front of a pretrained
+    classifier that has never seen noise.
 
     Args:
         out: Folder for logs, table and plot.

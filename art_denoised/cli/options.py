@@ -1,16 +1,20 @@
-"""Options that commands share, each described once."""
+"""What a word on the command line means, and the options that commands share."""
 
 # No `from __future__ import annotations`: cyclopts reads the types of inherited fields in the
 # module of the subclass, which need not know their names.
+import math
+import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token
+from cyclopts.validators import Number as InRange
 
-from art_denoised.cli.words import Factory
 from art_denoised.reports.terminal import escaped
 
 if TYPE_CHECKING:
@@ -19,25 +23,134 @@ if TYPE_CHECKING:
 
     from art_denoised.data import ImageData
 
+
+def notice(text: str) -> None:
+    """Print what the user should know on standard error."""
+    print(escaped(f"notice: {text}"), file=sys.stderr)
+
+
+@contextmanager
+def notices(kind: type[Warning]) -> Iterator[None]:
+    """Show warnings of this kind as one line, each time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", kind)
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if issubclass(category, kind):
+                notice(str(message))
+            else:
+                shown(message, category, *place)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
+def number(text: str) -> float:
+    """Parse a number, or a fraction such as 8/255."""
+    above, slash, below = text.partition("/")
+    try:
+        value = float(above) / float(below) if slash else float(above)
+    except (ValueError, ZeroDivisionError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is not a number; give one, or a fraction such as 8/255")
+    return value
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Parse numbers joined by commas."""
+    return tuple(number(part) for part in text.split(","))
+
+
+def widths(text: str) -> tuple[int, ...]:
+    """Parse whole numbers joined by commas."""
+    return tuple(int(part) for part in text.split(","))
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Parse names joined by commas."""
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not found:
+        raise ValueError(f"{text!r} holds no names; give names joined by commas")
+    return found
+
+
+def duration(text: str) -> float:
+    """Parse a duration, such as 90, 90s, 10m or 1.5h, into seconds."""
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)([smh]?)", text.strip())
+    seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if not seconds:
+        raise ValueError(f"{text!r} is not a duration; give seconds, or 90s, 10m or 2h")
+    return seconds
+
+
+def factory(text: str) -> str:
+    """Parse the name of a factory; a path to a Python file stands for its module."""
+    module, colon, name = text.partition(":")
+    if not colon or not module.endswith(".py"):
+        return text
+    parts = module.removesuffix(".py").removeprefix("./").split("/")
+    if not all(part.isidentifier() for part in parts):
+        raise ValueError(f"{text!r} is outside the current folder; give package.module:function")
+    return f"{'.'.join(parts)}:{name}"
+
+
+def norm(text: str) -> str:
+    """Parse a norm in any spelling, such as Linf or L_2."""
+    plain = text.lower().replace("_", "")
+    if plain not in ("linf", "l2"):
+        raise ValueError(f"{text!r} is not a norm; give linf or l2")
+    return plain
+
+
+def _reads(parse: Callable[[str], Any], metavar: str, **options: Any) -> Parameter:
+    """Return how cyclopts reads an option of one word; ``parse`` may raise a ValueError."""
+
+    def convert(type_: Any, tokens: Sequence[Token]) -> Any:
+        return parse(tokens[-1].value)
+
+    def show(default: Any) -> str:
+        return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+    return Parameter(
+        converter=convert,
+        n_tokens=1,
+        accepts_keys=False,
+        metavar=metavar,
+        show_default=show,
+        **options,
+    )
+
+
+Number: TypeAlias = Annotated[float, _reads(number, "X")]
+Numbers: TypeAlias = Annotated[tuple[float, ...], _reads(numbers, "X,X,...")]
+Radii: TypeAlias = Annotated[
+    tuple[float, ...], _reads(numbers, "R,R,...", validator=InRange(gte=0))
+]
+BallSizes: TypeAlias = Annotated[
+    tuple[float, ...], _reads(numbers, "E,E,...", validator=InRange(gt=0))
+]
+Widths: TypeAlias = Annotated[tuple[int, ...], _reads(widths, "W,W,...")]
+Names: TypeAlias = Annotated[tuple[str, ...], _reads(names, "A,A,...")]
+Duration: TypeAlias = Annotated[float, _reads(duration, "TIME")]
+Factory: TypeAlias = Annotated[str, _reads(factory, "FACTORY")]
+Norm: TypeAlias = Annotated[Literal["linf", "l2"], _reads(norm, "NORM")]
+
 MODEL, DATA, SAMPLING, TRAINING, RUN = (
     Group(title, sort_key=order)
     for order, title in enumerate(("Model", "Data", "Sampling", "Training", "Run"), start=1)
 )
 
 
-@Parameter(name="*", group=MODEL)
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Which network, and where it runs.
+class DeviceOptions:
+    """Where a network runs.
 
     Attributes:
-        model: Function without arguments that returns the network, as package.module:function,
-            found from the current folder. It takes images in [0, 1], normalises them itself,
-            returns logits, and is in eval mode.
-        device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
+        device: Device: cpu, cuda, cuda:1, ...; auto uses a GPU if there is one.
     """
 
-    model: Factory
     device: str = "auto"
 
     def find_device(self) -> "torch.device":
@@ -46,49 +159,25 @@ class ModelOptions:
 
         return find_device(self.device)
 
+
+@Parameter(name="*", group=MODEL)
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(DeviceOptions):
+    """Which network, and where it runs.
+
+    Attributes:
+        model: Function without arguments that returns the network, as package.module:function,
+            found from the current folder. The network takes images in [0, 1], normalises them
+            itself, returns logits, and is in eval mode.
+    """
+
+    model: Factory
+
     def load(self) -> "nn.Module":
         """Return the network on its device."""
         from art_denoised.models.loading import load_module
 
         return load_module(self.model).to(self.find_device())
-
-
-@Parameter(name="*", group=MODEL)
-@dataclass(frozen=True, kw_only=True)
-class DenoisedModelOptions(ModelOptions):
-    """Which classifier, and which denoiser in front of it.
-
-    Attributes:
-        denoiser: Function that returns a denoiser(x_noisy, sigma), or a checkpoint of DnCNN, MemNet
-            or a U-Net (.safetensors, .pth, .tar, diffusers folder). Without it: plain smoothing.
-        dtype: Type the network computes in; a certificate is one of the network in this type. By
-            default the type it comes in.
-    """
-
-    denoiser: Annotated[Factory | None, Parameter(metavar="FACTORY|FILE")] = None
-    dtype: Literal["float32", "bfloat16"] | None = None
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a log says of the choice."""
-        return {"model": self.model, "denoiser": self.denoiser}
-
-    def load(self) -> "nn.Module":
-        """Return the classifier."""
-        return self._in_type(super().load())
-
-    def load_denoiser(self) -> "nn.Module | None":
-        """Return the denoiser, if one is named."""
-        from art_denoised.denoisers.checkpoints import load_denoiser
-
-        if self.denoiser is None:
-            return None
-        return self._in_type(load_denoiser(self.denoiser).to(self.find_device()))
-
-    def _in_type(self, network: "nn.Module") -> "nn.Module":
-        import torch
-
-        return network if self.dtype is None else network.to(getattr(torch, self.dtype))
 
 
 @Parameter(name="*", group=DATA)
@@ -98,10 +187,11 @@ class DataOptions:
 
     Attributes:
         data: Images with labels: digits, imagefolder:DIR, npz:FILE or torchvision:NAME:DIR.
-        skip: Distance of the images in the data set: K takes every K-th.
-        max: Number of images at most: a random sample of all, the same in every run.
+        skip: Interval between images: every K-th image of the data set is used.
+        max: Largest number of images: a random sample of all, the same in every run.
         classes: File with the names of an image folder's classes, one a line in the order of the
-            labels; synonyms follow a name after commas. By default the folders in their order.
+            labels; synonyms follow a name after commas. By default the names of its folders, in
+            their order.
     """
 
     data: Annotated[str, Parameter(metavar="DATA")]
@@ -141,7 +231,7 @@ class RunOptions:
     resume: bool = False
     quiet: bool = False
 
-
-def notice(text: str) -> None:
-    """Print what the user should know on standard error."""
-    print(escaped(f"notice: {text}"), file=sys.stderr)
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The same as arguments of a function that writes a run."""
+        return {"run": self.out, "resume": self.resume, "progress": not self.quiet}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import CycloptsError, Parameter
 
-from art_denoised.cli.options import notice
-from art_denoised.cli.words import Radii
+from art_denoised.cli.options import Radii, notice
 from art_denoised.reports.terminal import escaped
 
 if TYPE_CHECKING:
@@ -120,30 +120,33 @@ def verify(
     family_alpha: Annotated[float | None, Parameter(metavar="A")] = None,
     family_images: Annotated[int | None, Parameter(metavar="M")] = None,
 ) -> int:
-    """Recompute every row of a log from its votes.
+    """Check all logs of a run: votes and radii of certify, balls of attacks.
 
     Label, bound and radius of each row are recomputed from its votes, alpha,
-    sigma and mode. Exit code 0: all rows are consistent with their votes; 1:
-    some are not. A log cannot show that the votes are those of the network.
+    sigma and mode; attacked images must lie in their ball. Exit code 0: all
+    rows are consistent; 1: some are not. A log cannot show that the votes are
+    those of the network.
 
     To also print a table whose certificates hold all together:
       art-denoised verify runs/denoised --family-alpha 0.05
 
     Args:
-        logs: Folder of a run, certify.jsonl or predict.jsonl.
+        logs: Folder of a run, whose logs of certify, predict and attack are all checked, or one of
+            these logs.
         family_alpha: Also print the table at alpha = A / images, where all certificates of a log
             hold together with probability 1 - A. Needs a log whose rows are all consistent.
         family_images: Number of images that the run was planned for, if the log has fewer. It must
             be fixed before the votes are seen. By default the number in the log.
     """
-    from art_denoised.evaluation.verify import family_wise, verify
+    from art_denoised.evaluation.rows import Log
+    from art_denoised.evaluation.verify import family_wise, read_verifiable, verify
     from art_denoised.reports.certified import certified_table
 
     if family_images is not None and family_alpha is None:
         raise CycloptsError(msg="--family-images needs --family-alpha; give both")
     wrong = 0
-    for path in logs:
-        log = _read(path)
+    for path, log in chain(*(read_verifiable(path).items() for path in logs)):
+        _show_notices(path, log.notices)
         findings = verify(log)
         for finding in findings:
             where = "" if finding.index is None else f"image {finding.index}: "
@@ -151,31 +154,25 @@ def verify(
         bad = len({finding.index for finding in findings})
         wrong += bad
         total = len(log.rows)
-        print(escaped(f"{path}: {total - bad} of {total} rows are consistent with their votes"))
-        if family_alpha is not None and not findings:
+        whom = "their votes" if isinstance(log, Log) else "the plan of the run"
+        print(escaped(f"{path}: {total - bad} of {total} rows are consistent with {whom}"))
+        if family_alpha is not None and isinstance(log, Log) and not findings:
             together = family_wise(log, family_alpha, images=family_images)
             certified_table({"each": log, f"all together, {1 - family_alpha:g}": together}).show()
     return 1 if wrong else 0
-
-
-def summary(log: Log, path: Path) -> None:
-    """Print what a finished certify run found and what it cost."""
-    from art_denoised.reports.certified import certified_table
-
-    if log.rows:
-        certified_table({path.parent.name or "run": log}).show()
-    print(escaped(f"log: {path}"))
-    samples = sum(row.n0 + row.drawn for row in log.rows)
-    print(f"{samples:,} samples for {len(log.rows)} images")
 
 
 def _read(path: Path) -> Log:
     from art_denoised.evaluation.rows import read_log
 
     log = read_log(path)
-    for text in log.notices:
-        notice(f"{path}: {text}")
+    _show_notices(path, log.notices)
     return log
+
+
+def _show_notices(path: Path, notices: Sequence[str]) -> None:
+    for text in notices:
+        notice(f"{path}: {text}")
 
 
 def _read_all(paths: Sequence[Path]) -> dict[str, Log]:

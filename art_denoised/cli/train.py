@@ -1,26 +1,134 @@
-"""Commands that train denoisers and diffusion models."""
+"""Commands that train denoisers and diffusion models, and the options of all trainings."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+# No `from __future__ import annotations`: cyclopts reads the types of inherited fields in the
+# module of the subclass, which need not know their names.
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import CycloptsError, Parameter
 
-from art_denoised.cli.options import MODEL, RunOptions, notice
-from art_denoised.cli.training import (
-    TrainingData,
-    TrainingOptions,
-    ValidatedData,
-    print_row,
+from art_denoised.cli.options import (
+    DATA,
+    MODEL,
+    TRAINING,
+    DeviceOptions,
+    Factory,
+    Number,
+    Numbers,
+    RunOptions,
+    Widths,
+    notice,
 )
-from art_denoised.cli.words import Factory, Numbers, Widths
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from art_denoised.data import ImageData
+    from art_denoised.training.config import TrainingConfig
     from art_denoised.training.denoiser import Objective
+    from art_denoised.training.loop import EpochRow
+
+Optimizer = Literal["adam", "sgd"]
+Schedule = Literal["cosine", "one-cycle", "step", "milestones", "sat-milestones", "constant"]
+Augmentation = Literal["crop+flip", "crop", "none"]
+
+
+@Parameter(name="*", group=DATA)
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """Which images are trained on.
+
+    Attributes:
+        data: Training images: digits, imagefolder:DIR, npz:FILE or torchvision:NAME:DIR.
+    """
+
+    data: Annotated[str, Parameter(metavar="DATA")]
+
+    def load(self) -> "ImageData":
+        """Return the training images."""
+        from art_denoised.data import load_data
+
+        return load_data(self.data, train=True)
+
+
+@Parameter(name="*", group=DATA)
+@dataclass(frozen=True, kw_only=True)
+class ValidatedData(TrainingData):
+    """Which images are trained on, and which are not.
+
+    Attributes:
+        validation: Validation images, evaluated after each epoch and not trained on.
+        validation_max: Largest number of validation images, evenly spaced in the data set.
+    """
+
+    validation: Annotated[
+        str | None, Parameter(name=("--validation", "--holdout"), metavar="DATA")
+    ] = None
+    validation_max: Annotated[
+        int, Parameter(name=("--validation-max", "--holdout-max"), metavar="M")
+    ] = 500
+
+    def load_validation(self) -> list[Any] | None:
+        """Return pairs of image and label."""
+        from art_denoised import checks
+        from art_denoised.data import load_data
+
+        most = checks.count("--validation-max", self.validation_max)
+        if self.validation is None:
+            return None
+        data = load_data(self.validation)
+        step = max(1, len(data) // most)  # all classes, where they are sorted
+        return [data[i] for i in range(0, len(data), step)[:most]]
+
+
+@Parameter(name="*", group=TRAINING)
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(DeviceOptions):
+    """How a network is trained.
+
+    Attributes:
+        epochs: Number of passes over the data.
+        batch_size: Number of images in each step.
+        optimizer: Optimizer.
+        lr: Peak learning rate.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay.
+        clip: Largest norm of the gradient; 0 disables clipping.
+        schedule: Schedule of the learning rate.
+        average: Decay of the moving average of the weights; 0 disables it.
+        augment: Random augmentation of the training images.
+        seed: Seed of all random choices.
+        bf16: Mixed precision with bfloat16; auto uses it where the hardware supports it.
+    """
+
+    epochs: int = 30
+    batch_size: int = 128
+    optimizer: Optimizer = "adam"
+    lr: Annotated[Number, Parameter(name=("--lr", "--rate"))] = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    schedule: Schedule = "cosine"
+    average: float = 0.999
+    augment: Augmentation = "crop+flip"
+    seed: int = 0
+    bf16: Literal["auto", "on", "off"] = "auto"
+
+    def config(self) -> "TrainingConfig":
+        """Return them as the library takes them, checked."""
+        from art_denoised.training.config import TrainingConfig
+
+        options = {field.name: getattr(self, field.name) for field in fields(TrainingOptions)}
+        del options["device"]
+        options["bf16"] = {"auto": None, "on": True, "off": False}[self.bf16]
+        return TrainingConfig(**options)
+
+
+def print_row(row: "EpochRow") -> None:
+    """Print the figures of an epoch."""
+    figures = {"epoch": row.epoch, "loss": row.loss, **row.figures}
+    print(", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in figures.items()))
 
 
 @Parameter(name="*", group=MODEL)
@@ -29,13 +137,13 @@ class DenoiserOptions:
     """Which denoiser is trained, and for which classifier.
 
     Attributes:
-        objective: What is learnt.
+        objective: Training objective, see above.
         classifier: Function that returns the classifier to defend, as package.module:function; in
             eval mode.
-        surrogate: Classifier to train with in its place; repeat it for several.
+        surrogate: Classifier to train with instead of it; repeat the option for several.
         sigma: Noise level, or a range of levels; pixels are in [0, 1].
-        architecture: dncnn (17 layers of 64 channels), dncnn:DEPTH:WIDTH or memnet; or the factory
-            or checkpoint of a denoiser to continue from.
+        architecture: Architecture: dncnn (17 layers of 64 channels), dncnn:DEPTH:WIDTH or memnet;
+            or the factory or checkpoint of a denoiser to continue from.
         fine_epochs: Number of epochs of the second part of hybrid. By default 2/9 of --epochs.
     """
 
@@ -46,30 +154,25 @@ class DenoiserOptions:
     architecture: Annotated[str, Parameter(metavar="NAME")] = "dncnn"
     fine_epochs: int | None = None
 
-    @property
-    def levels(self) -> Any:
-        """The noise level, or the lowest and the highest."""
-        return self.sigma[0] if len(self.sigma) == 1 else self.sigma
-
-    def load(self, device: torch.device) -> Objective:
+    def load(self, device: "torch.device") -> "Objective":
         """Return the objective, with its classifiers on the device."""
         from art_denoised.models.loading import load_module
         from art_denoised.training.denoiser import Objective
 
+        sigma: Any = self.sigma
         classifier = None
         if self.classifier is not None:
             classifier = load_module(self.classifier).to(device)
         return Objective(
             self.objective,
-            sigma=self.levels,
+            sigma=sigma[0] if len(sigma) == 1 else sigma,
             classifier=classifier,
             surrogates=[load_module(n).to(device) for n in self.surrogate or ()],
             fine_epochs=self.fine_epochs,
         )
 
-    def build(self, channels: int) -> nn.Module:
+    def build(self, channels: int) -> "nn.Module":
         """Return the denoiser to start from."""
-        from art_denoised.checks import InputError
         from art_denoised.denoisers.architectures import DnCNN, MemNet
         from art_denoised.denoisers.checkpoints import load_denoiser
 
@@ -80,7 +183,7 @@ class DenoiserOptions:
                 return DnCNN(channels, depth=depth, width=width)
             except ValueError as error:
                 message = f"--architecture is {self.architecture!r}: {error}"
-                raise InputError(message) from None
+                raise CycloptsError(msg=message) from None
         if kind == "memnet":
             return MemNet(channels)
         return load_denoiser(self.architecture)
@@ -93,14 +196,14 @@ class DiffusionOptions:
 
     Attributes:
         classes: Number of classes; without it the model is unconditional.
-        init: Model to continue from: a folder or hub id, of the EDM preconditioning.
+        init: Model to continue from: a folder or hub id, with EDM preconditioning.
         widths: Numbers of channels of the U-Net at each resolution, multiples of 8.
         layers: Number of blocks at each resolution.
-        patch: Side of the squares of pixels that are folded into channels: compute falls with its
+        patch: Side of the squares of pixels that are folded into channels; the cost falls with its
             square.
-        drop: Share of images shown without their class.
-        p_mean: Mean of ln(sigma), in the units of the network. Take it higher for images whose
-            classes are told apart by large shapes.
+        drop: Share of training images whose class is hidden from the model.
+        p_mean: Mean of ln(sigma), in the units of the network. Raise it for images whose classes
+            differ in large shapes.
         p_std: Standard deviation of ln(sigma).
     """
 
@@ -115,8 +218,7 @@ class DiffusionOptions:
 
     def build(self, channels: int, size: int) -> Any:
         """Return the model to start from."""
-        from art_denoised.diffusion.folders import load_diffusion
-        from art_denoised.diffusion.unet import unet_diffusion
+        from art_denoised.diffusion.folders import load_diffusion, unet_diffusion
 
         if self.init is not None:
             return load_diffusion(self.init, classes=self.classes).float()
@@ -142,10 +244,9 @@ def train_denoiser(
 ) -> None:
     r"""Train a denoiser for a pretrained classifier.
 
-    Salman et al. 2020. With access to the classifier, --classifier is the one
-    to defend; it is not changed. If it can only be queried, repeat --surrogate:
-    the surrogates are used in turn, and --classifier, if given, is only
-    evaluated.
+    --classifier is the classifier to defend; it is not changed (Salman et al.
+    2020). If it can only be queried, give one or more --surrogate: they are
+    trained with in turn, and --classifier, if given, is only evaluated.
 
     Objectives:
       mse              restore the clean image; needs no classifier
@@ -168,8 +269,8 @@ def train_denoiser(
     """
     from art_denoised.checks import InputError
     from art_denoised.denoisers.checkpoints import check_saveable, save_denoiser
+    from art_denoised.training.batches import seeded
     from art_denoised.training.denoiser import train_denoiser
-    from art_denoised.training.seeds import seeded
 
     config, device = training.config(), training.find_device()
     path = run.out / "denoiser.safetensors"
@@ -188,11 +289,9 @@ def train_denoiser(
         objective,
         config,
         validation=data.load_validation(),
-        run=run.out,
-        resume=run.resume,
-        progress=not run.quiet,
+        **run.arguments,
     )
-    save_denoiser(network.cpu(), path)
+    save_denoiser(network.cpu(), path, sigma=objective.levels)
     print_row(rows[-1])
     print(f"denoiser: {path}")
 
@@ -211,14 +310,14 @@ def train_diffusion(
     if there are no classes), train.jsonl and a checkpoint, from which --resume
     continues exactly.
 
-    Handwritten digits, as a trial:
+    A small model of handwritten digits:
       art-denoised train-diffusion --data digits --classes 10 --widths 16,32 \
           --augment none --epochs 20 --out runs/diffusion
     """
     from art_denoised.checks import InputError
     from art_denoised.diffusion.folders import save_diffusion
+    from art_denoised.training.batches import seeded
     from art_denoised.training.diffusion import EDMLoss, train_diffusion
-    from art_denoised.training.seeds import seeded
 
     config, device, images = training.config(), training.find_device(), data.load()
     channels, size, width = images[0][0].shape
@@ -231,9 +330,7 @@ def train_diffusion(
         images,
         EDMLoss(p_mean=diffusion.p_mean, p_std=diffusion.p_std, drop=diffusion.drop),
         config,
-        run=run.out,
-        resume=run.resume,
-        progress=not run.quiet,
+        **run.arguments,
     )
     save_diffusion(model.cpu(), run.out)
     print_row(rows[-1])

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import CycloptsError, Group, Parameter
 
-from art_denoised.cli.options import MODEL, RunOptions, notice
-from art_denoised.cli.training import (
+from art_denoised.cli.options import MODEL, Factory, Norm, Number, RunOptions, notice, notices
+from art_denoised.cli.train import (
     Optimizer,
     Schedule,
     TrainingOptions,
     ValidatedData,
     print_row,
 )
-from art_denoised.cli.words import Factory, Norm, Number
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from art_denoised.training.recipes import Adversarial, Trades
-    from art_denoised.training.robust import Validation
+    from art_denoised.training.robust import Adversarial, Trades, Validation
 
 
 @Parameter(name="*", group=MODEL)
@@ -64,8 +60,7 @@ class ClassifierOptions:
     def build(self, shape: tuple[int, int, int]) -> nn.Module:
         """Return the network, changed, for images of this shape."""
         from art_denoised.models.loading import load_module
-        from art_denoised.networks.cost import added_cost
-        from art_denoised.networks.trained import change_network
+        from art_denoised.networks.surgery import added_cost, change_network
 
         changes = {**self.changes, "input_shape": shape}
         model = load_module(self.model)
@@ -82,8 +77,8 @@ class RecipeOptions:
     """Against which attack a classifier is trained.
 
     Attributes:
-        recipe: pgd, trades, sat, sat-release, feature-denoising or clean; see above.
-        eps: Radius of the attack, such as 8/255; pixels are in [0, 1]. By default the recipe's.
+        recipe: Recipe, see above: pgd, trades, sat, sat-release, feature-denoising or clean.
+        eps: Radius of the ball, such as 8/255; pixels are in [0, 1]. By default the recipe's.
         norm: Norm of the ball. By default linf.
         steps: Number of steps of the attack. By default the recipe's.
         step_size: Step size as a share of eps. By default the recipe's.
@@ -105,18 +100,17 @@ class RecipeOptions:
         """Return the recipe with these values."""
         from dataclasses import replace
 
-        from art_denoised.checks import InputError
-        from art_denoised.training.recipes import RECIPES
+        from art_denoised.training.robust import RECIPES
 
         if self.recipe not in RECIPES:
             known = ", ".join(sorted(RECIPES))
-            raise InputError(f"--recipe is {self.recipe!r}; give one of {known}")
+            raise CycloptsError(msg=f"--recipe is {self.recipe!r}; give one of {known}")
         given: dict[str, Any] = {"eps": self.eps, "norm": self.norm, "steps": self.steps}
         given["relative_step_size"] = self.step_size
         changes = {name: value for name, value in given.items() if value is not None}
         if self.recipe == "clean" and changes:
             option = min(changes).removeprefix("relative_").replace("_", "-")
-            raise InputError(f"--recipe clean has no attack; leave --{option} out")
+            raise CycloptsError(msg=f"--recipe clean has no attack; leave --{option} out")
         return replace(RECIPES[self.recipe], **changes)
 
     def validation(self, pairs: Any) -> Validation | None:
@@ -157,10 +151,10 @@ def train_robust(
     r"""Train a classifier adversarially.
 
     Each step uses images that an attack has just changed. The network may be
-    changed first: --feature-denoising puts denoising blocks into it, --activation
-    replaces its ReLUs. Single-step training can collapse (catastrophic
-    overfitting: one step no longer fools the network, many do). With
-    --validation this is detected, printed and logged.
+    changed first: --feature-denoising puts denoising blocks into it, and
+    --activation replaces its ReLUs. Single-step training can collapse
+    (catastrophic overfitting: attacks of one step fail, attacks of many steps
+    succeed). With --validation this is detected, printed and logged.
 
     Recipes:                                              default eps  cost
       pgd                PGD training (Madry et al. 2018)       8/255    12
@@ -173,7 +167,7 @@ def train_robust(
                          of batches from the clean image,
                          smoothed labels (Xie et al. 2019)     16/255    32
       clean              no attack: the control                     -     1
-    Cost is the approximate time of a training, that of clean being 1.
+    Cost is the approximate training time, relative to clean.
 
     DIR gets model.safetensors (averaged weights), train.jsonl and a checkpoint,
     from which --resume continues exactly.
@@ -189,8 +183,8 @@ def train_robust(
           --recipe pgd --eps 8/255 --feature-denoising gaussian \
           --activation silu --out runs/resnet18
     """
+    from art_denoised.training.batches import seeded
     from art_denoised.training.robust import OverfittingWarning, train_robust
-    from art_denoised.training.seeds import seeded
 
     config, device, attack = training.config(), training.find_device(), recipe.build()
     validation, images = recipe.validation(data.load_validation()), data.load()
@@ -198,16 +192,14 @@ def train_robust(
     shape = (channels, height, width)
     with seeded(training.seed, device):
         model = classifier.build(shape).to(device)
-    with _notices(OverfittingWarning):
+    with notices(OverfittingWarning):
         rows = train_robust(
             model,
             images,
             attack,
             config,
             validation=validation,
-            run=run.out,
-            resume=run.resume,
-            progress=not run.quiet,
+            **run.arguments,
         )
     path = run.out / "model.safetensors"
     note = {"model": classifier.model, **classifier.changes, "input_shape": shape}
@@ -219,25 +211,8 @@ def train_robust(
 def _save(model: nn.Module, path: Path, note: Mapping[str, Any]) -> None:
     from safetensors.torch import save
 
-    from art_denoised.runs.files import write_whole
+    from art_denoised.runs.journal import write_whole
 
     weights = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
     # One entry alone: of several the format writes the order at random.
     write_whole(path, save(weights, {"art_denoised": json.dumps(note)}))
-
-
-@contextmanager
-def _notices(kind: type[Warning]) -> Iterator[None]:
-    """Show warnings of this kind as one line, each time."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", kind)
-        shown = warnings.showwarning
-
-        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
-            if issubclass(category, kind):
-                notice(str(message))
-            else:
-                shown(message, category, *place)
-
-        warnings.showwarning = show  # type: ignore[assignment]
-        yield

@@ -1,10 +1,6 @@
-from .chosen import Chosen as Chosen
-from .chosen import index_range as index_range
-from .chosen import labels_fingerprint as labels_fingerprint
-from .folders import ImageFolder as ImageFolder
-from .folders import read_classes as read_classes
-from .sources import SPECS as SPECS
-from .sources import ImageData as ImageData
-from .sources import digits as digits
-from .sources import load_data as load_data
-from .sources import select as select
+from .files import ImageFolder as ImageFolder
+from .files import read_classes as read_classes
+from .images import ImageData as ImageData
+from .images import digits as digits
+from .images import load_data as load_data
+from .images import select as select

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 from art_denoised import checks
+from art_denoised.checks import InputError
 from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier, digits_denoiser
 from art_denoised.evaluation.certify import certify
-from art_denoised.evaluation.tsv import write_tsv
+from art_denoised.evaluation.rows import write_tsv
 from art_denoised.reports.certified import certified_table
 from art_denoised.reports.plots import plot_certified
 from art_denoised.smoothing.modules import DenoisedClassifier
@@ -43,7 +44,9 @@ def run_demo(
     """
     out = Path(out)
     data = load_data("digits")
-    indices = range(min(checks.count("images", images), len(data)))
+    if checks.count("images", images) > len(data):
+        raise InputError(f"images is {images}; give at most the {len(data)} held-out digits")
+    indices = range(images)
     classifier, denoiser = digits_classifier(), digits_denoiser()
     print(
         f"Certifying {len(indices)} held-out handwritten digits with {n:,} samples each.\n"

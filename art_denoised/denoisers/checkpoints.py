@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.denoisers.architectures import DnCNN, MemNet, UNetDenoiser
-from art_denoised.denoisers.one_shot import OneShotDenoiser
+from art_denoised.denoisers.architectures import DnCNN, MemNet, OneShotDenoiser, UNetDenoiser
 from art_denoised.diffusion.schedulers import find_scheduler
-from art_denoised.models.loading import load_module
-from art_denoised.models.weights import fitting_state, read_state_dict, strip_prefixes
-from art_denoised.runs.files import write_whole
+from art_denoised.models.loading import fitting_state, load_module, read_state_dict, strip_prefixes
+from art_denoised.runs.journal import write_whole
 
-_UNET_CONFIG = "unet_config"
+_NOTE = "art_denoised"  # one entry alone: of several the format writes the order at random
 
 
-def load_denoiser(path: Path | str) -> nn.Module:
+def load_denoiser(path: Path | str, *, sigma: float | None = None) -> nn.Module:
     """Load a denoiser in eval mode; architecture and dtype are those of the checkpoint.
 
     Args:
@@ -30,6 +31,8 @@ def load_denoiser(path: Path | str) -> nn.Module:
             a scheduler a diffusion model (`OneShotDenoiser`), without one a UNet2DModel that
             predicts the noise (`UNetDenoiser`). Or ``package.module:function``, a function that
             returns a denoiser.
+        sigma: Noise level that the denoiser is used at. If a file of `save_denoiser` says that it
+            was trained for others, a warning does so too; certificates hold, but are small.
 
     Raises:
         InputError: The file cannot be read or holds none of these architectures, or the function
@@ -47,9 +50,9 @@ def load_denoiser(path: Path | str) -> nn.Module:
         if path.is_dir():
             kind = OneShotDenoiser if find_scheduler(path) else UNetDenoiser
             return kind.from_folder(path)
-        state = strip_prefixes(read_state_dict(path), ())
+        state, note = strip_prefixes(read_state_dict(path), ()), _read_note(path)
         try:
-            denoiser = _unet_from_metadata(path) or _infer_architecture(state)
+            denoiser = _infer_architecture(state, note)
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError):
             denoiser = None
     if denoiser is None:
@@ -57,17 +60,22 @@ def load_denoiser(path: Path | str) -> nn.Module:
             f"checkpoint {path} is not DnCNN, MemNet or a saved U-Net (first key {min(state)!r}); "
             "give package.module:function for another denoiser"
         )
+    if note.get("sigma") and sigma is not None:
+        _compare(path, note["sigma"], checks.sigma(sigma))
     # assign: a certificate holds for the weights as saved, in their dtype
     denoiser.load_state_dict(fitting_state(denoiser, state, path), assign=True)
     return denoiser.eval()
 
 
-def save_denoiser(denoiser: nn.Module, path: Path | str) -> None:
+def save_denoiser(
+    denoiser: nn.Module, path: Path | str, *, sigma: float | tuple[float, float] | None = None
+) -> None:
     """Write a denoiser to one .safetensors file that `load_denoiser` reads, all or nothing.
 
     Args:
         denoiser: `DnCNN`, `MemNet` or `UNetDenoiser`.
         path: Output file, ending in .safetensors.
+        sigma: Noise level that it was trained for, or the lowest and the highest; None: not said.
 
     Raises:
         InputError: The denoiser has another type, the path another suffix, or it cannot be written.
@@ -75,7 +83,7 @@ def save_denoiser(denoiser: nn.Module, path: Path | str) -> None:
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_denoiser(DnCNN(1, depth=3, width=4), folder + "/a.safetensors")
+        ...     save_denoiser(DnCNN(1, depth=3, width=4), folder + "/a.safetensors", sigma=0.25)
         ...     load_denoiser(folder + "/a.safetensors").training
         False
     """
@@ -83,22 +91,19 @@ def save_denoiser(denoiser: nn.Module, path: Path | str) -> None:
     check_saveable(denoiser)
     if path.suffix != ".safetensors":
         raise InputError(f"the file is {path}; give one that ends in .safetensors")
-    metadata = {"format": "pt"}
-    if type(denoiser) is UNetDenoiser:
-        metadata[_UNET_CONFIG] = json.dumps(_public(denoiser.unet.config))  # type: ignore[arg-type]
+    note: dict[str, Any] = {}
+    if sigma is not None:
+        note["sigma"] = [checks.sigma(s) for s in (sigma if isinstance(sigma, tuple) else [sigma])]
+    if isinstance(denoiser, UNetDenoiser):
+        config: Mapping[str, Any] = denoiser.unet.config  # type: ignore[assignment]
+        # Without the notes that diffusers keeps, paths of this machine among them.
+        note["unet"] = {name: value for name, value in config.items() if name[0] != "_"}
     state = {name: tensor.contiguous() for name, tensor in denoiser.state_dict().items()}
-    write_whole(path, to_bytes(state, metadata))
+    write_whole(path, to_bytes(state, {_NOTE: json.dumps(note)}))
 
 
 def check_saveable(denoiser: nn.Module) -> None:
-    """Check that `save_denoiser` can save a denoiser; call it before a training.
-
-    Raises:
-        InputError: The denoiser is not a `DnCNN`, `MemNet` or `UNetDenoiser`.
-
-    Example:
-        >>> check_saveable(DnCNN(1, depth=3, width=4))
-    """
+    """Check that `save_denoiser` can save a denoiser; call it before a training."""
     if type(denoiser) not in (DnCNN, MemNet, UNetDenoiser):  # a subclass comes back as its base
         raise InputError(
             f"the denoiser is a {type(denoiser).__name__}; give DnCNN, MemNet or UNetDenoiser, or "
@@ -106,22 +111,36 @@ def check_saveable(denoiser: nn.Module) -> None:
         )
 
 
-def _unet_from_metadata(path: Path) -> nn.Module | None:
+def _read_note(path: Path) -> dict[str, Any]:
+    """Return what `save_denoiser` wrote beside the weights; empty for files of others."""
     if path.suffix != ".safetensors":
-        return None
+        return {}
     with safe_open(path, "pt") as file:
-        config = (file.metadata() or {}).get(_UNET_CONFIG)
-    if config is None:
-        return None
-    return UNetDenoiser.from_config(**_public(json.loads(config)))
+        text = (file.metadata() or {}).get(_NOTE, "{}")
+    try:
+        note = dict(json.loads(text))
+        if "sigma" in note:
+            note["sigma"] = [checks.sigma(level) for level in note["sigma"]]
+    except (ValueError, TypeError):
+        raise InputError(f"{path} is damaged: its note is {text[:80]!r}") from None
+    return note
 
 
-def _public(config: Mapping[str, object]) -> dict[str, object]:
-    """Drop the notes that diffusers keeps in a configuration, paths of this machine among them."""
-    return {name: value for name, value in config.items() if not name.startswith("_")}
+def _compare(path: Path, trained: Sequence[float], sigma: float) -> None:
+    """Warn if a denoiser was trained for other noise levels than the one it is used at."""
+    low, high = min(trained), max(trained)
+    if not low * (1 - 1e-6) <= sigma <= high * (1 + 1e-6):
+        levels = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        warnings.warn(
+            f"the denoiser in {path} was trained for sigma {levels}, but sigma is {sigma:g}; give "
+            "one that was trained for it, or use it at its own",
+            stacklevel=3,
+        )
 
 
-def _infer_architecture(state: Mapping[str, Tensor]) -> nn.Module | None:
+def _infer_architecture(state: Mapping[str, Tensor], note: Mapping[str, Any]) -> nn.Module | None:
+    if "unet" in note:
+        return UNetDenoiser.from_config(**note["unet"])
     # Layers are counted, not read off the largest index: a file cannot ask for more than it holds.
     if "dncnn.0.weight" in state:
         width, channels = state["dncnn.0.weight"].shape[:2]

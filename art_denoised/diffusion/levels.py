@@ -24,7 +24,6 @@ Weighting = Literal["edm", "vp_uniform", "elbo", "rdc_legacy"]
 Spacing = Literal["lognormal", "linear"]
 
 P_MEAN, P_STD, SIGMA_DATA = -1.2, 1.2, 0.5  # Karras et al. 2022, table 1
-SIGMA_LOW, SIGMA_HIGH = 1e-4, 3.0  # Chen et al. 2024, reference code
 
 
 @dataclass(frozen=True)
@@ -110,10 +109,8 @@ def noise_levels(
         [0.076, 0.205, 0.441, 1.198]
     """
     count = checks.count("levels", count)
-    if weighting not in get_args(Weighting):
-        raise InputError(
-            f"weighting is {weighting!r}; give one of {', '.join(get_args(Weighting))}"
-        )
+    checks.choice("weighting", weighting, get_args(Weighting))
+    checks.choice("spacing", spacing, get_args(Spacing))
     if spacing == "lognormal":
         checks.positive("p_std", p_std)
         if weighting == "rdc_legacy":
@@ -121,11 +118,10 @@ def noise_levels(
         middles = (np.arange(count) + 0.5) / count
         sigma = np.exp(p_mean + p_std * special.ndtri(middles))
         share = 1 / count / _density(sigma, p_mean, p_std)  # dsigma that a level stands for
-    elif spacing == "linear":
-        sigma = np.linspace(SIGMA_LOW, SIGMA_HIGH, count + 1)[:-1]
-        share = np.full(count, (SIGMA_HIGH - SIGMA_LOW) / count)
     else:
-        raise InputError(f"spacing is {spacing!r}; give 'lognormal' or 'linear'")
+        low, high = 1e-4, 3.0  # of the reference code
+        sigma = np.linspace(low, high, count + 1)[:-1]
+        share = np.full(count, (high - low) / count)
     scale = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
     weights = {
         "edm": lambda: scale * _density(sigma, p_mean, p_std),
@@ -162,12 +158,10 @@ def training_levels(
             "give noise_levels(...)"
         )
     sigmas = preconditioning.sigmas.numpy()
-    if weighting == "vp_uniform":
-        weights = sigmas**-2 / len(sigmas)
-    elif weighting == "elbo":
+    if checks.choice("weighting", weighting, ("vp_uniform", "elbo")) == "elbo":
         weights, sigmas = -np.diff(sigmas**-2) / 2, sigmas[1:]
     else:
-        raise InputError(f"weighting is {weighting!r}; give 'vp_uniform' or 'elbo'")
+        weights = sigmas**-2 / len(sigmas)
     return Levels(tuple(sigmas.tolist()), tuple(weights.tolist()))
 
 

@@ -19,6 +19,7 @@ from typing import ClassVar, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from art_denoised import checks
 from art_denoised.checks import InputError
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
@@ -122,10 +123,7 @@ class DDPM(Preconditioning):
 
     def __post_init__(self) -> None:
         abar = torch.tensor(self.alphas_cumprod, dtype=torch.float64)
-        if self.prediction not in get_args(Prediction):
-            raise InputError(
-                f"prediction is {self.prediction!r}; give one of {', '.join(get_args(Prediction))}"
-            )
+        checks.choice("prediction", self.prediction, get_args(Prediction))
         if not (
             len(abar) and bool((abar > 0).all() and (abar <= 1).all() and (abar.diff() < 0).all())
         ):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from art.estimators.classification.pytorch import PyTorchClassifier
-from art.utils import check_and_transform_label_format
 from torch import nn
+from torch.nn import functional as F
 
 from art_denoised import checks
 from art_denoised.checks import InputError
@@ -21,13 +22,7 @@ if TYPE_CHECKING:
 
 
 def optimizer_like(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """Return a fresh optimizer of that type and those defaults for the parameters of ``model``.
-
-    Example:
-        >>> net = nn.Linear(2, 2)
-        >>> optimizer_like(torch.optim.AdamW(net.parameters(), lr=0.1), net).defaults["lr"]
-        0.1
-    """
+    """Return a fresh optimizer of that type and those defaults for the parameters of ``model``."""
     kind: Any = type(optimizer)  # AdamW keeps more in its defaults than it takes as arguments
     known = inspect.signature(kind).parameters
     options = {name: value for name, value in optimizer.defaults.items() if name in known}
@@ -53,9 +48,23 @@ class _Whole(nn.Module):
 class DefendedClassifier(PyTorchClassifier):
     """An ART classifier over a module that is the whole defence.
 
-    Beside ART's: input is checked, the global random state is left alone, pickles leave no files
-    behind, and preprocessing belongs to the module, so that predictions and gradients are of one
-    function.
+    Beside ART's: images and labels are checked, no images give no rows, the global random state is
+    left alone, pickles leave no files behind, and preprocessing belongs to the module, so that
+    predictions and gradients are of one function.
+
+    Args:
+        model: Images to logits; it is put into eval mode.
+        input_shape: (channels, height, width).
+        nb_classes: Number of logits.
+        loss: Loss on logits and labels; cross-entropy by default.
+        clip_values: Smallest and largest pixel value.
+        **kwargs: Further arguments of PyTorchClassifier: ``optimizer``, for ART's trainers, and
+            ``device_type``, "gpu" where there is one, or "cpu". Preprocessing and postprocessing
+            are refused.
+
+    Raises:
+        InputError: The model does not give ``nb_classes`` logits for images of ``input_shape``, or
+            an option is refused.
     """
 
     # Whether the layers of the module see one row an image: those of a defence that makes many
@@ -64,9 +73,30 @@ class DefendedClassifier(PyTorchClassifier):
     _shown: ClassVar[tuple[str, ...]] = ()  # attributes in the repr, beside those of all
     _warned = False
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        input_shape: Sequence[int],
+        nb_classes: int,
+        loss: nn.Module | None = None,
+        clip_values: tuple[Any, Any] = (0.0, 1.0),
+        **kwargs: Any,
+    ) -> None:
         _refuse_processing(kwargs)
-        super().__init__(*args, **kwargs)
+        if not kwargs.get("channels_first", True):
+            raise InputError("channels_first is False; give images as (channels, height, width)")
+        super().__init__(
+            model=model.eval(),
+            loss=nn.CrossEntropyLoss() if loss is None else loss,
+            input_shape=image_shape(input_shape),
+            nb_classes=checks.count("nb_classes", nb_classes, 2),
+            clip_values=clip_values,
+            **kwargs,
+        )
+        classes = checks.class_count(self.model, self._grey())
+        if classes != self.nb_classes:
+            raise InputError(f"nb_classes is {self.nb_classes} but the model returns {classes}")
 
     def predict(
         self, x: np.ndarray, batch_size: int = 128, training_mode: bool = False, **kwargs: Any
@@ -81,20 +111,33 @@ class DefendedClassifier(PyTorchClassifier):
             **kwargs: Ignored, as in ART.
 
         Returns:
-            float32 array (batch, nb_classes); (0, nb_classes) for an empty batch.
+            float32 array (batch, nb_classes).
 
         Raises:
             InputError: Shape, dtype, NaN or infinite pixels.
         """
         # Not ART's loop: its DataLoader draws from the global random state.
         self.model.train(mode=training_mode)
-        if np.shape(x) == (0, *self.input_shape):
+        batches = torch.split(self._attacked(x), checks.count("batch_size", batch_size))
+        if not len(batches[0]):
             return np.zeros((0, self.nb_classes), np.float32)
         with torch.no_grad():
-            images = self._attacked(x)
-            batches = torch.split(images, checks.count("batch_size", batch_size))
             outputs = [self.model(batch.to(self.device)).float().cpu() for batch in batches]
         return torch.cat(outputs).numpy()
+
+    def fit(self, x: np.ndarray, y: np.ndarray, *args: Any, **kwargs: Any) -> None:
+        """Train the module on images and labels with the estimator's optimizer, as in ART."""
+        checks.images(x, clip_values=self.clip_values, shape=self.input_shape)
+        super().fit(*self._pair(x, y), *args, **kwargs)
+
+    def compute_loss(self, x: Any, y: Any, reduction: str = "none", **kwargs: Any) -> Any:
+        """Return the loss of ``.model``: for each image, or its "mean" or "sum" over the images."""
+        if reduction not in ("none", "mean", "sum"):
+            raise InputError(f"reduction is {reduction!r}; give none, mean or sum")
+        x, y = self._pair(x, y)
+        if not len(x) and reduction == "mean":
+            raise InputError("there are no images, so their mean loss is undefined; give one")
+        return super().compute_loss(x, y, reduction=reduction, **kwargs)
 
     def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **kwargs: Any) -> Any:
         """Return the gradient of the loss of ``.model`` in the images.
@@ -108,8 +151,34 @@ class DefendedClassifier(PyTorchClassifier):
         Returns:
             Gradients, shaped like ``x``.
         """
-        y = check_and_transform_label_format(y, self.nb_classes)
+        x, y = self._pair(x, y)
+        if not len(x):
+            return x
         return super().loss_gradient(x, y, training_mode=training_mode, **kwargs)
+
+    def class_gradient(self, x: Any, label: Any = None, **kwargs: Any) -> np.ndarray:
+        """Return the gradients of outputs of ``.model`` in the images.
+
+        Args:
+            x: Images (batch, channels, height, width).
+            label: Class whose output it is, for all images or for each; None: every class.
+            **kwargs: ``training_mode``, as in `loss_gradient`.
+
+        Returns:
+            Gradients (batch, classes, channels, height, width): of one class or of all.
+        """
+        if label is not None:
+            chosen = checks.labels(np.atleast_1d(label), self.nb_classes).numpy()
+            label = int(chosen[0]) if np.ndim(label) == 0 else chosen
+        images = self._attacked(x).cpu().numpy()
+        if not len(images):
+            classes = self.nb_classes if label is None else 1
+            return np.zeros((0, classes, *self.input_shape), images.dtype)
+        if np.ndim(label) and len(label) != len(images):
+            raise InputError(
+                f"there are {len(images)} images and {len(label)} labels; give one for each"
+            )
+        return super().class_gradient(images, label, **kwargs)
 
     def get_activations(
         self,
@@ -133,19 +202,21 @@ class DefendedClassifier(PyTorchClassifier):
             InputError: No such layer, or a defence whose layers see noisy copies and not images.
         """
         hooked = dict(self.model.named_modules())[self._layer(layer)]
+        images = self._attacked(x)
         found: list[torch.Tensor] = []
         handle = hooked.register_forward_hook(lambda module, args, output: found.append(output))
         self.model.eval()
         try:
             if framework:
-                self.model(torch.as_tensor(x).to(self.device))
+                self.model(images.to(self.device))
                 return found[0]
             with torch.no_grad():
-                for batch in torch.split(torch.as_tensor(x), batch_size):
+                shown = images if len(images) else self._grey()
+                for batch in torch.split(shown, checks.count("batch_size", batch_size)):
                     self.model(batch.to(self.device))
         finally:
             handle.remove()
-        return torch.cat(found).cpu().numpy()
+        return torch.cat(found)[: len(images)].cpu().numpy()
 
     def set_params(self, **kwargs: Any) -> None:
         """Set parameters by name, as in ART, which cannot take the module that it hands out.
@@ -170,9 +241,8 @@ class DefendedClassifier(PyTorchClassifier):
 
     def reset(self) -> None:
         """Initialise what ``fit`` trains, and nothing else."""
-        trained = self._trained_by_fit
-        if trained is not None:
-            trained.apply(_initialise)
+        if self._trained_by_fit is not None:
+            self._trained_by_fit.apply(_initialise)
 
     def __repr__(self) -> str:
         """Return defence, noise, classes and device in a line."""
@@ -218,25 +288,48 @@ class DefendedClassifier(PyTorchClassifier):
 
     def _attacked(self, x: Any) -> torch.Tensor:
         """Return images of an attack under way, warning once of those in other units."""
+        dtype = checks.model_dtype(self.model)
+        dtype = dtype if dtype == torch.float64 else torch.float32
+        if np.shape(x) == (0, *self.input_shape):
+            return torch.zeros(0, *self.input_shape, dtype=dtype)
+        if isinstance(x, np.ndarray) and not x.flags.writeable:
+            x = x.copy()  # torch warns of tensors over memory that must not be written
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
             x = checks.attacked_images(x, clip_values=self.clip_values, shape=self.input_shape)
         if found and not self._warned:
             self._warned = True
             warnings.warn(str(found[0].message), stacklevel=3)
-        return x.float()
+        return x.to(dtype)
 
-    def _check(self, x: Any, slack: float = 0.0) -> torch.Tensor:
-        x = checks.images(x, clip_values=self.clip_values, shape=self.input_shape, slack=slack)
-        return x.float()
+    def _pair(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """Return images and rows of probabilities, both tensors if the images are, else arrays."""
+        images = self._attacked(x)
+        if np.shape(y)[1:] == (self.nb_classes,):
+            rows = torch.as_tensor(y)
+            if not bool(torch.isfinite(rows).all()):
+                raise InputError("labels hold NaN or infinite probabilities; give finite ones")
+        else:
+            rows = F.one_hot(checks.class_indices(y, self.nb_classes), self.nb_classes)
+        if len(images) != len(rows):
+            raise InputError(
+                f"there are {len(images)} images and {len(rows)} labels; give one for each"
+            )
+        if isinstance(x, torch.Tensor):
+            return images, rows.to(images)
+        return images.numpy(), rows.to(images.dtype).cpu().numpy()
 
-    def _check_classes(self) -> None:
-        """Classify one grey image, to find a misfit before the work starts."""
+    def _grey(self) -> torch.Tensor:
         middle = torch.as_tensor(np.mean(self.clip_values, axis=0), dtype=torch.float32)
-        grey = middle.expand(1, *self.input_shape).to(self.device)
-        classes = checks.class_count(self.model, grey)
-        if classes != self.nb_classes:
-            raise InputError(f"nb_classes is {self.nb_classes} but the model returns {classes}")
+        return middle.expand(1, *self.input_shape).to(self.device)
+
+
+def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    """Return a shape as (channels, height, width), each a positive number."""
+    if len(shape) != 3:
+        raise InputError(f"input_shape is {tuple(shape)}; give (channels, height, width)")
+    channels, height, width = (checks.count("input_shape", size) for size in shape)
+    return channels, height, width
 
 
 def _refuse_processing(options: dict[str, Any], estimator: object = None) -> None:

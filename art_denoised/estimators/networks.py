@@ -15,15 +15,14 @@ from torch import nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.estimators.defended import DefendedClassifier, optimizer_like
-from art_denoised.estimators.preprocessing import without_preprocessing
-from art_denoised.networks.activation_surgery import smooth_activations
+from art_denoised.estimators.adapters import without_preprocessing
+from art_denoised.estimators.defended import DefendedClassifier, image_shape, optimizer_like
 from art_denoised.networks.feature_denoising import Operation
+from art_denoised.networks.rectifiers import smooth_activations
 from art_denoised.networks.surgery import add_feature_denoising
 from art_denoised.training.config import TrainingConfig
-from art_denoised.training.recipes import Recipe
-from art_denoised.training.robust import ROBUST_CONFIG, train_robust
-from art_denoised.training.rows import EpochRow
+from art_denoised.training.loop import EpochRow
+from art_denoised.training.robust import ROBUST_CONFIG, Recipe, train_robust
 
 
 class FeatureDenoisingClassifier(DefendedClassifier):
@@ -43,12 +42,10 @@ class FeatureDenoisingClassifier(DefendedClassifier):
         where: "stages", or names of the modules that a block follows.
         block: Further options of `FeatureDenoising`.
         activation: Name or module of the smooth activation that replaces ReLU; None keeps ReLU.
-        loss: Loss on logits and labels; cross-entropy by default.
         optimizer: Optimizer whose type and defaults are taken for the parameters of the changed
             copy; for ``fit`` and for ART's trainers.
-        device_type: "gpu", where there is one, or "cpu", as in ART.
-        **kwargs: Further arguments of PyTorchClassifier. Preprocessing and postprocessing are
-            refused: they belong to the backbone.
+        **kwargs: ``loss``, ``device_type`` and further arguments of PyTorchClassifier.
+            Preprocessing and postprocessing are refused: they belong to the backbone.
 
     Raises:
         InputError: The backbone cannot be changed as asked, or cannot take such images.
@@ -75,15 +72,10 @@ class FeatureDenoisingClassifier(DefendedClassifier):
         where: str | Sequence[str] = "stages",
         block: Mapping[str, Any] | None = None,
         activation: str | nn.Module | None = None,
-        loss: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
-        device_type: str = "gpu",
         **kwargs: Any,
     ) -> None:
-        if len(input_shape) != 3:
-            raise InputError(f"input_shape is {tuple(input_shape)}; give (channels, height, width)")
-        channels, height, width = (checks.count("input_shape", size) for size in input_shape)
-        shape, model = (channels, height, width), copy.deepcopy(backbone)
+        shape, model = image_shape(input_shape), copy.deepcopy(backbone)
         if activation is not None:
             model = smooth_activations(model, activation, input_shape=shape)
         if operation is not None:
@@ -93,16 +85,8 @@ class FeatureDenoisingClassifier(DefendedClassifier):
         if optimizer is not None:
             optimizer = optimizer_like(optimizer, model)
         super().__init__(
-            model=model.eval(),
-            loss=nn.CrossEntropyLoss() if loss is None else loss,
-            input_shape=shape,
-            nb_classes=checks.count("nb_classes", nb_classes, 2),
-            optimizer=optimizer,
-            clip_values=(0.0, 1.0),
-            device_type=device_type,
-            **kwargs,
+            model, input_shape=shape, nb_classes=nb_classes, optimizer=optimizer, **kwargs
         )
-        self._check_classes()
 
 
 class RobustTrainer(Trainer):

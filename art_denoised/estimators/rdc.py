@@ -35,7 +35,7 @@ class RobustDiffusionClassifier(DefendedClassifier):
         eta: Largest change of a pixel by likelihood maximization; "adam_reference" ignores it.
         form: "adam", "adam_reference" or "momentum": the form of likelihood maximization.
         gradient: "exact", or "bpda" for the identity in its place.
-        rate: Learning rate of likelihood maximization.
+        lr: Learning rate of likelihood maximization.
         levels: Noise levels of the classifier and of the momentum form.
         prior: Prior probability of each class; uniform by default.
         temperature: Divisor of the logits.
@@ -44,11 +44,8 @@ class RobustDiffusionClassifier(DefendedClassifier):
         recompute: Whether pieces are recomputed in the backward pass, to save memory.
         seed: Seed of all noise, which makes the defence deterministic; None draws fresh noise in
             every call, to be attacked with EOT.
-        loss: Loss on logits and labels; cross-entropy by default.
-        optimizer: Optimizer for ``fit`` and for ART's trainers.
-        device_type: "gpu", where there is one, or "cpu", as in ART.
-        **kwargs: Further arguments of PyTorchClassifier. Preprocessing and postprocessing are
-            refused.
+        **kwargs: ``loss``, ``optimizer``, ``device_type`` and further arguments of
+            PyTorchClassifier. Preprocessing and postprocessing are refused.
 
     Raises:
         InputError: A value is out of range, or the model cannot take such images.
@@ -77,7 +74,7 @@ class RobustDiffusionClassifier(DefendedClassifier):
         eta: float = 8 / 255,
         form: FormName = "adam",
         gradient: Gradient = "exact",
-        rate: float = 0.05,
+        lr: float = 0.05,
         levels: Levels | None = None,
         prior: Sequence[float] | None = None,
         temperature: float = 1.0,
@@ -85,9 +82,6 @@ class RobustDiffusionClassifier(DefendedClassifier):
         bf16: bool = False,
         recompute: bool = True,
         seed: int | None = None,
-        loss: nn.Module | None = None,
-        optimizer: torch.optim.Optimizer | None = None,
-        device_type: str = "gpu",
         **kwargs: Any,
     ) -> None:
         checks.eval_mode(diffusion)
@@ -109,23 +103,18 @@ class RobustDiffusionClassifier(DefendedClassifier):
                     diffusion,
                     steps=steps,
                     eta=eta,
-                    form=named_form(form, lr=rate, levels=levels),
+                    form=named_form(form, lr=lr, levels=levels),
                     gradient=gradient,
                     seed=seed,
                     bf16=bf16,
                 ),
             )
         super().__init__(
-            model=nn.Sequential(*stages).eval(),
-            loss=nn.CrossEntropyLoss() if loss is None else loss,
-            input_shape=tuple(checks.count("input_shape", size) for size in input_shape),
+            nn.Sequential(*stages),
+            input_shape=input_shape,
             nb_classes=classifier.classes,
-            optimizer=optimizer,
-            clip_values=(0.0, 1.0),
-            device_type=device_type,
             **kwargs,
         )
-        self._check_classes()
 
     @property
     def seed(self) -> int | None:

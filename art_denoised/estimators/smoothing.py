@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,17 +15,19 @@ from torch import nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.estimators.certifying import CertifyingMixin
+from art_denoised.estimators.adapters import without_preprocessing
 from art_denoised.estimators.defended import DefendedClassifier
-from art_denoised.estimators.preprocessing import without_preprocessing
 from art_denoised.smoothing.modules import DenoisedClassifier, SmoothedClassifier
 from art_denoised.smoothing.noise import fresh_seed
+from art_denoised.smoothing.smoother import Smoother
+from art_denoised.smoothing.statistics import Certificate, TableRow, accuracy_rows
+from art_denoised.smoothing.stops import AtRadii, FixedN, Voting
 from art_denoised.training.config import TrainingConfig
 from art_denoised.training.denoiser import DenoiserLoss, Objective, train_denoiser
 from art_denoised.types import Denoiser
 
 
-class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothingMixin):
+class DenoisedSmoothing(DefendedClassifier, RandomizedSmoothingMixin):
     """Denoiser + pretrained classifier + randomized smoothing: labels with certified l2 radii.
 
     `predict`, `compute_loss`, `loss_gradient` and `class_gradient` are all of one function: the
@@ -41,9 +44,6 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
         sigma: Standard deviation of the noise in image units.
         input_shape: (channels, height, width).
         nb_classes: Number of classes.
-        loss: Loss on log-probabilities and labels; cross-entropy by default, which leaves
-            log-probabilities as they are.
-        optimizer: For ART's own trainers; `fit` makes its own.
         clip_values: Smallest and largest pixel value. None takes those of an ART classifier, else
             (0, 1). ``sigma`` and the input of the denoiser use the same units.
         sample_size: n0, the samples that select the class in `certify`.
@@ -51,10 +51,10 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
         seed: Fixes all noise; None draws it afresh in every call.
         samples: Noise samples in `predict` and in gradients.
         max_batch: Noisy images that go through the base classifier at once in these.
-        channels_first: Only True is supported.
-        device_type: "gpu", where there is one, or "cpu", as in ART.
-        **kwargs: Further arguments of PyTorchClassifier. Preprocessing and postprocessing are
-            refused: they belong to ``classifier``.
+        **kwargs: ``loss``, ``optimizer``, ``device_type`` and further arguments of
+            PyTorchClassifier. Preprocessing and postprocessing are refused: they belong to
+            ``classifier``. The loss takes log-probabilities, which cross-entropy leaves as they
+            are. The optimizer is for ART's trainers; `fit` makes its own.
 
     Raises:
         InputError: A value is out of range, ``clip_values`` differ from those of the ART
@@ -94,46 +94,30 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
         sigma: float,
         input_shape: tuple[int, int, int],
         nb_classes: int,
-        loss: nn.Module | None = None,
-        optimizer: torch.optim.Optimizer | None = None,
         clip_values: tuple[Any, Any] | None = None,
         sample_size: int = 100,
         alpha: float = 0.001,
         seed: int | None = None,
         samples: int = 32,
         max_batch: int = 256,
-        channels_first: bool = True,
-        device_type: str = "gpu",
         **kwargs: Any,
     ) -> None:
         clip_values = _clip_values(classifier, clip_values)
         sigma = checks.sigma(sigma, clip_values)
-        shape = tuple(checks.count("input_shape", size) for size in input_shape)
-        if len(shape) != 3 or not channels_first:
-            raise InputError(
-                f"input_shape is {shape}, channels_first {channels_first}; give images as "
-                "(channels, height, width)"
-            )
         base = without_preprocessing(classifier)
         for part in (base, denoiser):
             checks.eval_mode(part)
         if denoiser is not None:
             base = DenoisedClassifier(base, denoiser, sigma=sigma)
         super().__init__(
-            model=SmoothedClassifier(
-                base, sigma=sigma, samples=samples, seed=seed, max_batch=max_batch
-            ).eval(),
-            loss=nn.CrossEntropyLoss() if loss is None else loss,
-            input_shape=shape,
-            nb_classes=checks.count("nb_classes", nb_classes, 2),
-            optimizer=optimizer,
+            SmoothedClassifier(base, sigma=sigma, samples=samples, seed=seed, max_batch=max_batch),
+            input_shape=input_shape,
+            nb_classes=nb_classes,
             clip_values=clip_values,
-            device_type=device_type,
             **kwargs,
         )
         self.sample_size = checks.count("sample_size", sample_size)
         self.alpha = checks.alpha(alpha)
-        self._check_classes()
 
     @property
     def sigma(self) -> float:
@@ -179,6 +163,95 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
     def max_batch(self, value: int) -> None:
         self.model.max_batch = checks.count("max_batch", value)
 
+    def smoother(self, batch_size: int = 32, *, noise: str = "gaussian") -> Smoother:
+        """Return the `Smoother` with these settings, by which `certify` and `vote` sample."""
+        return Smoother(
+            self.model.base,
+            sigma=self.sigma,
+            noise=noise,
+            seed=self._seed_for_call(),
+            batch_size=batch_size,
+            clip_values=self.clip_values,
+        )
+
+    def certify(self, x: np.ndarray, n: int, batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+        """Certify images: ``sample_size`` samples select a class, ``n`` more bound it.
+
+        Args:
+            x: Images (batch, channels, height, width) within ``clip_values``.
+            n: Number of estimation samples.
+            batch_size: Number of noisy images that are classified at once.
+
+        Returns:
+            Labels (batch,), -1 for an abstention, and l2 radii (batch,) in image units, 0 there.
+
+        Raises:
+            InputError: A value is out of range, ``n`` samples can certify nothing, or images or
+                model cannot be used.
+        """
+        certificates = self.certificates(x, n, batch_size)
+        labels = np.array([certificate.label for certificate in certificates], np.int64)
+        return labels, np.array([certificate.radius for certificate in certificates], np.float64)
+
+    def certificates(
+        self, x: np.ndarray, n: int, batch_size: int = 32, *, noise: str = "gaussian"
+    ) -> list[Certificate]:
+        """Return what `certify` rests on: a `Certificate` for each image, with counts and seed.
+
+        ``noise`` may be "quantised" for 8-bit images (docs/certificates.md).
+        """
+        stop = FixedN(n, n0=self.sample_size, alpha=self.alpha)
+        smoother, images = self.smoother(batch_size, noise=noise), self._clean(x)
+        return smoother.certify(images, stop) if len(images) else []
+
+    def certify_table(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        radii: Sequence[float],
+        n: int = 100_000,
+        batch_size: int = 32,
+        *,
+        use_labels: bool = True,
+        noise: str = "gaussian",
+    ) -> tuple[list[TableRow], list[Certificate]]:
+        """Return certified accuracy at each radius, from as few samples as that takes.
+
+        Each image is sampled until every radius is proved or out of reach; the statement and its
+        alpha are those of `certify` with n samples (docs/sequential.md).
+
+        Args:
+            x: Images (batch, channels, height, width) within ``clip_values``, at least one.
+            y: Labels: indices (batch,), or one-hot (batch, nb_classes).
+            radii: l2 radii in image units, at least one.
+            n: Largest number of estimation samples for an image.
+            batch_size: Number of noisy images, of several images, that are classified at once.
+            use_labels: Whether to spend no samples on images whose selected class is wrong.
+            noise: "gaussian", or "quantised" for 8-bit images.
+
+        Returns:
+            A row for each radius, with its 95% interval over images; and the certificates.
+        """
+        stop = AtRadii(radii, n, n0=self.sample_size, alpha=self.alpha, labels=use_labels)
+        images, labels = self._clean(x), checks.class_indices(y, self.nb_classes).tolist()
+        if len(labels) != len(images):
+            raise InputError(
+                f"there are {len(images)} images and {len(labels)} labels; give one for each"
+            )
+        smoother = self.smoother(batch_size, noise=noise)
+        certificates = smoother.certify(images, stop, labels=labels)
+        correct = [c.label == label for c, label in zip(certificates, labels, strict=True)]
+        return accuracy_rows(correct, [c.radius for c in certificates], stop.radii), certificates
+
+    def vote(self, x: np.ndarray, n: int, batch_size: int = 32) -> np.ndarray:
+        """Return the labels (batch,) by majority vote over n samples (Cohen et al., Predict).
+
+        -1 stands where the two leading classes cannot be told apart at ``alpha``.
+        """
+        smoother, images = self.smoother(batch_size), self._clean(x)
+        votes = smoother.vote(images, Voting(n, self.alpha)) if len(images) else []
+        return np.array([vote.label for vote in votes], np.int64)
+
     def fit(
         self,
         x: np.ndarray,
@@ -187,7 +260,7 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
         nb_epochs: int = 20,
         *,
         objective: str | DenoiserLoss = "classification",
-        rate: float = 1e-3,
+        lr: float = 1e-3,
         augment: str = "none",
         verbose: bool = False,
         **kwargs: Any,
@@ -203,9 +276,9 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
             y: Labels: indices (batch,), or one-hot (batch, nb_classes).
             batch_size: Number of images in a step.
             nb_epochs: Number of passes over the images.
-            objective: "mse", "stability", "classification", "hybrid", or a function like
-                `art_denoised.training.stability`.
-            rate: Peak learning rate.
+            objective: "mse", "stability", "classification", "hybrid", or a function
+                ``loss(x_hat, x, y, classifier)``.
+            lr: Peak learning rate.
             augment: "crop+flip", "crop" or "none".
             verbose: Show progress.
             **kwargs: Ignored, as in ART.
@@ -224,13 +297,13 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
         config = TrainingConfig(
             epochs=nb_epochs,
             batch_size=batch_size,
-            lr=rate,
+            lr=lr,
             augment=augment,  # type: ignore[arg-type]
             seed=self._seed_for_call(),
         )
         train_denoiser(
             denoiser,
-            torch.utils.data.TensorDataset(self._check(x), labels),
+            torch.utils.data.TensorDataset(self._clean(x), labels),
             Objective(objective, sigma=self.sigma, classifier=base.classifier),
             config,
             progress=verbose,
@@ -249,6 +322,12 @@ class DenoisedSmoothing(DefendedClassifier, CertifyingMixin, RandomizedSmoothing
         denoiser = getattr(self.model.base, "denoiser", None)
         trainable = isinstance(denoiser, nn.Module) and any(True for _ in denoiser.parameters())
         return denoiser if trainable else None
+
+    def _clean(self, x: Any) -> torch.Tensor:
+        """Return images that are no attack's: each pixel must be in range."""
+        if np.shape(x) == (0, *self.input_shape):
+            return torch.zeros(x.shape)
+        return checks.images(x, clip_values=self.clip_values, shape=self.input_shape).float()
 
     def _seed_for_call(self) -> int:
         return fresh_seed() if self.seed is None else self.seed

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from art_denoised.checks import InputError
-from art_denoised.data.chosen import Chosen
+from art_denoised.data.images import Chosen
 from art_denoised.evaluation.rows import CERTIFY, CertifyRow, Index, Log
 from art_denoised.runs.identity import describe, fingerprint
 from art_denoised.runs.identity import identity as identity_of
@@ -54,13 +54,7 @@ class FailedRow(Row, frozen=True, kw_only=True, tag="failed", tag_field="kind"):
 
 
 class AskedRow(Row, frozen=True, kw_only=True, tag="image", tag_field="kind"):
-    """The image that answers are about, and its class.
-
-    Attributes:
-        index: Index of the image.
-        label: True class.
-        pixels: Hash of the image.
-    """
+    """The image that answers are about, by a hash of its pixels, and its true class."""
 
     index: Index
     label: Index
@@ -98,15 +92,7 @@ class MissingError(Exception):
 
 
 class Answers:
-    """The answers in a journal.
-
-    Args:
-        words: Classes that answers are read as.
-        rows: Rows of the journal.
-
-    Raises:
-        InputError: A row holds an answer that is none.
-    """
+    """The answers in the rows of a journal, read as classes."""
 
     def __init__(self, words: Vocabulary, rows: Iterable[Any]) -> None:
         self._words = words
@@ -131,22 +117,14 @@ class Answers:
         return [s for s in samples if (index, int(draw.stage), s) not in self._classes]
 
     def votes(self, index: int, draw: Draw) -> Counts:
-        """Count the answers of a draw.
-
-        Raises:
-            MissingError: There are not all of them.
-        """
+        """Count the answers of a draw, or raise MissingError."""
         if missing := self.missing(index, draw):
             raise MissingError(index, draw, missing)
         stage, samples = int(draw.stage), range(draw.start, draw.stop)
         return Counter(self._classes[index, stage, sample] for sample in samples)
 
-    def check(self, index: int, label: int, x: Image) -> None:
-        """Refuse an image or label that is not the one that the answers are about.
-
-        Raises:
-            InputError: It is another one.
-        """
+    def check(self, index: int, x: Image, label: int) -> None:
+        """Refuse an image or label that is not the one that the answers are about."""
         asked = self._asked.get(index)
         if asked is None:
             return
@@ -168,18 +146,18 @@ class Answers:
 
 
 class AnswerRun(Answers):
-    """A journal of answers that is being written: the ledger of a voter; a context manager.
+    """A journal of answers that is being written: the ledger of a voter.
+
+    The number of answers depends on the stop rule, so a later run must not choose another one,
+    knowing the votes.
 
     Args:
         folder: Folder of the run.
         smoother: A smoother of a query-only base classifier.
-        stop: When an image is done: the number of answers depends on it, so a later run must not
-            choose another one, knowing the votes.
-        resume: Continue the journal if it exists.
+        stop: When an image is done.
+        record: What a certificate says of its samples (`Smoother.record`).
         identity: What else must agree.
-
-    Raises:
-        InputError: The folder holds another run, or its settings differ.
+        resume: Continue the journal if it exists.
     """
 
     def __init__(
@@ -187,58 +165,55 @@ class AnswerRun(Answers):
         folder: Path | str,
         smoother: Smoother,
         stop: FixedN | AtRadii,
+        record: Mapping[str, Any],
+        identity: Mapping[str, Any],
         *,
-        resume: bool = False,
-        identity: Mapping[str, Any] | None = None,
+        resume: bool,
     ) -> None:
         box: Any = smoother.base
-        self._box, words = box, box.words
-        denoiser = smoother.denoiser
-        settings = {
-            "classifier": describe(getattr(self._box, "identity", None)),
-            "denoiser": None if denoiser is None else identity_of(denoiser),
-            **(identity or {}),
-            "sigma": smoother.sigma,
-            "seed": smoother.seed,
-            **{name: value for name, value in stop.settings.items() if name != "alpha"},
-            "classes": list(words.classes),  # answers are kept as indices of them
-        }
-        begun = (Path(folder) / f"{ANSWERS.name}.jsonl").exists()
-        self._log = log = Path(folder) / f"{CERTIFY.name}.jsonl"
-        if log.exists() and not begun:
+        self._box, self._stop, self._record = box, stop, record
+        self._log = Path(folder) / f"{CERTIFY.name}.jsonl"
+        if self._log.exists() and not (Path(folder) / f"{ANSWERS.name}.jsonl").exists():
             raise InputError(
-                f"{folder} already holds a run of another kind ({log.name} without answers); "
+                f"{folder} already holds a run of another kind ({self._log.name} without answers); "
                 "choose another folder"
             )
+        denoiser = smoother.denoiser
+        settings = {
+            "classifier": describe(getattr(box, "identity", None)),
+            "denoiser": None if denoiser is None else identity_of(denoiser),
+            **identity,
+            **{name: record[name] for name in ("noise", "tv", "sigma", "seed")},
+            **{name: value for name, value in stop.settings.items() if name != "alpha"},
+            "classes": list(box.words.classes),  # answers are kept as indices of them
+        }
         self._run: Run[Any] = Run(folder, ANSWERS, settings, resume=resume)
         try:
-            super().__init__(words, self._run.rows.values())
+            super().__init__(box.words, self._run.rows.values())
         except BaseException:
             self._run.close()
             raise
 
-    def __enter__(self) -> AnswerRun:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
+        """Close the journal."""
         self._run.close()
 
     def drop_log(self) -> None:
         """Remove the certificates, all of which follow from the answers."""
         self._log.unlink(missing_ok=True)
 
-    def begin(self, index: int, label: int, x: Image) -> None:
+    def finished(self) -> list[int]:
+        """Return the images whose certificates follow from the answers that are here."""
+        return [index for index, label in self.labels.items() if not self._needed(index, label)]
+
+    def begin(self, index: int, x: Image, label: int) -> None:
         """Note the class of an image, and which one it is, before it is asked about."""
-        self.check(index, label, x)
+        self.check(index, x, label)
         if index not in self._asked:
             self._append(AskedRow(index=index, label=label, pixels=fingerprint(x)))
 
     def keep(self, answers: Mapping[Key, Answer]) -> None:
-        """Write answers that have come, first of all.
-
-        Raises:
-            InputError: One is no answer. The others were written.
-        """
+        """Write answers that have come; one that is none is refused once the others are written."""
         bad: InputError | None = None
         for (index, stage, sample), answer in answers.items():
             try:
@@ -256,35 +231,20 @@ class AnswerRun(Answers):
         """Note an attempt that may have been paid in vain."""
         self._append(FailedRow(reason=reason, queries=queries))
 
-    def check_budget(
-        self, images: Chosen, stop: FixedN | AtRadii, record: Mapping[str, Any]
-    ) -> None:
-        """Refuse a run that the budget cannot pay, before anything is asked.
-
-        Args:
-            images: Images of the run.
-            stop: When an image is done.
-            record: What a certificate says of its samples.
-
-        Raises:
-            BudgetError: The fewest queries that the images will still take exceed it.
-        """
+    def check_budget(self, images: Chosen) -> None:
+        """Refuse a run whose fewest queries the budget cannot pay, before anything is asked."""
         self._box.spent = max(self._box.spent, self.spent)
-        needed = sum(self._needed(*image, stop=stop, record=record) for image in images)
+        needed = 0
+        for index, x, label in images:
+            self.check(index, x, label)
+            needed += self._needed(index, label)
         self._box.budget.check(self._box.spent, needed)
 
-    def _needed(
-        self,
-        index: int,
-        x: Image,
-        label: int,
-        *,
-        stop: FixedN | AtRadii,
-        record: Mapping[str, Any],
-    ) -> int:
-        self.check(index, label, x)
+    def _needed(self, index: int, label: int) -> int:
+        """Return the fewest queries that an image will still take."""
+        stop = self._stop
         try:
-            simulate(stop.procedure(label, record), partial(self.votes, index))
+            simulate(stop.procedure(label, self._record), partial(self.votes, index))
         except MissingError as missing:
             # With labels the selection alone may show that the image is misclassified.
             by_labels = isinstance(stop, AtRadii) and stop.labels is True
@@ -360,13 +320,9 @@ def recertify(
         stop = AtRadii(settings["radii"], last, settings["n0"], alpha, labels)
     else:
         stop = FixedN(last if n is None else n, settings["n0"] if n0 is None else n0, alpha)
-    record = {
-        "alpha": stop.alpha,
-        "sigma": settings["sigma"],
-        "seed": settings["seed"],
-        "noise": settings.get("noise", "gaussian"),
-        "tv": settings.get("tv", 0.0),
-    }
+    of_noise = {"noise": settings.get("noise", "gaussian"), "tv": settings.get("tv", 0.0)}
+    record = {name: settings[name] for name in ("sigma", "seed")} | of_noise
+    record |= {"alpha": stop.alpha}
     rows, unfinished = [], []
     for index, label in held.labels.items():
         if label >= len(words.classes):

@@ -7,49 +7,35 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from art_denoised import checks
+from art_denoised.attacks.ascent import NORMS, distances, within
 from art_denoised.checks import InputError
-from art_denoised.data.chosen import Chosen
-from art_denoised.data.sources import ImageData
+from art_denoised.data.images import Chosen, ImageData
 from art_denoised.evaluation import masking
 from art_denoised.evaluation.attack_rows import (
     ATTACK,
     CHECKS,
     CLEAN,
-    AnyRow,
     AttackLog,
     AttackRow,
+    CheckRow,
+    ImageRow,
     unmade,
 )
-from art_denoised.evaluation.columns import (
-    Batch,
-    Column,
-    Found,
-    attack_settings,
-    attacked,
-    autoattack_flags,
-    clean_column,
-    columns,
-    pictures_of,
-    rows_of,
-    unattacked,
-)
-from art_denoised.evaluation.probing import Probes, Subject
-from art_denoised.evaluation.progress import Progress
-from art_denoised.evaluation.target import LOOKED, Target
+from art_denoised.evaluation.target import LOOKED, Column, Target, columns
+from art_denoised.runs.identity import describe, versions
 from art_denoised.runs.identity import identity as model_identity
-from art_denoised.runs.identity import versions
 from art_denoised.runs.journal import Run
 from art_denoised.types import Images, Labels, Smoothed
 
@@ -67,7 +53,7 @@ def evaluate(
     gradients: Sequence[str] | None = None,
     undefended: nn.Module | None = None,
     masking_checks: bool = True,
-    probes: Probes | None = None,
+    probes: masking.Probes | None = None,
     seed: int = 0,
     batch_size: int = 64,
     indices: Sequence[int] | None = None,
@@ -146,7 +132,7 @@ def evaluate(
     used = _usable(list(columns(attacks, target.gradients(gradients))), target)
     images.classes = target.classes
     bar = partial(tqdm, desc="reading", unit="image", leave=False, delay=2, disable=not progress)
-    size = probes or Probes()
+    size = probes or masking.Probes()
     settings = {
         **(identity or {}),
         **model_identity(target.module),
@@ -191,6 +177,27 @@ def _usable(used: list[Column], target: Target) -> list[Column]:
     return used
 
 
+def attack_settings(used: Iterable[Column]) -> list[dict[str, Any]]:
+    """Return what determines each attack, its own seed among it, as JSON values."""
+    settings: dict[tuple[str, float], dict[str, Any]] = {}
+    for column in used:
+        name, gradient, eps = column.key
+        own = describe(column.attack)
+        own = own if isinstance(own, dict) else {"held": own}  # a function
+        common = {"type": type(column.attack).__name__, "eps": eps, "norm": column.attack.norm}
+        named = {"name": name, "gradients": [], "mixed": column.mixed}
+        settings.setdefault((name, eps), {**own, **common, **named})["gradients"].append(gradient)
+    return list(settings.values())
+
+
+@dataclass(frozen=True)
+class _NoAttack:
+    """What is done to the images of the column "clean": nothing."""
+
+    norm: str
+    eps: float = 0.0
+
+
 @dataclass(frozen=True)
 class _Work:
     """The model, the attacks and the images of a run."""
@@ -203,8 +210,12 @@ class _Work:
     pictured: frozenset[int]
 
     def attack(self, run: Run[Any], visible: bool) -> None:
-        """Write the rows that the run does not hold yet, those without attack first."""
-        clean = clean_column(*(column.attack.norm for column in self.columns[:1]))
+        """Write the rows and pictures that the run does not hold yet, those without attack first.
+
+        A batch whose pictures alone are missing is attacked again.
+        """
+        norm = self.columns[0].attack.norm if self.columns else NORMS[0]
+        clean = Column(CLEAN, "none", _NoAttack(norm))
         total = len(self.images.indices) * (1 + len(self.columns))
         done = sum(isinstance(row, AttackRow) for row in run.rows.values())
         with Progress(total, done, visible=visible) as progress:
@@ -213,15 +224,19 @@ class _Work:
                 expected = getattr(column.attack, "nfe", None)
                 for first in range(0, len(self.images.indices), self.batch_size):
                     block = self.images.indices[first : first + self.batch_size]
-                    todo = [i for i in block if ("attack", column.key, i) not in run.rows]
-                    if todo:
-                        progress.begin(column.name, len(todo), expected)
-                        run.append(self._rows(run, clean, column, block))
+                    rows = {("attack", column.key, index) for index in block} - run.rows.keys()
+                    last = {
+                        ("image", *column.key, index, _stages(column)[-1])
+                        for index in self.pictured.intersection(block)
+                    }
+                    if rows or last - run.rows.keys():
+                        progress.begin(column.name, len(rows), expected)
+                        self._attack(run, column, clean, block)
                         expected = progress.nfe / len(block)
                         progress.end()
 
     def check(
-        self, run: Run[Any], undefended: nn.Module | None, probes: Probes, visible: bool
+        self, run: Run[Any], undefended: nn.Module | None, probes: masking.Probes, visible: bool
     ) -> None:
         """Make the masking checks that the run does not hold yet."""
         log = AttackLog.of(run.settings, run.rows.values())
@@ -229,7 +244,7 @@ class _Work:
         chosen = tuple(right or self.images.indices)[: probes.images]
         x, y = self._images(chosen)
         used = tuple(self.columns)
-        subject = Subject(self.target, x, y, chosen, log.rows, used, undefended, probes)
+        subject = masking.Subject(self.target, x, y, chosen, log.rows, used, undefended, probes)
         todo = unmade(log.checks)
         done = len(CHECKS) - len(todo)
         with Progress(len(CHECKS), done, visible=visible, unit="check") as progress:
@@ -238,32 +253,33 @@ class _Work:
                 progress.begin(name, 1, None)
                 run.append([masking.make(name, subject)])
                 progress.end()
-            run.append(row for row in masking.unmoved(subject) if row != run.rows.get(row.key))
+            for row in masking.unmoved(subject):
+                if row != run.rows.get(row.key):
+                    run.append([row])
 
-    def _rows(
-        self, run: Run[Any], clean: Column, column: Column, block: Sequence[int]
-    ) -> list[AnyRow]:
-        """Return the rows of one batch that the run does not hold yet."""
-        batch = Batch(block, *self._images(block), self._seed(column, block))
+    def _attack(self, run: Run[Any], column: Column, clean: Column, block: Sequence[int]) -> None:
+        """Attack a batch. Its rows are on the disk before pictures are taken, which may fail."""
+        batch = Batch(column, block, *self._images(block), self._seed(column, block))
         begin = time.perf_counter()
         if column is clean:
             found = unattacked(self.target, batch)
         else:
             known = [run.rows["attack", clean.key, index].clean for index in block]
-            found = attacked(self.target, column, batch, torch.tensor(known))
-        seconds = time.perf_counter() - begin
-        pictured = pictures_of(self.target, column, batch, found, self.pictured)
-        made: list[AnyRow] = [*rows_of(column, batch, found, seconds), *pictured]
-        return [row for row in made if row.key not in run.rows] + self._flags(run, column, found)
+            found = attacked(self.target, batch, torch.tensor(known))
+        rows = rows_of(batch, found, time.perf_counter() - begin)
+        run.append(
+            [*(row for row in rows if row.key not in run.rows), *self._flags(run, column, found)]
+        )
+        run.append(pictures_of(self.target, batch, found.x_adv, self.pictured))
 
-    def _flags(self, run: Run[Any], column: Column, found: Found) -> list[AnyRow]:
+    def _flags(self, run: Run[Any], column: Column, found: Found) -> list[CheckRow]:
         """Return what AutoAttack says of the model, if it says more than on earlier batches."""
-        name = autoattack_flags(column, (), self.target.randomised).name
-        known = run.rows[key].numbers["flags"] if (key := ("check", name)) in run.rows else []
-        if set(found.flags) <= set(known):
-            return []
+        row = masking.autoattack_flags(column, found.flags, self.target.randomised)
+        known = run.rows[row.key].numbers["flags"] if row.key in run.rows else []
         every = tuple(dict.fromkeys((*known, *found.flags)))
-        return [autoattack_flags(column, every, self.target.randomised)]
+        if len(every) == len(known):
+            return []
+        return [masking.autoattack_flags(column, every, self.target.randomised)]
 
     def _seed(self, column: Column, block: Sequence[int]) -> int:
         """Return the seed of one batch of one column, whatever ran before it."""
@@ -274,3 +290,182 @@ class _Work:
     def _images(self, block: Sequence[int]) -> tuple[Images, Labels]:
         x, y = self.images.stack(block)
         return x.to(self.target.device), y.to(self.target.device)
+
+
+class Batch(NamedTuple):
+    """Images that are attacked together in a column, with random numbers of their own."""
+
+    column: Column
+    indices: Sequence[int]
+    x: Images
+    y: Labels
+    seed: int
+
+
+class Found(NamedTuple):
+    """What became of a batch; `AttackRow` says what is ``clean`` and ``counted``.
+
+    ``right`` says whether each image was right in the later evaluations, (repeats, batch).
+    """
+
+    x_adv: Images
+    clean: Tensor
+    counted: Tensor
+    right: Tensor
+    flags: tuple[str, ...] = ()
+
+
+def unattacked(target: Target, batch: Batch) -> Found:
+    """Evaluate images without attack."""
+    if target.randomised:
+        right = target.right(batch.x, batch.y, batch.seed)
+    else:
+        right = target.steady(batch.x, batch.y, batch.seed, batch.indices)
+    return Found(batch.x, right.any(0), right[0], right)
+
+
+def attacked(target: Target, batch: Batch, clean: Tensor) -> Found:
+    """Attack those images that are right without attack, and evaluate them again."""
+    x_adv, counted = batch.x.clone(), torch.zeros(len(clean), dtype=torch.bool)
+    right = torch.zeros(target.repeats, len(clean), dtype=torch.bool)
+    if not bool(clean.any()):
+        return Found(x_adv, clean, counted, right)
+    mine = clean.to(batch.x.device)
+    x, y = batch.x[mine], batch.y[mine]
+    found = target.attempt(batch.column.attack, batch.column.gradient, x, y, batch.seed)
+    indices = [index for index, ever in zip(batch.indices, clean.tolist(), strict=True) if ever]
+    x_adv[mine] = verified(batch.column, indices, x, found.x_adv)
+    right[:, clean] = later = target.right(x_adv[mine], y, batch.seed + 1)
+    if found.counted is not None:
+        counted[clean] = found.counted.cpu()
+    elif target.randomised:  # a draw of its own, which no later evaluation shares
+        counted[clean] = target.right(x_adv[mine], y, batch.seed + 2, repeats=1)[0]
+    else:
+        counted[clean] = later[0]
+    return Found(x_adv, clean, counted, right, found.flags)
+
+
+def verified(column: Column, indices: Sequence[int], x: Images, x_adv: Any) -> Images:
+    """Return attacked images after checking that the attack may return them."""
+    who, eps, norm = f"attack {column.name!r}", column.attack.eps, column.attack.norm
+    if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
+        raise InputError(
+            f"{who} returned {tuple(getattr(x_adv, 'shape', ()))} for images of shape "
+            f"{tuple(x.shape)}; it must return one image for each"
+        )
+    x_adv = x_adv.detach().to(x)
+    if not bool(torch.isfinite(x_adv).all()):
+        raise InputError(f"{who} returned NaN or infinite pixels; clamp them, or leave it out")
+    low, high = float(x_adv.min()), float(x_adv.max())
+    if low < -1e-6 or high > 1 + 1e-6:
+        raise InputError(f"{who} returned pixels in [{low:g}, {high:g}]; clamp them to [0, 1]")
+    if not bool(within(x, x_adv, norm, eps).all()):
+        far = distances(x, x_adv)[norm]
+        index = indices[int(far.argmax())]
+        raise InputError(
+            f"{who} returned an example outside the eps-ball: image {index} moved by "
+            f"{float(far.max()):.6g} in {norm}, eps is {eps:g}; give the attack the norm and eps "
+            "that it works in"
+        )
+    return x_adv
+
+
+def rows_of(batch: Batch, found: Found, seconds: float) -> list[AttackRow]:
+    """Return one row for each image; the time is divided over those that were attacked."""
+    attack, gradient, eps = batch.column.key
+    norm, far = batch.column.attack.norm, distances(batch.x, found.x_adv)
+    each = round(seconds / max(int(found.clean.sum()), 1), 6)
+    tensors = (batch.y, found.clean, found.counted, found.right.T, far["linf"], far["l2"])
+    outcomes = zip(batch.indices, *(tensor.tolist() for tensor in tensors), strict=True)
+    return [
+        AttackRow(
+            index,
+            label,
+            attack,
+            gradient,
+            norm,
+            eps,
+            clean,
+            counted,
+            tuple(fresh),
+            linf,
+            l2,
+            each if clean else 0.0,
+        )
+        for index, label, clean, counted, fresh, linf, l2 in outcomes
+    ]
+
+
+def pictures_of(
+    target: Target, batch: Batch, x_adv: Images, wanted: Collection[int]
+) -> Iterator[ImageRow]:
+    """Yield pictures of the wanted images, before and after the defence's purification."""
+    attack, gradient, eps = batch.column.key
+    for i, index in enumerate(batch.indices):
+        for stage in _stages(batch.column) if index in wanted else ():
+            x = x_adv[i : i + 1]
+            image = target.denoised(x) if stage.endswith("denoised") else x
+            if image is not None:
+                yield ImageRow.of(
+                    image[0].detach().cpu(),
+                    index=index,
+                    attack=attack,
+                    gradient=gradient,
+                    eps=eps,
+                    stage=stage,
+                )
+
+
+def _stages(column: Column) -> tuple[str, ...]:
+    """Return the stages of a column's pictures; the last is the one that every model has."""
+    return ("denoised", CLEAN) if column.name == CLEAN else ("attacked and denoised", "attacked")
+
+
+class Progress:
+    """A bar that moves with each forward pass, with the time left.
+
+    Within a batch it shows the NFE (number of function evaluations: forward passes of one image)
+    and, if the number to expect is known, moves by the share of it that is done. ``done`` of
+    ``total`` units were done before; ``interval`` is the time between two refreshes in seconds.
+    """
+
+    def __init__(
+        self, total: int, done: int, *, visible: bool, unit: str = "image", interval: float = 0.5
+    ) -> None:
+        self.nfe = 0
+        self._bar = tqdm(total=total, initial=done, unit=unit, disable=not visible)
+        self._interval, self._shown = interval, 0.0
+        self._done, self._images, self._expected = float(done), 0, 0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def begin(self, name: str, images: int, expected: float | None) -> None:
+        """Begin a batch of ``images``, each of which is expected to take ``expected`` NFE."""
+        self.nfe, self._images = 0, images
+        self._expected = round(images * (expected or 0))
+        self._bar.set_description(name, refresh=False)
+        self._show()
+
+    def tick(self, images: int) -> None:
+        """Count a forward pass of ``images``."""
+        self.nfe += images
+        if time.monotonic() - self._shown >= self._interval:
+            self._show()
+
+    def end(self) -> None:
+        """End the batch."""
+        self._done += self._images
+        self._images = 0
+        self._show()
+
+    def _show(self) -> None:
+        self._shown = time.monotonic()
+        share = min(self.nfe / self._expected, 1.0) if self._expected else 0.0
+        self._bar.n = round(self._done + share * self._images, 1)
+        of = f" of {self._expected:,}" if self._expected else ""
+        self._bar.set_postfix_str(f"NFE {self.nfe:,}{of}", refresh=False)
+        self._bar.refresh()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,8 +13,7 @@ import numpy as np
 from art_denoised.runs.journal import Kind, Row, read_run
 
 CLEAN = "clean"  # the name of the attack that changes nothing
-STAGES = ("clean", "attacked", "denoised", "attacked and denoised")
-CHECKS = (  # the masking checks, all of which a result needs; `masking` makes them in this order
+CHECKS = (  # the masking checks, all of which a result needs, in the order they are made
     "gradient-free attacks",
     "stronger attack",
     "zero gradients",
@@ -79,7 +77,7 @@ class AttackRow(Row, frozen=True, eq=False, tag_field="kind", tag="attack"):
 
     @property
     def column(self) -> tuple[str, str, float]:
-        """Attack, gradient and eps. Rows of one column differ in their image."""
+        """Attack, gradient and eps."""
         return (self.attack, self.gradient, self.eps)
 
     @property
@@ -136,9 +134,9 @@ class ImageRow(Row, frozen=True, tag_field="kind", tag="image"):
         attack: Name of the attack; "clean" for stages without attack.
         gradient: How the attack took gradients; see `AttackRow`.
         eps: Radius of the ball, image units.
-        stage: One of `STAGES`.
+        stage: "clean", "attacked", "denoised" or "attacked and denoised".
         shape: (channels, height, width).
-        pixels: Base64 of the bytes.
+        pixels: Bytes, in base64 in the file.
     """
 
     index: int
@@ -147,7 +145,7 @@ class ImageRow(Row, frozen=True, tag_field="kind", tag="image"):
     eps: float
     stage: str
     shape: tuple[int, int, int]
-    pixels: str
+    pixels: bytes
 
     @property
     def key(self) -> Hashable:
@@ -162,30 +160,19 @@ class ImageRow(Row, frozen=True, tag_field="kind", tag="image"):
     def of(
         cls, image: Any, *, index: int, attack: str, gradient: str, eps: float, stage: str
     ) -> ImageRow:
-        """Return the row of an image (channels, height, width) in [0, 1].
-
-        Example:
-            >>> row = ImageRow.of(
-            ...     np.ones((1, 2, 2)), index=0, attack=CLEAN, gradient="none", eps=0, stage="clean"
-            ... )
-            >>> row.array.shape, int(row.array.max())
-            ((1, 2, 2), 255)
-        """
+        """Return the row of an image (channels, height, width) in [0, 1]."""
         array = np.asarray(image, dtype=np.float64)
-        raw = np.clip(np.rint(array * 255), 0, 255).astype(np.uint8).tobytes()
+        pixels = np.clip(np.rint(array * 255), 0, 255).astype(np.uint8).tobytes()
         channels, height, width = array.shape
-        pixels = base64.b64encode(raw).decode("ascii")
         return cls(index, attack, gradient, eps, stage, (channels, height, width), pixels)
 
     @property
     def array(self) -> np.ndarray:
         """The picture as bytes of shape (channels, height, width)."""
-        raw = base64.b64decode(self.pixels, validate=True)
-        return np.frombuffer(raw, dtype=np.uint8).reshape(self.shape)
+        return np.frombuffer(self.pixels, dtype=np.uint8).reshape(self.shape)
 
 
-AnyRow: TypeAlias = AttackRow | CheckRow | ImageRow
-ATTACK: Kind[Any] = Kind("attack", AnyRow)
+ATTACK: Kind[Any] = Kind("attack", AttackRow | CheckRow | ImageRow)
 
 
 @dataclass(frozen=True)
@@ -213,7 +200,7 @@ class AttackLog:
 
     @classmethod
     def of(
-        cls, settings: Mapping[str, Any], rows: Iterable[AnyRow], notices: Iterable[str] = ()
+        cls, settings: Mapping[str, Any], rows: Iterable[Any], notices: Iterable[str] = ()
     ) -> AttackLog:
         """Return the log that holds ``rows``, which may come in any order."""
         rows = list(rows)
@@ -242,23 +229,13 @@ class AttackLog:
 
 
 def unmade(checks: Iterable[CheckRow]) -> tuple[str, ...]:
-    """Return the names of the masking checks that are missing, or that an error prevented.
-
-    Example:
-        >>> unmade([CheckRow(name, True, "fine") for name in CHECKS if name != "logits"])
-        ('logits',)
-    """
+    """Return the names of the masking checks that are missing, or that an error prevented."""
     made = {check.name for check in checks if "error" not in check.numbers}
     return tuple(name for name in CHECKS if name not in made)
 
 
 def verdict(checks: Iterable[CheckRow], missing: Collection[str]) -> bool | None:
-    """Return whether results are reliable: False if a check failed, None if any is missing.
-
-    Example:
-        >>> verdict([CheckRow("logits", True, "fine")], missing=["global seed"]) is None
-        True
-    """
+    """Return whether results are reliable: False if a check failed, None if any is missing."""
     found = [(check.name in CHECKS, check.passed) for check in checks]
     if any(passed is False for _, passed in found):
         return False

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.data.sources import ImageData
+from art_denoised.data.images import ImageData
 from art_denoised.evaluation.certify import answers, choose
 from art_denoised.smoothing.queries import QueryOnly
 from art_denoised.smoothing.smoother import Smoother
-from art_denoised.smoothing.stops import AtRadii, Counts, Draw, FixedN, Stage, simulate
+from art_denoised.smoothing.stops import AtRadii, Counts, Draw, FixedN, Procedure, Stage, simulate
 
 _SIMULATIONS = 4  # for each pilot image
 _PILOT_SAMPLES = 100
@@ -103,16 +103,15 @@ def preview(
     chosen = [images.indices[i] for i in np.linspace(0, len(images) - 1, pilot).astype(int)]
     start = time.perf_counter()
     with closing(smoother.voter()) as voter:
-        sampled = answers(smoother, images, _pilot, todo=chosen, voter=voter)
-        found = [answer for _, _, answer, _ in sampled]
+        found = [answer for _, _, answer, _ in answers(smoother, images, _Pilot(), chosen, voter)]
     samples_a_second = pilot * _PILOT_SAMPLES / (time.perf_counter() - start)
 
     rng = np.random.default_rng(0)
-    needed = []
-    for label, record, counts in found:
-        for _ in range(_SIMULATIONS):
-            procedure = stop.procedure(label, record)
-            needed.append(simulate(procedure, _votes(counts, rng))[1])
+    needed = [
+        simulate(stop.procedure(label, record), _votes(counts, rng))[1]
+        for label, record, counts in found
+        for _ in range(_SIMULATIONS)
+    ]
     means = np.reshape(needed, (pilot, _SIMULATIONS)).mean(1)
     mean = float(means.mean())
     half = 1.96 * float(means.std(ddof=1)) / pilot**0.5 if pilot > 1 else mean
@@ -128,9 +127,16 @@ def preview(
     )
 
 
-def _pilot(index: int, label: int, record: Mapping[str, Any]) -> Generator[Draw, Counts, Any]:
-    counts = yield Draw(Stage.PILOT, 0, _PILOT_SAMPLES)
-    return label, record, counts
+class _Pilot:
+    """A stop rule that ends after a few samples, with all that is known of an image."""
+
+    settings: ClassVar[dict[str, Any]] = {}
+
+    def procedure(
+        self, label: int | None, record: Mapping[str, Any], earlier: object = None
+    ) -> Procedure[Any]:
+        counts = yield Draw(Stage.PILOT, 0, _PILOT_SAMPLES)
+        return label, record, counts
 
 
 def _votes(counts: Counts, rng: np.random.Generator) -> Callable[[Draw], Counts]:

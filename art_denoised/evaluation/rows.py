@@ -1,17 +1,22 @@
-"""Rows of certify and predict runs, and the logs that hold them."""
+"""Rows of certify and predict runs, and the logs that hold them: ours, and the field's TSV."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+import datetime
+import io
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
 from art_denoised.checks import InputError
-from art_denoised.runs.journal import Kind, Row, read_run
+from art_denoised.runs.journal import Kind, Row, read_run, write_whole
 from art_denoised.smoothing.bounds import Looks, Mixture
 from art_denoised.smoothing.sequential import Proof, Sequential
 from art_denoised.smoothing.statistics import Bound, Certificate, Vote
@@ -21,6 +26,16 @@ Prediction: TypeAlias = Annotated[int, Meta(ge=-1)]
 Votes: TypeAlias = dict[Prediction, Annotated[int, Meta(ge=1, le=2**53)]]
 NonNegative: TypeAlias = Annotated[float, Meta(ge=0, le=1e300)]
 Positive: TypeAlias = Annotated[float, Meta(gt=0, le=1e300)]
+Alpha: TypeAlias = Annotated[float, Meta(gt=0, lt=0.5)]
+
+HEADERS = {  # of the field's logs, as Cohen et al. (2019) write them
+    "certify": "idx\tlabel\tpredict\tradius\tcorrect\ttime",
+    "predict": "idx\tlabel\tpredict\tcorrect\ttime",
+}
+# What a row takes over from an answer under its name.
+_OF_BOTH = ("counts", "alpha", "sigma", "seed", "dtype", "noise")
+_OF_CERTIFICATE = (*_OF_BOTH, "radius", "p_lower", "selection_counts", "tv", "drawn", "proofs")
+_OF_VOTE = (*_OF_BOTH, "p_value")
 
 
 class LabelledRow(Row, frozen=True, kw_only=True, eq=False):
@@ -31,12 +46,27 @@ class LabelledRow(Row, frozen=True, kw_only=True, eq=False):
         label: True class.
         prediction: Class that was certified or predicted; -1 for an abstention.
         seconds: Wall-clock time since the row before; images share batches.
+        n: Number of votes in ``counts``.
+        counts, alpha, sigma, seed, dtype, noise: As in `Certificate` and `Vote`; not there in a row
+            read from a TSV.
     """
 
     index: Index
     label: Index
     prediction: Prediction
     seconds: float
+    n: int = 0
+    counts: Votes | None = None
+    alpha: Alpha | None = None
+    sigma: Positive | None = None
+    seed: int = 0
+    dtype: str = "float32"
+    noise: str = "gaussian"
+
+    def __post_init__(self) -> None:
+        _check_total("n", self.n, self.counts)
+        if self.counts is not None and None in (self.alpha, self.sigma):
+            raise ValueError("the votes lack alpha or sigma")
 
     @property
     def key(self) -> int:
@@ -51,13 +81,11 @@ class LabelledRow(Row, frozen=True, kw_only=True, eq=False):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LabelledRow) or type(self) is not type(other):
             return False
-        return self._timeless() == other._timeless()
+        mine, others = msgspec.structs.asdict(self), msgspec.structs.asdict(other)
+        return {**mine, "seconds": None} == {**others, "seconds": None}
 
     def __hash__(self) -> int:
         return hash((type(self), self.index, self.label, self.prediction))
-
-    def _timeless(self) -> dict[str, Any]:
-        return {**msgspec.structs.asdict(self), "seconds": None}
 
 
 class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):
@@ -65,41 +93,31 @@ class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):
 
     Attributes:
         radius: Certified l2 radius in image units; 0 for an abstention.
-        p_lower, selection_counts, counts, alpha, sigma, seed, dtype, noise, tv, drawn: As in
-            `Certificate`; not there in a row read from a TSV.
-        n0, n: Numbers of votes in ``selection_counts`` and ``counts``.
-        mode: Kind of the bound: "fixed" (one look), "sequential" (a table of radii), "anytime", or
-            "looks" (a table of radii in logs of earlier versions).
-        looks: First and last sample count at which the votes may be looked at, for "sequential" and
-            "looks".
-        proofs: Proved radii of a table: radius, number of samples, votes among them.
+        p_lower, selection_counts, tv, drawn, proofs: As in `Certificate`.
+        n0: Number of votes in ``selection_counts``.
+        mode: Kind of the bound: "fixed" (one look), "sequential" (a table of radii) or "anytime";
+            in earlier logs "looks" (a table of radii by a union bound).
+        looks: First and last sample count at which the votes may be looked at, for tables.
         prior: Parameters (a, b) of the mixture, for "anytime".
     """
 
     radius: NonNegative
     p_lower: float = 0.0
     n0: int = 0
-    n: int = 0
     drawn: int = 0
     mode: str = "fixed"
     looks: tuple[Index, Index] | None = None
     prior: tuple[Positive, Positive] | None = None
     selection_counts: Votes | None = None
-    counts: Votes | None = None
-    alpha: Annotated[float, Meta(gt=0, lt=0.5)] | None = None
-    sigma: Positive | None = None
-    seed: int = 0
-    dtype: str = "float32"
-    noise: str = "gaussian"
     tv: float = 0.0
-    proofs: tuple[tuple[NonNegative, Index, Index], ...] = ()
+    proofs: tuple[Proof, ...] = ()
 
     def __post_init__(self) -> None:
+        LabelledRow.__post_init__(self)
         _check_total("n0", self.n0, self.selection_counts)
-        _check_total("n", self.n, self.counts)
         if self.selection_counts is not None:
-            if None in (self.counts, self.alpha, self.sigma):
-                raise ValueError("the votes lack counts, alpha or sigma")
+            if self.counts is None:
+                raise ValueError("the votes lack counts")
             _ = self.bound  # raises unless it is one of the known kinds
 
     @classmethod
@@ -112,16 +130,15 @@ class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):
             >>> row.correct, row.certificate == c
             (True, True)
         """
-        names = ("radius", "p_lower", "n0", "n", "drawn", "alpha", "sigma", "seed", "dtype")
+        bound: dict[str, Any] = {"mode": "fixed"}
+        if isinstance(answer.bound, Mixture):
+            bound = {"mode": "anytime", "prior": (answer.bound.a, answer.bound.b)}
+        elif isinstance(answer.bound, Sequential) or answer.bound.first < answer.bound.last:
+            mode = "sequential" if isinstance(answer.bound, Sequential) else "looks"
+            bound = {"mode": mode, "looks": (answer.bound.first, answer.bound.last)}
+        held = {name: _plain(getattr(answer, name)) for name in (*_OF_CERTIFICATE, "n0", "n")}
         return cls(
-            index=index,
-            label=label,
-            prediction=answer.label,
-            seconds=seconds,
-            selection_counts=_ordered(answer.selection_counts),
-            counts=_ordered(answer.counts),
-            **{name: getattr(answer, name) for name in (*names, "noise", "tv", "proofs")},
-            **_bound_fields(answer.bound),
+            index=index, label=label, prediction=answer.label, seconds=seconds, **held, **bound
         )
 
     @property
@@ -129,9 +146,9 @@ class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):
         """How ``p_lower`` follows from the votes."""
         if self.mode == "anytime" and self.prior is not None:
             return Mixture(*self.prior)
-        kinds: dict[str, type[Looks | Sequential]] = {"looks": Looks, "sequential": Sequential}
-        if self.looks is not None and 0 < self.looks[0] <= self.looks[1] and self.mode in kinds:
-            return kinds[self.mode](*self.looks)
+        tables: dict[str, type[Looks | Sequential]] = {"looks": Looks, "sequential": Sequential}
+        if self.mode in tables and self.looks and 0 < self.looks[0] <= self.looks[1]:
+            return tables[self.mode](*self.looks)
         if self.mode == "fixed":
             return Looks.fixed(self.n)
         raise ValueError(f"mode is {self.mode!r}, looks {self.looks}, prior {self.prior}")
@@ -139,12 +156,10 @@ class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):
     @property
     def certificate(self) -> Certificate | None:
         """All that was certified; None in a row without votes."""
-        if self.selection_counts is None or self.counts is None:
+        if self.selection_counts is None:
             return None
-        names = ("radius", "p_lower", "selection_counts", "counts", "alpha", "sigma", "seed")
-        same = {name: getattr(self, name) for name in (*names, "dtype", "noise", "tv", "drawn")}
-        proofs = tuple(Proof(*proof) for proof in self.proofs)
-        return Certificate(label=self.prediction, bound=self.bound, proofs=proofs, **same)
+        held: dict[str, Any] = {name: getattr(self, name) for name in _OF_CERTIFICATE}
+        return Certificate(label=self.prediction, bound=self.bound, **held)
 
     def replaces(self, earlier: Any) -> bool:
         """Whether this goes on from an earlier row: more votes, with a bound for all counts."""
@@ -160,27 +175,9 @@ class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):
 
 
 class PredictRow(LabelledRow, frozen=True, kw_only=True, eq=False):
-    """What a predict run says of one image.
-
-    Attributes:
-        p_value, counts, alpha, sigma, seed, dtype, noise: As in `Vote`; not there in a row read
-            from a TSV.
-        n: Number of votes.
-    """
+    """What a predict run says of one image, with the ``p_value`` of its `Vote`."""
 
     p_value: float = 1.0
-    n: int = 0
-    counts: Votes | None = None
-    alpha: Annotated[float, Meta(gt=0, lt=0.5)] | None = None
-    sigma: Positive | None = None
-    seed: int = 0
-    dtype: str = "float32"
-    noise: str = "gaussian"
-
-    def __post_init__(self) -> None:
-        _check_total("n", self.n, self.counts)
-        if self.counts is not None and None in (self.alpha, self.sigma):
-            raise ValueError("the votes lack alpha or sigma")
 
     @classmethod
     def of(cls, index: int, label: int, answer: Vote, seconds: float = 0.0) -> PredictRow:
@@ -191,24 +188,17 @@ class PredictRow(LabelledRow, frozen=True, kw_only=True, eq=False):
             >>> PredictRow.of(7, 3, vote).vote == vote
             True
         """
-        names = ("p_value", "alpha", "sigma", "seed", "dtype", "noise")
-        return cls(
-            index=index,
-            label=label,
-            prediction=answer.label,
-            seconds=seconds,
-            n=sum(answer.counts.values()),
-            counts=_ordered(answer.counts),
-            **{name: getattr(answer, name) for name in names},
-        )
+        held = {name: _plain(getattr(answer, name)) for name in _OF_VOTE}
+        held["n"] = sum(answer.counts.values())
+        return cls(index=index, label=label, prediction=answer.label, seconds=seconds, **held)
 
     @property
     def vote(self) -> Vote | None:
         """The answer with its votes; None in a row without them."""
         if self.counts is None:
             return None
-        names = ("p_value", "counts", "alpha", "sigma", "seed", "dtype", "noise")
-        return Vote(label=self.prediction, **{name: getattr(self, name) for name in names})
+        held: dict[str, Any] = {name: getattr(self, name) for name in _OF_VOTE}
+        return Vote(label=self.prediction, **held)
 
 
 def _upgrade(record: dict[str, Any]) -> dict[str, Any]:
@@ -231,8 +221,6 @@ class Log:
         rows: By index; those of a TSV in the order of the file.
         notices: What the reader had to repair or recompute, for the user to see.
     """
-
-    KINDS: ClassVar[Mapping[str, Kind[Any]]] = {"certify": CERTIFY, "predict": PREDICT}
 
     kind: str
     settings: Mapping[str, Any] | None
@@ -266,43 +254,119 @@ def read_log(path: Path | str) -> Log:
 
     Example:
         >>> import tempfile
-        >>> from art_denoised.evaluation.tsv import HEADERS
         >>> with tempfile.NamedTemporaryFile("w", suffix=".tsv") as file:
-        ...     _ = file.write(HEADERS["certify"] + "\n0\t3\t3\t0.41\t1\t0:00:15.4\n")
+        ...     _ = file.write("idx label predict radius correct time\n0\t3\t3\t0.41\t1\t15.4\n")
         ...     file.flush()
         ...     row = read_log(file.name).rows[0]
         >>> row.correct, row.radius, row.seconds
         (True, 0.41, 15.4)
     """
-    from art_denoised.evaluation.tsv import HEADERS, read_tsv
-
     path = Path(path)
     if path.is_file():
         text = path.read_bytes().decode("utf-8-sig", errors="replace")
         first = text.split("\n", 1)[0].strip()
         for kind, header in HEADERS.items():
             if first.split() == header.split():
-                return read_tsv(path, kind, text)
+                return _read_tsv(path, kind, text)
         if not first.startswith("{"):
             raise InputError(
                 f"{path} is not a log; give a certify.jsonl, or a TSV that begins "
                 f"{' '.join(HEADERS['certify'].split())!r}"
             )
-    contents = read_run(path, *Log.KINDS.values())
+    contents = read_run(path, CERTIFY, PREDICT)
     return Log.of(contents.kind, contents.settings, contents.rows, contents.notices)
 
 
-def _bound_fields(bound: Bound) -> dict[str, Any]:
-    if isinstance(bound, Mixture):
-        return {"mode": "anytime", "prior": (bound.a, bound.b)}
-    if isinstance(bound, Looks) and bound.first == bound.last:
-        return {"mode": "fixed"}
-    mode = "sequential" if isinstance(bound, Sequential) else "looks"
-    return {"mode": mode, "looks": (bound.first, bound.last)}
+def write_tsv(log: Log, path: Path | str) -> None:
+    """Write a log in the field's columns.
+
+    Args:
+        log: Log of certify or predict.
+        path: File to write; replaced if it exists.
+
+    Raises:
+        InputError: The file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> row = CertifyRow(index=7, label=3, prediction=3, radius=0.25, seconds=1.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_tsv(Log("certify", None, (row,)), Path(folder, "a.tsv"))
+        ...     print(Path(folder, "a.tsv").read_text().splitlines()[1].split())
+        ['7', '3', '3', '0.250000', '1', '0:00:01.500000']
+    """
+    text = io.StringIO()
+    table = csv.writer(text, delimiter="\t", lineterminator="\n")
+    table.writerow(HEADERS[log.kind].split("\t"))
+    for row in log.rows:
+        radius = [_floored(row.radius)] if log.kind == "certify" else []
+        time = datetime.timedelta(seconds=row.seconds)
+        table.writerow([row.index, row.label, row.prediction, *radius, int(row.correct), time])
+    write_whole(Path(path), text.getvalue().encode())
 
 
-def _ordered(counts: Mapping[int, int]) -> dict[int, int]:
-    return {c: counts[c] for c in sorted(counts)}
+def _floored(radius: float) -> str:
+    """Return a radius with six decimals, rounded down: those of a table may have more."""
+    return str(Decimal(str(radius)).quantize(Decimal("1e-6"), ROUND_FLOOR))
+
+
+def _read_tsv(path: Path, kind: str, text: str) -> Log:
+    lines = text.split("\n")
+    rows: dict[int, LabelledRow] = {}
+    columns: list[int] = []
+    notices = []
+    for number, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        try:
+            row, column = _row(kind, line.rstrip("\r").split("\t"))
+        except (ValueError, IndexError, OverflowError) as error:
+            if number == len(lines):
+                notices.append("a torn last line was left out")
+                break
+            raise InputError(f"{path}:{number} is damaged: {error}") from None
+        if row.index in rows:
+            raise InputError(f"{path}:{number} holds {row.index} a second time; remove one of them")
+        rows[row.index] = row
+        columns.append(column)
+    notices += _check_correct(rows.values(), columns)
+    return Log(kind, None, tuple(rows.values()), tuple(notices))
+
+
+def _row(kind: str, cells: Sequence[str]) -> tuple[LabelledRow, int]:
+    names = HEADERS[kind].split("\t")
+    if len(cells) != len(names):
+        raise ValueError(f"{len(cells)} cells, not {len(names)}")
+    record = {"index": int(cells[0]), "label": int(cells[1]), "prediction": int(cells[2])}
+    known = {**record, "seconds": _seconds(cells[-1])}
+    if kind == "certify":
+        known["radius"] = float(cells[3])
+    row = msgspec.convert(known, CertifyRow if kind == "certify" else PredictRow)
+    return row, int(float(cells[-2]))
+
+
+def _check_correct(rows: Iterable[LabelledRow], columns: Iterable[int]) -> Iterator[str]:
+    columns = list(columns)
+    wrong = sum(int(row.correct) != column for row, column in zip(rows, columns, strict=True))
+    if wrong:
+        total = " (it holds a running total)" if max(columns) > 1 else ""
+        yield f"column `correct` disagrees with the classes in {wrong} rows{total}; recomputed"
+
+
+def _seconds(cell: str) -> float:
+    """Parse "15.4", "0:02:32.717239" or "1 day, 0:00:01"."""
+    days, _, clock = cell.rpartition(" day")
+    total = float(days or 0) * 86_400
+    parts = clock.lstrip("s, ").split(":")
+    total += sum(float(part) * 60**i for i, part in enumerate(reversed(parts)))
+    if not math.isfinite(total):
+        raise ValueError(f"the time is {cell}")
+    return total
+
+
+def _plain(value: Any) -> Any:
+    """Return votes by class in ascending order; anything else as it is."""
+    return dict(sorted(value.items())) if isinstance(value, Mapping) else value
 
 
 def _check_total(name: str, total: int, votes: Mapping[int, int] | None) -> None:

@@ -1,4 +1,4 @@
-"""The model under attack: how it is called, with which noise, and how gradients are taken.
+"""A model under attack, and the attacks on it: noise, gradients, and how both are called.
 
 Defences are known by what they can do (`Seeded`, `GradientModes`, `Purifies`), not by their class:
 a defence that this package has never seen is evaluated like one of its own.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from art_denoised import checks
-from art_denoised.attacks.contained import contained
-from art_denoised.attacks.suites import Outcome, Suite, as_module
+from art_denoised.attacks.ascent import NORMS
+from art_denoised.attacks.suites import Outcome, Suite, as_module, contained
 from art_denoised.checks import InputError
+from art_denoised.evaluation.attack_rows import CLEAN
 from art_denoised.types import GradientModes, Images, Labels, Logits, Purifies, Seeded
 
 _SAME = 1e-5  # two answers that differ by less, relative to their size, differ by rounding
@@ -31,41 +32,13 @@ class Target:
     """A model to attack, which is first queried repeatedly to detect randomness.
 
     The model is randomised if two calls ever differ by more than rounding: of 16 calls with the
-    first two images, then of 3 with all (of more, if that makes fewer than 96 answers). The first
-    difference ends the search. A deterministic model pays about 130 forward passes of one image.
+    first two images, then of 3 with the first 32 (of more, if that makes fewer than 96 answers).
     Noise that changes each answer with probability p is missed with probability (1 - p)^96 or less:
     1e-6 at p = 0.135. Noise that changes all answers of a call at once is missed with probability
     (1 - p)^16 or so; `steady` may find it later.
 
-    The model gets copies of the images, so that it may write into its input. An output with
-    ``.logits``, as Hugging Face models have, stands for those logits.
-
-    Args:
-        model: Module in eval mode, or an ART estimator over one.
-        x: Images, of which the first 32 are used.
-        noise: "fixed"; "fresh", which makes any model count as randomised; or None, which leaves
-            the noise of the model as it is.
-        repeats: Number of evaluations of an attacked image, if the model is randomised.
-        seed: Seed for noise that is to be fixed and has none, and for the global generators.
-        batch_size: Largest number of images in a call.
-
-    Attributes:
-        given: The model as it was given, for attacks of ART.
-        module: Its module.
-        randomised: Whether calls differ.
-        repeats: Number of evaluations of an attacked image; 1 if the model is deterministic.
-        differentiable: Whether autograd reaches the images.
-        classes: Number of classes.
-        device: Device of the model.
-        tick: Function called with the number of images after each forward pass, for progress bars.
-
-    Raises:
-        InputError: The model cannot be used, or has no noise that can be fixed.
-
-    Example:
-        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
-        >>> Target(net, torch.rand(2, 1, 8, 8), noise=None, repeats=5, seed=0).randomised
-        False
+    The model gets copies of the images, so that it may write into its input. ``tick`` is called
+    with the number of images after each forward pass, for progress bars.
     """
 
     def __init__(
@@ -92,7 +65,7 @@ class Target:
         self._modes: list[Any] = [part for part in parts if _has_modes(part)]
         self._purifier = next((part for part in parts if isinstance(part, Purifies)), None)
         self._noise, self._seed = _checked_noise(noise, bool(self._seeded)), seed
-        self.device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        self.device = checks.model_device(self.module)
         x = x[:LOOKED].to(self.device)
         self.classes = 0  # not known yet
         with self.as_asked():
@@ -119,17 +92,13 @@ class Target:
     @contextlib.contextmanager
     def as_asked(self) -> Iterator[None]:
         """Fix or free the noise of all parts as asked, and restore it at the end."""
-        before = [part.seed for part in self._seeded]
-        try:
+        with _restored(self._seeded, "seed"):
             for part in self._seeded:
                 if self._noise == "fixed" and part.seed is None:
                     part.seed = self._seed
                 elif self._noise == "fresh":
                     part.seed = None
             yield
-        finally:
-            for part, one in zip(self._seeded, before, strict=True):
-                part.seed = one
 
     @contextlib.contextmanager
     def session(self, seed: int) -> Iterator[None]:
@@ -145,9 +114,14 @@ class Target:
             return (inputs[0].clone(), *inputs[1:])
 
         def checked(_: Any, inputs: tuple[Any, ...], output: Any) -> Any:
-            output = getattr(output, "logits", output)
-            self._check_shape(output, len(inputs[0]))
-            self.tick(len(inputs[0]))
+            output, batch = getattr(output, "logits", output), len(inputs[0])
+            shape = tuple(getattr(output, "shape", ()))
+            if self.classes and shape != (batch, self.classes):
+                raise InputError(
+                    f"the model returned shape {shape} for {batch} images; at first it returned "
+                    f"{self.classes} logits for each"
+                )
+            self.tick(batch)
             return output
 
         hooks = [
@@ -179,30 +153,16 @@ class Target:
     @contextlib.contextmanager
     def taking(self, gradient: str) -> Iterator[None]:
         """Take gradients this way in all parts that have it; "none" changes nothing."""
-        before = [part.gradient for part in self._modes]
-        try:
+        with _restored(self._modes, "gradient"):
             for part in self._modes:
                 if gradient in part.gradients:
                     part.gradient = gradient
             yield
-        finally:
-            for part, one in zip(self._modes, before, strict=True):
-                part.gradient = one
 
     def logits(self, x: Images) -> Logits:
-        """Return the model's logits, within a `session`.
-
-        Raises:
-            InputError: The model raised, or returned something other than logits.
-        """
-        try:
+        """Return the model's logits, within a `session`."""
+        with _one_line("the model", "mend it and resume, completed rows are kept"):
             output = self.module(x)
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(
-                f"the model failed: {_words(error)}; mend it and resume, completed rows are kept"
-            ) from error
         return checks.logits(output, len(x))
 
     @torch.no_grad()
@@ -216,8 +176,7 @@ class Target:
     def steady(self, x: Images, y: Labels, seed: int, indices: Sequence[int]) -> Tensor:
         """Return whether each image is right, (1, batch), from a model that seems deterministic.
 
-        Raises:
-            InputError: A second call gives other answers.
+        A second call that gives other answers is an error.
         """
         with self.session(seed):
             first, second = self.logits(x), self.logits(x)
@@ -232,27 +191,16 @@ class Target:
         return (first.argmax(1) == y)[None].cpu()
 
     def attempt(self, attack: Any, gradient: str, x: Images, y: Labels, seed: int) -> Outcome:
-        """Run an attack with one way of taking gradients, seeded by ``seed`` and its own seed.
-
-        Raises:
-            InputError: The attack failed.
-        """
+        """Run an attack with one way of taking gradients, seeded by ``seed`` and its own seed."""
         if is_dataclass(attack) and any(option.name == "seed" for option in fields(attack)):
             own = getattr(attack, "seed", None)
             seed = (seed + own * _MIXING) % 2**31 if isinstance(own, int) else seed
             attack = replace(attack, seed=seed)  # type: ignore[type-var]
-        try:
-            with self.session(seed), self.taking(gradient):
-                if isinstance(attack, Suite):
-                    return attack.run(self.given, x.clone(), y)
-                return Outcome(attack(self.module, x.clone(), y))
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(
-                f"attack {attack_name(attack)!r} failed: {_words(error)}; change it, completed "
-                "rows are kept"
-            ) from error
+        errors = _one_line(f"attack {attack_name(attack)!r}", "change it, completed rows are kept")
+        with errors, self.session(seed), self.taking(gradient):
+            if isinstance(attack, Suite):
+                return attack.run(self.given, x.clone(), y)
+            return Outcome(attack(self.module, x.clone(), y))
 
     @torch.no_grad()
     def denoised(self, x: Images) -> Images | None:
@@ -275,28 +223,15 @@ class Target:
             found = reached.x[: len(x)]
         finally:
             hook.remove()  # before purify, which may call the module
-        name = f"{type(self._purifier).__name__}.purify"
-        try:
-            with self.session(self._seed):
-                clean = self._purifier.purify(found)
-        except Exception as error:
-            raise InputError(
-                f"{name} failed: {_words(error)}; mend it, or give pictures=0"
-            ) from error
+        name, remedy = f"{type(self._purifier).__name__}.purify", "mend it, or give pictures=0"
+        with _one_line(name, remedy), self.session(self._seed):
+            clean = self._purifier.purify(found)
         if getattr(clean, "shape", None) != found.shape or not bool(clean.isfinite().all()):
             raise InputError(
                 f"{name} returned something else than {len(found)} finite images of shape "
-                f"{tuple(found.shape[1:])}; mend it, or give pictures=0"
+                f"{tuple(found.shape[1:])}; {remedy}"
             )
         return clean
-
-    def _check_shape(self, output: Any, batch: int) -> None:
-        shape = tuple(getattr(output, "shape", ()))
-        if self.classes and shape != (batch, self.classes):
-            raise InputError(
-                f"the model returned shape {shape} for {batch} images; at first it returned "
-                f"{self.classes} logits for each"
-            )
 
     @torch.no_grad()
     def _differs(self, x: Images, batch_size: int) -> bool:
@@ -309,19 +244,6 @@ class Target:
                     if bool((_gaps(first, self.logits(block)) > _SAME).any()):
                         return True
         return False
-
-
-def attack_name(attack: Any) -> str:
-    """Return the name of an attack that was given without one.
-
-    Example:
-        >>> from art_denoised.attacks.pgd import PGD
-        >>> attack_name(PGD(0.1))
-        'pgd'
-    """
-    if isinstance(attack, Suite):
-        return attack.name
-    return str(getattr(attack, "__name__", type(attack).__name__)).lower()
 
 
 class _ReachedError(Exception):
@@ -366,5 +288,93 @@ def _gaps(first: Logits, second: Logits) -> Tensor:
     return gaps.amax(1) / (1 + size)
 
 
-def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+@contextlib.contextmanager
+def _restored(parts: Sequence[Any], name: str) -> Iterator[None]:
+    """Put an attribute of some parts back at the end."""
+    before = [getattr(part, name) for part in parts]
+    try:
+        yield
+    finally:
+        for part, one in zip(parts, before, strict=True):
+            setattr(part, name, one)
+
+
+@contextlib.contextmanager
+def _one_line(who: str, remedy: str) -> Iterator[None]:
+    """Turn any error of code that is not ours into an `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"{who} failed: {words}; {remedy}") from error
+
+
+@dataclass(frozen=True)
+class Column:
+    """An attack with one way of taking gradients: "exact", "bpda" or "none".
+
+    What a ``mixed`` one breaks does not show that gradients find it: only some of its parts take
+    them.
+    """
+
+    name: str
+    gradient: str
+    attack: Any
+    mixed: bool = False
+
+    @property
+    def key(self) -> tuple[str, str, float]:
+        """Attack, gradient and eps, as in `AttackRow.column`."""
+        return (self.name, self.gradient, float(self.attack.eps))
+
+    @property
+    def words(self) -> str:
+        """The key in words, for the names of checks."""
+        return "{} ({}, eps {:g})".format(*self.key)
+
+
+def columns(
+    attacks: Iterable[Any] | Mapping[str, Any], gradients: tuple[str, ...]
+) -> Iterator[Column]:
+    """Yield each attack with each way of taking gradients, under a name of its own."""
+    attacks = [attacks] if callable(attacks) else attacks
+    given = attacks.items() if isinstance(attacks, Mapping) else attacks
+    named = [one if isinstance(one, tuple) else (attack_name(one), one) for one in given]
+    seen = set()
+    for name, attack in named:
+        _check_attack(name, attack)
+        free = bool(getattr(attack, "gradient_free", False))
+        mixed = bool(getattr(attack, "mixed", False))
+        for gradient in ("none",) if free else gradients:
+            column = Column(name, gradient, attack, mixed)
+            if column.key in seen:
+                raise InputError(
+                    f"attack {name!r} is given twice with eps {column.key[2]:g}; give pairs "
+                    "of a name and an attack"
+                )
+            seen.add(column.key)
+            yield column
+
+
+def attack_name(attack: Any) -> str:
+    """Return the name of an attack that was given without one."""
+    if isinstance(attack, Suite):
+        return attack.name
+    return str(getattr(attack, "__name__", type(attack).__name__)).lower()
+
+
+def _check_attack(name: str, attack: Any) -> None:
+    if not callable(attack) or getattr(attack, "norm", None) not in NORMS:
+        raise InputError(
+            f"attack {name!r} is a {type(attack).__name__}; give a callable "
+            "(model, x, y) -> x_adv with eps and norm ('linf' or 'l2')"
+        )
+    eps: Any = getattr(attack, "eps", None)
+    checks.eps(checks.positive(f"eps of {name}", eps), attack.norm)
+    if name == CLEAN:
+        raise InputError(
+            f"an attack is named {name!r}, which stands for images without attack; choose another "
+            "name"
+        )

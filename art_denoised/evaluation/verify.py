@@ -1,17 +1,34 @@
-"""Check a log without its network: every row against its votes, the votes against the plan."""
+"""Check a log without its network: every row against its votes or its ball, and the plan."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.data.chosen import index_range, labels_fingerprint
-from art_denoised.evaluation.rows import CertifyRow, LabelledRow, Log, PredictRow
+from art_denoised.data.images import index_range, labels_fingerprint
+from art_denoised.evaluation.attack_rows import (
+    ATTACK,
+    CLEAN,
+    AttackLog,
+    AttackRow,
+    read_attack_log,
+)
+from art_denoised.evaluation.rows import (
+    CERTIFY,
+    PREDICT,
+    CertifyRow,
+    LabelledRow,
+    Log,
+    PredictRow,
+    read_log,
+)
 from art_denoised.smoothing.bounds import Looks, Mixture
 from art_denoised.smoothing.sequential import Look, Sequential
 from art_denoised.smoothing.statistics import ABSTAIN, Certificate, Vote, top_class
@@ -22,7 +39,7 @@ _RADIUS_TOLERANCE = 1.5e-6  # one step of the rounding down, at worst
 
 @dataclass(frozen=True)
 class Finding:
-    """Something in a log that does not follow from its votes and the settings of its run.
+    """Something in a log that does not follow from its rows and the settings of its run.
 
     Attributes:
         index: Index of the image; None where the log as a whole is meant.
@@ -33,16 +50,18 @@ class Finding:
     problem: str
 
 
-def verify(log: Log) -> list[Finding]:
-    """Recompute label, bound and radius of every row from its counts, alpha, sigma and mode.
+def verify(log: Log | AttackLog) -> list[Finding]:
+    """Check every row of a log against its votes or its ball, and against the settings of the run.
 
-    It is checked that the votes were looked at where the plan in the log's settings allows it, that
-    alpha, sigma, seed, type and noise are those of the settings, that label, p_lower, p-value and
-    radius follow, and that images and labels are those of the header. It cannot be checked that
-    the votes are those of the network (docs/logs.md).
+    Of certify and predict it is checked that the votes were looked at where the plan in the log's
+    settings allows it, that alpha, sigma, seed, type and noise are those of the settings, and that
+    label, p_lower, p-value and radius follow. Of an attack it is checked that the settings plan it,
+    that its images lie in the ball, and that the rows of an image agree. Images and labels must be
+    those of the header. It cannot be checked that the votes or the outcomes are those of the
+    network (docs/logs.md).
 
     Args:
-        log: Log of certify or predict, as `read_log` returns it.
+        log: Log as `read_log` or `read_attack_log` returns it.
 
     Returns:
         What is wrong; nothing for a sound log.
@@ -64,8 +83,36 @@ def verify(log: Log) -> list[Finding]:
     settings = log.settings
     if settings is None:
         raise InputError("the log is a TSV, without votes; give the certify.jsonl of the run")
-    of_rows = [Finding(row.index, problem) for row in log.rows for problem in _of(row, settings)]
-    return of_rows + [Finding(None, problem) for problem in _of_images(log.rows, settings)]
+    if isinstance(log, AttackLog):
+        findings = [*_attack_problems(log)]
+        labels = {row.index: row.label for row in log.rows if row.attack == CLEAN}
+    else:
+        findings = [Finding(row.index, what) for row in log.rows for what in _of(row, settings)]
+        findings += _tv_problems(log.rows)
+        labels = {row.index: row.label for row in log.rows}
+        for name in ("alpha", "sigma", "seed"):
+            if name not in settings:
+                problem = f"the header has no {name}, so that of the rows cannot be checked"
+                findings.append(Finding(None, problem))
+    return findings + [Finding(None, problem) for problem in _image_problems(labels, settings)]
+
+
+def read_verifiable(path: Path | str) -> dict[Path, Log | AttackLog]:
+    """Read the logs that `verify` takes: all of a run's folder, or the one in a file."""
+    path = Path(path)
+    files = [path]
+    if path.is_dir():
+        names = [f"{kind.name}.jsonl" for kind in (CERTIFY, PREDICT, ATTACK)]
+        files = [path / name for name in names if (path / name).is_file()] or [path]
+    return {file: _read(file) for file in files}
+
+
+def _read(path: Path) -> Log | AttackLog:
+    if path.is_file():
+        with path.open("rb") as file:
+            if ATTACK.heading.encode() in file.readline().partition(b",")[0]:
+                return read_attack_log(path)
+    return read_log(path)
 
 
 def family_wise(log: Log, alpha: float, *, images: int | None = None) -> Log:
@@ -103,8 +150,17 @@ def family_wise(log: Log, alpha: float, *, images: int | None = None) -> Log:
     return replace(log, rows=tuple(rows))
 
 
-def _of_images(rows: tuple[LabelledRow, ...], settings: Mapping[str, Any]) -> Iterator[str]:
-    """Compare the images of the rows with those in the header; older logs do not name them."""
+def _tv_problems(rows: tuple[LabelledRow, ...]) -> Iterator[Finding]:
+    """Compare what was subtracted for the noise, which depends on the shape of images alone."""
+    tvs = {row.index: row.tv for row in rows if isinstance(row, CertifyRow)}
+    common = Counter(tvs.values()).most_common(1)
+    for index, tv in tvs.items():
+        if tv != common[0][0]:
+            yield Finding(index, f"tv is {tv:g}, that of other rows {common[0][0]:g}")
+
+
+def _image_problems(labels: Mapping[int, int], settings: Mapping[str, Any]) -> Iterator[str]:
+    """Compare images and labels with those in the header; older logs do not name them."""
     if "indices" not in settings:
         return
     try:
@@ -112,13 +168,44 @@ def _of_images(rows: tuple[LabelledRow, ...], settings: Mapping[str, Any]) -> It
     except (TypeError, ValueError):
         yield f"the header's indices are {settings['indices']!r}, which name no images"
         return
-    foreign = [row.index for row in rows if row.index not in planned]
+    foreign = [index for index in labels if index not in planned]
     if foreign:
         yield f"image {foreign[0]} is not among the {len(planned)} images of the header"
-    elif len(rows) == len(planned):
-        labels = labels_fingerprint((row.index, row.label) for row in rows)
-        if labels != settings.get("labels"):
-            yield "labels are not those of the header"
+    elif len(labels) == len(planned) and labels_fingerprint(labels.items()) != settings.get(
+        "labels"
+    ):
+        yield "labels are not those of the header"
+
+
+def _attack_problems(log: AttackLog) -> Iterator[Finding]:
+    """Compare each row with the planned attack and with the row of its image without attack."""
+    try:
+        planned = {
+            (attack["name"], gradient, attack["eps"]): attack["norm"]
+            for attack in log.settings["attacks"]
+            for gradient in attack["gradients"]
+        }
+    except (KeyError, TypeError):
+        yield Finding(None, "the header's attacks are missing or damaged")
+        return
+    unattacked = {row.index: row for row in log.rows if row.attack == CLEAN}
+    for row in log.rows:
+        for problem in _ball_problems(row, planned):
+            yield Finding(row.index, problem)
+        clean = unattacked.get(row.index)
+        if clean is None:
+            yield Finding(row.index, "it was attacked, but has no row without attack")
+        elif (row.label, row.clean) != (clean.label, clean.clean):
+            yield Finding(row.index, f"label or clean differ from those without {row.attack}")
+
+
+def _ball_problems(row: AttackRow, planned: Mapping[Any, str]) -> Iterator[str]:
+    moved = row.distance_l2 if row.norm == "l2" else row.distance_linf
+    eps = row.eps if row.clean else 0.0  # an image that is wrong anyway is not attacked
+    if row.attack != CLEAN and planned.get(row.column) != row.norm:
+        yield f"the settings plan no attack {row.column} in {row.norm}"
+    elif not moved <= eps * (1 + 1e-4) + 1e-6:  # as an attack is held to its ball; not NaN
+        yield f"{row.attack} moved it by {moved:g} in {row.norm}, more than {eps:g}"
 
 
 def _of(row: LabelledRow, settings: Mapping[str, Any]) -> Iterator[str]:

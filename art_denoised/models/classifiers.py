@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from art_denoised import checks
-from art_denoised.checks import InputError
-from art_denoised.models.loading import load_module, one_line
-from art_denoised.models.weights import load_weights
+from art_denoised.checks import InputError, one_line
+from art_denoised.models.loading import load_module, load_weights
 from art_denoised.types import Images, Logits
 
 if TYPE_CHECKING:

@@ -1,10 +1,7 @@
-from .activation_surgery import smooth_activations as smooth_activations
 from .activations import ParametricSoftplus as ParametricSoftplus
 from .activations import SmoothReLU as SmoothReLU
 from .activations import SplitReLU as SplitReLU
 from .activations import attacking as attacking
-from .cost import AddedCost as AddedCost
-from .cost import added_cost as added_cost
 from .feature_denoising import FeatureDenoising as FeatureDenoising
 from .feature_denoising import Operation as Operation
 from .operations import bilateral_dot_product as bilateral_dot_product
@@ -16,6 +13,9 @@ from .operations import non_local_gaussian as non_local_gaussian
 from .published import Architecture as Architecture
 from .published import load_published as load_published
 from .rectifiers import count_rectifiers as count_rectifiers
+from .rectifiers import smooth_activations as smooth_activations
+from .surgery import AddedCost as AddedCost
 from .surgery import add_feature_denoising as add_feature_denoising
-from .trained import change_network as change_network
-from .trained import load_trained as load_trained
+from .surgery import added_cost as added_cost
+from .surgery import change_network as change_network
+from .surgery import load_trained as load_trained

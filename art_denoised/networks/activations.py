@@ -104,12 +104,9 @@ class SplitReLU(nn.Module):
     """ReLU in the forward pass; in the backward pass the derivative of a smooth function.
 
     The study of section 3: better gradients for the attacker, the optimiser or both, without a
-    change of the function. A step belongs to the attacker inside ``with attacking(model):``, in
-    either mode, and to the optimiser outside of it in training mode.
-
-    In eval mode outside of `attacking` it is ReLU with the gradient of ReLU, whatever
-    ``smooth_in`` is. So every attack that evaluates the network takes the gradient of the network
-    itself, and results for the three values can be compared. Copies are never `attacking`.
+    change of the function. A step belongs to the attacker inside ``with attacking(model):``, and
+    outside of it to the optimiser in training mode. In eval mode it has the gradient of ReLU, so
+    attacks that evaluate networks can be compared. Copies are never `attacking`.
 
     Args:
         smooth: Function whose derivative is taken. The default, as in the paper, is
@@ -166,9 +163,8 @@ class SplitReLU(nn.Module):
 def attacking(model: nn.Module) -> Iterator[None]:
     """Mark the steps inside as the attacker's, for every `SplitReLU` of the model.
 
-    It sets an attribute of these modules and restores it at the end. Threads that share a model
-    share the mark; copies of the model do not have it. A program made by `torch.export` keeps the
-    step it was exported in.
+    Threads that share a model share the mark. A program made by `torch.export` keeps the step that
+    it was exported in.
 
     Example:
         >>> model = nn.Sequential(SplitReLU())

@@ -7,10 +7,8 @@ them. Needs torchvision.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import re
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -92,16 +90,14 @@ def load_published(
     classes = arrays["linear/b"].size if "linear/b" in arrays else 1000
     with torch.device("meta"):  # shapes alone: nothing is drawn or allocated to be replaced
         network = build(architecture, classes)
-    names = dict(array_names(architecture))
-    own = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+    counters = {n for n in network.state_dict() if n.endswith("num_batches_tracked")}
+    shapes = {n: t.shape for n, t in network.state_dict().items() if n not in counters}
+    names = {name: array_name(name, architecture) for name in shapes}
     _check_names(path, set(names.values()), arrays.keys())
-    state = {
-        name: _as_torch(path, names[name], arrays[names[name]], tuple(tensor.shape))
-        for name, tensor in own.items()
-    }
+    state = dict.fromkeys(counters, torch.tensor(0))
+    for name, shape in shapes.items():
+        state[name] = _as_torch(path, names[name], arrays[names[name]], tuple(shape))
     state["conv1.weight"] = state["conv1.weight"].flip(1)  # BGR to RGB
-    for name in network.state_dict().keys() - own.keys():
-        state[name] = torch.tensor(0)
     network.load_state_dict(state, assign=True)
     return nn.Sequential(OrderedDict(normalise=_ToMinusOneOne(), network=network)).eval()
 
@@ -153,15 +149,17 @@ def build(architecture: Architecture, classes: int) -> ResNet:
     )
     network.conv1 = _same_conv(network.conv1)
     network.maxpool = _SameMaxPool2d(3, 2)
-    for stage in (network.layer2, network.layer3, network.layer4):
+    stages = (network.layer1, network.layer2, network.layer3, network.layer4)
+    for stage in stages[1:]:
         stage[0].conv2 = _same_conv(stage[0].conv2)
-    for stage_number, number in _denoised(architecture):
-        stage = getattr(network, f"layer{stage_number + 1}")
-        block = stage[number]
-        denoise = FeatureDenoising(
-            block.bn3.num_features, architecture.operation, embedding=architecture.embedding
-        )
-        stage[number] = nn.Sequential(OrderedDict(block=block, denoise=denoise))
+    for stage in stages:
+        start = {"none": len(stage), "stage": len(stage) - 1, "block": 0}[architecture.after]
+        for number in range(start, len(stage)):
+            block = stage[number]
+            denoise = FeatureDenoising(
+                block.bn3.num_features, architecture.operation, embedding=architecture.embedding
+            )
+            stage[number] = nn.Sequential(OrderedDict(block=block, denoise=denoise))
     return network
 
 
@@ -172,52 +170,37 @@ def _same_conv(conv: nn.Conv2d) -> nn.Conv2d:
     )
 
 
-def _denoised(architecture: Architecture) -> set[tuple[int, int]]:
-    """Return (stage, block), from zero, of the residual blocks that a denoising block follows."""
-    blocks = [(g, i) for g, depth in enumerate(architecture.depths) for i in range(depth)]
-    last = {(g, depth - 1) for g, depth in enumerate(architecture.depths)}
-    return {"none": set(), "stage": last, "block": set(blocks)}[architecture.after]
+_NORM = {
+    "weight": "gamma",
+    "bias": "beta",
+    "running_mean": "mean/EMA",
+    "running_var": "variance/EMA",
+}
 
 
-def array_names(architecture: Architecture) -> Iterator[tuple[str, str]]:
-    """Yield the name of each tensor, num_batches_tracked aside, and that of its array in a file."""
-    denoised = _denoised(architecture)
-    yield from _layer("conv0", "conv1", "bn1")
-    for g, depth in enumerate(architecture.depths):
-        for i in range(depth):
-            theirs, place = f"group{g}/block{i}", f"layer{g + 1}.{i}"
-            ours = f"{place}.block" if (g, i) in denoised else place
-            for k in (1, 2, 3):
-                yield from _layer(f"{theirs}/conv{k}", f"{ours}.conv{k}", f"{ours}.bn{k}")
-            if i == 0:
-                shortcut = f"{ours}.downsample"
-                yield from _layer(f"{theirs}/convshortcut", f"{shortcut}.0", f"{shortcut}.1")
-            if (g, i) in denoised:
-                theirs = f"group{g}_denoise"
-                if architecture.after == "block":
-                    theirs = f"group{g}/block{i}/non_local"
-                ours = f"{place}.denoise"
-                yield from _layer(f"{theirs}/conv", f"{ours}.conv", f"{ours}.bn")
-                for name in ("theta", "phi") if architecture.embedding else ():
-                    yield f"{ours}.embeddings.{name}.weight", f"{theirs}/embedding_{name}/W"
-    yield "fc.weight", "linear/W"
-    yield "fc.bias", "linear/b"
+def array_name(name: str, architecture: Architecture) -> str:
+    """Return the name in a released file of a tensor of `build`.
 
-
-def _layer(theirs: str, conv: str, bn: str) -> Iterator[tuple[str, str]]:
-    """Yield the names of a convolution and its batch norm."""
-    yield f"{conv}.weight", f"{theirs}/W"
-    yield f"{bn}.weight", f"{theirs}/bn/gamma"
-    yield f"{bn}.bias", f"{theirs}/bn/beta"
-    yield f"{bn}.running_mean", f"{theirs}/bn/mean/EMA"
-    yield f"{bn}.running_var", f"{theirs}/bn/variance/EMA"
-
-
-# The ways in which np.load fails; a single array (.npy) fails as a context manager.
-_UNREADABLE = (
-    *(ValueError, OSError, EOFError, TypeError, AttributeError),
-    *(zipfile.BadZipFile, zlib.error),
-)
+    Example:
+        >>> array_name("layer2.0.bn3.running_var", ARCHITECTURES["resnet152"])
+        'group1/block0/conv3/bn/variance/EMA'
+    """
+    module, _, kind = name.rpartition(".")
+    if place := re.fullmatch(r"layer(\d)\.(\d+)\.(block\.|denoise\.)?(.+)", module):
+        stage, block, part, layer = place.groups()
+        prefix = f"group{int(stage) - 1}/block{block}/"
+        if part == "denoise.":
+            per_block = architecture.after == "block"
+            prefix = f"{prefix}non_local/" if per_block else f"group{int(stage) - 1}_denoise/"
+    else:
+        prefix, layer = "", {"conv1": "conv0", "bn1": "bn0"}.get(module, module)
+    norm = layer.startswith("bn") or layer == "downsample.1"
+    layer = re.sub("^bn", "conv", layer)
+    layer = re.sub(r"^downsample\..", "convshortcut", layer).replace("embeddings.", "embedding_")
+    layer = "linear" if layer == "fc" else layer
+    return f"{prefix}{layer}/" + (
+        f"bn/{_NORM[kind]}" if norm else {"weight": "W", "bias": "b"}[kind]
+    )
 
 
 def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -227,7 +210,7 @@ def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name.removesuffix(":0"): file[name] for name in file.files}
-    except _UNREADABLE:
+    except Exception:  # numpy, zipfile and its decompressors fail in a dozen ways
         raise InputError(
             f"weights {path} are not an intact .npz file of arrays; give the released file"
         ) from None

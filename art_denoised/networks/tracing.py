@@ -6,8 +6,7 @@ import inspect
 import operator
 import pickle
 import random
-from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Set
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,8 @@ import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+
+from art_denoised.networks.trial import kept_states
 
 _ADDITIONS = (operator.add, torch.add, "add", "add_")
 
@@ -47,8 +48,11 @@ def own_graph(
     }
     mode = module.training
     try:
-        with _no_draws(), _InputsOnly():
+        with kept_states() as states, _InputsOnly():
             graph = _OwnForward(training).trace(module, constant or None)
+            now = random.getstate(), np.random.get_state()  # noqa: NPY002
+        if pickle.dumps(now) != pickle.dumps(states):
+            raise UntraceableError("it draws at random, and a trace keeps the one draw")
     except Exception as error:  # code that is run with proxies may raise anything
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise UntraceableError(reason) from error
@@ -110,17 +114,3 @@ class _InputsOnly(TorchFunctionMode):
         if name != "__get__" and not any(isinstance(leaf, fx.Proxy) for leaf in leaves):
             raise UntraceableError(f"it calls {name} on no input, and a trace keeps the result")
         return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def _no_draws() -> Iterator[None]:
-    """Refuse code that draws from the global states of Python or numpy, and put them back."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        yield
-        drawn = pickle.dumps((random.getstate(), np.random.get_state()))  # noqa: NPY002
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-    if drawn != pickle.dumps(states):
-        raise UntraceableError("it draws at random, and a trace keeps the one draw")

@@ -1,12 +1,13 @@
-"""Trial runs: a model on images of noise, with its draws fixed, and whether two models agree."""
+"""Trial runs: what a copy of a model does with images of noise, and whether two do the same."""
 
 from __future__ import annotations
 
 import copy
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any, TypeAlias
@@ -14,20 +15,19 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from art_denoised.checks import InputError
 
 Shape: TypeAlias = tuple[int, ...]
 _QUANTISED = ("torch.ao.nn.", "torch.nn.quantized", "torch.nn.intrinsic", "torch.nn.qat")
+_RELU = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
+_HARDTANH = (torch.ops.aten.hardtanh.default, torch.ops.aten.hardtanh_.default)
 
 
 def refuse_unreadable(model: nn.Module) -> None:
-    """Check that a model is made of plain Python modules, which surgery can copy and change.
-
-    Raises:
-        InputError: It is scripted, compiled, fused or quantised, or has a forward on an instance.
-    """
+    """Check that a model is made of plain Python modules, which surgery can copy and change."""
     for name, module in model.named_modules():
         home, kind = type(module).__module__, type(module).__name__
         if isinstance(module, torch.jit.ScriptModule):
@@ -43,55 +43,123 @@ def refuse_unreadable(model: nn.Module) -> None:
         raise InputError(f"{name or 'the model'} ({kind}) {problem}")
 
 
-@torch.no_grad()
-def run(model: nn.Module, input_shape: Shape, *, images: int = 1, training: bool = False) -> Any:
-    """Return what a model makes of noise. It changes the mode and statistics: give a copy.
+class TrialError(InputError):
+    """A model failed: ``module`` is the name of the module that was running, ``why`` the reason."""
+
+    def __init__(self, message: str, module: str, why: str) -> None:
+        super().__init__(message)
+        self.module, self.why = module, why
+
+
+@dataclass(slots=True)
+class Call:
+    """A call of a module, named by the module and the number of its call."""
+
+    name: str
+    number: int
+    caller: Call | None
+    args: Any
+    kwargs: Any
+    output: Any = None
+
+
+class Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """One forward pass of a copy of a model on images of noise, seen from hooks on every module.
 
     Args:
         model: Any network; the noise has the device and dtype of its first floating-point tensor.
         input_shape: Shape of one image, usually (channels, height, width).
         images: Number of images in the batch. Batch norm needs two in training mode.
         training: Mode in which it runs.
+        values: Whether inputs and outputs of calls are kept as they were at the time; otherwise
+            code that follows may have changed them.
+
+    Attributes:
+        result: What the model returned.
+        calls: Calls in the order in which they returned; the last is that of the model.
+        rectifiers: Number of rectifiers that were dispatched, by the innermost module running.
 
     Raises:
-        InputError: The model fails.
+        TrialError: The model fails.
     """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        input_shape: Shape,
+        *,
+        images: int = 1,
+        training: bool = False,
+        values: bool = False,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[Call] = []
+        self.rectifiers: Counter[str] = Counter()
+        self._running: list[Call] = []
+        self._number: Counter[str] = Counter()
+        self._kept: Callable[[Any], Any] = (
+            partial(tree_map_only, Tensor, torch.clone) if values else lambda inputs: inputs
+        )
+        model = copy.deepcopy(model).train(training)
+        for name, module in model.named_modules():
+            module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True)
+            module.register_forward_hook(self._leave)
+        try:
+            with torch.no_grad(), self:
+                self.result = _run(model, input_shape, images)
+        except Exception as error:
+            why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            raise TrialError(
+                f"{type(model).__name__} failed on an image of shape {tuple(input_shape)} in "
+                f"{'training' if training else 'evaluation'} mode ({why}); "
+                "give the input_shape that it takes",
+                self._running[-1].name if self._running else "",
+                why,
+            ) from error
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count the operation if it is a rectifier, and run it."""
+        # ReLU6 arrives as hardtanh(x, 0, 6).
+        if func in _RELU or (func in _HARDTANH and tuple(args[1:]) == (0, 6)):
+            self.rectifiers[self._running[-1].name] += 1
+        return func(*args, **(kwargs or {}))
+
+    def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        caller = self._running[-1] if self._running else None
+        self._running.append(Call(name, self._number[name], caller, *self._kept((args, kwargs))))
+        self._number[name] += 1
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        call = self._running.pop()
+        call.output = self._kept(output)
+        self.calls.append(call)
+
+
+def _run(model: nn.Module, input_shape: Shape, images: int) -> Any:
+    """Return what a model makes of noise, with the draws of torch, Python and numpy fixed."""
     tensors = chain(model.parameters(), model.buffers())
     first = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
     x = torch.rand(images, *input_shape, generator=torch.Generator().manual_seed(0))
-    try:
-        with _fixed_draws(first.device):
-            return model.train(training)(x.to(first.device, first.dtype))
-    except Exception as error:
-        raise InputError(
-            f"{type(model).__name__} failed on an image of shape {tuple(input_shape)} in "
-            f"{'training' if training else 'evaluation'} mode ({reason(error)}); "
-            "give the input_shape that it takes"
-        ) from error
-
-
-def reason(error: BaseException) -> str:
-    """Return the type of an error and the first line of its message."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
-@contextmanager
-def _fixed_draws(device: torch.device) -> Iterator[None]:
-    """Seed the global random states of torch, Python and numpy, and put them back afterwards."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    devices = [first.device] if first.is_cuda else []
+    with kept_states(), torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(0)
-        for cuda in devices:
-            with torch.cuda.device(cuda):
+        for device in devices:
+            with torch.cuda.device(device):
                 torch.cuda.manual_seed(0)
         random.seed(0)
         np.random.seed(0)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(legacy)  # noqa: NPY002
+        return model(x.to(first.device, first.dtype))
+
+
+@contextmanager
+def kept_states() -> Iterator[tuple[Any, Any]]:
+    """Yield the global random states of Python and numpy, and put them back afterwards."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield states
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
 
 
 def same(one: Any, other: Any) -> bool:
@@ -113,39 +181,15 @@ def _equal(one: Any, other: Any) -> bool:
     return one.is_meta or close(one.nan_to_num(), other.nan_to_num())
 
 
-def first_difference(one: nn.Module, other: nn.Module, *how: Any, **options: Any) -> str:
-    """Return the name of the first module that makes something else of the same input.
-
-    Args:
-        one: A model that runs.
-        other: A model that runs, with modules of the same names.
-        *how: Further arguments of `run`.
-        **options: Further options of `run`.
-    """
-    ours, theirs = (_recorded(model, *how, **options) for model in (one, other))
-    for call, (inputs, output) in ours.items():
-        others = theirs.get(call)
-        if others and same(inputs, others[0]) and not same(output, others[1]):
-            return call[0]
+def first_difference(one: Trial, other: Trial) -> str:
+    """Return the name of the first module that made something else of the same input."""
+    theirs = {(call.name, call.number): call for call in other.calls}
+    for ours in one.calls:
+        call = theirs.get((ours.name, ours.number))
+        if (
+            call
+            and same((ours.args, ours.kwargs), (call.args, call.kwargs))
+            and not same(ours.output, call.output)
+        ):
+            return ours.name
     return ""
-
-
-def _recorded(model: nn.Module, *how: Any, **options: Any) -> dict[tuple[str, int], Any]:
-    """Return inputs and output of each call, by the name of the module and the call's number."""
-    model, calls = copy.deepcopy(model), Counter[str]()
-    inputs: dict[str, Any] = {}
-    record: dict[tuple[str, int], Any] = {}
-    cloned = partial(tree_map_only, Tensor, torch.clone)  # code that follows may change them
-
-    def enter(name: str, module: nn.Module, *arguments: Any) -> None:
-        inputs[name] = cloned(arguments)
-
-    def leave(name: str, module: nn.Module, args: Any, output: Any) -> None:
-        record[name, calls[name]] = inputs[name], cloned(output)
-        calls[name] += 1
-
-    for name, module in model.named_modules():
-        module.register_forward_pre_hook(partial(enter, name), with_kwargs=True)
-        module.register_forward_hook(partial(leave, name))
-    run(model, *how, **options)
-    return record

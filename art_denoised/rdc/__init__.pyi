@@ -2,11 +2,10 @@ from .anytime import AnytimePrediction as AnytimePrediction
 from .anytime import disagreement as disagreement
 from .anytime import predict_anytime as predict_anytime
 from .classifier import DiffusionClassifier as DiffusionClassifier
+from .classifier import LevelNoise as LevelNoise
 from .cost import Cost as Cost
-from .cost import FlopCounter as FlopCounter
 from .cost import preview_cost as preview_cost
-from .defence import RDC as RDC
+from .likelihood import RDC as RDC
 from .likelihood import Adam as Adam
 from .likelihood import LikelihoodMaximization as LikelihoodMaximization
 from .likelihood import Momentum as Momentum
-from .noise import LevelNoise as LevelNoise

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from art_denoised import checks
-from art_denoised.rdc.classifier import DiffusionClassifier
-from art_denoised.rdc.noise import LevelNoise
+from art_denoised.rdc.classifier import DiffusionClassifier, LevelNoise
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels
@@ -100,7 +99,7 @@ def predict_anytime(
             for part in torch.split(rows, classifier.max_batch):
                 image, label = part.unbind(1)
                 at = (image, torch.full_like(image, level), label)
-                losses[image, label, position] = classifier.errors(x, at, noise).double()
+                losses[image, label, position] = classifier.errors(x[image], at, noise).double()
         spent += len(rows) * len(chunk)
         seen = start + len(chunk)
         done[racing] = seen
@@ -147,7 +146,7 @@ def _behind(losses: Tensor, alive: Tensor, count: int, z: float) -> Tensor:
     leader = losses.sum(2).masked_fill(~alive, torch.inf).argmin(1)
     difference = losses - losses[torch.arange(len(losses)), leader][:, None]
     spread = difference.std(2) * (seen * (1 - seen / count)) ** 0.5
-    return alive & (difference.sum(2) > z * spread) & (difference.sum(2) > 0)
+    return alive & (difference.sum(2) > z * spread)
 
 
 def _spread(count: int) -> list[int]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -13,12 +15,57 @@ from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.diffusion.levels import Levels, noise_levels
 from art_denoised.diffusion.model import DiffusionModel
-from art_denoised.rdc.noise import LevelNoise
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Logits
 
+At = tuple[Tensor, Tensor, Tensor]  # indices of image, level and class of each row
 _MOST_NOISE = 8.0  # standard deviations that noise in an image may reach
+
+
+class LevelNoise:
+    """Standard normal noise for each (image, level), the same in a forward pass and its gradient.
+
+    With a seed, all images share the noise of a level: the result for an image is then a
+    deterministic function of its pixels, whatever its batch. Without one, every image of every call
+    has its own noise, so copies of an image in a batch (EOT) see independent noise. The global
+    random state is neither read nor changed.
+
+    Args:
+        seed: Seed of the noise; None: fresh noise.
+        stream: Name of the user of the seed; other streams of a seed are independent.
+
+    Example:
+        >>> x = torch.zeros(2, 1, 8, 8)
+        >>> noise = LevelNoise(0)
+        >>> a = noise(x, torch.tensor([0, 1]), torch.tensor([3, 3]))
+        >>> torch.equal(a[0], a[1]), torch.equal(LevelNoise(None)(x, [0, 1], [3, 3])[0], a[0])
+        (True, False)
+    """
+
+    def __init__(self, seed: int | None, *, stream: tuple[int, ...] = ()) -> None:
+        self._stream, self._shared = stream, seed is not None
+        self._seed = secrets.randbits(63) if seed is None else seed
+        self._drawn: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(self, x: Images, images: Iterable[int], levels: Iterable[int]) -> Images:
+        """Return noise of shape (rows, ...) for rows of (image, level); ``x`` is any such batch."""
+        rows = []
+        for image, level in zip(map(int, images), map(int, levels), strict=True):
+            key = (0 if self._shared else image, level)
+            if key not in self._drawn:
+                if not self._shared:  # rows of an image follow each other: forget those before
+                    self._drawn = {k: v for k, v in self._drawn.items() if k[0] >= image - 1}
+                self._drawn[key] = self._draw(key, x)
+            rows.append(self._drawn[key])
+        return torch.stack(rows)
+
+    def _draw(self, key: tuple[int, int], x: Images) -> Tensor:
+        generator = torch.Generator(x.device)
+        sequence = np.random.SeedSequence(self._seed, spawn_key=(*self._stream, *key))
+        # 63 bits: the generator of a GPU takes no more.
+        generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
+        return torch.randn(x.shape[1:], generator=generator, device=x.device, dtype=x.dtype)
 
 
 class DiffusionClassifier(nn.Module):
@@ -117,14 +164,7 @@ class DiffusionClassifier(nn.Module):
         return self.log_prior.to(losses) - losses / self.temperature
 
     def checked(self, x: Images) -> Images:
-        """Return images, checked; they may hold the noise that the model expects in them.
-
-        Args:
-            x: Images.
-
-        Raises:
-            InputError: They have another shape or dtype, are not finite, or leave the range.
-        """
+        """Return images, checked; they may hold the noise that the model expects in them."""
         return checks.images(x, slack=_MOST_NOISE * self.model.noise)
 
     def nfe(self, images: int = 1) -> int:
@@ -162,46 +202,41 @@ class DiffusionClassifier(nn.Module):
         self.temperature = fitted
         return fitted
 
-    def _train_losses(self, x: Images, noise: LevelNoise) -> Tensor:
-        """Return the loss of each (image, class), differentiable in the parameters too."""
-        losses = x.new_zeros(len(x) * self.classes)
-        rows = torch.arange(losses.numel() * len(self.levels.sigmas), device=x.device)
-        for at in self._chunks(rows):
-            errors: Tensor = checkpoint(self.errors, x, at, noise, use_reentrant=False)
-            losses = losses.index_add(0, at[0] * self.classes + at[2], errors)
-        return losses.reshape(len(x), self.classes)
+    def errors(self, rows: Images, at: At, noise: LevelNoise) -> Tensor:
+        """Return w_l ||D - x||^2 of rows of images, before the temperature, differentiable."""
+        images, levels, classes = at
+        eps = noise(rows, images.tolist(), levels.tolist())
+        sigma = torch.tensor(self.levels.sigmas, device=rows.device)[levels]
+        weight = torch.tensor(self.levels.weights, device=rows.device)[levels]
+        scaled = (sigma / self.model.scale).to(rows.dtype)
+        noisy = rows + scaled.reshape(-1, 1, 1, 1) * eps
+        with torch.autocast(rows.device.type, torch.bfloat16, enabled=self.bf16):
+            x_hat = self.model(noisy, scaled, classes)
+        difference = (x_hat.to(rows.dtype) - rows) * self.model.scale
+        error: Tensor = difference.square().flatten(1).sum(1)
+        if not bool(torch.isfinite(error).all()):
+            raise InputError("the diffusion model returned NaN or infinite values")
+        return weight.to(error) * error
 
-    def _chunks(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield (images, levels, classes) of rows of a (batch, levels, classes) table."""
+    def chunks(self, rows: Tensor) -> Iterator[At]:
+        """Yield ``max_batch`` rows at a time of a (batch, levels, classes) table, as indices."""
         for chunk in torch.split(rows, self.max_batch) if len(rows) else ():
             per_level = chunk // self.classes
             count = len(self.levels.sigmas)
             yield per_level // count, per_level % count, chunk % self.classes
 
-    def errors(self, x: Images, at: tuple[Tensor, Tensor, Tensor], noise: LevelNoise) -> Tensor:
-        """Return weighted errors w_l ||D - x||^2 before the temperature, differentiable in ``x``.
+    def _train_losses(self, x: Images, noise: LevelNoise) -> Tensor:
+        """Return the loss of each (image, class), differentiable in the parameters too."""
 
-        Args:
-            x: Images.
-            at: Indices of image, level and class of each row.
-            noise: Noise of the pass that the rows are a part of.
-        """
-        images, levels, classes = at
-        eps = noise(x, images.tolist(), levels.tolist())
-        return self._errors(x[images], eps, levels, classes)
+        def errors(x: Images, at: At) -> Tensor:
+            return self.errors(x[at[0]], at, noise)
 
-    def _errors(self, clean: Images, eps: Images, levels: Tensor, classes: Tensor) -> Tensor:
-        sigma = torch.tensor(self.levels.sigmas, device=clean.device)[levels]
-        weight = torch.tensor(self.levels.weights, device=clean.device)[levels]
-        scaled = (sigma / self.model.scale).to(clean.dtype)
-        noisy = clean + scaled.reshape(-1, 1, 1, 1) * eps
-        with torch.autocast(clean.device.type, torch.bfloat16, enabled=self.bf16):
-            x_hat = self.model(noisy, scaled, classes)
-        difference = (x_hat.to(clean.dtype) - clean) * self.model.scale
-        error: Tensor = difference.square().flatten(1).sum(1)
-        if not bool(torch.isfinite(error).all()):
-            raise InputError("the diffusion model returned NaN or infinite values")
-        return weight.to(error) * error
+        losses = x.new_zeros(len(x) * self.classes)
+        rows = torch.arange(losses.numel() * len(self.levels.sigmas), device=x.device)
+        for at in self.chunks(rows):
+            part: Tensor = checkpoint(errors, x, at, use_reentrant=False)
+            losses = losses.index_add(0, at[0] * self.classes + at[2], part)
+        return losses.reshape(len(x), self.classes)
 
 
 class _Losses(torch.autograd.Function):
@@ -215,13 +250,12 @@ class _Losses(torch.autograd.Function):
         pairs = len(x) * classifier.classes
         losses, slopes = x.new_zeros(pairs), x.new_zeros(pairs if along else 0, *x.shape[1:])
         rows = torch.arange(pairs * len(classifier.levels.sigmas), device=x.device)
-        for images, levels, classes in classifier._chunks(rows):
-            eps = noise(x, images.tolist(), levels.tolist())
+        for at in classifier.chunks(rows):
             with torch.set_grad_enabled(along):
-                clean = x[images].detach().requires_grad_(along)
-                errors = classifier._errors(clean, eps, levels, classes)
+                clean = x[at[0]].detach().requires_grad_(along)
+                errors = classifier.errors(clean, at, noise)
                 total = errors.sum()
-            pair = images * classifier.classes + classes
+            pair = at[0] * classifier.classes + at[2]
             losses.index_add_(0, pair, errors.detach())
             if along:
                 slopes.index_add_(0, pair, torch.autograd.grad(total, clean)[0])
@@ -245,12 +279,12 @@ def _recomputed(
     table = gradient[:, None, :].expand(-1, len(classifier.levels.sigmas), -1)
     rows = table.flatten().nonzero().flatten()
     total = torch.zeros_like(x)
-    for images, levels, classes in classifier._chunks(rows):
+    for at in classifier.chunks(rows):
+        images, _, classes = at
         first, last = int(images.min()), int(images.max()) + 1
-        eps = noise(x, images.tolist(), levels.tolist())
         with torch.enable_grad():
             part = x[first:last].detach().requires_grad_()
-            errors = classifier._errors(part[images - first], eps, levels, classes)
+            errors = classifier.errors(part[images - first], at, noise)
             value = (errors * gradient[images, classes]).sum()
             (share,) = torch.autograd.grad(value, part)
         total[first:last] += share
@@ -258,11 +292,7 @@ def _recomputed(
 
 
 def check_levels(model: DiffusionModel, levels: Levels) -> None:
-    """Check that the model was trained on such noise levels.
-
-    Raises:
-        InputError: A level is outside the range of its training.
-    """
+    """Check that the model was trained on such noise levels."""
     low, high = model.sigma_min * model.scale, model.sigma_max * model.scale
     if min(levels.sigmas) < low * (1 - 1e-6) or max(levels.sigmas) > high * (1 + 1e-6):
         raise InputError(
@@ -273,11 +303,7 @@ def check_levels(model: DiffusionModel, levels: Levels) -> None:
 
 
 def refuse_second_derivatives() -> None:
-    """Raise in a backward pass that autograd records, which it does to differentiate it again.
-
-    Raises:
-        InputError: It is recorded; the second derivative would be wrong without notice.
-    """
+    """Raise in a backward pass that autograd records: its derivative would be wrong, unnoticed."""
     if torch.is_grad_enabled():
         raise InputError(
             "gradients of a diffusion classifier or of likelihood maximization cannot be "

@@ -15,15 +15,13 @@ from torch.utils.flop_counter import flop_registry
 from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.diffusion.levels import Levels
-from art_denoised.rdc.classifier import DiffusionClassifier
-from art_denoised.rdc.defence import RDC
-from art_denoised.rdc.likelihood import LikelihoodMaximization, Momentum, State
-from art_denoised.rdc.noise import LevelNoise
+from art_denoised.rdc.classifier import DiffusionClassifier, LevelNoise
+from art_denoised.rdc.likelihood import RDC, LikelihoodMaximization, Momentum, State
 
 if TYPE_CHECKING:
     from art_denoised.types import Images
 
-
+_Parts = tuple[int, float, float, int]  # NFE, FLOP, FLOP with gradient, and memory of a part
 _TEMPORARIES = 1.5  # memory of a gradient over what autograd keeps for it: 1.35 to 1.5 measured
 
 
@@ -98,13 +96,8 @@ def preview_cost(
                 f"the cost of a {type(stage).__name__} is not known; give DiffusionClassifier, "
                 "LikelihoodMaximization, RDC or a Sequential of them"
             )
-    return Cost(
-        images=images,
-        nfe=sum(c.nfe for c in costs),
-        flop=sum(c.flop for c in costs),
-        gradient_flop=sum(c.gradient_flop for c in costs),
-        memory=max(c.memory for c in costs),
-    )
+    nfe, flop, gradient_flop, memory = zip(*costs, strict=True)
+    return Cost(images, sum(nfe), sum(flop), sum(gradient_flop), max(memory))
 
 
 def _stages(defence: nn.Module) -> list[nn.Module]:
@@ -113,25 +106,21 @@ def _stages(defence: nn.Module) -> list[nn.Module]:
     return [defence]
 
 
-def _classifier(stage: DiffusionClassifier, x: Images, images: int) -> Cost:
+def _classifier(stage: DiffusionClassifier, x: Images, images: int) -> _Parts:
     nfe = stage.nfe(images)
 
     def evaluate(x: Images) -> Tensor:
         zero = torch.zeros(1, dtype=torch.long, device=x.device)
-        return stage._errors(x, torch.zeros_like(x), zero, zero)
+        return stage.errors(x, (zero, zero, zero), LevelNoise(0))
 
     forward, both = _flop(evaluate, x)
     saved = _saved(lambda: evaluate(x.detach().requires_grad_()), stage)
-    return Cost(
-        images=images,
-        nfe=nfe,
-        flop=forward * nfe,
-        gradient_flop=(both + forward if stage.recompute else both) * nfe,
-        memory=_weights(stage) + saved * min(stage.max_batch, nfe),
-    )
+    gradient = both + forward if stage.recompute else both
+    memory = _weights(stage) + saved * min(stage.max_batch, nfe)
+    return nfe, forward * nfe, gradient * nfe, memory
 
 
-def _likelihood(stage: LikelihoodMaximization, x: Images, images: int, batch: int) -> Cost:
+def _likelihood(stage: LikelihoodMaximization, x: Images, images: int, batch: int) -> _Parts:
     form = stage.form
     if isinstance(form, Momentum):  # its levels are evaluated one after another
         form = Momentum(Levels(form.levels.sigmas[:1], form.levels.weights[:1]))
@@ -147,13 +136,8 @@ def _likelihood(stage: LikelihoodMaximization, x: Images, images: int, batch: in
         return one.step(leaf, State(leaf, zero, zero), 0, LevelNoise(0), exact)
 
     states = 3 * x.numel() * x.element_size() * (stage.steps if exact else 1)
-    return Cost(
-        images=images,
-        nfe=nfe,
-        flop=forward * nfe,
-        gradient_flop=both * nfe,
-        memory=_weights(stage) + (_saved(step, stage) + states) * batch,
-    )
+    memory = _weights(stage) + (_saved(step, stage) + states) * batch
+    return nfe, forward * nfe, both * nfe, memory
 
 
 def _flop(function: Callable[[Tensor], Tensor], x: Images) -> tuple[float, float]:
@@ -174,7 +158,7 @@ def _flop(function: Callable[[Tensor], Tensor], x: Images) -> tuple[float, float
 
 
 class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts operations by torch's own table; FlopCounterMode fails on gradients of gradients."""
+    """Counts operations by torch's own table; its FlopCounterMode fails on second derivatives."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

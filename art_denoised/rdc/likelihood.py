@@ -1,4 +1,7 @@
-"""Likelihood maximization: an image is moved to where the diffusion model finds it likelier."""
+"""Likelihood maximization, which moves images to where the diffusion model finds them likelier.
+
+With a diffusion classifier behind it, it is the robust diffusion classifier, `RDC`.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,16 @@ from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.diffusion.levels import Levels, noise_levels
 from art_denoised.diffusion.model import DiffusionModel
-from art_denoised.rdc.classifier import check_levels, refuse_second_derivatives
-from art_denoised.rdc.noise import LevelNoise
+from art_denoised.rdc.classifier import (
+    DiffusionClassifier,
+    LevelNoise,
+    check_levels,
+    refuse_second_derivatives,
+)
 from art_denoised.straight_through import straight_through
 
 if TYPE_CHECKING:
-    from art_denoised.types import Images
+    from art_denoised.types import Images, Labels, Logits
 
 FormName = Literal["adam", "adam_reference", "momentum"]
 Gradient = Literal["exact", "bpda"]
@@ -111,22 +118,8 @@ Form = Adam | Momentum
 
 
 def named_form(name: str, *, lr: float = 0.05, levels: Levels | None = None) -> Form:
-    """Return a form of likelihood maximization by its name.
-
-    Args:
-        name: "adam", "adam_reference" or "momentum" (`LikelihoodMaximization`).
-        lr: Learning rate of the Adam forms.
-        levels: Noise levels of the momentum form; None: `noise_levels` (32).
-
-    Raises:
-        InputError: The name is unknown, or a value is out of range.
-
-    Example:
-        >>> named_form("adam_reference")
-        Adam(lr=0.05, project=False)
-    """
-    if name not in get_args(FormName):
-        raise InputError(f"form is {name!r}; give one of {', '.join(get_args(FormName))}")
+    """Return the form of likelihood maximization of this name (`LikelihoodMaximization`)."""
+    checks.choice("form", name, get_args(FormName))
     if name == "momentum":
         return Momentum() if levels is None else Momentum(levels)
     return Adam(lr, project=name == "adam")
@@ -197,9 +190,7 @@ class LikelihoodMaximization(nn.Module):
                 f"the model describes images with noise {model.noise:g}, which steps within [0, 1] "
                 "would clip; give the model of clean images"
             )
-        if gradient not in self.gradients:
-            raise InputError(f"gradient is {gradient!r}; give one of {', '.join(self.gradients)}")
-        self.model, self.gradient = model, gradient
+        self.model, self.gradient = model, checks.choice("gradient", gradient, self.gradients)
         self.form: Form = named_form(form) if isinstance(form, str) else form
         self.steps = checks.count("steps", steps)
         self.eta = checks.positive("eta", eta)
@@ -316,3 +307,81 @@ class _Exact(torch.autograd.Function):
             total += origin_part
             flow = State(*parts)
         return total + flow.x, None, None
+
+
+class RDC(nn.Module):
+    """Likelihood maximization, then a diffusion model as Bayes classifier: images to logits.
+
+    Source: Chen et al., "Robust Classification via a Single Diffusion Model" (ICML 2024, arXiv
+    2305.15241).
+
+    Args:
+        maximization: Likelihood maximization.
+        classifier: Diffusion classifier, as a rule over the same diffusion model.
+
+    Attributes:
+        gradients: The ways of taking gradients, "exact" and "bpda".
+
+    Raises:
+        InputError: The two parts have different seeds.
+
+    Example:
+        >>> from art_denoised.demo import digits_diffusion
+        >>> from art_denoised.data import load_data
+        >>> model = digits_diffusion()
+        >>> maximization = LikelihoodMaximization(model, eta=0.1, seed=0)
+        >>> rdc = RDC(maximization, DiffusionClassifier(model, seed=0))
+        >>> x, label = load_data("digits")[0]
+        >>> int(rdc(x[None]).argmax()) == label
+        True
+    """
+
+    gradients: tuple[str, ...] = LikelihoodMaximization.gradients
+
+    def __init__(
+        self, maximization: LikelihoodMaximization, classifier: DiffusionClassifier
+    ) -> None:
+        super().__init__()
+        first, second = maximization.seed, classifier.seed
+        if first != second:
+            raise InputError(
+                f"the parts have the seeds {first} and {second}; give one seed to both"
+            )
+        self.maximization, self.classifier = maximization, classifier
+        self.eval()
+
+    def forward(self, x: Images) -> Logits:
+        """Return logits of shape (batch, classes), differentiable in ``x``."""
+        logits: Logits = self.classifier(self.maximization(x))
+        return logits
+
+    def purify(self, x: Images) -> Images:
+        """Return what likelihood maximization makes of images, without a gradient."""
+        return self.maximization.purify(x)
+
+    def nfe(self, images: int = 1) -> int:
+        """Return the number of network evaluations (NFE) of a prediction."""
+        return self.maximization.nfe(images) + self.classifier.nfe(images)
+
+    @torch.no_grad()
+    def fit_temperature(self, x: Images, y: Labels) -> float:
+        """Fit the classifier's temperature on purified validation images, and return it."""
+        return self.classifier.fit_temperature(self.purify(x), y)
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of all noise; None: fresh noise in every call. It may be set."""
+        return self.classifier.seed
+
+    @seed.setter
+    def seed(self, value: int | None) -> None:
+        self.maximization.seed = self.classifier.seed = value
+
+    @property
+    def gradient(self) -> str:
+        """Way of taking gradients of likelihood maximization: "exact" or "bpda"; may be set."""
+        return self.maximization.gradient
+
+    @gradient.setter
+    def gradient(self, value: str) -> None:
+        self.maximization.gradient = value

@@ -75,8 +75,20 @@ class CertifiedRun:
             at_least=tuple(is_lower_bound(radius, asked) for radius in radii),
             abstained=sum(row.prediction == ABSTAIN for row in rows) / len(rows),
             acr=average_certified_radius(*_columns(rows))[0],
-            acr_at_least=any(map(_stopped_at_radii, rows)),
+            acr_at_least=any(row.mode in ("looks", "sequential") for row in rows),
         )
+
+    def cells(self) -> tuple[str | tuple[str, ...], ...]:
+        """Return the run as a row of the table."""
+        shares = [
+            (
+                ">=" * at_least + f"{100 * entry.certified_accuracy:.1f}",
+                f"{100 * entry.low:.0f}-{100 * entry.high:.0f}",
+            )
+            for entry, at_least in zip(self.accuracy, self.at_least, strict=True)
+        ]
+        abstained, acr = f"{100 * self.abstained:.1f}%", f"{self.acr:.3f}"
+        return (self.name, str(self.images), *shares, abstained, acr)
 
 
 @dataclass(frozen=True)
@@ -109,11 +121,15 @@ class CertifiedTable:
             note[-1] += " A lower bound where sampling stopped at radii."
         if any(any(run.at_least) for run in self.runs):
             note.append(LOWER_BOUND)
-        columns = [Column("", left=True, width=6), Column("images")]
-        columns += [Column(f"r={radius:g}", width=9) for radius in self.radii]
         return Table(
-            (*columns, Column("abstain"), Column("ACR", width=6)),
-            tuple(map(_cells, self.runs)),
+            (
+                Column("", left=True, width=6),
+                Column("images"),
+                *(Column(f"r={radius:g}", width=9) for radius in self.radii),
+                Column("abstain"),
+                Column("ACR", width=6),
+            ),
+            tuple(run.cells() for run in self.runs),
             "certified accuracy (%) at l2 radius r",
             tuple(note),
         )
@@ -156,30 +172,21 @@ def certified_table(
                            40-100       7-93
     """
     at = default_radii(list(logs.values())) if radii is None else radii
-    runs = tuple(CertifiedRun.of(name, log, at) for name, log in logs.items())
-    return CertifiedTable(tuple(at), runs)
+    return CertifiedTable(tuple(at), tuple(CertifiedRun.of(name, logs[name], at) for name in logs))
 
 
 def default_radii(logs: Sequence[Log]) -> list[float]:
-    """Return the radii that runs stopped at; without any, 0 and up to six round steps.
-
-    Example:
-        >>> row = CertifyRow(index=0, label=1, prediction=1, radius=0.8, seconds=0)
-        >>> default_radii([Log("certify", None, (row,))])
-        [0.0, 0.25, 0.5, 0.75]
-        >>> default_radii([Log("certify", {"radii": [0.7]}, (row,))])
-        [0.7]
-    """
-    asked = {radius for log in logs for radius in asked_radii(log.settings)}
-    return sorted(asked) or _grid(max((row.radius for log in logs for row in log.rows), default=0))
+    """Return the radii that runs stopped at; without any, 0 and up to six round steps."""
+    if asked := {radius for log in logs for radius in asked_radii(log.settings)}:
+        return sorted(asked)
+    largest = max((row.radius for log in logs for row in log.rows), default=0)
+    scale = 10.0 ** math.floor(math.log10(largest)) if largest > 0 else 1.0
+    step = next(s for s in (scale / 4, scale / 2, scale, 2.5 * scale) if largest / s <= 6)
+    return [round(i * step, 10) for i in range(int(largest / step) + 1)]
 
 
 def asked_radii(settings: Mapping[str, Any] | None) -> tuple[float, ...]:
-    """Return the radii at which a run stopped sampling; empty if its certificates are complete.
-
-    Raises:
-        InputError: The settings hold something else.
-    """
+    """Return the radii at which a run stopped sampling; empty if its certificates are complete."""
     radii = (settings or {}).get("radii") or []
     numbers = isinstance(radii, list | tuple) and all(isinstance(r, int | float) for r in radii)
     if not numbers or not all(0 <= radius < math.inf for radius in radii):
@@ -194,28 +201,6 @@ def is_lower_bound(radius: float, asked: Sequence[float]) -> bool:
     more at the others.
     """
     return bool(asked) and not any(math.isclose(radius, one) for one in asked)
-
-
-def _grid(largest: float) -> list[float]:
-    scale = 10.0 ** math.floor(math.log10(largest)) if largest > 0 else 1.0
-    steps = [scale * factor for factor in (0.25, 0.5, 1.0, 2.5)]
-    step = next(step for step in steps if largest / step <= 6)
-    return [round(i * step, 10) for i in range(int(largest / step) + 1)]
-
-
-def _cells(run: CertifiedRun) -> tuple[str | tuple[str, ...], ...]:
-    shares = [
-        (
-            ">=" * at_least + f"{100 * entry.certified_accuracy:.1f}",
-            f"{100 * entry.low:.0f}-{100 * entry.high:.0f}",
-        )
-        for entry, at_least in zip(run.accuracy, run.at_least, strict=True)
-    ]
-    return (run.name, str(run.images), *shares, f"{100 * run.abstained:.1f}%", f"{run.acr:.3f}")
-
-
-def _stopped_at_radii(row: CertifyRow) -> bool:
-    return row.mode in ("looks", "sequential")
 
 
 def _columns(rows: Sequence[CertifyRow]) -> tuple[list[bool], list[float]]:

@@ -10,11 +10,16 @@ from typing import Any
 import msgspec
 
 from art_denoised.reports.certified import accuracy_table, is_lower_bound
-from art_denoised.reports.compare import conflicts, differences
-from art_denoised.reports.results import Agreement, Model, Result, eps_name
-from art_denoised.reports.tables import certified_radii
+from art_denoised.reports.results import Agreement, Model, Result, differences, eps_name
+from art_denoised.reports.tables import (
+    SHARES,
+    agreement_words,
+    certified_radii,
+    conflicts,
+    shouts,
+    trust_words,
+)
 from art_denoised.reports.terminal import escaped
-from art_denoised.reports.words import SHARES, agreement_words, shouts, trust_words
 
 _THREATS = {"linf": "Linf", "l2": "L2"}  # as RobustBench spells them
 COLUMNS = (

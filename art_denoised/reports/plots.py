@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from art_denoised.evaluation.rows import CertifyRow, Log
 from art_denoised.reports.certified import accuracy_table, asked_radii
 from art_denoised.reports.results import Model
 from art_denoised.reports.terminal import escaped
+from art_denoised.runs.journal import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +37,7 @@ def plot_certified(logs: Mapping[str, Log], path: Path | str, title: str | None 
         title: Title above the plot.
 
     Raises:
-        InputError: Another suffix, or a log without rows.
+        InputError: Another suffix, a log without rows, or a file that cannot be written.
 
     Example:
         >>> import tempfile
@@ -52,13 +53,9 @@ def plot_certified(logs: Mapping[str, Log], path: Path | str, title: str | None 
     path = Path(path)
     if path.suffix.lower() not in _SUFFIXES:
         raise InputError(f"plot file is {path}; give a name ending in {', '.join(_SUFFIXES)}")
-    figure = certified_figure(logs, title)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        figure.savefig(temporary, dpi=150)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    certified_figure(logs, title).savefig(buffer, format=path.suffix[1:].lower(), dpi=150)
+    write_whole(path, buffer.getvalue())
 
 
 def certified_figure(logs: Mapping[str, Log], title: str | None = None) -> Figure:

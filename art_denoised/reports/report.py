@@ -1,16 +1,37 @@
-"""The report on runs of attack and certify."""
+"""The report on runs: folders are read into models; runs of one model are merged, or refused."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from art_denoised.reports import export, tables, terminal
-from art_denoised.reports.reading import read_models
-from art_denoised.reports.results import Model
-from art_denoised.runs.files import write_whole
+from art_denoised.attacks.ascent import NORMS
+from art_denoised.checks import InputError
+from art_denoised.evaluation.attack_rows import (
+    CHECKS,
+    CLEAN,
+    AttackLog,
+    AttackRow,
+    ImageRow,
+    read_attack_log,
+    unmade,
+)
+from art_denoised.evaluation.rows import Log, read_log
+from art_denoised.reports import tables, terminal
+from art_denoised.reports.certified import asked_radii
+from art_denoised.reports.results import Model, eps_name
+from art_denoised.runs.identity import differences
+from art_denoised.runs.journal import write_whole
+
+# Logs of one model agree in these. Seeds may differ: shards of a run may have their own.
+_SAME = (
+    *("model", "weights", "options", "structure", "attributes"),
+    *("data", "classes", "randomised", "noise", "repeats"),
+)
 
 
 @dataclass(frozen=True)
@@ -56,11 +77,15 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values. docs/report.md names the keys."""
-        return export.to_json(self.models, self.notices)
+        from art_denoised.reports.export import to_json
+
+        return to_json(self.models, self.notices)
 
     def to_tsv(self) -> str:
         """Return all results under attack as a table with tabs, one line for each."""
-        return export.to_tsv(self.models)
+        from art_denoised.reports.export import to_tsv
+
+        return to_tsv(self.models)
 
 
 def report(runs: Sequence[str | Path]) -> Report:
@@ -93,5 +118,241 @@ def report(runs: Sequence[str | Path]) -> Report:
         >>> print(str(found).splitlines()[0])
         ours: not checked for masking
     """
-    models, notices = read_models([str(run) for run in runs])
-    return Report(tuple(models), tuple(notices))
+    notices: list[str] = []
+    models = []
+    for name, paths in _named([str(run) for run in runs]).items():
+        logs = [log for path in paths for log in _read(path)]
+        notices += [f"{path}: {notice}" for path, log in logs for notice in log.notices]
+        models.append(_model(name, logs))
+        if paths[1:]:
+            notices.append(f"{name} is made of {len(paths)} runs: {', '.join(map(str, paths))}")
+    return Report(tuple(models), (*notices, *_same_weights(models)))
+
+
+def _named(runs: Sequence[str]) -> dict[str, list[Path]]:
+    """Return the paths of each model by its name, which is the folder's where none is given."""
+    named: dict[str, list[Path]] = {}
+    plain = []
+    for run in runs:
+        name, equals, folder = run.partition("=")
+        if equals and not Path(run).exists():
+            if not (name.strip() and folder.strip()):
+                raise InputError(f"run {run!r} has an empty name or folder; give NAME=FOLDER")
+            named.setdefault(name, []).append(Path(folder))
+        else:
+            plain.append(Path(run))
+    names = [(path if path.is_dir() else path.parent).resolve().name for path in plain]
+    for path, name in zip(plain, names, strict=True):
+        alone = names.count(name) == 1 and name not in named
+        whole = name if alone else str(path)
+        if whole in named:
+            raise InputError(f"run {path} is given twice; give every run once")
+        named[whole] = [path]
+    return named
+
+
+def _read(path: Path) -> Iterator[tuple[Path, AttackLog | Log]]:
+    if not path.exists():
+        raise InputError(f"run {path} does not exist; give a folder that attack or certify wrote")
+    if path.is_file():
+        with path.open("rb") as file:
+            first = file.readline(200)
+        is_attack = first.startswith(b"{") and b'"attack log"' in first
+        yield path, (_attack_log if is_attack else _certify_log)(path)
+        return
+    attacks, certificates = path / "attack.jsonl", path / "certify.jsonl"
+    if not (attacks.exists() or certificates.exists()):
+        raise InputError(
+            f"{path} holds neither attack.jsonl nor certify.jsonl; give a folder that attack or "
+            "certify wrote"
+        )
+    if attacks.exists():
+        yield attacks, _attack_log(attacks)
+    if certificates.exists():
+        yield certificates, _certify_log(certificates)
+
+
+def _attack_log(path: Path) -> AttackLog:
+    log = read_attack_log(path)
+    listed = log.settings.get("attacks") or []
+    if not (isinstance(listed, list) and all(map(_is_attack, listed))):
+        raise InputError(f"{path}: the attacks in its settings are damaged")
+    for row in log.rows:
+        if row.norm not in NORMS or not 0 <= row.eps < math.inf or not row.seconds >= 0:
+            raise InputError(f"{path}: the row of image {row.index} is damaged")
+    for picture in log.images:
+        if not _is_picture(picture):
+            raise InputError(f"{path}: the picture of image {picture.index} is damaged")
+    return log
+
+
+def _is_attack(one: Any) -> bool:
+    return (
+        isinstance(one, Mapping)
+        and isinstance(one.get("eps", 0), int | float)
+        and isinstance(one.get("gradients", []), list)
+    )
+
+
+def _is_picture(row: ImageRow) -> bool:
+    try:
+        return row.array.ndim == 3 and row.array.size > 0
+    except (ValueError, TypeError):
+        return False
+
+
+def _certify_log(path: Path) -> Log:
+    log = read_log(path)
+    if log.kind != "certify":
+        raise InputError(f"{path} is a log of {log.kind}; give a log of attack or certify")
+    return log
+
+
+def _model(name: str, logs: Sequence[tuple[Path, AttackLog | Log]]) -> Model:
+    attacks = [(path, log) for path, log in logs if isinstance(log, AttackLog)]
+    certificates = [(path, log) for path, log in logs if isinstance(log, Log)]
+    if len(certificates) > 1:
+        paths = " and ".join(str(path) for path, _ in certificates)
+        raise InputError(f"{name} has two logs of certify, {paths}; give each model one")
+    for one, other in itertools.combinations(attacks, 2):
+        _check_same(name, one, other)
+    rows = _distinct(name, [row for _, log in attacks for row in log.rows])
+    certified = tuple(row for _, log in certificates for row in log.rows)
+    if not rows and not certified:
+        raise InputError(f"{name} holds no rows yet; attack or certify some images first")
+    missing = {check for _, log in attacks if log.rows for check in unmade(log.checks)}
+    settings = [(str(path), log.settings or {}) for path, log in logs]
+    return Model(
+        name=name,
+        rows=rows,
+        checks=tuple(check for _, log in attacks for check in log.checks),
+        certified=certified,
+        asked=tuple(radius for _, log in certificates for radius in asked_radii(log.settings)),
+        pictures=tuple(picture for _, log in attacks for picture in log.images),
+        settings=tuple(settings),
+        same_images=_same_images([of_log for _, of_log in settings], (*rows, *certified)),
+        unlike=_unlike(attacks, certificates),
+        unmade=tuple(check for check in CHECKS if check in missing),
+        incomplete="; ".join(filter(None, (_lacking(log) for _, log in attacks))),
+    )
+
+
+def _check_same(name: str, one: tuple[Path, AttackLog], other: tuple[Path, AttackLog]) -> None:
+    """Refuse logs of one name that are not of one model, or not of attacks with one setting."""
+    (path, log), (other_path, other_log) = one, other
+    pairs = [(key, log.settings.get(key), other_log.settings.get(key)) for key in _SAME]
+    if log.settings.get("indices", ()) == other_log.settings.get("indices"):
+        pairs.append(("pixels", log.settings.get("pixels"), other_log.settings.get("pixels")))
+    attacks, others = _attacks(log), _attacks(other_log)
+    shared = sorted(attacks.keys() & others.keys())
+    pairs += [(f"attack {key}", attacks[key], others[key]) for key in shared]
+    changes = [f"{key} {ours!r} and {theirs!r}" for key, ours, theirs in pairs if ours != theirs]
+    if changes:
+        raise InputError(
+            f"{path} and {other_path} are both called {name} but differ in {', '.join(changes)}; "
+            "give them other names"
+        )
+
+
+def _attacks(log: AttackLog) -> dict[str, Any]:
+    listed = log.settings.get("attacks") or []
+    return {f"{one.get('name')} eps {one.get('eps')}": one for one in listed}
+
+
+def _distinct(name: str, rows: Sequence[AttackRow]) -> tuple[AttackRow, ...]:
+    """Return rows of one model without repeated clean rows; refuse images that runs share."""
+    seen: dict[Any, AttackRow] = {}
+    labels: dict[int, int] = {}
+    for row in rows:
+        key = (CLEAN, row.index) if row.attack == CLEAN else (row.norm, *row.column, row.index)
+        if seen.setdefault(key, row) is not row and row.attack != CLEAN:
+            raise InputError(
+                f"the runs of {name} both hold image {row.index} under {row.attack} at eps "
+                f"{row.eps:g}; give them other names to see them side by side"
+            )
+        if labels.setdefault(row.index, row.label) != row.label:
+            raise InputError(
+                f"image {row.index} of {name} has labels {labels[row.index]} and {row.label}; "
+                "these are runs of other data, give them other names"
+            )
+    return tuple(seen.values())
+
+
+def _same_images(settings: Sequence[Mapping[str, Any]], rows: Sequence[Any]) -> bool:
+    """Whether logs of one model call the same images by the same indices, as far as they tell."""
+    data = {str(of_log["data"]) for of_log in settings if "data" in of_log}
+    pixels: dict[str, Any] = {}
+    labels: dict[int, int] = {}
+    return (
+        len(data) < 2
+        # Only of the same choice of images can pixels be compared.
+        and all(
+            pixels.setdefault(str(of_log["indices"]), of_log["pixels"]) == of_log["pixels"]
+            for of_log in settings
+            if {"indices", "pixels"} <= of_log.keys()
+        )
+        and all(labels.setdefault(row.index, row.label) == row.label for row in rows)
+    )
+
+
+def _unlike(
+    attacks: Sequence[tuple[Path, AttackLog]], certificates: Sequence[tuple[Path, Log]]
+) -> str:
+    """Return why an attack and a certificate are not of one function; empty: they may be."""
+    for (_, attack), (_, certificate) in itertools.product(attacks, certificates):
+        attacked, certified = attack.settings, certificate.settings or {}
+        if "structure" not in certified or "weights" not in attacked:
+            continue  # an older log or a TSV, which does not tell
+        smoothed = attacked.get("smoothed")
+        if smoothed is None and attacked["weights"] == certified["weights"]:
+            return "the attacks are on the classifier without noise, the certificates with noise"
+        if smoothed is None and "structure" in attacked:
+            return "the attacked model adds no noise, and certificates are of one with noise"
+        if isinstance(smoothed, Mapping):
+            # A function is the same on any device. Attacked classifiers add Gaussian noise.
+            told = {"noise": "gaussian", **smoothed}
+            told.pop("device", None)
+            if changes := differences({name: certified.get(name) for name in told}, told):
+                return f"the function that was attacked is not the certified one ({changes})"
+    return ""
+
+
+def _lacking(log: AttackLog) -> str:
+    """Return in words what an interrupted attack run lacks; empty if nothing, or unknown."""
+    images = log.settings.get("images")
+    if not isinstance(images, int):
+        return ""
+    done = {
+        (str(one.get("name")), str(gradient), float(one.get("eps", 0))): 0
+        for one in log.settings.get("attacks") or ()
+        for gradient in one.get("gradients") or ()
+    }
+    for row in log.rows:
+        if row.attack != CLEAN and row.column in done:
+            done[row.column] += 1
+    begun = [column for column, count in done.items() if count]
+    parts = []
+    for count in sorted({n for n in done.values() if n < images}, reverse=True):
+        columns = [column for column, n in done.items() if n == count]
+        attacks = dict.fromkeys(f"{name} eps {eps_name(eps)}" for name, _, eps in columns)
+        under = ", ".join(attacks)
+        if not count:
+            parts.append(f"{under} not run")
+        else:
+            parts.append(f"{count} of {images} images" + f" under {under}" * (columns != begun))
+    return "; ".join(parts)
+
+
+def _same_weights(models: Sequence[Model]) -> list[str]:
+    """Say which models are the same; they are merged only if the user gives them one name."""
+    names: dict[str, list[str]] = {}
+    for model in models:
+        weights = {s["weights"] for _, s in model.settings if "attacks" in s and "weights" in s}
+        for fingerprint in weights:
+            names.setdefault(str(fingerprint), []).append(model.name)
+    return [
+        f"{' and '.join(same)} have the same weights ({fingerprint}); give them one name, "
+        "NAME=FOLDER NAME=FOLDER, if they are one model"
+        for fingerprint, same in names.items()
+        if len(same) > 1
+    ]

@@ -1,6 +1,6 @@
-"""Results of attacked models, with intervals: pure functions of rows.
+"""Results of attacked models and how models differ, with intervals: pure functions of rows.
 
-docs/report.md explains every result. `tables`, `plots`, `page` and `export` show them.
+docs/report.md explains every result. `tables`, `plots` and `page` show them.
 """
 
 from __future__ import annotations
@@ -9,22 +9,104 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from statistics import fmean
 from typing import Any, NamedTuple
 
-from art_denoised.evaluation.attack_rows import (
-    CLEAN,
-    AttackRow,
-    CheckRow,
-    ImageRow,
-    verdict,
-)
+from scipy import stats
+
+from art_denoised.evaluation.attack_rows import CLEAN, AttackRow, CheckRow, ImageRow, verdict
 from art_denoised.evaluation.rows import CertifyRow
 from art_denoised.reports.certified import accuracy_table, is_lower_bound
-from art_denoised.reports.survival import Share, Survival, kept, share, sign_test, together
+from art_denoised.smoothing.statistics import proportion_interval
 
 ALL = "all attacks"
 _LEVEL = 0.025  # of the one-sided test for an inversion, as one end of a 95% interval
+# Milliseconds each, and a report needs the same ones many times.
+_interval = cache(proportion_interval)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of images in [0, 1] and the limits of its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Survival(NamedTuple):
+    """Shares of evaluations in which one image is right; 0 or 1 where there is one evaluation."""
+
+    counted: float
+    fresh: float
+    worst: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether the image is right in at least half of its evaluations, as smoothing votes."""
+        return self.fresh >= 0.5
+
+
+def share(values: Sequence[float]) -> Share | None:
+    """Return the mean of one value in [0, 1] for each image, with its 95% interval; None of none.
+
+    The interval of whole counts is that of Clopper and Pearson. A mean of averages over evaluations
+    varies less than a count with the same mean; it gets the interval of the two counts around it.
+    """
+    n, total = len(values), math.fsum(values)
+    if not n:
+        return None
+    low = _interval(math.floor(total + 1e-9), n).low
+    return Share(total / n, low, _interval(math.ceil(total - 1e-9), n).high)
+
+
+def survival(rows: Sequence[AttackRow]) -> Survival:
+    """Return what several attacks leave of one image: the result of the most harmful one.
+
+    On fresh noise, the lowest of several averages over few evaluations is biased downward, because
+    chance takes part in choosing it. Therefore half of the evaluations choose the attack and the
+    other half judge it, and the other way round (cross-fitting). With one evaluation each, which
+    is enough for a deterministic model, it is the lowest.
+    """
+    counted, worst = all(row.counted for row in rows), all(row.worst for row in rows)
+    if min(len(row.fresh) for row in rows) < 2:
+        return Survival(counted, min(row.mean for row in rows), worst)
+    halves = (slice(0, None, 2), slice(1, None, 2))
+    draws: list[bool] = []
+    for choose, judge in (halves, halves[::-1]):
+        strongest = min(rows, key=lambda row: (fmean(row.fresh[choose]), row.counted))
+        draws += strongest.fresh[judge]
+    return Survival(counted, fmean(draws), worst)
+
+
+def together(attacks: Sequence[Mapping[int, AttackRow]]) -> dict[int, Survival]:
+    """Return what several attacks, each image -> row, leave of images that all of them tried."""
+    common = sorted(set.intersection(*map(set, attacks)))
+    each = [survival([rows[index] for rows in attacks]) for index in common]
+    # An average over images must not exceed that of a single attack on them. Where the choice by
+    # few evaluations did worse than the strongest single attack, that attack stands in.
+    singles = [[rows[index].mean for index in common] for rows in attacks]
+    fresh = min([[image.fresh for image in each], *singles], key=math.fsum)
+    left = zip(common, each, fresh, strict=True)
+    return {index: image._replace(fresh=mean) for index, image, mean in left}
+
+
+def sign_test(first: int, second: int, alternative: str = "two-sided") -> float:
+    """Return the exact p-value that two counts have the same expectation (McNemar's test).
+
+    Args:
+        first: Number of images that only the first keeps.
+        second: Number of images that only the second keeps.
+        alternative: "two-sided", "greater" (the first is) or "less".
+
+    Example:
+        >>> sign_test(0, 0), round(sign_test(9, 1, "greater"), 3)
+        (1.0, 0.011)
+    """
+    if first + second == 0:
+        return 1.0
+    return float(stats.binomtest(first, first + second, 0.5, alternative=alternative).pvalue)
 
 
 class Ball(NamedTuple):
@@ -201,10 +283,7 @@ class Model:
 
     def certified_share(self, radius: float) -> Share | None:
         """Return certified accuracy at an l2 radius; None without certificates."""
-        if not self.certified:
-            return None
-        entry = accuracy_table(self.certified, [radius])[0]
-        return Share(entry.certified_accuracy, entry.low, entry.high)
+        return _certified(self.certified, radius) if self.certified else None
 
     def _results(self, ball: Ball) -> Iterator[Result]:
         attacks = self.columns[ball]
@@ -240,25 +319,20 @@ class Model:
         )
 
     def _agreement(self, ball: Ball) -> Agreement:
-        certificates = {row.index: row for row in self.certified}
         left = self.survivals[ball]
-        paired = [
-            index
-            for index in left
-            if self.same_images
-            and index in certificates
-            and certificates[index].label == self.labels[index]
-        ]
-        of_certified = [certificates[index] for index in paired] or list(self.certified)
+        paired = {
+            row.index: row
+            for row in self.certified
+            if self.same_images and row.index in left and row.label == self.labels[row.index]
+        }
         robust = share([left[index].fresh for index in paired or left])
-        entry = accuracy_table(of_certified, [ball.eps])[0]
-        held = {row.index for row in of_certified if row.correct and row.radius >= ball.eps}
-        broken = tuple(index for index in paired if index in held and not kept(left[index]))
-        spared = sum(index not in held and kept(left[index]) for index in paired)
         assert robust is not None  # a headline has images
+        held = {i for i, row in paired.items() if row.correct and row.radius >= ball.eps}
+        broken = tuple(i for i in sorted(held) if not left[i].kept)
+        spared = sum(left[i].kept for i in paired.keys() - held)
         return Agreement(
             radius=ball.eps,
-            certified=Share(entry.certified_accuracy, entry.low, entry.high),
+            certified=_certified(list(paired.values()) or self.certified, ball.eps),
             at_least=is_lower_bound(ball.eps, self.asked),
             robust=robust,
             paired=len(paired),
@@ -269,12 +343,93 @@ class Model:
 
 
 def eps_name(eps: float) -> str:
-    """Return eps as people write it: a fraction of 255 where it is one.
-
-    Example:
-        >>> eps_name(8 / 255), eps_name(0.25)
-        ('8/255', '0.25')
-    """
+    """Return eps as people write it: a fraction of 255 where it is one."""
     whole = round(eps * 255)
     exact = 0 < whole < 128 and math.isclose(eps * 255, whole, rel_tol=1e-4)
     return f"{whole}/255" if exact and len(f"{eps:g}") > 5 else f"{eps:g}"
+
+
+def _certified(rows: Sequence[CertifyRow], radius: float) -> Share:
+    """Return certified accuracy at one radius."""
+    return Share(*accuracy_table(rows, [radius])[0][1:])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two models differ on the same images, under all attacks on each.
+
+    Attributes:
+        first, second: Names of the models.
+        norm: "linf" or "l2".
+        eps: Radius of the ball, image units.
+        images: Number of images that both were attacked on.
+        only_first, only_second: Numbers of images that only this model keeps.
+        p_value: p-value of the exact two-sided sign test that both are equally good.
+        trusted: Whether the results of both are reliable, as `Model.trusted`.
+    """
+
+    first: str
+    second: str
+    norm: str
+    eps: float
+    images: int
+    only_first: int
+    only_second: int
+    p_value: float
+    trusted: bool | None
+
+    @property
+    def ball(self) -> Ball:
+        """Norm and eps."""
+        return Ball(self.norm, self.eps)
+
+    @property
+    def gain(self) -> float:
+        """Share of images that the second keeps, minus that of the first."""
+        return (self.only_second - self.only_first) / self.images
+
+
+def differences(models: Sequence[Model]) -> list[Difference]:
+    """Return how each model differs from the first, in each ball with images that both share.
+
+    An image is kept if it is right in at least half of its evaluations under all attacks. Images
+    with equal index and label count as the same; `conflicts` says where runs name other data.
+
+    Example:
+        >>> from art_denoised.evaluation.attack_rows import AttackRow
+        >>> def model(name, right):
+        ...     row = AttackRow(0, 1, "pgd", "exact", "l2", 0.5, True, right, (right,), 0, 0, 0)
+        ...     return Model(name, (row,))
+        >>> differences([model("plain", False), model("denoised", True)])[0].gain
+        1.0
+    """
+    return [
+        _difference(models[0], second, ball, pairs)
+        for second in models[1:]
+        for ball in models[0].columns
+        if (pairs := list(_pairs(models[0], second, ball)))
+    ]
+
+
+def _difference(
+    first: Model, second: Model, ball: Ball, pairs: Sequence[tuple[bool, bool]]
+) -> Difference:
+    only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
+    verdicts = {first.trusted, second.trusted}
+    return Difference(
+        first.name,
+        second.name,
+        *ball,
+        images=len(pairs),
+        only_first=only_first,
+        only_second=only_second,
+        p_value=sign_test(only_first, only_second),
+        trusted=False if False in verdicts else None if None in verdicts else True,
+    )
+
+
+def _pairs(first: Model, second: Model, ball: Ball) -> Iterator[tuple[bool, bool]]:
+    mine, other = first.survivals.get(ball, {}), second.survivals.get(ball, {})
+    for index in mine:
+        if index in other and first.labels[index] == second.labels[index]:
+            yield mine[index].kept, other[index].kept

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
 Cell: TypeAlias = str | tuple[str, ...]
 # Rich drops columns that do not fit, such as the verdict; a terminal wraps them.
@@ -47,17 +47,15 @@ Block: TypeAlias = Table | Lines
 
 
 def text(blocks: Sequence[Block]) -> str:
-    """Return blocks as plain text, with a blank line between them.
+    """Return blocks as plain text, with a blank line between them."""
+    from rich.console import Console
 
-    Example:
-        >>> table = Table((Column("attack", left=True), Column("robust")), (("pgd", "41.2"),))
-        >>> print(text([Lines(("ours: checked",)), table]))
-        ours: checked
-        <BLANKLINE>
-        attack  robust
-        pgd       41.2
-    """
-    return "\n\n".join(_plain(block) for block in blocks)
+    file = io.StringIO()
+    console = Console(
+        file=file, width=_WIDE, color_system=None, force_terminal=False, force_jupyter=False
+    )
+    _print(console, blocks, styled=False)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
 def show(blocks: Sequence[Block]) -> None:
@@ -67,36 +65,22 @@ def show(blocks: Sequence[Block]) -> None:
         return
     from rich.console import Console
 
-    console = Console(width=_WIDE, highlight=False, force_jupyter=False)
-    for i, block in enumerate(blocks):
-        if i:
-            console.print()
-        for part in _parts(block, styled=True):
-            console.print(part, soft_wrap=isinstance(block, Lines))
+    _print(Console(width=_WIDE, highlight=False, force_jupyter=False), blocks, styled=True)
 
 
 def escaped(words: str) -> str:
-    r"""Return text from a log so that a terminal shows it: control characters become escapes.
-
-    Example:
-        >>> print(escaped("red\x1b[31m"))
-        red\x1b[31m
-    """
+    """Return text from a log so that a terminal shows it: control characters become escapes."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in words
     )
 
 
-def _plain(block: Block) -> str:
-    from rich.console import Console
-
-    file = io.StringIO()
-    console = Console(
-        file=file, width=_WIDE, color_system=None, force_terminal=False, force_jupyter=False
-    )
-    for part in _parts(block, styled=False):
-        console.print(part, soft_wrap=isinstance(block, Lines))
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+def _print(console: Console, blocks: Sequence[Block], *, styled: bool) -> None:
+    for i, block in enumerate(blocks):
+        if i:
+            console.print()
+        for part in _parts(block, styled=styled):
+            console.print(part, soft_wrap=isinstance(block, Lines))
 
 
 def _parts(block: Block, *, styled: bool) -> list[RenderableType]:

@@ -1,12 +1,5 @@
-from .files import make_folder as make_folder
-from .files import sole_writer as sole_writer
-from .files import write_whole as write_whole
-from .identity import describe as describe
 from .identity import differences as differences
-from .identity import fingerprint as fingerprint
 from .identity import identity as identity
-from .identity import versions as versions
-from .journal import Contents as Contents
 from .journal import Kind as Kind
 from .journal import Row as Row
 from .journal import Run as Run

@@ -1,7 +1,7 @@
 """What a run depends on, as JSON values that are equal in every process, and their comparison.
 
-Headers, resuming, merging and joining runs in a report all compare these values, so that "the
-function that was attacked is the function that was certified" is a comparison of two mappings.
+Headers, resuming and joining runs in a report all compare these values, so that "the function that
+was attacked is the function that was certified" is a comparison of two mappings.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-
-from art_denoised.checks import InputError
 
 _OPENED = 3  # objects inside objects that are looked into
 _HASH = re.compile(r"[0-9a-f]{16}")
@@ -57,7 +55,10 @@ def identity(model: Any) -> dict[str, Any]:
         return {"type": _name(type(model))}
     begun = _BEGUN.set(_BEGUN.get() | {id(model)})
     try:
-        attributes = _attributes_of_parts(model)
+        attributes = [
+            [name, _name(type(part)), _public_attributes(part)]
+            for name, part in model.named_modules()
+        ]
     finally:
         _BEGUN.reset(begun)
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
@@ -73,14 +74,9 @@ def identity(model: Any) -> dict[str, Any]:
 
 
 def versions(*libraries: str) -> dict[str, str]:
-    """Return the versions of the packages on which rows depend, and of Python.
+    """Return the versions of Python, of the packages on which rows depend, and of others.
 
-    Args:
-        libraries: Further packages, which are left out where they are not installed.
-
-    Example:
-        >>> sorted(versions())
-        ['art-denoised', 'numpy', 'python', 'torch']
+    Of these ``libraries`` those that are not installed are left out.
     """
     found = {name: metadata.version(name) for name in _PACKAGES}
     for name in libraries:
@@ -103,30 +99,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return ", ".join(_changes(old, new))
 
 
-def check_same(where: object, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run of other settings.
-
-    Args:
-        where: File or folder that holds the run.
-        old: Its settings.
-        new: Settings of the run that wants to go on.
-
-    Raises:
-        InputError: They differ; the message says in what.
-    """
-    if changes := differences(old, json.loads(json.dumps(new))):
-        raise InputError(
-            f"{where} was written with different settings ({changes}); choose another folder"
-        )
-
-
 def fingerprint(*tensors: Tensor, **named: Tensor) -> str:
-    """Return a short hash of the values, shapes, dtypes and names of tensors, in their order.
-
-    Example:
-        >>> fingerprint(torch.zeros(2)) == fingerprint(torch.zeros(1, 2))
-        False
-    """
+    """Return a short hash of the values, shapes, dtypes and names of tensors, in their order."""
     digest = hashlib.sha256()
     for name, tensor in [*(("", tensor) for tensor in tensors), *named.items()]:
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
@@ -140,16 +114,8 @@ def describe(value: Any, opened: int = _OPENED) -> Any:
 
     Objects become their class and their attributes; functions their name with defaults, closure
     and the global networks and tensors that they name (an edit of the body is not seen); methods
-    also what they are bound to; tensors and arrays a hash.
-
-    Args:
-        value: Anything.
-        opened: Depth to which objects inside objects are looked into; deeper ones become the name
-            of their class.
-
-    Example:
-        >>> describe({"steps": 3, "loss": nn.ReLU, "at": (0.5, None)})
-        {'steps': 3, 'loss': 'torch.nn.modules.activation.ReLU', 'at': [0.5, None]}
+    also what they are bound to; tensors and arrays a hash. Objects deeper
+    than ``opened`` become the name of their class.
     """
     if value is None or isinstance(value, (bool, int, str)):
         return value
@@ -184,20 +150,12 @@ def describe(value: Any, opened: int = _OPENED) -> Any:
     return {"type": _name(type(value)), **describe(held, left)}
 
 
-def _attributes_of_parts(model: nn.Module) -> list[Any]:
-    """Return the class and the public attributes of each submodule."""
-    return [
-        [
-            name,
-            _name(type(part)),
-            {
-                key: describe(value, int(inspect.isroutine(value)))
-                for key, value in vars(part).items()
-                if not key.startswith("_") and key != "training"
-            },
-        ]
-        for name, part in model.named_modules()
-    ]
+def _public_attributes(part: nn.Module) -> dict[str, Any]:
+    return {
+        key: describe(value, int(inspect.isroutine(value)))
+        for key, value in vars(part).items()
+        if not key.startswith("_") and key != "training"
+    }
 
 
 def _attributes(value: Any) -> dict[str, Any]:
@@ -252,16 +210,16 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and bool(_HASH.fullmatch(value))
+
+
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for name in {**old, **new}:
         was, now, full = old.get(name), new.get(name), f"{prefix}{name}"
         if isinstance(was, Mapping) and isinstance(now, Mapping):
             yield from _changes(was, now, f"{full}.")
         elif was != now:
-            plain = not any(_is_opaque(value) for value in (was, now))
-            yield f"{full} is {was!r}, not {now!r}" if plain else f"{full} differs"
-
-
-def _is_opaque(value: Any) -> bool:
-    """Whether a value tells a reader nothing: a hash, or a mapping that the other side lacks."""
-    return isinstance(value, Mapping) or (isinstance(value, str) and bool(_HASH.fullmatch(value)))
+            # A hash, or a mapping that the other side lacks, tells a reader nothing.
+            opaque = any(isinstance(v, Mapping) or _is_hash(v) for v in (was, now))
+            yield f"{full} differs" if opaque else f"{full} is {was!r}, not {now!r}"

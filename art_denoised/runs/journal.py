@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import filelock
 import msgspec
 
 from art_denoised.checks import InputError
-from art_denoised.runs.files import make_folder, sole_writer
-from art_denoised.runs.identity import check_same
+from art_denoised.runs.identity import differences
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 VERSION = 2
 _START = '{"art_denoised"'  # how each header begins
+R = TypeVar("R", bound="Row")
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,20 +37,12 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         return False
 
 
-R = TypeVar("R", bound=Row)
-
-
-def _unchanged(record: dict[str, Any]) -> dict[str, Any]:
-    return record
-
-
 @dataclass(frozen=True)
 class Kind(Generic[R]):
     """A kind of journal.
 
     Attributes:
-        name: Name of the kind, such as "certify": the file is ``certify.jsonl``, and its header
-            says "certify log".
+        name: Name of the kind, such as "certify": the file is ``certify.jsonl``.
         row: Type of the rows, as msgspec takes it: a subclass of `Row` or a tagged union of them.
         upgrade: Function from a record as version 1 wrote it to one of today.
         title: What the header says; by default "NAME log".
@@ -57,7 +50,7 @@ class Kind(Generic[R]):
 
     name: str
     row: Any
-    upgrade: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged
+    upgrade: Callable[[dict[str, Any]], dict[str, Any]] = dict
     title: str = ""
 
     @property
@@ -68,23 +61,14 @@ class Kind(Generic[R]):
 
 @dataclass(frozen=True)
 class Contents(Generic[R]):
-    """A journal as read.
-
-    Attributes:
-        kind: Kind of the journal.
-        settings: What determined the rows.
-        rows: The valid row of each key, in the order of the file.
-        version: Version of the format.
-        notices: What the reader had to repair, for the user to see.
-        whole: Number of bytes of the lines that are not torn.
-    """
+    """A journal as read, its rows by key; notices say what the reader had to repair."""
 
     kind: Kind[R]
     settings: Mapping[str, Any]
     rows: Mapping[Hashable, R]
     version: int = VERSION
     notices: tuple[str, ...] = ()
-    whole: int = 0
+    whole: int = 0  # bytes of the lines that are not torn
 
 
 class Run(Generic[R]):
@@ -134,11 +118,11 @@ class Run(Generic[R]):
     ) -> None:
         self.kind = kind
         self.settings: Mapping[str, Any] = json.loads(json.dumps(settings, allow_nan=False))
-        self.path = make_folder(folder) / f"{kind.name}.jsonl"
+        self.path = _make_folder(Path(folder)) / f"{kind.name}.jsonl"
         self.rows: dict[Hashable, R] = {}
         self.notices: list[str] = []
         with ExitStack() as stack:
-            stack.enter_context(sole_writer(self.path))
+            stack.callback(_locked(self.path).release)
             self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             stack.callback(os.close, self._file)
             self._open(resume)
@@ -200,7 +184,13 @@ class Run(Generic[R]):
                 f"{self.path} was written by an earlier version of art_denoised, which compared "
                 "less; choose another folder"
             )
-        check_same(self.path, contents.settings, self.settings)
+        if changes := differences(contents.settings, self.settings):
+            remedy = "choose another folder"
+            if contents.settings.get("indices") != self.settings.get("indices"):
+                remedy = "a run keeps its images: give others a folder of their own"
+            raise InputError(
+                f"{self.path} was written with different settings ({changes}); {remedy}"
+            )
         os.ftruncate(self._file, contents.whole)
         self.rows = dict(contents.rows)
         self.notices += [f"{self.path}: {notice}" for notice in contents.notices]
@@ -223,20 +213,22 @@ def read_run(path: Path | str, *kinds: Kind[Any]) -> Contents[Any]:
     path = _find(Path(path), kinds)
     raw = path.read_bytes()
     *lines, torn = raw.decode("utf-8-sig", errors="replace").split("\n")
-    title, version, settings = _header(path, lines[0] if lines else torn)
-    kind = next((kind for kind in kinds if kind.heading == title), None)
+    try:
+        header = msgspec.json.decode(lines[0] if lines else torn, type=_Header)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise InputError(f"{path} is not a log: its first line is not a header of ours") from None
+    kind = next((kind for kind in kinds if kind.heading == header.art_denoised), None)
     if kind is None:
         wanted = " or ".join(kind.heading for kind in kinds)
-        raise InputError(f"{path} is a {title!r}; give a {wanted}")
+        raise InputError(f"{path} is a {header.art_denoised!r}; give a {wanted}")
     rows: dict[Hashable, Row] = {}
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip():
             continue
         try:
             record = msgspec.json.decode(line, type=dict[str, Any])
-            row = msgspec.convert(
-                kind.upgrade(record) if version == 1 else record, kind.row, str_keys=True
-            )
+            record = kind.upgrade(record) if header.version == 1 else record
+            row = msgspec.convert(record, kind.row, str_keys=True)
         except (msgspec.MsgspecError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{path}:{number} is damaged ({error})") from None
         key = _key(row, len(rows))
@@ -244,7 +236,7 @@ def read_run(path: Path | str, *kinds: Kind[Any]) -> Contents[Any]:
             raise InputError(f"{path}:{number} holds {key} a second time; remove one of them")
         rows[key] = row
     notices = ("a torn last line was left out",) if torn.strip() else ()
-    return Contents(kind, settings, rows, version, notices, raw.rfind(b"\n") + 1)
+    return Contents(kind, header.settings, rows, header.version, notices, raw.rfind(b"\n") + 1)
 
 
 def _key(row: Row, number: int) -> Hashable:
@@ -268,9 +260,44 @@ class _Header(msgspec.Struct):
     settings: dict[str, Any]
 
 
-def _header(path: Path, line: str) -> tuple[str, int, dict[str, Any]]:
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file so that it always holds the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        header = msgspec.json.decode(line, type=_Header)
-        return header.art_denoised, header.version, header.settings
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise InputError(f"{path} is not a log: its first line is not a header of ours") from None
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # before the rename: a power cut could leave an empty file
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror}); choose another place"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{folder} exists and is not a directory; choose another folder") from None
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be created ({error.strerror}); choose another folder"
+        ) from None
+    return folder
+
+
+def _locked(path: Path) -> filelock.BaseFileLock:
+    """Return the lock of a file, a hidden file beside it, once this process alone holds it."""
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        if not Path(lock.lock_file).exists():  # as on a file system that takes no files
+            raise InputError(f"{path} cannot be written; choose another folder") from None
+        raise InputError(
+            f"{path} is being written by another process; wait for it or choose another folder"
+        ) from None
+    return lock

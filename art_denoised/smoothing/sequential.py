@@ -136,8 +136,8 @@ def _counts(first: int, last: int) -> tuple[int, ...]:
 def _boundary(counts: tuple[int, ...], p0: float, alpha: float) -> dict[int, int]:
     """Return the smallest boundaries whose crossing costs no more than what may be spent so far.
 
-    At a look after n of N samples, alpha (n / N)^_SPENDING may be spent in all. What a look leaves, because
-    votes are whole numbers, is there for the next ones.
+    At a look after n of N samples, alpha (n / N)^_SPENDING may be spent in all. What a look leaves,
+    because votes are whole numbers, is there for the next ones.
     """
     boundary: dict[int, int] = {}
     law, low, spent = np.ones(1), 0, 0.0  # law[i] = P(votes are low + i, no boundary crossed yet)

@@ -1,8 +1,9 @@
-"""The batches of a training, in an order that can be repeated, and its validation set."""
+"""The batches of a training, in an order that can be repeated, and random states that can too."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.runs.identity import fingerprint
 from art_denoised.training.config import Augmentation, TrainingConfig
-from art_denoised.training.seeds import derived, seeded
 from art_denoised.types import Images, Labels
 
 _LOADING = (  # what is kept of a DataLoader
@@ -32,25 +32,31 @@ _LOADING = (  # what is kept of a DataLoader
 _SAMPLE = 16  # images that stand for all when data are compared
 
 
-class Batches:
-    """Batches of a data set, the same in every run of a seed.
+@contextmanager
+def seeded(key: Sequence[int] | int, device: torch.device) -> Iterator[None]:
+    """Seed torch's random states of the CPU and of one device, and restore them afterwards.
 
-    Args:
-        data: A map-style data set of pairs (image in [0, 1], label), or a DataLoader over one.
-        config: Its ``batch_size`` and ``seed`` count.
-
-    Attributes:
-        images: Number of images.
-
-    Raises:
-        InputError: The data have no length, no images, or a sampler of their own.
-
-    Example:
-        >>> data = torch.utils.data.TensorDataset(torch.rand(5, 1, 8, 8), torch.arange(5))
-        >>> batches = Batches(data, TrainingConfig(batch_size=2))
-        >>> len(batches), [len(x) for x, y in batches.of_epoch(0, 0)]
-        (2, [2, 2])
+    Unlike `torch.manual_seed`, it leaves other devices alone. The state of accelerators other than
+    CUDA is not restored. A key of several numbers is hashed; an integer is the seed itself.
     """
+    seed = key if isinstance(key, int) else _derived(key)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        elif device.type != "cpu":
+            torch.get_device_module(device).manual_seed(seed)
+        yield
+
+
+def _derived(key: Sequence[int]) -> int:
+    """Return a seed of 64 bits; zeros at the end of a key are ignored."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
+class Batches:
+    """Batches of a data set or of a DataLoader's, the same in every run of a seed."""
 
     def __init__(self, data: Any, config: TrainingConfig) -> None:
         self._loader = data if isinstance(data, DataLoader) else None
@@ -85,15 +91,13 @@ class Batches:
         return _read(batch)
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells these data from others: their number, and a sample of them.
-
-        Data that draw from random states other than torch's have no sample that could be compared.
-        """
+        """Return what tells these data from others: their number, and a sample of them."""
         indices = np.linspace(0, self.images - 1, min(_SAMPLE, self.images)).round().astype(int)
         once, again = (
             fingerprint(*(tensor for index in indices.tolist() for tensor in self.one(index)))
             for _ in range(2)
         )
+        # Data may draw from random states other than torch's.
         return {"images": self.images, "sample": once if once == again else "random"}
 
     def of_epoch(self, epoch: int, first: int) -> Iterator[tuple[Images, Labels]]:
@@ -101,7 +105,7 @@ class Batches:
         order = np.random.default_rng([self._seed, 0, epoch]).permutation(self.images)
         batches = order[: len(self) * self._size].reshape(len(self), self._size)[first:].tolist()
         # Not the global generator; the seeds of worker processes follow from it.
-        generator = torch.Generator().manual_seed(derived([self._seed, 2, epoch]))
+        generator = torch.Generator().manual_seed(_derived([self._seed, 2, epoch]))
         options: dict[str, Any] = {"generator": generator}
         if self._loader is not None:
             options |= {name: getattr(self._loader, name) for name in _LOADING}
@@ -113,20 +117,7 @@ class Batches:
 
 
 def stack_pairs(data: Any, classes: int | None = None) -> tuple[Images, Labels]:
-    """Read a validation set into two tensors.
-
-    Args:
-        data: Pairs of image and label, at least one, with a length; no DataLoader.
-        classes: Number of classes that labels are checked for.
-
-    Raises:
-        InputError: Something else, or images of several sizes.
-
-    Example:
-        >>> x, y = stack_pairs([(torch.zeros(1, 8, 8), 3), (torch.ones(1, 8, 8), 4)])
-        >>> x.shape, y.tolist()
-        (torch.Size([2, 1, 8, 8]), [3, 4])
-    """
+    """Read a validation set, pairs of image and label, into two tensors."""
     try:
         images, labels = zip(*(data[i] for i in range(len(data))), strict=True)
         x = torch.stack([torch.as_tensor(image) for image in images])
@@ -141,18 +132,7 @@ def stack_pairs(data: Any, classes: int | None = None) -> tuple[Images, Labels]:
 
 
 def augment(x: Images, how: Augmentation = "crop+flip") -> Images:
-    """Crop each image from a reflected border of an eighth of its size, and flip it.
-
-    Draws from torch's global random state.
-
-    Args:
-        x: Images.
-        how: "crop+flip", "crop" or "none".
-
-    Example:
-        >>> augment(torch.rand(2, 3, 32, 32)).shape
-        torch.Size([2, 3, 32, 32])
-    """
+    """Crop each image from a reflected border of an eighth of its size, and flip it, at random."""
     if how == "none":
         return x
     n, _, height, width = x.shape

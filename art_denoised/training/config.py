@@ -1,4 +1,4 @@
-"""How to train: everything that the three trainers have in common."""
+"""How to train: the config, and the optimizer, schedule and average that PyTorch makes of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.optim import lr_scheduler
+from torch.optim.swa_utils import AveragedModel
 
 from art_denoised import checks
 from art_denoised.checks import InputError
@@ -17,6 +20,13 @@ Optimizer = Literal["adam", "sgd"]
 Schedule = Literal["cosine", "one-cycle", "step", "milestones", "sat-milestones", "constant"]
 Augmentation = Literal["crop+flip", "crop", "none"]
 ParameterGroups = Callable[[nn.Module], list[dict[str, Any]]]
+Tensors = list[Tensor] | tuple[Tensor, ...]
+# When the learning rate falls to a tenth, in parts of the steps.
+_MILESTONES = {
+    "step": (1, 2, 3),
+    "milestones": (35, 70, 95, 110),
+    "sat-milestones": (30, 60, 90, 100),
+}
 
 
 def decayed_weights(network: nn.Module) -> list[dict[str, Any]]:
@@ -24,17 +34,6 @@ def decayed_weights(network: nn.Module) -> list[dict[str, Any]]:
 
     Weights are trained parameters of two or more dimensions that belong to no normalisation.
     Biases, normalisation and learnt activations such as `SmoothReLU` are not decayed.
-
-    Args:
-        network: Network that is trained.
-
-    Returns:
-        Parameter groups as PyTorch's optimizers take them.
-
-    Example:
-        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
-        >>> [(len(g["params"]), g.get("weight_decay")) for g in decayed_weights(net)]
-        [(1, None), (3, 0.0)]
     """
     # Norms over several dimensions have weights that look like those of a linear layer.
     norms = {
@@ -72,7 +71,8 @@ class TrainingConfig:
         bf16: Whether to autocast to bfloat16; None: where the device computes in it natively.
         seed: Seed of everything random.
         parameter_groups: Function from the network to the parameter groups of the optimizer, for
-            example with learning rates or weight decays of their own.
+            example with learning rates of their own. By default biases, normalisation and learnt
+            activations are not decayed.
         checkpoint_every: Seconds between checkpoints within an epoch. It changes no result.
 
     Raises:
@@ -110,15 +110,78 @@ class TrainingConfig:
         for name in ("average", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give a number in [0, 1)")
-        names = {"optimizer": Optimizer, "schedule": Schedule, "augment": Augmentation}
-        for name, known in names.items():
-            if getattr(self, name) not in get_args(known):
-                raise InputError(
-                    f"{name} is {getattr(self, name)!r}; give one of {', '.join(get_args(known))}"
-                )
+        for name, known in (
+            ("optimizer", Optimizer),
+            ("schedule", Schedule),
+            ("augment", Augmentation),
+        ):
+            checks.choice(name, getattr(self, name), get_args(known))
 
     @property
     def settings(self) -> dict[str, Any]:
         """What determines the result, as JSON values."""
         names = [field.name for field in fields(self) if field.name != "checkpoint_every"]
         return {name: describe(getattr(self, name)) for name in names}
+
+
+def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Return the optimizer of a training."""
+    groups = config.parameter_groups(network)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(groups, config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        groups,
+        config.lr,
+        config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.momentum > 0,
+    )
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, config: TrainingConfig, steps: int
+) -> lr_scheduler.LRScheduler:
+    """Return the schedule of a learning rate over ``steps`` steps, stepped after each of them."""
+    kind = config.schedule
+    warm = max(1, round(0.3 * steps) if kind == "one-cycle" else steps // 20)
+    left = max(1, steps - warm)
+    later: lr_scheduler.LRScheduler
+    if kind == "constant":
+        return lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=1)
+    if kind in _MILESTONES:
+        *parts, whole = _MILESTONES[kind]
+        later = lr_scheduler.MultiStepLR(optimizer, [-(-steps * p // whole) for p in parts])
+        if kind == "step":
+            return later
+    elif kind == "cosine":
+        later = lr_scheduler.CosineAnnealingLR(optimizer, T_max=left)
+    else:  # one step more would reach 0
+        later = _line(optimizer, left / (left + 1), 1 / (left + 1), left)
+    warm_up = _line(optimizer, 1 / warm, 1.0, warm)
+    if kind in _MILESTONES:
+        return lr_scheduler.ChainedScheduler([warm_up, later])
+    return lr_scheduler.SequentialLR(optimizer, [warm_up, later], [warm])
+
+
+def _line(
+    optimizer: torch.optim.Optimizer, first: float, last: float, steps: int
+) -> lr_scheduler.LinearLR:
+    return lr_scheduler.LinearLR(optimizer, first, last, total_iters=max(1, steps - 1))
+
+
+def moving_average(network: nn.Module, decay: float) -> AveragedModel:
+    """Return an exponential moving average of a network's weights and buffers.
+
+    Counters and masks, which have no mean, are copied.
+    """
+
+    # All tensors of one type at once: a GPU would wait each time that the count is read.
+    def average(old: Tensors, new: Tensors, updates: Tensor | int) -> None:
+        if not (old[0].is_floating_point() or old[0].is_complex()):
+            torch._foreach_copy_(old, new)
+            return
+        change = torch._foreach_sub(new, old)
+        torch._foreach_mul_(change, max(1 - decay, 9 / (10 + int(updates))))
+        torch._foreach_add_(old, change)
+
+    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)

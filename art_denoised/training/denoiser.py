@@ -23,35 +23,19 @@ from art_denoised.checks import InputError
 from art_denoised.runs.identity import fingerprint
 from art_denoised.training.batches import Batches, stack_pairs
 from art_denoised.training.config import TrainingConfig
-from art_denoised.training.loop import Evaluation, train
-from art_denoised.training.rows import EpochRow
+from art_denoised.training.loop import EpochRow, Evaluation, train
 from art_denoised.types import Classifier, Images, Labels
 
 DenoiserLoss = Callable[[Images, Images, Labels, "Classifier | None"], Tensor]
 
-# The fine-tuning of "hybrid", relative to the first training: 20 of 90 epochs, lr 1e-5 after 1e-3.
-FINE_EPOCHS, FINE_LR = 2 / 9, 0.01
-
 
 def mse(x_hat: Images, x: Images, y: Labels, classifier: Classifier | None) -> Tensor:
-    """Return the mean squared error to the clean image (equation 4).
-
-    Example:
-        >>> float(mse(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), torch.zeros(1), None))
-        1.0
-    """
+    """Return the mean squared error to the clean image (equation 4)."""
     return F.mse_loss(x_hat.float(), x)
 
 
 def stability(x_hat: Images, x: Images, y: Labels, classifier: Classifier | None) -> Tensor:
-    """Return the cross-entropy to the label that the classifier gives the clean image (equation 5).
-
-    Example:
-        >>> x = torch.tensor([[0.0, 1.0]]).reshape(1, 2, 1, 1)
-        >>> worse = stability(1 - x, x, torch.tensor([0]), nn.Flatten())
-        >>> bool(worse > stability(x, x, torch.tensor([0]), nn.Flatten()))
-        True
-    """
+    """Return the cross-entropy to the classifier's label of the clean image (equation 5)."""
     classifier = _needed(classifier)
     with torch.no_grad():
         target = classifier(x).argmax(1)
@@ -59,13 +43,7 @@ def stability(x_hat: Images, x: Images, y: Labels, classifier: Classifier | None
 
 
 def classification(x_hat: Images, x: Images, y: Labels, classifier: Classifier | None) -> Tensor:
-    """Return the cross-entropy to the true label.
-
-    Example:
-        >>> x = torch.tensor([[0.0, 1.0]]).reshape(1, 2, 1, 1)
-        >>> round(float(classification(x, x, torch.tensor([1]), nn.Flatten())), 4)
-        0.3133
-    """
+    """Return the cross-entropy to the true label."""
     return F.cross_entropy(_needed(classifier)(x_hat).float(), y)
 
 
@@ -86,7 +64,7 @@ class Objective:
 
     Attributes:
         loss: "mse", "stability", "classification"; "hybrid", which is mse and then stability at a
-            hundredth of the learning rate; or a function like `stability`.
+            hundredth of the learning rate; or a function ``loss(x_hat, x, y, classifier)``.
         sigma: Noise level in image units, or the lowest and the highest, between which it is drawn
             uniformly for each image.
         classifier: Classifier to defend, in eval mode, from images in [0, 1] to logits.
@@ -110,9 +88,8 @@ class Objective:
     fine_epochs: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.loss, str) and self.loss not in (*LOSSES, "hybrid"):
-            known = ", ".join([*LOSSES, "hybrid"])
-            raise InputError(f"objective is {self.loss!r}; give one of {known}")
+        if isinstance(self.loss, str):
+            checks.choice("objective", self.loss, (*LOSSES, "hybrid"))
         if self.fine_epochs is not None:
             if self.loss != "hybrid":
                 raise InputError(
@@ -147,22 +124,19 @@ class Objective:
         return self.sigma
 
     @property
+    def classifiers(self) -> tuple[nn.Module, ...]:
+        """All classifiers, the surrogates first."""
+        return (*self.surrogates, *([] if self.classifier is None else [self.classifier]))
+
+    @property
     def teachers(self) -> tuple[nn.Module, ...]:
         """Classifiers to train through."""
-        white_box = () if self.classifier is None else (self.classifier,)
-        return tuple(self.surrogates) or white_box
+        return tuple(self.surrogates) or self.classifiers
 
     @property
     def judge(self) -> nn.Module | None:
-        """Classifier that validation figures are about."""
-        if self.classifier is not None:
-            return self.classifier
-        return next(iter(self.surrogates), None)
-
-    @property
-    def classifiers(self) -> tuple[nn.Module, ...]:
-        """All classifiers, the teachers first."""
-        return (*self.surrogates, *([] if self.classifier is None else [self.classifier]))
+        """Classifier that validation figures are about: the one to defend, if it is known."""
+        return next(iter((*self.classifiers[len(self.surrogates) :], *self.surrogates)), None)
 
     def parts(self, config: TrainingConfig) -> list[tuple[str, DenoiserLoss, TrainingConfig]]:
         """Return name, loss and config of each training."""
@@ -170,8 +144,9 @@ class Objective:
             return [(getattr(self.loss, "__name__", "objective"), self.loss, config)]
         if self.loss != "hybrid":
             return [(self.loss, LOSSES[self.loss], config)]
-        epochs = self.fine_epochs or max(1, round(FINE_EPOCHS * config.epochs))
-        fine = replace(config, epochs=epochs, lr=FINE_LR * config.lr, schedule="constant")
+        # As in the paper: 20 epochs after 90, and lr 1e-5 after 1e-3.
+        epochs = self.fine_epochs or max(1, round(2 / 9 * config.epochs))
+        fine = replace(config, epochs=epochs, lr=0.01 * config.lr, schedule="constant")
         return [("mse", mse, config), ("stability", stability, fine)]
 
 
@@ -186,7 +161,7 @@ def train_denoiser(
     resume: bool = False,
     progress: bool = True,
 ) -> list[EpochRow]:
-    """Train a denoiser in place; classifiers stay as they are.
+    """Train a denoiser in place, classifiers as they are; return a row for each epoch.
 
     Args:
         denoiser: Network called as ``denoiser(x_noisy, sigma)``, on its device.
@@ -201,9 +176,6 @@ def train_denoiser(
             and ``stability`` inside it.
         resume: Continue the training in the folder if there is one.
         progress: Show a progress bar.
-
-    Returns:
-        One row for each epoch.
 
     Raises:
         InputError: Networks cannot take the images, the folder holds another training, or `train`
@@ -263,7 +235,8 @@ class _Denoising:
     def __call__(self, denoiser: nn.Module, x: Images, y: Labels, step: int) -> Tensor:
         if self.classes is not None:
             checks.labels(y, self.classes)
-        x_noisy, sigma = add_noise(x, *self.sigma)
+        sigma = torch.empty(len(x), device=x.device).uniform_(*self.sigma)
+        x_noisy = x + sigma.reshape(-1, 1, 1, 1) * torch.randn_like(x)
         turns = self.classifiers
         classifier = turns[step % len(turns)] if turns else None
         return self.objective(denoiser(x_noisy, sigma), x, y, classifier)
@@ -282,45 +255,12 @@ class _Restored:
         return measure_denoiser(denoiser, self.classifier, self.x, self.y, self.sigma)
 
 
-def add_noise(x: Images, low: float, high: float) -> tuple[Images, Tensor]:
-    """Return noisy images and their noise levels, uniform in [low, high].
-
-    Draws from torch's global random state.
-
-    Example:
-        >>> x_noisy, sigma = add_noise(torch.zeros(5, 3, 8, 8), 0.25, 0.25)
-        >>> x_noisy.shape, sigma.tolist()
-        (torch.Size([5, 3, 8, 8]), [0.25, 0.25, 0.25, 0.25, 0.25])
-    """
-    sigma = torch.empty(len(x), device=x.device).uniform_(low, high)
-    return x + sigma.reshape(-1, 1, 1, 1) * torch.randn_like(x), sigma
-
-
 def measure_denoiser(
     denoiser: nn.Module, classifier: nn.Module | None, x: Images, y: Labels, sigma: float
 ) -> dict[str, float]:
     """Return the mean squared error of a denoiser and the accuracy of a classifier behind it.
 
     Each image is seen once, with noise from a stream of its own that is the same in every call.
-
-    Args:
-        denoiser: Denoiser in eval mode.
-        classifier: Classifier in eval mode, or None.
-        x: Clean images.
-        y: True labels.
-        sigma: Noise level.
-
-    Returns:
-        ``mse``, and ``accuracy`` if there is a classifier.
-
-    Example:
-        >>> from art_denoised.data import load_data
-        >>> from art_denoised.demo import digits_classifier, digits_denoiser
-        >>> data = load_data("digits")
-        >>> x, y = data.images[:50], data.labels[:50]
-        >>> figures = measure_denoiser(digits_denoiser(), digits_classifier(), x, y, 0.25)
-        >>> figures["accuracy"] > 0.8
-        True
     """
     device = next(denoiser.parameters()).device
     generator = torch.Generator().manual_seed(0)
@@ -349,11 +289,7 @@ def _holds(a: nn.Module, b: nn.Module) -> bool:
 
 
 def _class_counts(denoiser: nn.Module, objective: Objective, x: Images) -> int | None:
-    """Denoise and classify one image, to find a misfit before the work starts.
-
-    Returns:
-        Smallest number of classes of the classifiers to train through.
-    """
+    """Denoise and classify one image; return the smallest number of classes of the teachers."""
     x = x.to(next(denoiser.parameters(), torch.zeros(0)).device)
     with in_eval(denoiser):
         checks.denoises(denoiser, x, objective.levels[1])

@@ -16,8 +16,7 @@ from art_denoised.diffusion.levels import P_MEAN, P_STD
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.preconditioning import EDM
 from art_denoised.training.config import TrainingConfig
-from art_denoised.training.loop import train
-from art_denoised.training.rows import EpochRow
+from art_denoised.training.loop import EpochRow, train
 from art_denoised.types import Images, Labels
 
 
@@ -84,7 +83,7 @@ def train_diffusion(
     resume: bool = False,
     progress: bool = True,
 ) -> list[EpochRow]:
-    """Train a diffusion model in place, with the loss of EDM.
+    """Train a diffusion model in place, with the loss of EDM; return a row for each epoch.
 
     Args:
         model: Diffusion model of the family `EDM`.
@@ -94,9 +93,6 @@ def train_diffusion(
         run: Folder for log and checkpoint; None keeps neither.
         resume: Continue the training in the folder if there is one.
         progress: Show a progress bar.
-
-    Returns:
-        One row for each epoch.
 
     Raises:
         InputError: The model is of another family, a label is out of range, or `train` refuses.

@@ -8,28 +8,67 @@ restored after each step.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from art_denoised.checks import InputError
 from art_denoised.runs.identity import describe, identity, versions
-from art_denoised.runs.journal import Run
-from art_denoised.training.batches import Batches, augment
-from art_denoised.training.config import TrainingConfig
-from art_denoised.training.rows import TRAINING, EpochRow
-from art_denoised.training.seeds import seeded
-from art_denoised.training.state import State
+from art_denoised.runs.journal import Kind, Row, Run, write_whole
+from art_denoised.training.batches import Batches, augment, seeded
+from art_denoised.training.config import (
+    TrainingConfig,
+    make_optimizer,
+    make_schedule,
+    moving_average,
+)
 from art_denoised.types import Images, Labels
 
 Loss = Callable[[nn.Module, Images, Labels, int], Tensor]
+
+
+class EpochRow(Row, frozen=True, kw_only=True):
+    """One epoch of a training.
+
+    Attributes:
+        epoch: Number of the epoch, from 1.
+        loss: Mean loss of its steps.
+        lr: Learning rate of its last step.
+        seconds: Time that it took, evaluation left out.
+        figures: What was measured after it, such as "accuracy".
+    """
+
+    epoch: int
+    loss: float
+    lr: float
+    seconds: float
+    figures: dict[str, float] = msgspec.field(default_factory=dict)
+
+    @property
+    def key(self) -> int:
+        """Number of the epoch."""
+        return self.epoch
+
+
+def _upgraded(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record of version 1, which held the figures beside the rest."""
+    own = {"epoch": "epoch", "loss": "loss", "rate": "lr", "seconds": "seconds"}
+    figures = {name: value for name, value in record.items() if name not in own}
+    return {**{new: record[old] for old, new in own.items()}, "figures": figures}
+
+
+TRAINING: Kind[EpochRow] = Kind("train", EpochRow, upgrade=_upgraded, title="training log")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +145,27 @@ def train(
     batches = Batches(data, config)
     device = _device(network)
     bf16 = _computes_in_bf16(device) if config.bf16 is None else config.bf16
-    settings = {} if run is None else _settings(network, batches, loss, config, evaluation, bf16)
+    settings: dict[str, Any] = {}
+    if run is not None:
+        settings = {
+            "network": identity(network),
+            "data": batches.identity(),
+            "loss": describe(loss),
+            **config.settings,
+            "bf16": bf16,
+            "evaluation": describe(evaluation),
+            "versions": versions(),
+        }
     for parameter in network.parameters():
         if parameter.ndim == 4:  # of 2d convolutions; `Module.to` would fail on those of 3d ones
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     steps = config.epochs * len(batches)
-    state = State(network, config, steps)
-    saving = _saving(state, run, settings, resume)
-    with saving as save, _bar(state, steps, progress) as bar:
-        while state.step < steps and not _ends(evaluation, state.rows):
+    state, stop = _State(network, config, steps), evaluation.stop if evaluation else None
+    with (
+        _saving(state, run, settings, resume) as save,
+        tqdm(None, "train", steps, unit="step", initial=state.step, disable=not progress) as bar,
+    ):
+        while state.step < steps and not (stop and state.rows and stop(state.rows)):
             network.train()
             for x, y in batches.of_epoch(*divmod(state.step, len(batches))):
                 with seeded([config.seed, 1, state.step], device):
@@ -137,29 +188,9 @@ def train(
     return state.rows
 
 
-def _settings(
-    network: nn.Module,
-    batches: Batches,
-    loss: Loss,
-    config: TrainingConfig,
-    evaluation: Evaluation | None,
-    bf16: bool,
-) -> dict[str, Any]:
-    """Return what determines the result of a training."""
-    return {
-        "network": identity(network),
-        "data": batches.identity(),
-        "loss": describe(loss),
-        **config.settings,
-        "bf16": bf16,
-        "evaluation": describe(evaluation),
-        "versions": versions(),
-    }
-
-
 @contextmanager
 def _saving(
-    state: State, run: Path | str | None, settings: Mapping[str, Any], resume: bool
+    state: _State, run: Path | str | None, settings: Mapping[str, Any], resume: bool
 ) -> Iterator[Callable[[float], None]]:
     """Restore what the folder holds, and lend a function that saves if that is due.
 
@@ -194,15 +225,6 @@ def _saving(
         yield save
 
 
-def _bar(state: State, steps: int, progress: bool) -> Any:
-    return tqdm(desc="train", unit="step", initial=state.step, total=steps, disable=not progress)
-
-
-def _ends(evaluation: Evaluation | None, rows: Sequence[EpochRow]) -> bool:
-    stop = None if evaluation is None else evaluation.stop
-    return stop is not None and bool(rows) and stop(rows)
-
-
 def _device(network: nn.Module) -> torch.device:
     """Return the device of what is trained, once it is known that it can be trained."""
     trained = [p for p in network.parameters() if p.requires_grad]
@@ -222,3 +244,108 @@ def _computes_in_bf16(device: torch.device) -> bool:
     # Where torch cannot tell, float32 is never wrong.
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+class _State:
+    """Everything that a training holds between two steps, and its checkpoint."""
+
+    def __init__(self, network: nn.Module, config: TrainingConfig, steps: int) -> None:
+        self._network, self._clip = network, config.clip
+        self._trained = [p for p in network.parameters() if p.requires_grad]
+        self._optimizer = make_optimizer(network, config)
+        self._schedule = make_schedule(self._optimizer, config, steps)
+        self._average = moving_average(network, config.average) if config.average else None
+        parts = {"network": network, "optimizer": self._optimizer, "schedule": self._schedule}
+        self._parts: dict[str, Any] = parts | ({"average": self._average} if self._average else {})
+        self._best: dict[str, Tensor] = {}
+        self.step, self.loss, self.rows = 0, math.nan, list[EpochRow]()
+        self._losses, self._lr, self._seconds, self._began = (
+            list[float](),
+            0.0,
+            0.0,
+            time.monotonic(),
+        )
+
+    def take(self, loss: Tensor) -> None:
+        """Take one step of the optimizer."""
+        if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad):
+            shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
+            raise InputError(
+                f"the loss is a {type(loss).__name__}{shape}; return a scalar tensor that depends "
+                "on the network, such as the mean over the images"
+            )
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.loss = float(loss.detach())
+        if not math.isfinite(self.loss):
+            raise InputError(
+                f"the loss became {self.loss} at step {self.step}; train with a smaller lr"
+            )
+        if self._clip:
+            nn.utils.clip_grad_norm_(self._trained, self._clip)
+        self._lr = float(self._schedule.get_last_lr()[0])
+        self._optimizer.step()
+        self._schedule.step()
+        if self._average is not None:
+            self._average.update_parameters(self._network)
+        self._losses.append(self.loss)
+        self._seconds = time.monotonic() - self._began
+        self.step += 1
+
+    @property
+    def result(self) -> nn.Module:
+        """Network with the weights that the training would return now."""
+        return self._network if self._average is None else self._average.module
+
+    def finish_epoch(self, figures: dict[str, float], keep_best: str | None) -> None:
+        """Add a row; keep the weights if a figure is the highest so far."""
+        row = EpochRow(
+            epoch=len(self.rows) + 1,
+            loss=round(float(np.mean(self._losses)), 6),
+            lr=float(f"{self._lr:.9g}"),
+            seconds=round(self._seconds, 1),
+            figures=figures,
+        )
+        if keep_best and all(figures[keep_best] > old.figures[keep_best] for old in self.rows):
+            self._best = {name: v.clone() for name, v in self.result.state_dict().items()}
+        self.rows.append(row)
+        self._losses, self._began = [], time.monotonic()
+
+    def give_back(self) -> None:
+        """Put the averaged or the best weights into the network."""
+        if self._best:
+            self._network.load_state_dict(self._best)
+        elif self._average is not None:
+            self._network.load_state_dict(self._average.module.state_dict())
+        self._network.eval()
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint, whole."""
+        parts = {name: part.state_dict() for name, part in self._parts.items()}
+        progress = {
+            "best": self._best,
+            "step": self.step,
+            "rows": msgspec.to_builtins(self.rows),
+            "losses": self._losses,
+            "lr": self._lr,
+            "seconds": self._seconds,
+        }
+        buffer = BytesIO()
+        torch.save({**parts, **progress}, buffer)
+        write_whole(path, buffer.getvalue())
+
+    def load(self, path: Path) -> None:
+        """Continue from a checkpoint."""
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            for name, part in self._parts.items():
+                part.load_state_dict(saved[name])
+            self.rows = msgspec.convert(saved["rows"], list[EpochRow])
+            self._best, self.step = saved["best"], int(saved["step"])
+            self._losses, self._lr = saved["losses"], saved["lr"]
+            self._began = time.monotonic() - saved["seconds"]
+        except Exception as error:  # torch has many ways to refuse a file
+            raise InputError(
+                f"{path} is not a checkpoint of this training ({type(error).__name__}); choose "
+                "another folder"
+            ) from None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 import torch
-from defences import ETA, RATE, rdc
+from defences import ETA, LR, rdc
 from robustness import images
 from torch.nn import functional as F
 
@@ -26,7 +26,7 @@ def main() -> None:
     torch.set_num_threads(1)
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 100
     x, y = (part[:count] for part in images())
-    print(f"{count} test images, eta {ETA}, rate {RATE}\n\nsteps N   cosine")
+    print(f"{count} test images, eta {ETA}, lr {LR}\n\nsteps N   cosine")
     for steps in range(1, 6):
         pair = (gradient(how, steps, x, y) for how in ("exact", "bpda"))
         print(f"{steps:7}   {float(F.cosine_similarity(*pair).mean()):.2f}", flush=True)

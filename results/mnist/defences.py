@@ -11,7 +11,7 @@ from art_denoised import DiffusionClassifier, LikelihoodMaximization, noise_leve
 from art_denoised.rdc import Adam
 
 LEVELS, P_MEAN, P_STD, MAX_BATCH = 8, 0.3, 0.8, 80
-STEPS, ETA, RATE = 5, 0.2, 0.1
+STEPS, ETA, LR = 5, 0.2, 0.1
 TEMPERATURES = HERE / "temperatures.json"  # by number of levels, fitted by tune.py
 
 
@@ -34,9 +34,9 @@ def rdc(
     seed: int | None = 0,
     steps: int = STEPS,
     eta: float = ETA,
-    rate: float = RATE,
+    lr: float = LR,
 ) -> nn.Module:
     lm = LikelihoodMaximization(
-        diffusion(), steps=steps, eta=eta, form=Adam(rate), gradient=gradient, seed=seed
+        diffusion(), steps=steps, eta=eta, form=Adam(lr), gradient=gradient, seed=seed
     )
     return nn.Sequential(lm, diffusion_classifier(seed=seed)).eval()

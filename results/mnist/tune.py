@@ -2,7 +2,7 @@
 
 python results/mnist/tune.py levels         # mean and deviation of the noise levels
 python results/mnist/tune.py temperature    # temperature, and accuracy by number of levels
-python results/mnist/tune.py likelihood     # eta and rate: clean, and under a short attack
+python results/mnist/tune.py likelihood     # eta and lr: clean, and under a short attack
 python results/mnist/tune.py attack         # loss and number of steps of the attack
 """
 
@@ -79,11 +79,11 @@ def temperature() -> None:
 def likelihood(steps: int = 10, count: int = 20) -> None:
     x, y = validation(100)
     print(f"clean: {len(y)} validation images; attacked: PGD-{steps}, l_inf 0.2, {count} of them")
-    for eta, rate in ((0.1, 0.05), (0.2, 0.05), (0.2, 0.1), (0.3, 0.1)):
-        model = rdc(eta=eta, rate=rate)
+    for eta, lr in ((0.1, 0.05), (0.2, 0.05), (0.2, 0.1), (0.3, 0.1)):
+        model = rdc(eta=eta, lr=lr)
         x_adv = PGD(0.2, steps=steps)(model, x[:count], y[:count])
         left = accuracy(model, x_adv, y[:count])
-        print(f"eta {eta}, rate {rate}: {accuracy(model, x, y):.1%}, {left:.0%}", flush=True)
+        print(f"eta {eta}, lr {lr}: {accuracy(model, x, y):.1%}, {left:.0%}", flush=True)
 
 
 def attack(count: int = 20) -> None:

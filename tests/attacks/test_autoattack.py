@@ -12,7 +12,8 @@ import torch
 from pyautoattack import checks as autoattack_checks
 from torch import nn
 
-from art_denoised.attacks import AutoAttack, contained
+from art_denoised.attacks import AutoAttack
+from art_denoised.attacks.suites import contained
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier
 from tests.evaluation.defects import Defect

@@ -11,16 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from art_denoised import PGD
-from art_denoised.attacks import (
-    LOSSES,
-    ascend,
-    cross_entropy,
-    dlr,
-    in_eval,
-    margin,
-    project,
-    random_point,
-)
+from art_denoised.attacks import LOSSES, ascend, project, random_point
+from art_denoised.attacks.ascent import cross_entropy, dlr, in_eval, margin
 from art_denoised.checks import InputError
 from art_denoised.data import digits as load_digits
 from art_denoised.demo import digits_classifier, digits_network

@@ -11,10 +11,9 @@ import torchattacks
 from torch import nn
 
 from art_denoised.attacks import TorchAttack
-from art_denoised.attacks.torchattack import FIXED_NORMS
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier
-from art_denoised.estimators.attacks import ArtAttack
+from art_denoised.estimators.adapters import ArtAttack
 
 EPS, L2 = 0.2, 2.0
 
@@ -100,7 +99,7 @@ def test_every_class_with_a_radius_and_one_norm_is_known():
         bounded = {"eps", "max_epsilon"} & set(arguments)
         if bounded and "norm" not in arguments and measure:
             found[name] = measure.group(1).lower()
-    assert found == FIXED_NORMS
+    assert found == TorchAttack.fixed_norms
 
 
 def test_the_radius_is_told_under_its_other_name():

@@ -9,7 +9,7 @@ import pytest
 from art_denoised.checks import InputError
 from art_denoised.cli import attack as command
 from art_denoised.cli import main
-from art_denoised.cli.specs import parse_attacks
+from art_denoised.cli.attack import parse_attacks
 from art_denoised.evaluation import read_attack_log
 from tests.cli.command import MODEL, refusal, words
 
@@ -28,7 +28,7 @@ def arguments(out: object, *flags: str, **changes: object) -> list[str]:
         ({"attacks": "pgd:iters=10"}, ["'iters'", "steps"]),
         ({"attacks": "square:steps"}, ["'steps'", "name=value"]),
         ({"attacks": "art:"}, ["'art:'", "art:SquareAttack"]),
-        ({"attacks": "torchattacks:steps=3"}, ["torchattacks:SquareAttack"]),
+        ({"attacks": "torchattacks:steps=3"}, ["torchattacks:Square"]),
         ({"attacks": "torchattacks:pgdd"}, ["'pgdd'"]),
         ({"attacks": ","}, ["','"]),
         ({"attacks": "apgd-ce:eot=0"}, ["eot is 0"]),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ from sklearn.datasets import load_digits
 
 from art_denoised.cli import main
 from art_denoised.evaluation import read_log
-from tests.cli.command import DENOISER, certify, process, refusal, words
+from tests.cli.command import DENOISER, certify, refusal
+from tests.forked import forked
 
 DIGITS = (load_digits().images[:3, None] / 16).astype(np.float32)
 
@@ -85,10 +88,7 @@ def test_rows_do_not_depend_on_batch_size_or_sigkill(tmp_path, mode):
         assert main(certify(tmp_path / str(size), batch_size=size, **settings)) == 0
     killed = tmp_path / "killed" / "certify.jsonl"
     arguments = certify(killed.parent, batch_size=32, **settings)
-    run = process(*arguments, env={"SLOW_SECONDS": "0.05"})
-    wait_for_lines(run, killed, 3)
-    run.send_signal(signal.SIGKILL)
-    run.communicate()
+    kill_at(3, killed, forked(main, arguments, environment={"SLOW_SECONDS": "0.05"}))
     assert len(read_log(killed).rows) < 6
     assert main(certify(killed.parent, "--resume", **settings)) == 0
     one, many, resumed = (
@@ -100,12 +100,19 @@ def test_rows_do_not_depend_on_batch_size_or_sigkill(tmp_path, mode):
 
 def wait_for_lines(run, log: Path, lines: int) -> None:
     while log_lines(log) < lines:
-        assert run.poll() is None, run.communicate()
+        assert run.is_alive(), run.exitcode
         time.sleep(0.01)
 
 
+def kill_at(lines: int, log: Path, run) -> None:
+    wait_for_lines(run, log, lines)
+    run.kill()
+    run.join()
+    assert run.exitcode == -signal.SIGKILL
+
+
 def test_a_table_of_radii_costs_a_fraction_and_says_so(tmp_path, capsys):
-    options = {"denoiser": DENOISER, "n": 1500, "max": 10}
+    options = {"n": 1500, "max": 10}
     assert main(certify(tmp_path / "all", **options)) == 0
     assert "16,000 samples for 10 images" in capsys.readouterr().out
     assert main(certify(tmp_path / "table", **options, radii="0.25,0.0")) == 0
@@ -137,11 +144,8 @@ def test_images_that_are_wrong_are_sampled_only_on_request(tmp_path):
 def test_a_deadline_survives_sigkill_and_is_tightened(tmp_path):
     options = {"model": "tests.nets:slow", "max": 5, "n": 20000, "batch_size": 50}
     arguments = certify(tmp_path, **options, deadline="10m")
-    run = process(*arguments, env={"SLOW_SECONDS": "0.02"})
     log = tmp_path / "certify.jsonl"
-    wait_for_lines(run, log, 8)
-    run.send_signal(signal.SIGKILL)
-    run.communicate()
+    kill_at(8, log, forked(main, arguments, environment={"SLOW_SECONDS": "0.02"}))
     before = {row.index: row for row in read_log(log).rows}
     assert main(certify(tmp_path, "--resume", **options, deadline="1s")) == 0
     after = read_log(log).rows
@@ -175,42 +179,33 @@ def test_quantised_noise_and_other_types_are_recorded(tmp_path, capsys):
 
 
 def test_interrupt_keeps_rows_and_says_how_to_continue(tmp_path):
-    def listen() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in background
-
-    run = process(
-        *certify(tmp_path, model="tests.nets:slow", max=50),
-        env={"SLOW_SECONDS": "0.05"},
-        preexec_fn=listen,
-    )
-    log = tmp_path / "certify.jsonl"
+    log, errors = tmp_path / "out" / "certify.jsonl", tmp_path / "errors"
+    arguments = certify(log.parent, model="tests.nets:slow", max=50)
+    run = forked(main, arguments, environment={"SLOW_SECONDS": "0.05"}, errors=errors)
     wait_for_lines(run, log, 2)
-    run.send_signal(signal.SIGINT)
-    _, errors = run.communicate(timeout=30)
-    assert run.returncode == 130
-    assert "--resume" in errors
-    assert "Traceback" not in errors
+    os.kill(run.pid, signal.SIGINT)
+    run.join(timeout=30)
+    assert run.exitcode == 130
+    assert "--resume" in errors.read_text()
+    assert "Traceback" not in errors.read_text()
     assert read_log(log).rows
 
 
 def test_full_disk_keeps_rows_and_resumes(tmp_path):
     """A file size limit stands for the full disk: write(2) fails after a few rows."""
-    limit = 4000
-
-    def restrict() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-
-    run = process(*certify(tmp_path, max=20), preexec_fn=restrict)
-    _, errors = run.communicate(timeout=60)
-    assert run.returncode == 2
-    assert "Traceback" not in errors
-    assert str(tmp_path / "certify.jsonl") in errors.splitlines()[-1]
-    kept = read_log(tmp_path / "certify.jsonl").rows
+    out, errors, limit = tmp_path / "out", tmp_path / "errors", (4000, resource.RLIM_INFINITY)
+    restrict = partial(resource.setrlimit, resource.RLIMIT_FSIZE, limit)
+    run = forked(main, certify(out, max=20), errors=errors, prepare=restrict)
+    run.join(timeout=60)
+    assert run.exitcode == 2
+    assert "Traceback" not in errors.read_text()
+    assert str(out / "certify.jsonl") in errors.read_text().splitlines()[-1]
+    kept = read_log(out / "certify.jsonl").rows
     assert 0 < len(kept) < 20
-    assert main(certify(tmp_path, "--resume", max=20)) == 0
+    assert main(certify(out, "--resume", max=20)) == 0
     assert main(certify(tmp_path / "whole", max=20)) == 0
     whole = read_log(tmp_path / "whole" / "certify.jsonl").rows
-    assert read_log(tmp_path / "certify.jsonl").rows == whole
+    assert read_log(out / "certify.jsonl").rows == whole
 
 
 def test_other_settings_are_refused_not_mixed(tmp_path, capsys):
@@ -279,6 +274,14 @@ def test_bad_options(tmp_path, capsys, changes, values):
     assert not log.exists() or "label" in message
 
 
+@pytest.mark.parametrize("out", ["/proc/self", "/dev/null", "/proc/none"])
+def test_folders_that_cannot_be_written(capsys, out):
+    message = refusal(capsys, certify(Path(out)))
+    assert out in message
+    assert "choose another folder" in message
+    assert "process" not in message
+
+
 def test_a_preview_needs_no_deadline(tmp_path, capsys):
     message = refusal(capsys, certify(tmp_path, "--preview", deadline="9s"))
     assert "--preview" in message
@@ -317,20 +320,3 @@ def test_bad_data(tmp_path, capsys, x, y, values):
     message = refusal(capsys, certify(tmp_path / "out", data=data))
     for value in values:
         assert value in message
-
-
-def test_demo_shows_what_the_denoiser_is_for(tmp_path, capsys):
-    """A small demo; the packaged one (200 images) is run by the README test."""
-    arguments = words("demo", out=tmp_path, images=25, n=100)
-    assert main(arguments) == 0
-    assert "with denoiser" in capsys.readouterr().out
-
-    def accuracy(how: str, sigma: str) -> float:
-        rows = read_log(tmp_path / f"sigma-{sigma}-{how}-denoiser" / "certify.jsonl").rows
-        return float(np.mean([row.correct for row in rows]))
-
-    for sigma in ("0.25", "0.5"):
-        assert accuracy("with", sigma) > accuracy("without", sigma) + 0.2
-    assert (tmp_path / "certified_accuracy.png").exists()
-    assert (tmp_path / "table.txt").exists()
-    assert "--resume" in refusal(capsys, arguments)

@@ -6,14 +6,15 @@ import subprocess
 import sys
 
 import pytest
+import tomllib
 
 from art_denoised import __version__
 from art_denoised.checks import InputError
-from art_denoised.cli import build_app, main
+from art_denoised.cli import build_app, doctor, main
 from tests.cli.command import ROOT, certify, process, refusal, words
 
 COMMANDS = [
-    *("demo", "certify", "predict", "attack", "train-denoiser", "train-diffusion"),
+    *("demo", "doctor", "certify", "predict", "attack", "train-denoiser", "train-diffusion"),
     *("train-robust", "table", "plot", "report", "verify"),
 ]
 
@@ -23,8 +24,42 @@ def test_all_commands_are_on_the_first_page(capsys):
     lines = capsys.readouterr().out.splitlines()
     summaries = dict(line.split(maxsplit=1) for line in lines if line.startswith("  "))
     assert all(len(summaries[command]) > 20 for command in COMMANDS)
+
+
+def test_the_first_steps_are_commands_that_exist(capsys):
     assert main([]) == 0
-    assert capsys.readouterr().out.splitlines() == lines
+    printed = capsys.readouterr().out.replace("\\\n", "")
+    steps = [line.split() for line in printed.splitlines() if line.startswith("  art-denoised ")]
+    assert len(steps) == 4
+    app = build_app()
+    for _, command, *rest in steps:
+        app[command].parse_args(rest, exit_on_error=False, print_error=False)
+
+
+def test_doctor_names_versions_devices_and_extras(capsys, monkeypatch):
+    real = doctor.metadata.version
+
+    def version(name: str) -> str:
+        if name == "torchattacks":
+            raise doctor.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in printed.splitlines() if line}
+    assert lines["torch"].split()[1] == real("torch")
+    assert "threads" in lines["cpu"]
+    assert "not installed" in lines["torchattacks"]
+    assert "pip install '.[attacks]'" in printed
+
+
+def test_doctor_knows_the_extras_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for name, extra, _ in doctor.OPTIONAL:
+        assert any(one.startswith(name) for one in project["optional-dependencies"][extra])
+    for name in doctor.NEEDED[1:]:
+        assert any(one.startswith(name) for one in project["dependencies"])
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -35,6 +70,8 @@ def test_every_option_is_explained(capsys, command):
     for argument in collection.filter_by(show=True):
         assert argument.parameter.help, argument.name
         assert argument.name.lstrip("-") in page
+    assert max(map(len, page.splitlines())) <= 80
+    assert "None" not in page  # a default that says nothing
     assert "\x1b" not in page  # plain where it is no terminal
     assert "`" not in page
 
@@ -48,7 +85,7 @@ def test_help_needs_no_torch():
     words = [sys.executable, "-c", code, "", *COMMANDS]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("[OPTIONS]") == len(COMMANDS)
+    assert all(f"\nart-denoised {command}" in done.stdout for command in COMMANDS)
 
 
 def test_version(capsys):
@@ -68,6 +105,7 @@ def test_version(capsys):
         (["demo", "--images", "0"], ["images", "0"]),
         (["demo", "--images", "many"], ["--images", "many"]),
         (["demo", "extra", "words"], ["extra"]),
+        (["report", "a", "--json", "--tsv"], ["--json", "art-denoised report --help"]),
         (["demo", "--out", ""], ["--out", "empty"]),
         (["demo", "--out="], ["--out", "empty"]),
         (["table", ""], ["empty"]),
@@ -97,6 +135,13 @@ def test_errors_of_the_library_name_the_option_that_mends_them(capsys, monkeypat
 
     monkeypatch.setattr("art_denoised.demo.run.run_demo", fail)
     assert "a is b (pass --resume --batch-size 3)" in refusal(capsys, ["demo"])
+
+
+def test_more_images_than_the_demo_has_are_refused(capsys, tmp_path):
+    message = refusal(capsys, ["demo", "--images", "9999", "--out", str(tmp_path / "out")])
+    assert "images is 9999" in message
+    assert "500" in message
+    assert not (tmp_path / "out").exists()
 
 
 def test_bugs_are_not_hidden(monkeypatch):

@@ -90,6 +90,7 @@ def test_a_log_of_predict_has_no_radii(tmp_path, capsys):
         (["table", "x", "--radii", "a"], ["radii", "'a'"]),
         (["table", "x", "--radii", "-1"], ["radii", "-1"]),
         (["plot", "README.md", "-o", "a.png"], ["README.md"]),
+        (["plot", "tests/golden/logs/fixed", "-o", "none/a.png"], [" none/a.png cannot"]),
         (["verify", "README.md"], ["README.md"]),
         (["verify", "missing.jsonl"], ["missing.jsonl"]),
         (["verify", "README.md", "--family-images", "9"], ["--family-alpha"]),

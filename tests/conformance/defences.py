@@ -64,7 +64,7 @@ def _temperature() -> float:
     return classifier.fit_temperature(x, y)
 
 
-def rdc(levels: int = 8, **options: object) -> RobustDiffusionClassifier:
+def rdc(levels: int = 4, **options: object) -> RobustDiffusionClassifier:
     defaults = {"steps": 2, "eta": 0.1, "seed": 0, "temperature": _temperature()}
     return RobustDiffusionClassifier(
         digits_diffusion(),
@@ -109,9 +109,7 @@ class Faced(DefendedClassifier):
 
 def stranger(**options: object) -> Faced:
     """Return the face of a defence that imports nothing of ours."""
-    module = Stranger(**options).eval()
-    loss = torch.nn.CrossEntropyLoss()
-    return Faced(module, loss, (1, 8, 8), 10, clip_values=(0.0, 1.0), device_type="cpu")
+    return Faced(Stranger(**options), input_shape=(1, 8, 8), nb_classes=10, device_type="cpu")
 
 
 DEFENCES = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import pickle
 from pathlib import Path
@@ -133,11 +132,52 @@ def test_names_that_are_no_text_and_weights_that_are_no_floats(tmp_path):
         load_weights(nn.Linear(2, 2), tmp_path / "b.pt")
 
 
-def test_unusable_metadata_is_one_line(tmp_path):
-    config = json.dumps({"no_such_option": 1})
-    save_file({"w": torch.ones(1)}, tmp_path / "a.safetensors", {"unet_config": config})
-    with pytest.raises(InputError, match="is not DnCNN, MemNet or a saved U-Net"):
+@pytest.mark.parametrize(
+    ("note", "message"),
+    [
+        ('{"unet": {"no_such_option": 1}}', "is not DnCNN, MemNet or a saved U-Net"),
+        ("no JSON", "is damaged: its note is 'no JSON'"),
+        ("[1]", "is damaged"),
+        ('{"sigma": ["much"]}', "is damaged"),
+        ('{"sigma": 0.5}', "is damaged"),
+    ],
+)
+def test_an_unusable_note_is_one_line(tmp_path, note, message):
+    save_file({"w": torch.ones(1)}, tmp_path / "a.safetensors", {"art_denoised": note})
+    with pytest.raises(InputError, match=message):
         load_denoiser(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("trained", "sigma", "said"),
+    [
+        (0.5, 0.25, r"sigma 0\.5, but sigma is 0\.25"),
+        ((0.1, 0.6), 0.75, r"sigma 0\.1 to 0\.6, but sigma is 0\.75"),
+        ((0.1, 0.6), 0.05, r"sigma is 0\.05"),
+    ],
+)
+def test_another_sigma_than_that_of_the_training_is_said(tmp_path, trained, sigma, said):
+    path = tmp_path / "a.safetensors"
+    save_denoiser(denoiser(), path, sigma=trained)
+    with pytest.warns(UserWarning, match=said) as warned:
+        loaded = load_denoiser(path, sigma=sigma)
+    assert len(warned) == 1
+    assert torch.equal(loaded(X), load_denoiser(path)(X))
+
+
+@pytest.mark.parametrize(
+    ("trained", "sigma"), [(0.5, 0.5), ((0.1, 0.6), 0.6), ((0.1, 0.6), 0.25), (None, 9.0)]
+)
+def test_the_sigma_of_the_training_is_silent(tmp_path, trained, sigma):
+    """Warnings are errors in these tests."""
+    save_denoiser(denoiser(), tmp_path / "a.safetensors", sigma=trained)
+    assert not load_denoiser(tmp_path / "a.safetensors", sigma=sigma).training
+
+
+def test_a_sigma_that_is_no_noise_level_is_refused(tmp_path):
+    with pytest.raises(InputError, match="sigma is -1"):
+        save_denoiser(denoiser(), tmp_path / "a.safetensors", sigma=-1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_saved_metadata_holds_no_paths(tmp_path):
@@ -155,7 +195,7 @@ def test_saved_metadata_holds_no_paths(tmp_path):
     unet.unet.save_pretrained(tmp_path / "folder")
     save_denoiser(load_denoiser(tmp_path / "folder"), tmp_path / "a.safetensors")
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
-        assert str(tmp_path) not in file.metadata()["unet_config"]
+        assert str(tmp_path) not in file.metadata()["art_denoised"]
 
 
 def test_a_subclass_is_not_saved_as_its_base(tmp_path):

@@ -183,7 +183,11 @@ def test_unreadable_checkpoints(tmp_path):
     save_file({}, tmp_path / "nothing.safetensors")
     torch.save({"fc.weight": torch.ones(2)}, tmp_path / "other.pth")
     torch.save({"dncnn.0.weight": torch.ones(2)}, tmp_path / "odd.pth")
-    save_file({"w": torch.ones(1)}, tmp_path / "unet.safetensors", {"unet_config": json.dumps([1])})
+    save_file(
+        {"w": torch.ones(1)},
+        tmp_path / "unet.safetensors",
+        {"art_denoised": json.dumps({"unet": [1]})},
+    )
     names = [path.name for path in tmp_path.iterdir() if path.name != "whole.safetensors"]
     for name in [*names, "missing.pth"]:
         with pytest.raises(InputError, match=name) as caught:

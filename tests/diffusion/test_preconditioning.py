@@ -88,8 +88,22 @@ def test_the_conservative_level_is_the_smallest_that_is_not_below(sigma):
 def test_levels_beyond_the_training_are_refused():
     for one, _ in KINDS.values():
         assert one.at_least(one.sigma_min / 2) == pytest.approx(one.sigma_min)
+        assert one.at_least(one.sigma_max) == one.sigma_max
         with pytest.raises(InputError, match="smaller sigma"):
             one.at_least(one.sigma_max * 1.01)
+
+
+def test_a_level_of_the_training_is_its_own_conservative_level():
+    ddpm = DDPM(ABAR)
+    for sigma in ddpm.sigmas[::100].tolist():
+        assert ddpm.at_least(sigma) == sigma
+
+
+def test_flow_reaches_from_the_second_time_to_the_last_but_one():
+    """t of 1000 steps of diffusers; at t = 1 there is no image left."""
+    assert Flow().sigma_max == pytest.approx(0.999 / (1 - 0.999))
+    assert Flow().sigma_min == pytest.approx(0.001 / (1 - 0.001), rel=2e-3)
+    assert DDPM((1.0, 0.5)).sigma_min == 0
 
 
 def test_the_nearest_step_is_told():

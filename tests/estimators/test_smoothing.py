@@ -66,8 +66,8 @@ def test_certify_returns_arts_pair(make, x):
 def test_certify_table_proves_the_same_from_fewer_samples(make, x, y):
     smoothed = make()
     radii = [0.0, 0.2]
-    table, certificates = smoothed.certify_table(x, y, radii, n=3000)
-    full = smoothed.certificates(x, n=3000)
+    table, certificates = smoothed.certify_table(x, y, radii, n=1500)
+    full = smoothed.certificates(x, n=1500)
     assert [row.radius for row in table] == radii
     for row in table:
         right = [
@@ -75,8 +75,8 @@ def test_certify_table_proves_the_same_from_fewer_samples(make, x, y):
         ]
         assert row.certified_accuracy == pytest.approx(np.mean(right), abs=1.5 / len(x))
         assert row.low <= row.certified_accuracy <= row.high
-    assert sum(c.drawn for c in certificates) < 3000 * len(x) / 3
-    one_hot = smoothed.certify_table(x, np.eye(10)[y], radii, n=3000, batch_size=5)
+    assert sum(c.drawn for c in certificates) < 1500 * len(x) / 3
+    one_hot = smoothed.certify_table(x, np.eye(10)[y], radii, n=1500, batch_size=5)
     assert one_hot == (table, certificates)  # whatever the batches
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import signal
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +19,23 @@ from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier, digits_denoiser
 from art_denoised.evaluation.answers import recertify
 from art_denoised.evaluation.certify import certify
+from art_denoised.evaluation.rows import read_log
 from art_denoised.evaluation.verify import verify
 from art_denoised.smoothing import BlackBox, Budget, BudgetError, Retry, TransientError
 from art_denoised.smoothing.http import HttpClassifier
 from art_denoised.smoothing.smoother import Smoother
 from art_denoised.smoothing.stops import AtRadii, FixedN
 from tests.api_server import NAMES, Service
+from tests.forked import forked
 
-KILLS, WORKERS, IMAGES, N0, N = 50, 4, 20, 20, 100
+KILLS, WORKERS, IMAGES, N0, N = 50, 4, 8, 20, 100
+
+CLASSIFIER = digits_classifier()
 
 
 def local(images):
     with torch.no_grad():
-        labels = digits_classifier()(torch.from_numpy(images)).argmax(1)
+        labels = CLASSIFIER(torch.from_numpy(images)).argmax(1)
     return [NAMES[c] for c in labels.tolist()]
 
 
@@ -67,7 +71,6 @@ def answered(out) -> int:
 
 
 def client(url: str, out: str) -> None:
-    torch.set_num_threads(1)
     box = asking(
         HttpClassifier(url, answer="predictions.0.label"),
         workers=WORKERS,
@@ -82,8 +85,6 @@ def test_fifty_kills_lose_nothing_and_ask_nothing_twice(tmp_path):
     What is on the wire when the process dies, at most a query a worker, is asked again; the
     service knows it by its key.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.evaluation.test_answers"])
     random = np.random.default_rng(0)
     with Service(latency=0.005) as service:  # so that no process is done before it is killed
         thread = threading.Thread(
@@ -92,11 +93,10 @@ def test_fifty_kills_lose_nothing_and_ask_nothing_twice(tmp_path):
         thread.start()
         kills = lost = 0
         while kills < KILLS:
-            process = context.Process(target=client, args=(service.url, str(tmp_path)))
             before = answered(tmp_path)
-            process.start()
+            process = forked(client, service.url, str(tmp_path))
             while answered(tmp_path) == before and process.is_alive():
-                time.sleep(0.002)
+                time.sleep(0.01)
             time.sleep(random.uniform(0, 0.03))
             process.kill()
             process.join()
@@ -231,6 +231,34 @@ def test_a_finished_run_takes_more_images_but_not_more_samples(tmp_path):
     run(tmp_path / "labels", skipped, **options)
     again = asking(local, budget=Budget(queries=skipped.spent), workers=1)
     assert len(run(tmp_path / "labels", again, **options, resume=True).rows) == 10
+
+
+def test_a_run_that_is_resumed_with_fewer_images_keeps_the_rows_of_the_others(tmp_path):
+    whole = run(tmp_path, indices=range(3))
+    box = asking(local, workers=1)
+    again = run(tmp_path, box, indices=[1], resume=True)
+    assert again.rows == read_log(tmp_path).rows == whole.rows
+    assert box.spent == answered(tmp_path) == 3 * (N0 + N)
+    assert verify(read_log(tmp_path)) == []
+    more = run(tmp_path, box, indices=[3, 1], resume=True)  # and with others
+    assert [row.index for row in more.rows] == [0, 1, 2, 3]
+    assert box.spent == 4 * (N0 + N)
+
+
+def test_fewer_images_of_an_unfinished_run_cost_no_more_than_these(tmp_path):
+    def asked() -> dict[int, int]:
+        return Counter(
+            row["index"] for row in journal(tmp_path) if "answer" in row and row["index"]
+        )
+
+    options = {"n": 2000, "radii": [0.4]}
+    with pytest.raises(BudgetError):
+        run(tmp_path, asking(budget=Budget(queries=600), workers=1), indices=range(4), **options)
+    before = asked()
+    log = run(tmp_path, asking(local, workers=1), indices=[0], resume=True, **options)
+    assert asked() == before  # of the other images
+    assert log.rows[0].index == 0
+    assert all(row.drawn == before[row.index] - N0 for row in log.rows[1:])
 
 
 class Changed:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,13 +30,14 @@ from art_denoised.checks import InputError
 from art_denoised.cli import main
 from art_denoised.demo import digits_classifier, digits_diffusion
 from art_denoised.diffusion import NoisedDiffusion, noise_levels
-from art_denoised.estimators.attacks import ArtAttack
-from art_denoised.estimators.preprocessing import without_preprocessing
-from art_denoised.evaluation import CLEAN, Probes, Target, read_attack_log
-from art_denoised.evaluation.columns import columns
-from art_denoised.evaluation.progress import Progress
-from art_denoised.runs import describe, identity
+from art_denoised.estimators.adapters import ArtAttack, without_preprocessing
+from art_denoised.evaluation import CLEAN, Probes, read_attack_log
+from art_denoised.evaluation.attack import Progress
+from art_denoised.evaluation.target import Target, columns
+from art_denoised.runs import identity
+from art_denoised.runs.identity import describe
 from tests.evaluation import defects
+from tests.forked import forked
 
 EPS = 0.1
 FAST = {"masking_checks": False, "progress": False, "repeats": 6, "pictures": 0}
@@ -159,22 +157,23 @@ def test_a_torn_log_resumes_to_the_same_rows(tmp_path, make, digits):
 
 def test_a_killed_process_resumes_to_the_same_rows_and_checks(tmp_path):
     command = [
-        *(sys.executable, "-m", "art_denoised", "attack", "--model", "tests.nets:slow"),
+        *("attack", "--model", "tests.nets:slow"),
         *("--data", "digits", "--eps", "0.05,0.1", "--attacks", "pgd:steps=2,square:queries=4"),
         *("--max", "24", "--batch-size", "6", "--quiet"),
     ]
     out, log = tmp_path / "killed", tmp_path / "killed" / "attack.jsonl"
-    environment = {**os.environ, "SLOW_SECONDS": "0.06"}
-    process = subprocess.Popen([*command, "--out", str(out)], env=environment)
+    slowly = {"SLOW_SECONDS": "0.06"}
+    process = forked(main, [*command, "--out", str(out)], environment=slowly)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") > 50):
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     held = log.read_text().count('"kind": "attack"')
     assert 30 < held < 24 * 5
-    assert main([*command[3:], "--out", str(out), "--resume"]) == 0
-    assert main([*command[3:], "--out", str(tmp_path / "whole")]) == 0
+    assert main([*command, "--out", str(out), "--resume"]) == 0
+    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
     resumed, whole = read_attack_log(out), read_attack_log(tmp_path / "whole")
     assert len(whole.rows) == 24 * 5
     assert resumed.rows == whole.rows
@@ -272,6 +271,42 @@ def test_exact_and_bpda_gradients_side_by_side(digits):
     assert only.columns["pgd", "bpda", EPS] == bpda
     with pytest.raises(InputError, match="gradients has 'smooth'; this model has exact and bpda"):
         evaluate(model, TensorDataset(*digits), attacks, gradients=["smooth"], **options)
+
+
+def test_rows_are_kept_where_a_picture_cannot_be_taken(tmp_path, digits):
+    """What was computed is written first; resuming takes the pictures that are missing."""
+    data, left, asked = TensorDataset(*digits), [2], []  # the clean images, not the others
+
+    class Asked:
+        norm, eps = "linf", EPS
+
+        def __call__(self, model, x, y):
+            asked.append(len(x))
+            return PGD(EPS, steps=3)(model, x, y)
+
+    class Purifying(defects.Defect):
+        def purify(self, x):
+            left[0] -= 1
+            return x if left[0] >= 0 else 1 / 0
+
+        def forward(self, x):
+            return self.net(x)
+
+    model, attack, options = Purifying().eval(), Asked(), settings(pictures=2)
+    with pytest.raises(InputError, match="Purifying.purify failed: ZeroDivisionError.*pictures=0"):
+        evaluate(model, data, [attack], run=tmp_path, **options)
+    torn = read_attack_log(tmp_path)
+    assert len(torn.rows) == 30 + 8
+    assert [picture.index for picture in torn.images] == [0, 0, 1, 1]
+    left[0] = 100
+    resumed = evaluate(model, data, [attack], run=tmp_path, resume=True, **options)
+    whole = evaluate(model, data, [attack], **options)
+    assert resumed.rows == whole.rows
+    assert resumed.images == whole.images
+    assert len(whole.images) == 8
+    asked.clear()
+    assert evaluate(model, data, [attack], run=tmp_path, resume=True, **options) == resumed
+    assert not asked, "a finished run is not attacked again"
 
 
 def test_an_estimator_of_ours_is_evaluated_like_its_module(digits):

@@ -10,11 +10,11 @@ from torch import nn
 
 from art_denoised.checks import InputError
 from art_denoised.data import load_data
-from art_denoised.demo import digits_classifier
-from art_denoised.evaluation.certify import certify, predict
-from art_denoised.evaluation.first_look import first_look
+from art_denoised.demo import digits_classifier, digits_denoiser
+from art_denoised.evaluation.certify import FirstLook, certify, first_look, predict
 from art_denoised.evaluation.preview import preview
 from art_denoised.evaluation.rows import read_log
+from art_denoised.smoothing.modules import DenoisedClassifier
 from art_denoised.smoothing.smoother import Smoother
 from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN, Voting
 
@@ -198,6 +198,35 @@ def test_data_that_cannot_be_used_are_named_before_the_work(tmp_path, entry, wor
     assert not (tmp_path / "certify.jsonl").exists()
 
 
+@pytest.mark.parametrize("indices", [5, 0.5, "12", [0.5], torch.tensor(3), {1: 2}])
+def test_indices_that_are_no_sequence_of_numbers_are_refused(tmp_path, indices):
+    with pytest.raises(InputError, match="index is|indices is") as error:
+        certify(smoother(), load_data("digits"), FixedN(100), run=tmp_path, indices=indices)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("radii", [0.1, "12", torch.tensor(0.1), ["x"]])
+def test_radii_that_are_no_sequence_of_numbers_are_refused(radii):
+    with pytest.raises(InputError, match="radii is|radius is"):
+        AtRadii(radii)
+
+
+def test_sparse_images_are_refused(tmp_path):
+    sparse = torch.zeros(1, 8, 8).to_sparse()
+    with pytest.raises(InputError, match=r"image 0: .*sparse"):
+        certify(smoother(), [(sparse, 0)], FixedN(100), run=tmp_path, progress=False)
+    with pytest.raises(InputError, match="sparse"):
+        smoother().certify(sparse[None], FixedN(100))
+
+
+def test_more_images_for_a_finished_run_are_refused_with_the_remedy(tmp_path):
+    data, options = load_data("digits"), {"run": tmp_path, "progress": False}
+    certify(smoother(), data, FixedN(100), indices=range(2), **options)
+    with pytest.raises(InputError, match=r"images is 2, not 3.*folder of their own") as error:
+        certify(smoother(), data, FixedN(100), indices=range(3), resume=True, **options)
+    assert "\n" not in str(error.value)
+
+
 def test_a_smoother_of_other_units_is_refused(tmp_path):
     """Data sets hold images in [0, 1], which are all but black in [0, 255]."""
     other = Smoother(digits_classifier(), sigma=64, clip_values=(0, 255))
@@ -218,3 +247,52 @@ def test_every_door_refuses_images_of_other_units(tmp_path, door):
     more = {"run": tmp_path, "progress": False} if door is certify else {}
     with pytest.raises(InputError, match="255"):
         door(other, load_data("digits"), *options, **more)
+
+
+def look(base: nn.Module, images: int = 100, sigma: float = 0.5) -> FirstLook:
+    return first_look(Smoother(base, sigma=sigma), load_data("digits"), range(images))
+
+
+def test_a_denoiser_shows_on_noisy_images():
+    classifier = digits_classifier()
+    plain = look(classifier)
+    denoised = look(DenoisedClassifier(classifier, digits_denoiser(), sigma=0.5))
+    assert (plain.images, denoised.images) == (32, 32)
+    assert plain.clean >= 30
+    assert denoised.noisy > plain.noisy + 5
+
+
+def test_a_missing_normalisation_shows_on_clean_images():
+    class Unnormalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = digits_classifier()
+
+        def forward(self, x):
+            return self.net((x - 0.5).abs() * 3)
+
+    assert look(Unnormalised().eval()).clean < 20
+
+
+def test_a_first_look_says_its_numbers():
+    text = str(FirstLook(images=32, clean=30, noisy=17, sigma=0.25))
+    for value in ("30", "32", "17", "0.25"):
+        assert value in text
+
+
+def test_a_first_look_is_the_same_each_time_and_leaves_random_numbers_alone():
+    torch.manual_seed(3)
+    classifier = digits_classifier()
+    before = torch.get_rng_state()
+    assert look(classifier) == look(classifier)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_first_look_at_other_types_and_few_images():
+    assert look(digits_classifier().bfloat16(), images=2).images == 2
+
+
+@pytest.mark.parametrize("base", [nn.Dropout(), nn.Conv2d(3, 1, 1)])
+def test_a_first_look_refuses_misfits(base):
+    with pytest.raises(InputError):
+        look(base)

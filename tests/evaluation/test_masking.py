@@ -27,12 +27,19 @@ from art_denoised.evaluation import (
     AttackRow,
     CheckRow,
     Probes,
-    Target,
     masking,
     read_attack_log,
 )
-from art_denoised.evaluation.columns import Column, autoattack_flags, columns
-from art_denoised.evaluation.probing import ALPHA, Count, Subject, exceeds, gravest
+from art_denoised.evaluation.masking import (
+    ALPHA,
+    Ball,
+    Count,
+    Subject,
+    autoattack_flags,
+    exceeds,
+    judged,
+)
+from art_denoised.evaluation.target import Column, Target, columns
 from art_denoised.runs import Run
 from tests.evaluation import defects
 
@@ -201,7 +208,7 @@ def test_both_gradients_of_likelihood_maximization_are_probed(digits):
     for how in ("exact", "bpda"):
         attack = PGD(EPS, steps=PROBES.steps, loss="margin")
         alone.append(subject.right(target.attempt(attack, how, x, y, 0).x_adv))
-    assert torch.equal(subject.pgd("linf", EPS, PROBES.steps), torch.minimum(*alone))
+    assert torch.equal(subject.pgd(Ball("linf", EPS), PROBES.steps), torch.minimum(*alone))
     assert model[0].gradient == "exact"
 
 
@@ -261,11 +268,15 @@ def test_the_rate_holds_for_the_gravest_of_several(among):
     from scipy import stats
 
     for n in (8, 32, 500):
-        first = next(k for k in range(1, n + 1) if gravest([Count(k, n, "")], 0.02, among)[1])
+        first = next(
+            k
+            for k in range(1, n + 1)
+            if judged([Count(k, n, "")], 0.02, among=among).passed is False
+        )
         assert 1 - stats.binom.cdf(first - 1, n, 0.02) ** among <= ALPHA
     few, many = Count(1, 8, "few"), Count(45, 500, "many")
-    assert gravest([few, many], 0.05, among) == (many, True)
-    assert gravest([few, Count(1, 500, "many")], 0.05, among) == (few, False)
+    assert judged([few, many], 0.05, among=among)[:2] == (False, "many")
+    assert judged([few, Count(1, 500, "many")], 0.05, among=among)[:2] == (True, "few")
 
 
 def test_trust_needs_every_check(tmp_path):

@@ -8,7 +8,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from art_denoised import PGD, InputError, evaluate
-from art_denoised.evaluation import CLEAN, Target
+from art_denoised.evaluation import CLEAN
+from art_denoised.evaluation.target import Target
 from tests.conformance.stranger import Stranger
 
 OPTIONS = {"indices": range(12), "repeats": 3, "progress": False, "masking_checks": False}

@@ -11,8 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from art_denoised.checks import InputError
-from art_denoised.evaluation.rows import CERTIFY, CertifyRow, Log, PredictRow, read_log
-from art_denoised.evaluation.tsv import HEADERS, write_tsv
+from art_denoised.evaluation.rows import (
+    CERTIFY,
+    HEADERS,
+    CertifyRow,
+    Log,
+    PredictRow,
+    read_log,
+    write_tsv,
+)
 from art_denoised.runs import Run
 from art_denoised.smoothing.bounds import Mixture
 from art_denoised.smoothing.statistics import Certificate, Vote, accuracy_rows

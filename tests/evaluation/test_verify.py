@@ -9,10 +9,13 @@ import msgspec
 import numpy as np
 import pytest
 
+from art_denoised.attacks import PGD
 from art_denoised.checks import InputError
 from art_denoised.cli import main
 from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier
+from art_denoised.evaluation.attack import evaluate
+from art_denoised.evaluation.attack_rows import read_attack_log
 from art_denoised.evaluation.certify import certify, predict
 from art_denoised.evaluation.rows import CertifyRow, Log, read_log
 from art_denoised.evaluation.verify import family_wise, verify
@@ -225,6 +228,82 @@ def test_all_together_are_never_certified_further_than_each(logs):
     log = read_log(logs["fixed"])
     together = family_wise(log, 0.05)
     assert [row.radius for row in together.rows] == [row.radius for row in log.rows]
+
+
+@pytest.mark.parametrize("name", ["alpha", "sigma", "seed"])
+def test_a_header_without_what_rows_are_compared_with_is_a_finding(logs, name):
+    log = read_log(logs["fixed"])
+    settings = {key: value for key, value in log.settings.items() if key != name}
+    findings = verify(replace(log, settings=settings))
+    assert [(f.index, name in f.problem) for f in findings] == [(None, True)]
+
+
+def test_what_was_subtracted_for_the_noise_is_the_same_in_all_rows(tmp_path):
+    """It depends on the shape of the images alone: a forger of one tv gains radius."""
+    digits = load_data("digits")
+    data = [((digits[i][0] * 255).round() / 255, digits[i][1]) for i in range(3)]
+    smoother = Smoother(digits_classifier(), sigma=0.25, noise="quantised")
+    log = certify(smoother, data, FixedN(100), run=tmp_path, progress=False)
+    assert verify(log) == []
+    row = log.rows[1]
+    given = {"alpha": row.alpha, "sigma": row.sigma, "noise": row.noise, "tv": row.tv / 2}
+    forged = Certificate.from_counts(row.selection_counts, row.counts, **given)
+    rows = (log.rows[0], CertifyRow.of(row.index, row.label, forged), log.rows[2])
+    (finding,) = verify(replace(log, rows=rows))
+    assert finding.index == row.index
+    assert f"{row.tv:g}" in finding.problem
+    assert f"{row.tv / 2:g}" in finding.problem
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory):
+    """A folder with a certificate and an attack of the same images."""
+    folder, options = tmp_path_factory.mktemp("both"), {"indices": [3, 17], "progress": False}
+    net, data = digits_classifier(), load_data("digits")
+    certify(Smoother(net, sigma=0.25), data, FixedN(100), run=folder, **options)
+    evaluate(net, data, [PGD(0.1, steps=3)], run=folder, masking_checks=False, **options)
+    return folder
+
+
+def test_all_logs_of_a_folder_are_verified(attacked, capsys):
+    assert main(["verify", str(attacked)]) == 0
+    printed = capsys.readouterr().out
+    assert "certify.jsonl: 2 of 2 rows" in printed
+    assert "attack.jsonl: 4 of 4 rows" in printed
+    assert main(["verify", str(attacked / "attack.jsonl"), "--family-alpha", "0.05"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"distance_linf": 0.11}, "0.11"),
+        ({"distance_linf": float("nan")}, "nan"),
+        ({"eps": 0.2}, "0.2"),
+        ({"norm": "l2"}, "l2"),
+        ({"attack": "other"}, "other"),
+        ({"gradient": "bpda"}, "bpda"),
+        ({"label": 0}, "label"),
+        ({"index": 5}, "image 5"),
+    ],
+)
+def test_attack_rows_that_the_run_cannot_have_written_are_found(attacked, changes, word):
+    log = read_attack_log(attacked)
+    assert verify(log) == []
+    rows = [
+        row if row.attack == "clean" else msgspec.structs.replace(row, **changes)
+        for row in log.rows
+    ]
+    if "index" in changes:
+        rows = [msgspec.structs.replace(row, **changes) for row in log.rows]
+    findings = verify(replace(log, rows=tuple(rows)))
+    assert any(word in finding.problem for finding in findings), findings
+
+
+@pytest.mark.parametrize("attacks", [None, 3, [{"name": "pgd"}]])
+def test_an_attack_log_without_a_plan_is_a_finding(attacked, attacks):
+    log = read_attack_log(attacked)
+    settings = {**log.settings, "attacks": attacks}
+    assert [finding.index for finding in verify(replace(log, settings=settings))] == [None]
 
 
 @pytest.mark.parametrize(

@@ -311,6 +311,7 @@ def copy_used_later(self, x):
 
 
 def test_what_a_call_in_place_changes_by_another_name_is_refused():
+    torch.manual_seed(0)  # weights by which some features are negative
     for pattern in (
         view_returned,
         base_returned,

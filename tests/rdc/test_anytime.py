@@ -11,6 +11,7 @@ from art_denoised.checks import InputError
 from art_denoised.data import digits
 from art_denoised.demo import digits_diffusion
 from art_denoised.diffusion import DiffusionModel, Native, noise_levels
+from art_denoised.diffusion import Levels as DiffusionLevels
 from art_denoised.rdc import disagreement, predict_anytime
 from tests.rdc.test_classifier import Counting, Nan
 
@@ -111,6 +112,54 @@ def test_every_beginning_is_spread_over_the_levels(count):
     assert sorted(order) == list(range(count))
     if count == 32:
         assert sorted(order[:4]) == [0, 8, 16, 24]
+
+
+class Given(nn.Module):
+    """Class 0 is right; the error of class 1 rises and falls around ``mean`` by 1 as levels go."""
+
+    def __init__(self, sigmas, mean):
+        super().__init__()
+        self.sigmas, self.mean, self.seen = sigmas, mean, []
+
+    def forward(self, x, sigma, y):
+        for one in sigma.tolist():
+            level = self.sigmas.index(pytest.approx(one))
+            if level not in self.seen:
+                self.seen.append(level)
+        place = torch.tensor([self.seen.index(self.sigmas.index(pytest.approx(s))) for s in sigma])
+        error = (self.mean + (-1.0) ** place) * y
+        return error.sqrt().reshape(-1, 1, 1, 1).expand_as(x)
+
+
+def given_losses(mean, **options) -> DiffusionClassifier:
+    levels = DiffusionLevels(tuple((1 + torch.arange(16)).tolist()), (1.0,) * 16)
+    model = DiffusionModel(Given(levels.sigmas, mean), Native(), classes=2)
+    return DiffusionClassifier(model, levels=levels, seed=0, **options)
+
+
+GREY = torch.full((1, 1, 1, 1), 0.5)  # 0 in [-1, 1]
+
+
+@pytest.mark.parametrize(("mean", "levels"), [(1.8, 4), (1.65, 8)])
+def test_a_class_is_dropped_at_three_standard_errors_of_a_finite_population(mean, levels):
+    """By hand: after 4 of 16 levels the sum is 4 mean, its error (4 / 3)^.5 (4 (1 - 4 / 16))^.5.
+
+    So 1.5 is the smallest mean at z = 3. It is 1.73 at z = 3.46, and after 8 levels 0.92.
+    """
+    found = predict_anytime(given_losses(mean), GREY, z=3.46, first=4)
+    assert (found.nfe, found.full_nfe) == (2 * levels, 32)
+    assert found.predictions.tolist() == [0]
+    assert found.decided.all()
+
+
+def test_a_prior_weighs_as_much_as_the_temperature_makes_it():
+    """The losses differ by 16 * 2 in all, over a temperature of 16 by 2, which is below ln 9."""
+    options = {"prior": [0.1, 0.9], "temperature": 16.0}
+    assert given_losses(2.0, **options)(GREY).argmax(1).tolist() == [1]
+    found = predict_anytime(given_losses(2.0, **options), GREY, z=1e9)
+    assert found.predictions.tolist() == [1]
+    assert found.decided.all()
+    assert predict_anytime(given_losses(2.0), GREY, z=1e9).predictions.tolist() == [0]
 
 
 def test_bad_input(x):

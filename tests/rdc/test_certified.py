@@ -110,10 +110,3 @@ def test_elimination_and_temperature_take_noised_images():
     assert dc.fit_temperature(x_tau, y) == dc.temperature
     with pytest.raises(InputError, match=r"noise 0\.5, which steps within \[0, 1\] would clip"):
         LikelihoodMaximization(noised)
-
-
-def test_levels_above():
-    levels = Levels((0.1, 0.5, 1.0), (3.0, 2.0, 1.0))
-    assert levels.above(0.5) == Levels((0.5, 1.0), (2.0, 1.0))
-    assert levels.above(0.0) == levels
-    assert torch.tensor(levels.above(0.6).sigmas).tolist() == [1.0]

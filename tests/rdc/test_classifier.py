@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -12,16 +10,13 @@ from torch import nn
 from art_denoised import DiffusionClassifier
 from art_denoised.checks import InputError
 from art_denoised.data import digits
-from art_denoised.demo import digits_diffusion
-from art_denoised.demo.digits_mlp import DigitsMLP
+from art_denoised.demo import DigitsMLP, digits_diffusion
 from art_denoised.diffusion import (
-    DDPM,
     EDM,
     DiffusionModel,
     Levels,
     Native,
     noise_levels,
-    training_levels,
 )
 from art_denoised.rdc import LevelNoise
 
@@ -289,46 +284,33 @@ def test_bad_input():
         classifier().fit_temperature(255 * images(), torch.tensor([1, 2, 3]))
 
 
-def test_levels():
-    with pytest.raises(InputError, match="2 noise levels and 1 weights"):
-        Levels((0.1, 0.2), (1.0,))
-    for bad in ({"weighting": "ddpm"}, {"spacing": "cosine"}, {"weighting": "rdc_legacy"}):
-        with pytest.raises(InputError):
-            noise_levels(4, **bad)
-    # Stratified levels integrate what the linear grid does: here, of sigma^2, with weight edm.
-    fine = noise_levels(20_000, spacing="linear")
-    few = noise_levels(200)
-
-    def integral(levels: Levels, cut: float = 2.9) -> float:
-        pairs = zip(levels.sigmas, levels.weights, strict=True)
-        return sum(w * s**2 for s, w in pairs if s < cut)
-
-    assert integral(few) == pytest.approx(integral(fine), rel=0.02)
+def test_noise_is_that_of_its_seed_stream_and_level():
+    """Spelled out: what a seed gives must outlive a version."""
+    state = np.random.SeedSequence(5, spawn_key=(2, 0, 7)).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(state[0]) >> 1)
+    expected = torch.randn(1, 8, 8, generator=generator, dtype=torch.float64)
+    assert torch.equal(LevelNoise(5, stream=(2,))(images(3), [2], [7])[0], expected)
 
 
-def test_legacy_weights_are_those_of_the_reference_code():
-    """A literal evaluation of its formula, slip included."""
-    levels = noise_levels(125, "rdc_legacy", "linear")
-    sigma = np.linspace(1e-4, 3, 126)
-    sigma, width = sigma[:-1], np.diff(sigma)
-    p = 1 / (sigma * 1.2 * np.sqrt(2 * np.pi)) * np.exp(-((np.log(sigma) + 1.2) ** 2) / 2 * 1.2**2)
-    expected = (sigma**2 + 0.25) / (0.5 * sigma) ** 2 * p * width
-    np.testing.assert_allclose(levels.sigmas, sigma)
-    np.testing.assert_allclose(levels.weights, expected, rtol=1e-9)
+def test_copies_of_an_image_see_their_own_fresh_noise():
+    noise = LevelNoise(None)
+    first, second = noise(images(2), [0, 1], [3, 3])
+    assert not torch.equal(first, second)
+    assert torch.equal(noise(images(2), [1], [3])[0], second)
 
 
-def test_all_levels_of_a_ddpm_are_its_evidence_bound():
-    abar = np.linspace(0.99, 0.05, 6)
-    sigma = np.sqrt((1 - abar) / abar)
-    bound = training_levels(DDPM(tuple(abar.tolist())))
-    assert bound.sigmas == pytest.approx(sigma[1:])
-    # Signal-to-noise ratios abar / (1 - abar): the weights are halves of their steps.
-    ratio = abar / (1 - abar)
-    assert bound.weights == pytest.approx([(a - b) / 2 for a, b in itertools.pairwise(ratio)])
-    simple = training_levels(DDPM(tuple(abar.tolist())), "vp_uniform")
-    assert simple.sigmas == pytest.approx(sigma)
-    assert simple.weights == pytest.approx(ratio / 6)
-    with pytest.raises(InputError, match="weighting is 'edm'"):
-        training_levels(DDPM(tuple(abar.tolist())), "edm")
-    with pytest.raises(InputError, match="the preconditioning is EDM, which has no steps"):
-        training_levels(EDM())
+def test_levels_at_the_ends_of_the_training_are_taken_and_none_beyond():
+    model = DiffusionModel(nn.Identity(), EDM(sigma_min=0.1, sigma_max=0.5), classes=2)
+    assert DiffusionClassifier(model, levels=Levels((0.1, 0.5), (1.0, 1.0))).nfe() == 4
+    for beyond in (0.0999, 0.5005):
+        with pytest.raises(InputError, match=r"trained on 0\.1 to 0\.5"):
+            DiffusionClassifier(model, levels=Levels((beyond,), (1.0,)))
+
+
+def test_labels_that_determine_no_temperature_are_refused():
+    """The lowest fits best where all are right, and the highest where none are."""
+    dc, x = classifier(), images(6)
+    for wrong in (dc(x).argmax(1), dc(x).argmin(1)):
+        with pytest.raises(InputError, match="no temperature fits these 6 images"):
+            dc.fit_temperature(x, wrong)
+    assert dc.temperature == 1.0

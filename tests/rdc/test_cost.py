@@ -9,7 +9,8 @@ from torch import nn
 from art_denoised import DiffusionClassifier, LikelihoodMaximization
 from art_denoised.checks import InputError
 from art_denoised.diffusion import noise_levels
-from art_denoised.rdc import RDC, FlopCounter, Momentum, preview_cost
+from art_denoised.rdc import RDC, Momentum, preview_cost
+from art_denoised.rdc.cost import FlopCounter
 from tests.rdc.test_classifier import LEVELS, Counting, images, small_model
 
 SHAPE = (1, 8, 8)
@@ -55,6 +56,20 @@ def test_memory_is_bounded_by_the_batch_and_not_by_levels():
     lm = LikelihoodMaximization(small_model(), seed=0)
     sizes = [preview_cost(lm, SHAPE, images=100, batch=b).memory for b in (1, 10, 100)]
     assert sizes == sorted(set(sizes))
+    assert preview_cost(lm, SHAPE, images=10, batch=100) == preview_cost(lm, SHAPE, images=10)
+    assert memory(1, 2) < memory(1, 4)  # less than a batch
+
+
+@pytest.mark.parametrize(("gradient", "grows"), [("exact", True), ("bpda", False)])
+def test_exact_gradients_keep_the_state_of_each_step(gradient, grows):
+    """Image, momentum and second moment, in float64."""
+    one, four = (
+        preview_cost(
+            LikelihoodMaximization(small_model(), steps=steps, gradient=gradient, seed=0), SHAPE
+        ).memory
+        for steps in (1, 4)
+    )
+    assert four - one == (3 * 3 * 64 * 8 if grows else 0)
 
 
 def test_in_words():

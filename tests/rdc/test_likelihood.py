@@ -1,8 +1,9 @@
-"""Likelihood maximization: likelier, within its ball, and with the gradient it says."""
+"""Likelihood maximization: likelier, within its ball, and with the gradient it says; and RDC."""
 
 from __future__ import annotations
 
 import weakref
+from statistics import NormalDist
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from art_denoised.checks import InputError
 from art_denoised.data import digits
 from art_denoised.demo import digits_diffusion
 from art_denoised.diffusion import EDM, DiffusionModel, Levels, Native
-from art_denoised.rdc import Adam, LevelNoise, Momentum
+from art_denoised.rdc import RDC, Adam, LevelNoise, Momentum
+from art_denoised.types import GradientModes, Purifies, Seeded
 from tests.rdc.test_classifier import LEVELS, Counting, Nan, images, small_model
 
 SLOW, MOMENTUM = Adam(lr=0.01), Momentum(LEVELS)
@@ -54,8 +56,9 @@ def test_adam_is_that_of_torch(form):
     model = DiffusionModel(network, Native())
     x_hat = LikelihoodMaximization(model, steps=steps, eta=eta, form=form, seed=0)(start)
     sigmas, noise = list(network.sigmas), LevelNoise(0, stream=(1,))
-    assert len(set(sigmas)) == steps
-    assert all(0.4 < sigma < 0.6 for sigma in sigmas)
+    # Uniform in [0.4, 0.6]: the distribution function of a number that is no noise of the step.
+    drawn = [noise(start, [0], [2 * step + 1])[0, 0, 0, 0] for step in range(steps)]
+    assert sigmas == pytest.approx([0.4 + 0.2 * NormalDist().cdf(float(eps)) for eps in drawn])
 
     x = start.clone().requires_grad_()
     # The gradient in [0, 1] is twice that in [-1, 1], which only the epsilon of Adam sees.
@@ -85,6 +88,29 @@ def test_momentum_by_hand():
     torch.testing.assert_close(lm(two_pixels(0.5, 0.5)), two_pixels(0.54, 0.46))
     lm = LikelihoodMaximization(DiffusionModel(network, Native()), steps=3, eta=0.06, form=form)
     torch.testing.assert_close(lm(two_pixels(0.5, 0.5)), two_pixels(0.52, 0.44))
+
+
+def test_momentum_sums_all_levels_with_their_weights_and_their_noise():
+    """Sixteen images, of which some pixels go up and others down; gradients by hand."""
+    levels, slope, steps, eta = Levels((0.3, 0.5, 0.9), (3.0, 0.5, 1.0)), 0.4, 3, 0.09
+    network, noise = Linear((0.3, -0.2), slope=slope), LevelNoise(0, stream=(1,))
+    start = 0.2 + 0.6 * torch.rand(
+        16, 1, 1, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    x, m = start, torch.zeros_like(start)
+    for _ in range(steps):
+        z, g = 2 * x - 1, torch.zeros_like(x)
+        for level, (sigma, weight) in enumerate(zip(levels.sigmas, levels.weights, strict=True)):
+            eps = noise(start, [0], [level])
+            residual = slope * (z + sigma * eps) + network.target - z
+            g = g + weight * (slope - 1) * residual
+        m = m + g / g.abs().sum((1, 2, 3), keepdim=True)
+        x = x - eta / steps * m.sign()
+    assert 0 < int((x > start).sum()) < x.numel()
+    lm = LikelihoodMaximization(
+        DiffusionModel(network, Native()), steps=steps, eta=eta, form=Momentum(levels), seed=0
+    )
+    torch.testing.assert_close(lm(start), x, rtol=0, atol=1e-6)  # sigma is float32
 
 
 def test_the_reference_leaves_the_ball_and_ours_does_not():
@@ -300,3 +326,67 @@ def test_it_runs_compiled(gradient):
     compiled(leaf).sum().backward()
     assert torch.isfinite(leaf.grad).all()
     torch.testing.assert_close(compiled(x), lm(x))
+
+
+def parts(seed=0):
+    model = small_model()
+    lm = LikelihoodMaximization(model, steps=2, eta=0.1, seed=seed)
+    return lm, DiffusionClassifier(model, levels=LEVELS, seed=seed)
+
+
+def test_it_is_its_parts_in_sequence():
+    (lm, classifier), x = parts(), images(2)
+    rdc = RDC(lm, classifier)
+    assert not rdc.training
+    assert torch.equal(rdc(x), classifier(lm(x)))
+    assert torch.equal(rdc.purify(x), lm(x))
+    assert rdc.nfe(5) == 5 * (2 + 10 * 3)
+    assert rdc(torch.rand(0, 1, 8, 8)).shape == (0, 10)
+
+
+def test_its_capabilities():
+    rdc = RDC(*parts())
+    for one in (rdc, rdc.maximization):
+        assert isinstance(one, Seeded)
+        assert isinstance(one, GradientModes)
+        assert isinstance(one, Purifies)
+        assert one.gradients == ("exact", "bpda")
+    assert isinstance(rdc.classifier, Seeded)
+    assert not isinstance(rdc.classifier, (GradientModes, Purifies))
+
+
+@pytest.mark.parametrize("make", [RDC, lambda lm, dc: lm, lambda lm, dc: dc])
+def test_a_seed_can_be_freed_and_set_again(make):
+    module, x = make(*parts()), images(1)
+    fixed = module(x)
+    module.seed = None
+    assert not torch.equal(module(x), module(x))
+    module.seed = 0
+    assert torch.equal(module(x), fixed)
+
+
+def test_gradients_can_be_switched():
+    rdc = RDC(*parts())
+    found = {}
+    for gradient in rdc.gradients:
+        rdc.gradient = gradient
+        x = images(2).requires_grad_()
+        rdc(x).logsumexp(1).sum().backward()
+        found[gradient] = x.grad
+    assert rdc.maximization.gradient == "bpda"
+    assert not torch.allclose(found["exact"], found["bpda"], rtol=0.01)
+
+
+def test_parts_of_different_seeds_are_refused():
+    with pytest.raises(InputError, match="seeds 0 and 1"):
+        RDC(parts(0)[0], parts(1)[1])
+
+
+def test_the_temperature_is_fitted_on_purified_images():
+    rdc, x = RDC(*parts()), images(12)
+    y = torch.arange(12) % 10
+    likely = rdc.classifier(rdc.purify(x)).argmax(1)
+    y = torch.where(torch.arange(12) % 2 == 0, likely, y)
+    expected = rdc.classifier.fit_temperature(rdc.purify(x), y)
+    rdc.classifier.temperature = 1.0
+    assert rdc.fit_temperature(x, y) == expected == rdc.classifier.temperature

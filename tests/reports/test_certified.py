@@ -156,6 +156,8 @@ def test_refusals(tmp_path):
         plot_certified({"ours": log()}, tmp_path / "a.doc")
     with pytest.raises(InputError, match="no rows"):
         accuracy_table([], [0.0])
+    with pytest.raises(InputError, match=r"missing/a\.png cannot be written"):
+        plot_certified({"ours": log()}, tmp_path / "missing" / "a.png")
     with pytest.raises(InputError, match="no rows"):
         plot_certified({"ours": log([])}, tmp_path / "a.png")
     assert not list(tmp_path.iterdir())

@@ -19,7 +19,8 @@ from art_denoised.attacks import AutoAttack
 from art_denoised.checks import InputError
 from art_denoised.cli import main
 from art_denoised.evaluation import ATTACK, CERTIFY, CHECKS, CheckRow, read_attack_log
-from art_denoised.evaluation.columns import attack_settings, columns
+from art_denoised.evaluation.attack import attack_settings
+from art_denoised.evaluation.target import columns
 from art_denoised.reports import (
     Model,
     Report,
@@ -31,8 +32,7 @@ from art_denoised.reports import (
     sign_test,
 )
 from art_denoised.reports.export import COLUMNS
-from art_denoised.reports.results import ALL, eps_name
-from art_denoised.reports.survival import share, survival
+from art_denoised.reports.results import ALL, eps_name, share, survival
 from art_denoised.runs import Run
 from art_denoised.smoothing.statistics import proportion_interval
 from tests.reports.rows import certificate, clean_row, row, write_run
@@ -205,6 +205,26 @@ def test_images_are_told_by_their_pixels_where_no_data_is_named(tmp_path):
     assert not any("pixels" in text for text in conflicts(report([same, write("c", "p")]).models))
     with pytest.raises(InputError, match="pixels 'q' and 'p'"):
         report([f"b={other}", f"b={write('b3', 'p', attack='apgd')}"])
+
+
+@pytest.mark.parametrize(
+    ("change", "compared"),
+    [({}, 1), ({"device": "cuda"}, 1), ({"noise": "quantised"}, 0), ({"sigma": 0.5}, 0)],
+    ids=str,
+)
+def test_an_attack_is_joined_with_a_certificate_of_the_same_function_alone(
+    tmp_path, change, compared
+):
+    base = {"weights": "w", "structure": "s", "device": "cpu", "sigma": 0.25}
+    attacked = {"weights": "whole", "structure": "noisy", "device": "cpu", "smoothed": base}
+    with Run(tmp_path, ATTACK, attacked) as run:
+        run.append([row(0, True)])
+    with Run(tmp_path, CERTIFY, {**base, "noise": "gaussian", **change}) as run:
+        run.append([certificate(0, 1.0)])
+    model = report([tmp_path]).models[0]
+    assert len(model.agreements) == compared
+    said = [f"{name} is {value!r}" for name, value in change.items() if not compared]
+    assert all(words in model.unlike for words in said)
 
 
 def test_linf_figures_are_not_set_beside_l2_certificates():

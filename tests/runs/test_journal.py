@@ -12,6 +12,7 @@ import pytest
 
 from art_denoised.checks import InputError
 from art_denoised.runs import Kind, Row, Run, read_run
+from art_denoised.runs.journal import write_whole
 
 SETTINGS = {"sigma": 0.25, "n": 100, "model": "a:b", "denoiser": None}
 
@@ -195,3 +196,26 @@ def test_a_row_that_the_disk_does_not_confirm_is_not_kept(tmp_path, monkeypatch)
             with pytest.raises(OSError, match="Input/output error"):
                 run.append([Answer(index=2)])
     assert read(tmp_path) == [1]
+
+
+def refuse(_file: int) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_file_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
+    """Where the disk does not confirm the new content, the old is there."""
+    path = tmp_path / "a"
+    write_whole(path, b"old")
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", refuse)
+        with pytest.raises(InputError, match="Input/output error"):
+            write_whole(path, b"new")
+    assert (path.read_bytes(), os.listdir(tmp_path)) == (b"old", ["a"])
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "a").touch()
+    with pytest.raises(InputError, match="not a directory"):
+        Run(tmp_path / "a", ANSWERS, SETTINGS)
+    write(tmp_path / "b" / "c", 1)
+    assert read(tmp_path / "b" / "c") == [1]

@@ -9,7 +9,7 @@ import pytest
 from art.estimators.classification import BlackBoxClassifier
 
 from art_denoised.checks import InputError
-from art_denoised.estimators.asking import ask_estimator
+from art_denoised.estimators.adapters import ask_estimator
 from art_denoised.smoothing import (
     BlackBox,
     Budget,

@@ -22,9 +22,12 @@ ROOT = Path(__file__).parent.parent.parent
 FEW = FixedN(100, n0=20)
 
 
+CLASSIFIER = digits_classifier()
+
+
 def local(images):
     with torch.no_grad():
-        labels = digits_classifier()(torch.from_numpy(images)).argmax(1)
+        labels = CLASSIFIER(torch.from_numpy(images)).argmax(1)
     return [NAMES[c] for c in labels.tolist()]
 
 

@@ -13,16 +13,18 @@ from art_denoised import DnCNN, InputError
 from art_denoised.data import digits
 from art_denoised.demo import digits_classifier, digits_network
 from art_denoised.training import (
-    LOSSES,
     Objective,
     TrainingConfig,
+    train_denoiser,
+)
+from art_denoised.training import train as train_network
+from art_denoised.training.denoiser import (
+    LOSSES,
     classification,
     measure_denoiser,
     mse,
     stability,
-    train_denoiser,
 )
-from art_denoised.training import train as train_network
 
 SIGMA = 0.5
 CONFIG = TrainingConfig(epochs=12, batch_size=64, lr=5e-3, average=0.9, augment="crop")

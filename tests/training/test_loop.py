@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -32,10 +31,11 @@ from art_denoised.training import (
     EpochRow,
     Evaluation,
     TrainingConfig,
-    augment,
-    decayed_weights,
     train,
 )
+from art_denoised.training.batches import augment
+from art_denoised.training.config import decayed_weights
+from tests.forked import forked
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -128,32 +128,26 @@ def test_a_row_that_a_killed_process_did_not_write_is_written_on_resuming(tmp_pa
         assert log.read_bytes() == whole
 
 
-_SCRIPT = """
-import sys, torch
-sys.path.insert(0, {root!r})
-from tests.training.test_loop import Noisy, data, network, noisy
-from art_denoised.training import TrainingConfig, train
-torch.set_num_threads(1)
-Noisy.delay = 0.02
-config = TrainingConfig(epochs=20, batch_size=8, lr=0.01, checkpoint_every=0.05)
-train(network(), data(), noisy, config, run={out!r}, resume=True, progress=False)
-"""
+def train_slowly(out: Path) -> None:
+    Noisy.delay = 0.02
+    config = TrainingConfig(epochs=20, batch_size=8, lr=0.01, checkpoint_every=0.05)
+    train(network(), data(), noisy, config, run=out, resume=True, progress=False)
 
 
 def test_a_training_survives_sigkill(tmp_path):
-    script = _SCRIPT.format(root=str(ROOT), out=str(tmp_path))
     kills = 0
     for _ in range(3):
-        run = subprocess.Popen([sys.executable, "-c", script])
         checkpoint = tmp_path / "checkpoint.pt"
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        while run.poll() is None:
+        run = forked(train_slowly, tmp_path)
+        while run.is_alive():
             if checkpoint.exists() and checkpoint.stat().st_mtime_ns > before:
                 time.sleep(0.3)
                 break
             time.sleep(0.01)
-        run.send_signal(signal.SIGKILL)
-        kills += run.wait() == -signal.SIGKILL
+        run.kill()
+        run.join()
+        kills += run.exitcode == -signal.SIGKILL
     assert kills >= 2
     net, whole = network(), network()
     config = TrainingConfig(epochs=20, batch_size=8, lr=0.01)
@@ -445,6 +439,24 @@ def test_augmentation_moves_and_flips_each_image_whole():
     assert {tuple(i.flatten().tolist()) for i in augment(x, "crop")[:, 0]} <= kinds
 
 
+def test_the_seconds_of_a_row_are_those_of_its_steps(monkeypatch):
+    """On a clock that goes on by 1 with each step and by 100 with the evaluation."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def loss(network, x, y, step):
+        clock[0] += 1
+        return (network(x) - x).square().mean()
+
+    def measure(network, rows):
+        clock[0] += 100
+        return {}
+
+    config = TrainingConfig(epochs=2, batch_size=8)
+    rows = train(network(), data(), loss, config, evaluation=Evaluation(measure), progress=False)
+    assert [row.seconds for row in rows] == [5, 5]
+
+
 class Endless(IterableDataset):
     def __iter__(self):
         yield torch.rand(1, 8, 8), 0
@@ -460,6 +472,7 @@ class Endless(IterableDataset):
         ({"average": 1.0}, "average is 1.0"),
         ({"weight_decay": -1}, "weight_decay is -1"),
         ({"optimizer": "lamb"}, "optimizer is 'lamb'; give one of adam, sgd"),
+        ({"optimizer": None}, "optimizer is None"),
         ({"momentum": 1}, "momentum is 1"),
         ({"clip": -1}, "clip is -1"),
         ({"seed": 2**64}, r"seed is 18446744073709551616; give a whole number below 2\^64"),

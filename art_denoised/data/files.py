@@ -1,7 +1,10 @@
-"""Folders of images, one for each class."""
+"""Images in files: a folder for each class, or the arrays of an .npz."""
 
 from __future__ import annotations
 
+import lzma
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from art_denoised.checks import InputError
+from art_denoised import checks
+from art_denoised.checks import InputError, one_line
+from art_denoised.types import Images, Labels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,6 +23,12 @@ _SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", 
 _GREY = ("1", "L", "LA", "I;16")
 _COLOUR = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
 _MOST_PIXELS = 10**8  # a larger one is a bomb, or no image that a classifier takes
+# What numpy and zipfile raise: torn, encrypted (RuntimeError), of an unknown compression
+# (NotImplementedError), or with a header that claims more than there is memory.
+_DAMAGED = (
+    *(OSError, ValueError, EOFError, RuntimeError, NotImplementedError, MemoryError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 
 
 class ImageFolder:
@@ -69,7 +80,8 @@ class ImageFolder:
             if not files:
                 raise InputError(f"{one} holds no images; remove it or fill it")
             self._samples += [(file, labels[one.name.casefold()]) for file in files]
-        self._grey = _mode(self._samples[0][0]) in _GREY
+        with _opened(self._samples[0][0]) as first:
+            self._grey = first.mode in _GREY
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -104,7 +116,7 @@ def read_classes(path: Path | str) -> list[str]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"classes {path} cannot be read ({_one_line(error)})") from None
+        raise InputError(f"classes {path} cannot be read ({one_line(error)})") from None
     names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise InputError(f"classes {path} holds no names; give one a line")
@@ -124,18 +136,13 @@ def _labels(names: Sequence[str]) -> dict[str, int]:
     return labels
 
 
-def _mode(path: Path) -> str:
-    with _opened(path) as image:
-        return image.mode
-
-
 def _opened(path: Path) -> Image:
     from PIL import Image, UnidentifiedImageError
 
     try:
         image = Image.open(path)
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as an image: {_one_line(error)}") from None
+        raise InputError(f"{path} cannot be read as an image: {one_line(error)}") from None
     if image.width * image.height > _MOST_PIXELS:
         raise InputError(f"{path} has {image.width} x {image.height} pixels; give a smaller image")
     return image
@@ -155,26 +162,53 @@ def _read(path: Path, grey: bool) -> torch.Tensor:
             raise InputError(f"{path} holds {frames} images; give one image a file")
         try:
             image = ImageOps.exif_transpose(image)
-            _refuse_transparency(path, image)
+            may_be_transparent = "A" in image.mode or "transparency" in image.info
+            if may_be_transparent and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+                # No classifier sees it: a transparent pixel has no colour.
+                raise InputError(f"{path} has transparent pixels; put it on a background first")
             if image.mode == "I;16":
                 pixels = np.asarray(image, np.float32)[..., None] / 65535
             else:
                 pixels = np.asarray(image.convert("L" if grey else "RGB"), np.float32) / 255
+        except InputError:
+            raise
         except (OSError, SyntaxError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path} cannot be read as an image: {_one_line(error)}") from None
+            raise InputError(f"{path} cannot be read as an image: {one_line(error)}") from None
     pixels = pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
     channels = torch.from_numpy(np.ascontiguousarray(pixels))
     return channels if grey or len(channels) == 3 else channels.repeat(3, 1, 1)
 
 
-def _refuse_transparency(path: Path, image: Image) -> None:
-    """Refuse what no classifier sees: a transparent pixel has no colour."""
-    may_be = "A" in image.mode or "transparency" in image.info
-    if may_be and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
-        raise InputError(f"{path} has transparent pixels; put it on a background first")
+def read_npz(path: Path) -> tuple[Images, Labels]:
+    """Read images and labels, the arrays ``x`` and ``y`` of an .npz file."""
+    if not path.is_file():
+        raise InputError(f"data file {path} does not exist; give an .npz file")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise InputError(f"{path} holds a single array (.npy); give an .npz with x and y")
+        with loaded as arrays:
+            if not {"x", "y"} <= set(arrays):
+                raise InputError(
+                    f"{path} holds arrays {sorted(arrays)}; it must hold x (images) and y (labels)"
+                )
+            x, y = arrays["x"], arrays["y"]
+    except InputError:
+        raise
+    except _DAMAGED as error:
+        raise InputError(
+            f"{path} cannot be read as .npz without pickle: {one_line(error)}"
+        ) from None
+    if x.dtype == np.uint8:
+        x = x.astype(np.float32) / 255
+    if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):  # channels last
+        x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+    images, labels = checks.images(_native(x)).float(), checks.labels(_native(y))
+    if len(images) != len(labels):
+        raise InputError(f"{path} holds {len(images)} images but {len(labels)} labels")
+    return images, labels
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _native(array: np.ndarray) -> np.ndarray:
+    """Return an array in the byte order of this machine, the only one that torch takes."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)

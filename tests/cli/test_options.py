@@ -1,4 +1,4 @@
-"""What words on the command line mean. Each parser has its examples; here are its refusals."""
+"""What words on the command line mean."""
 
 from __future__ import annotations
 
@@ -8,8 +8,28 @@ from typing import get_args
 import pytest
 
 from art_denoised.cli import main
-from art_denoised.cli.words import duration, factory, names, norm, number, numbers
+from art_denoised.cli.options import duration, factory, names, norm, number, numbers
 from tests.cli.command import MODEL, refusal, words
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "value"),
+    [
+        (number, "0.5", 0.5),
+        (number, "51/255", 0.2),
+        (numbers, "0,0.25", (0.0, 0.25)),
+        (names, "exact, bpda", ("exact", "bpda")),
+        (duration, "90", 90.0),
+        (duration, "10m", 600.0),
+        (duration, "1.5h", 5400.0),
+        (factory, "mynets:resnet20", "mynets:resnet20"),
+        (factory, "mynets/small.py:resnet20", "mynets.small:resnet20"),
+        (norm, "Linf", "linf"),
+        (norm, "L_2", "l2"),
+    ],
+)
+def test_values(parse, text, value):
+    assert parse(text) == value
 
 
 @pytest.mark.parametrize(
@@ -55,8 +75,8 @@ def test_a_python_file_stands_for_its_module(tmp_path, monkeypatch, capsys):
 
 def test_choices_are_those_of_the_library():
     from art_denoised.attacks.ascent import Norm
-    from art_denoised.cli import training as ours
-    from art_denoised.cli import words as our_words
+    from art_denoised.cli import options
+    from art_denoised.cli import train as ours
     from art_denoised.training import config as theirs
 
     def same(one: object, other: object) -> bool:
@@ -65,13 +85,12 @@ def test_choices_are_those_of_the_library():
     assert same(ours.Optimizer, theirs.Optimizer)
     assert same(ours.Schedule, theirs.Schedule)
     assert same(ours.Augmentation, theirs.Augmentation)
-    assert same(get_args(our_words.Norm)[0], Norm)
+    assert same(get_args(options.Norm)[0], Norm)
 
 
 def test_defaults_are_those_of_the_library():
-    from art_denoised.cli.train import DiffusionOptions
+    from art_denoised.cli.train import DiffusionOptions, TrainingOptions
     from art_denoised.cli.train_robust import RobustTrainingOptions
-    from art_denoised.cli.training import TrainingOptions
     from art_denoised.diffusion.levels import P_MEAN, P_STD
     from art_denoised.training import ROBUST_CONFIG, TrainingConfig
 

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from art_denoised.checks import InputError
-from art_denoised.data import Chosen, ImageFolder, load_data
+from art_denoised.data import ImageFolder, load_data
+from art_denoised.data.images import Chosen
 from art_denoised.evaluation import read_log
 
 

@@ -1,0 +1,61 @@
+"""The command that shows what is installed."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+from art_denoised.reports.terminal import Block, Column, Lines, Table, show
+
+_ABSENT = "not installed"
+NEEDED = ("art-denoised", "torch", "numpy", "adversarial-robustness-toolbox", "diffusers")
+# Package, the extra that installs it, and what it adds.
+OPTIONAL = (
+    ("torchvision", "vision", "data imagefolder:DIR and torchvision:NAME:DIR"),
+    ("pyautoattack", "attacks", "attacks autoattack, autoattack-rand, apgd-*, fab and square"),
+    ("torchattacks", "attacks", "attacks torchattacks:NAME"),
+    ("httpx", "api", "classifiers behind HTTP"),
+    ("tenacity", "api", "paid classifiers that are queried again after an error"),
+)
+
+
+def doctor() -> None:
+    """Show versions, devices and optional packages, and what each would add.
+
+    Include this page when you report a problem.
+    """
+    optional = [(name, _version(name), f"[{extra}]", adds) for name, extra, adds in OPTIONAL]
+    blocks: list[Block] = [
+        Table(
+            (Column("package", left=True), Column("version", left=True)),
+            (("python", platform.python_version()), *((name, _version(name)) for name in NEEDED)),
+        ),
+        Table((Column("device", left=True), Column("hardware", left=True)), tuple(_devices())),
+        Table(
+            tuple(Column(head, left=True) for head in ("optional", "version", "extra", "adds")),
+            tuple(optional),
+        ),
+    ]
+    if missing := sorted({extra for _, version, extra, _ in optional if version == _ABSENT}):
+        extras = ",".join(extra.strip("[]") for extra in missing)
+        blocks.append(Lines((f"To add what is missing, in a clone: pip install '.[{extras}]'",)))
+    show(blocks)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return _ABSENT
+
+
+def _devices() -> list[tuple[str, str]]:
+    import torch
+
+    found = [("cpu", f"{platform.machine()}, {torch.get_num_threads()} threads")]
+    for i in range(torch.cuda.device_count()):
+        hardware = torch.cuda.get_device_properties(i)
+        found.append((f"cuda:{i}", f"{hardware.name}, {hardware.total_memory / 2**30:.0f} GiB"))
+    if torch.backends.mps.is_available():
+        found.append(("mps", "Apple GPU"))
+    return found

@@ -1,0 +1,66 @@
+"""Calls in processes of their own, for tests that kill or interrupt them.
+
+They are forked from a server that has imported this module once, and with it what would take each
+of them seconds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import anyio.streams.tls  # noqa: F401
+import httpcore  # noqa: F401
+import PIL.PngImagePlugin  # noqa: F401
+import sklearn.datasets  # noqa: F401
+import tenacity  # noqa: F401
+import torch
+
+from art_denoised import AutoAttack, BlackBox, certify, evaluate, train_robust  # noqa: F401
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.forked"])
+
+
+def forked(
+    function: Callable[..., int | None],
+    *arguments: Any,
+    environment: Mapping[str, str] | None = None,
+    errors: Path | str = os.devnull,
+    prepare: Callable[[], object] = bool,
+) -> ForkServerProcess:
+    """Start a call in a process of its own, whose exit code is what it returns.
+
+    Args:
+        function: Function of a module.
+        arguments: Its arguments.
+        environment: Variables that are added to the environment.
+        errors: File for what it writes to stderr.
+        prepare: Function that is called first.
+    """
+    process = _CONTEXT.Process(
+        target=_call, args=(function, arguments, dict(environment or {}), str(errors), prepare)
+    )
+    process.start()
+    return process
+
+
+def _call(
+    function: Callable[..., int | None],
+    arguments: tuple[Any, ...],
+    environment: dict[str, str],
+    errors: str,
+    prepare: Callable[[], object],
+) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    sys.stderr = open(errors, "w", buffering=1)  # noqa: SIM115  until the process ends
+    prepare()
+    sys.exit(function(*arguments))
