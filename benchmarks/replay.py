@@ -1,19 +1,21 @@
 """Replay certification logs: how many samples early stopping saves, and what it loses.
 
-    python benchmarks/replay.py LOG --sigma S [--radii R,R] [--labels] [--seeds K] [--json]
+    python benchmarks/replay.py LOG --sigma S --radii R,R [--labels] [--seeds K] [--json]
+    python benchmarks/replay.py [--seeds K] [--tiny]
 
-LOG is a TSV as Cohen et al. publish them (idx label predict radius correct time), of N samples an
-image at a fixed alpha. The votes of each image are recovered from its radius, shuffled, and handed
-to the procedures of the package, so the samples are those of the published table. Votes that a log
-does not hold are assumed to be those that need the most samples: half of them for the class of an
-abstention, and all that are left for the true class of a misclassified image.
+LOG is a TSV as Cohen et al. publish them (idx label predict radius correct time); without it, two
+of theirs are replayed (CIFAR-10, tests/golden). The votes of each image are recovered from its
+radius, shuffled, and handed to the procedures of the package, so the samples are those of the
+published table. Votes that a log does not hold are assumed to be those that need the most samples:
+half of all for the class of an abstention, and all that are left for the true class of a
+misclassified image.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,57 +23,59 @@ import numpy as np
 from scipy import special
 
 from art_denoised.evaluation import read_log
-from art_denoised.smoothing import (
-    Anytime,
-    AtRadii,
-    Certificate,
-    Draw,
-    Procedure,
-    Stage,
-    simulate,
-)
+from art_denoised.smoothing import Anytime, AtRadii, Draw, Stage, simulate
 
+GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
+N, SELECTION, ALPHA = 100_000, 100, 0.001  # of the published logs
+TABLES = {0.25: (0.0, 0.25, 0.5, 0.75), 0.5: (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)}
 TRUE, OTHER = 0, 1  # the class of an image, and one that stands for all others
 
 
 class Image(NamedTuple):
     """One image of a log."""
 
-    votes: int  # for the class with a radius, or an abstention's class, among all samples
-    predicted: int  # TRUE or OTHER
-    radius: float  # published; -1 where the class is wrong or there is none
+    votes: int  # for the class that was selected, among all samples
+    selected: int  # TRUE or OTHER
+    radius: float  # published; -1 where the class is wrong or none was certified
 
 
 class Replay(NamedTuple):
     """Results on the images of one log."""
 
-    saving: float  # samples of the fixed run over ours, selection included
+    saving: float  # samples of the fixed run over ours, those for selection included
     lost: float  # points of certified accuracy, at the worst radius
     acr: float  # average certified radius over that of the log
 
 
-def read(path: Path | str, sigma: float, n: int, alpha: float) -> list[Image]:
-    """Recover the votes of a log."""
+def signed_radii(log: Path) -> np.ndarray:
+    """Return the radii of a log: negative where the class is wrong, 0 for an abstention."""
+    if log.suffix == ".txt":
+        return np.loadtxt(log).ravel()
+    rows = read_log(log).rows
+    return np.array([0.0 if r.prediction == -1 else (r.correct - 0.5) * 2 * r.radius for r in rows])
+
+
+def recover(radii: np.ndarray, sigma: float, n: int, alpha: float) -> list[Image]:
+    """Recover the votes of images that were certified from ``n`` samples at ``alpha``."""
     votes = np.arange(n // 2, n + 1)
     certified = sigma * special.ndtri(special.betaincinv(votes, n - votes + 1, alpha))
-    images = []
-    for row in read_log(path).rows:
-        # Radii are printed with few digits; several numbers of votes round to the same radius.
-        found = min(int(np.searchsorted(certified, row.radius)), len(votes) - 1)
-        k = int(votes[found]) if row.prediction != -1 else n // 2
-        wrong = row.prediction not in (-1, row.label)
-        images.append(Image(k, OTHER if wrong else TRUE, row.radius if row.correct else -1.0))
-    return images
+    # Radii are printed with few digits; several numbers of votes round to the same radius.
+    found = np.searchsorted(certified, np.abs(radii)).clip(0, len(votes) - 1)
+    of_selected = np.where(radii == 0, n // 2, votes[found])
+    return [
+        Image(int(k), OTHER if radius < 0 else TRUE, float(radius) if radius > 0 else -1.0)
+        for k, radius in zip(of_selected, radii, strict=True)
+    ]
 
 
 def shuffled(image: Image, n: int, rng: np.random.Generator) -> Callable[[Draw], Mapping[int, int]]:
     """Answer draws with the votes of an image in random order."""
-    left = {image.predicted: image.votes, 1 - image.predicted: n - image.votes}
+    left = {image.selected: image.votes, 1 - image.selected: n - image.votes}
 
     def votes(draw: Draw) -> Mapping[int, int]:
         size = draw.stop - draw.start
         if draw.stage is Stage.SELECTION:
-            return {image.predicted: size}
+            return {image.selected: size}
         true = int(rng.hypergeometric(left[TRUE], left[OTHER], size))
         left[TRUE] -= true
         left[OTHER] -= size - true
@@ -82,61 +86,80 @@ def shuffled(image: Image, n: int, rng: np.random.Generator) -> Callable[[Draw],
 
 def replay(
     images: Sequence[Image],
-    procedure: Callable[[], Procedure[Certificate]],
+    stop: AtRadii | Anytime,
     radii: Sequence[float],
     *,
-    n: int,
-    n0: int = 100,
-    seeds: int = 1,
+    sigma: float,
+    seeds: Iterable[int] = (0,),
 ) -> Replay:
-    """Run a procedure on every image of a log, in the order of each of some seeds."""
-    samples, radius = 0, np.zeros((seeds, len(images)))
-    for seed in range(seeds):
+    """Run the procedure of a stop rule on every image of a log, in the order of each seed."""
+    samples, radius, label = 0, [], TRUE if stop.labels else None
+    for seed in seeds:
         rng = np.random.default_rng(seed)
-        for i, image in enumerate(images):
-            certificate, used = simulate(procedure(), shuffled(image, n, rng))
+        for image in images:
+            votes = shuffled(image, stop.n, rng)
+            certificate, used = simulate(stop.procedure(label, {"sigma": sigma}), votes)
             samples += used
-            radius[seed, i] = certificate.radius if certificate.label == TRUE else -1.0
-    published = np.array([image.radius for image in images])
-    lost = max(100 * (np.mean(published >= r) - np.mean(radius >= r)) for r in radii)
-    fixed = seeds * len(images) * (n + n0)
-    ours, theirs = np.maximum(radius, 0).mean(), np.maximum(published, 0).mean()
-    return Replay(fixed / samples, float(lost), float(ours / theirs))
+            radius.append(certificate.radius if certificate.label == TRUE else -1.0)
+    ours, published = np.array(radius), np.array([image.radius for image in images])
+    lost = max(100 * (np.mean(published >= r) - np.mean(ours >= r)) for r in radii)
+    return Replay(
+        saving=len(ours) * (stop.n + SELECTION) / samples,
+        lost=float(lost),
+        acr=float(np.maximum(ours, 0).mean() / np.maximum(published, 0).mean()),
+    )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def published(seeds: Iterable[int], every: int) -> None:
+    """Print results on the logs in tests/golden."""
+    print(f"fewer samples than {N:,} an image, and points of certified accuracy lost\n")
+    print(f"{'':40}{'saving':>8}{'lost at most':>14}{'ACR':>8}")
+    for sigma, table in TABLES.items():
+        log = signed_radii(GOLDEN / f"cohen_cifar10_sigma{sigma:.2f}.txt")[::every]
+        images = recover(log, sigma, N, ALPHA)
+        stops: dict[str, AtRadii | Anytime] = {
+            f"{len(table)} radii, class selected": AtRadii(table, labels=False),
+            f"{len(table)} radii": AtRadii(table, labels="class"),
+            **{f"r = {r:g} alone": AtRadii([r], labels="class") for r in table},
+            f"any time, {N:,}": Anytime(N, labels=False),
+        }
+        for name, stop in stops.items():
+            radii = stop.radii if isinstance(stop, AtRadii) else table
+            found = replay(images, stop, radii, sigma=sigma, seeds=seeds)
+            line = f"sigma {sigma:g}, {name}"
+            print(f"{line:40}{found.saving:7.1f}x{found.lost:14.2f}{found.acr:8.3f}", flush=True)
+
+
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("log", type=Path)
-    parser.add_argument("--sigma", type=float, required=True)
-    parser.add_argument("--radii", default="0,0.25,0.5,0.75")
-    parser.add_argument("--labels", action="store_true", help="labels are known: certify them")
-    parser.add_argument("--anytime", action="store_true", help="the bound of Anytime, no radii")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--n", type=int, default=100_000, help="samples of the log")
-    parser.add_argument("--alpha", type=float, default=0.001)
-    parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args(arguments)
-    radii = sorted(float(radius) for radius in asked.radii.split(","))
-    images = read(asked.log, asked.sigma, asked.n, asked.alpha)
-    stop: AtRadii | Anytime = AtRadii(
-        radii, asked.n, alpha=asked.alpha, labels="class" if asked.labels else False
-    )
-    if asked.anytime:
-        stop = Anytime(asked.n, alpha=asked.alpha, labels=asked.labels)
-    found = replay(
-        images,
-        lambda: stop.procedure(TRUE if asked.labels else None, {"sigma": asked.sigma}),
-        radii,
-        n=asked.n,
-        seeds=asked.seeds,
-    )
-    if asked.json:
+    parser.add_argument("log", type=Path, nargs="?", help="TSV of a certify run")
+    parser.add_argument("--sigma", type=float, help="noise level of LOG")
+    parser.add_argument("--radii", help="radii of the table, R,R,...")
+    parser.add_argument("--labels", action="store_true", help="certify the true class, select none")
+    parser.add_argument("--n", type=int, default=N, help="samples of LOG (%(default)s)")
+    parser.add_argument("--alpha", type=float, default=ALPHA, help="that of LOG (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="orders of the votes (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--tiny", action="store_true", help="smallest size, to try the script")
+    args = parser.parse_args(given)
+    if args.log is None:
+        published(range(1 if args.tiny else args.seeds), 50 if args.tiny else 1)
+        return
+    if args.sigma is None or args.radii is None:
+        parser.error("LOG needs --sigma and --radii")
+    radii = sorted(float(radius) for radius in args.radii.split(","))
+    images = recover(signed_radii(args.log), args.sigma, args.n, args.alpha)
+    stop = AtRadii(radii, args.n, alpha=args.alpha, labels="class" if args.labels else False)
+    found = replay(images, stop, radii, sigma=args.sigma, seeds=range(args.seeds))
+    if args.json:
         print(json.dumps({"images": len(images), "radii": radii, **found._asdict()}))
     else:
         print(
-            f"{found.saving:.1f}x fewer samples than {asked.n:,} an image, {found.lost:.2f} points"
+            f"{found.saving:.1f}x fewer samples than {args.n:,} an image; {found.lost:.2f} points"
         )
-        print(f"lost at the worst radius; average certified radius {found.acr:.3f} of the log's")
+        print(
+            f"lost at the worst radius; average certified radius {found.acr:.3f} of that in the log"
+        )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from scipy import special, stats
 _FIRST = 40  # samples at the first look
 _GROWTH = 1.07  # between one look and the next
 _SPENDING = 0.7  # of alpha, (n / N)^_SPENDING may be spent until n of N samples
-_FUTILE = 0.08  # chance below which a radius is given up, at most
+_FUTILE = 0.07  # chance below which a radius is given up, at most
 _PATIENCE = 100  # votes against the class, expected at p0, at which half of that chance suffices
 
 _CUT = 1e-14  # share of alpha that each cut of a tail may lose
