@@ -5,6 +5,7 @@ from .attacks import PGD as PGD
 from .attacks import AutoAttack as AutoAttack
 from .attacks import TorchAttack as TorchAttack
 from .checks import InputError as InputError
+from .data import Shard as Shard
 from .data import load_data as load_data
 from .denoisers import DnCNN as DnCNN
 from .denoisers import MemNet as MemNet
@@ -23,6 +24,7 @@ from .estimators import RobustTrainer as RobustTrainer
 from .estimators import ask_estimator as ask_estimator
 from .evaluation import certify as certify
 from .evaluation import evaluate as evaluate
+from .evaluation import merge as merge
 from .evaluation import predict as predict
 from .evaluation import preview as preview
 from .evaluation import read_log as read_log

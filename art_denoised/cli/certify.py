@@ -102,7 +102,7 @@ class SamplingOptions:
         self, model: DenoisedModelOptions, data: ImageData, indices: Sequence[int]
     ) -> Smoother:
         """Return the smoothed classifier, after a first look at the images."""
-        from art_denoised.data.images import Chosen
+        from art_denoised.data.images import Chosen, Shard
         from art_denoised.evaluation.certify import first_look
         from art_denoised.smoothing.smoother import Smoother
         from art_denoised.smoothing.voters import best_batch_size
@@ -115,9 +115,10 @@ class SamplingOptions:
             seed=self.seed,
             batch_size=64 if self.batch_size == "auto" else self.batch_size,
         )
-        notice(str(first_look(smoother, data, indices)))
+        whole = indices.whole if isinstance(indices, Shard) else indices
+        notice(str(first_look(smoother, data, whole)))
         if self.batch_size == "auto" and smoother.network is not None:
-            x, _ = Chosen(data).stack(indices[:1])
+            x, _ = Chosen(data).stack(whole[:1])
             smoother.batch_size = best_batch_size(smoother.network, smoother.prepare(x)[0])
         return smoother
 
@@ -203,6 +204,10 @@ def certify(
           --denoiser art_denoised.demo:digits_denoiser --data digits \
           --sigma 0.25 --n 1000 --max 100 --out runs/denoised
       art-denoised table runs/denoised
+
+    Several machines, each with a part of the images (docs/cluster.md):
+      art-denoised certify ... --shard 1/8 --out runs/parts/1
+      art-denoised merge runs/all runs/parts/*
 
     Your own network:
       art-denoised certify --model mynets:resnet20 --denoiser dncnn.pth.tar \
