@@ -54,6 +54,7 @@ from .smoothing import SmoothedClassifier as SmoothedClassifier
 from .smoothing import Smoother as Smoother
 from .smoothing import Vote as Vote
 from .smoothing import Voting as Voting
+from .smoothing import Workers as Workers
 from .training import RECIPES as RECIPES
 from .training import EDMLoss as EDMLoss
 from .training import Objective as Objective

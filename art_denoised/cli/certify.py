@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import CycloptsError, Parameter
+from cyclopts import CycloptsError, Group, Parameter
 from cyclopts.validators import Number as InRange
 
 from art_denoised.cli.options import (
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from art_denoised.evaluation.rows import Log
     from art_denoised.smoothing.smoother import Smoother
     from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN
+    from art_denoised.smoothing.workers import Workers
+    from art_denoised.types import Classifier
 
 
 @Parameter(name="*", group=MODEL)
@@ -69,10 +74,41 @@ class DenoisedModelOptions(ModelOptions):
             denoiser = load_denoiser(self.denoiser, sigma=sigma)
         return self._in_type(denoiser.to(self.find_device()))
 
+    def build(self, sigma: float) -> Classifier:
+        """Return the network that is sampled, for a worker; remarks were made by its driver."""
+        from art_denoised.smoothing.smoother import Smoother
+
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            smoother = Smoother(self.load(), sigma=sigma, denoiser=self.load_denoiser(sigma))
+        assert smoother.network is not None  # a module
+        return smoother.network
+
     def _in_type(self, network: nn.Module) -> nn.Module:
         import torch
 
         return network if self.dtype is None else network.to(getattr(torch, self.dtype))
+
+
+@Parameter(name="*", group=Group("Workers", sort_key=4))
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """What computes.
+
+    Attributes:
+        workers: Number of processes that sample, each with a copy of the network, in turn on the
+            GPUs that there are. No result depends on it.
+    """
+
+    workers: Annotated[int, Parameter(metavar="N")] = 1
+
+    def place(self, model: DenoisedModelOptions, sigma: float) -> Workers | None:
+        """Return what samples; None: this process alone."""
+        from art_denoised.smoothing.workers import Workers
+
+        if self.workers == 1:
+            return None
+        devices = model.spread()
+        return Workers(self.workers, partial(model.build, sigma), devices)
 
 
 @Parameter(name="*", group=SAMPLING)
@@ -99,7 +135,11 @@ class SamplingOptions:
     tsv: bool = False
 
     def smoother(
-        self, model: DenoisedModelOptions, data: ImageData, indices: Sequence[int]
+        self,
+        model: DenoisedModelOptions,
+        data: ImageData,
+        indices: Sequence[int],
+        place: WorkerOptions,
     ) -> Smoother:
         """Return the smoothed classifier, after a first look at the images."""
         from art_denoised.data.images import Chosen, Shard
@@ -114,6 +154,7 @@ class SamplingOptions:
             noise=self.noise,
             seed=self.seed,
             batch_size=64 if self.batch_size == "auto" else self.batch_size,
+            workers=place.place(model, self.sigma),
         )
         whole = indices.whole if isinstance(indices, Shard) else indices
         notice(str(first_look(smoother, data, whole)))
@@ -183,7 +224,12 @@ class PredictOptions(SamplingOptions):
 
 
 def certify(
-    *, model: DenoisedModelOptions, data: DataOptions, sampling: CertifyOptions, run: RunOptions
+    *,
+    model: DenoisedModelOptions,
+    data: DataOptions,
+    sampling: CertifyOptions,
+    workers: WorkerOptions,
+    run: RunOptions,
 ) -> None:
     r"""Certify a data set: a label and an l2 radius for each image.
 
@@ -221,7 +267,7 @@ def certify(
 
     stop, (images, indices) = sampling.stop(), data.load()
     named = {**model.identity, **data.identity}
-    smoother = sampling.smoother(model, images, indices)
+    smoother = sampling.smoother(model, images, indices, workers)
     if sampling.preview:
         assert not isinstance(stop, Anytime)  # refused with the options
         cost = sampling.cost_per_sample
@@ -247,7 +293,12 @@ def _summary(log: Log, folder: Path) -> None:
 
 
 def predict(
-    *, model: DenoisedModelOptions, data: DataOptions, sampling: PredictOptions, run: RunOptions
+    *,
+    model: DenoisedModelOptions,
+    data: DataOptions,
+    sampling: PredictOptions,
+    workers: WorkerOptions,
+    run: RunOptions,
 ) -> None:
     r"""Predict with the smoothed classifier, abstaining where it is unsure.
 
@@ -268,7 +319,7 @@ def predict(
     stop = Voting(sampling.n, alpha=sampling.alpha)
     images, indices = data.load()
     named = {**model.identity, **data.identity}
-    smoother = sampling.smoother(model, images, indices)
+    smoother = sampling.smoother(model, images, indices, workers)
     log = predict(smoother, images, stop, indices=indices, identity=named, **run.arguments)
     if sampling.tsv:
         write_tsv(log, run.out / "predict.tsv")

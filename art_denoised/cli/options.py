@@ -188,6 +188,14 @@ class DeviceOptions:
 
         return find_device(self.device)
 
+    def spread(self) -> tuple[str, ...]:
+        """Return the devices that several workers share: all GPUs, unless one is named."""
+        import torch
+
+        if self.device not in ("auto", "cuda") or self.find_device().type != "cuda":
+            return ()
+        return tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
+
 
 @Parameter(name="*", group=MODEL)
 @dataclass(frozen=True, kw_only=True)

@@ -33,3 +33,4 @@ from .voters import Task as Task
 from .voters import Voter as Voter
 from .voters import best_batch_size as best_batch_size
 from .voters import drive as drive
+from .workers import Workers as Workers

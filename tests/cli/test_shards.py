@@ -1,12 +1,15 @@
-"""The options --shard and the command merge."""
+"""Several machines and several processes: --shard, --workers and the command merge."""
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+import tests.forked  # noqa: F401  whose server has imported torch: processes start at once
 from art_denoised.cli import main
 from art_denoised.evaluation import read_attack_log, read_log
-from tests.cli.command import MODEL, certify, refusal, words
+from tests.cli.command import DENOISER, MODEL, certify, refusal, words
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +66,12 @@ def test_masking_checks_are_made_after_the_merge(tmp_path, capsys):
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "1/0"])
 def test_there_is_no_such_shard(tmp_path, text, capsys):
     assert "give I/N" in refusal(capsys, certify(tmp_path, "--shard", text))
+
+
+def test_workers_write_the_same_rows(tmp_path):
+    """In any order."""
+    assert main(certify(tmp_path / "one", denoiser=DENOISER)) == 0
+    assert main(certify(tmp_path / "two", "--workers", "2", denoiser=DENOISER)) == 0
+    logs = [(tmp_path / name / "certify.jsonl").read_text() for name in ("one", "two")]
+    one, two = (sorted(re.sub(r'"seconds": [^,]+', "", log).splitlines()) for log in logs)
+    assert one == two

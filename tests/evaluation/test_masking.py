@@ -36,8 +36,8 @@ from art_denoised.evaluation.masking import (
     Count,
     Subject,
     autoattack_flags,
-    flags_name,
     exceeds,
+    flags_name,
     judged,
 )
 from art_denoised.evaluation.target import Column, Target, columns
