@@ -47,6 +47,7 @@ from .smoothing import AtRadii as AtRadii
 from .smoothing import BlackBox as BlackBox
 from .smoothing import Budget as Budget
 from .smoothing import Certificate as Certificate
+from .smoothing import Cluster as Cluster
 from .smoothing import DenoisedClassifier as DenoisedClassifier
 from .smoothing import FixedN as FixedN
 from .smoothing import HttpClassifier as HttpClassifier

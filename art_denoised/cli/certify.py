@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from art_denoised.data import ImageData
     from art_denoised.evaluation.rows import Log
+    from art_denoised.smoothing.cluster import Cluster
     from art_denoised.smoothing.smoother import Smoother
     from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN
     from art_denoised.smoothing.workers import Workers
@@ -92,23 +93,29 @@ class DenoisedModelOptions(ModelOptions):
 @Parameter(name="*", group=Group("Workers", sort_key=4))
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """What computes.
+    """What computes. No result depends on it.
 
     Attributes:
         workers: Number of processes that sample, each with a copy of the network, in turn on the
-            GPUs that there are. No result depends on it.
+            GPUs that there are. By default one; with --cluster as many as there is room for.
+        cluster: Ray cluster whose actors sample: auto, or an address such as ray://HOST:10001.
+            auto takes the cluster that runs on this machine, or starts one.
     """
 
-    workers: Annotated[int, Parameter(metavar="N")] = 1
+    workers: Annotated[int | None, Parameter(metavar="N")] = None
+    cluster: Annotated[str | None, Parameter(metavar="ADDRESS")] = None
 
-    def place(self, model: DenoisedModelOptions, sigma: float) -> Workers | None:
+    def place(self, model: DenoisedModelOptions, sigma: float) -> Workers | Cluster | None:
         """Return what samples; None: this process alone."""
+        from art_denoised.smoothing.cluster import Cluster
         from art_denoised.smoothing.workers import Workers
 
-        if self.workers == 1:
+        build = partial(model.build, sigma)
+        if self.cluster is not None:
+            return Cluster(self.cluster, self.workers, build)
+        if self.workers in (None, 1):
             return None
-        devices = model.spread()
-        return Workers(self.workers, partial(model.build, sigma), devices)
+        return Workers(self.workers, build, model.spread())
 
 
 @Parameter(name="*", group=SAMPLING)
