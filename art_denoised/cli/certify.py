@@ -118,6 +118,9 @@ class WorkerOptions:
         return Workers(self.workers, build, model.spread())
 
 
+_HERE = WorkerOptions()
+
+
 @Parameter(name="*", group=SAMPLING)
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
@@ -235,7 +238,7 @@ def certify(
     model: DenoisedModelOptions,
     data: DataOptions,
     sampling: CertifyOptions,
-    workers: WorkerOptions,
+    workers: WorkerOptions = _HERE,
     run: RunOptions,
 ) -> None:
     r"""Certify a data set: a label and an l2 radius for each image.
@@ -304,7 +307,7 @@ def predict(
     model: DenoisedModelOptions,
     data: DataOptions,
     sampling: PredictOptions,
-    workers: WorkerOptions,
+    workers: WorkerOptions = _HERE,
     run: RunOptions,
 ) -> None:
     r"""Predict with the smoothed classifier, abstaining where it is unsure.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 from weakref import ref
 
 import numpy as np
@@ -27,7 +27,8 @@ _LARGEST = 100 * PART  # samples of a bundle
 _DEATHS = 5  # for each worker, without an answer in between; then something kills them all
 
 
-class Piece(NamedTuple):
+@dataclass(frozen=True, eq=False, slots=True)
+class Piece:
     """A part of a draw, as it is sent: index of the image, its pixels, and the samples."""
 
     index: int

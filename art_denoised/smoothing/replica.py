@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from art_denoised.checks import InputError, one_line
 from art_denoised.runs.identity import identity, versions
 from art_denoised.smoothing.dispatch import Answered, Failed, Piece, Ready, Report
 from art_denoised.smoothing.smoother import Smoother
-from art_denoised.smoothing.stops import Counts, Draw
+from art_denoised.smoothing.stops import Counts, Draw, Procedure, Stage
 from art_denoised.smoothing.voters import Task, Voter
 
 if TYPE_CHECKING:
@@ -38,26 +38,14 @@ class Plan:
 
     @classmethod
     def of(cls, smoother: Smoother, build: Callable[[], Classifier] | None) -> Plan:
-        """Return the plan of a smoother; without ``build`` it holds the network itself.
-
-        Raises:
-            InputError: The base can only be queried.
-        """
-        if smoother.network is None:
-            raise InputError(
-                "a query-only base has nothing to compute in other processes; leave workers out, "
-                "and give the base more workers of its own"
-            )
+        """Return the plan of a smoother; without ``build`` it holds the network itself."""
+        assert smoother.network is not None  # refused by the smoother
         names = ("sigma", "noise", "seed", "batch_size", "clip_values")
         settings = {name: getattr(smoother, name) for name in names}
         return cls(_Held(smoother.network) if build is None else build, settings)
 
     def dumps(self, dump: Callable[[Any], bytes] = pickle.dumps) -> bytes:
-        """Return the plan as bytes.
-
-        Raises:
-            InputError: The network cannot be pickled.
-        """
+        """Return the plan as bytes; refuse a network that cannot be pickled."""
         try:
             return dump(self)
         except Exception as error:  # whatever its attributes raise
@@ -88,12 +76,11 @@ class Replica:
     Args:
         plan: A `Plan` as bytes.
         device: Device of the copy; None: that of the network.
-        threads: Number of threads that it may use; None: as many as torch likes.
+        threads: Number of threads that it may use.
     """
 
-    def __init__(self, plan: bytes, device: str | None = None, threads: int | None = None) -> None:
-        if threads is not None:
-            torch.set_num_threads(threads)
+    def __init__(self, plan: bytes, device: str | None, threads: int) -> None:
+        torch.set_num_threads(threads)
         self._failure: Failed | None = None
         try:
             made: Plan = pickle.loads(plan)
@@ -133,9 +120,9 @@ class Replica:
         return [dict(each) for each in counts]
 
 
-def _unused() -> Iterator[Any]:
-    """A procedure that nobody runs: the driver holds the real one."""
-    yield Draw
+def _unused() -> Procedure[None]:
+    """Return a procedure that nobody runs: the driver holds the real one."""
+    yield Draw(Stage.PILOT, 0, 0)
 
 
 def _failed(error: Exception) -> Failed:

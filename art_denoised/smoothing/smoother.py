@@ -91,6 +91,11 @@ class Smoother:
         self.network: Classifier | None = None
         self._box: QueryOnly | None = None
         if isinstance(base, QueryOnly):
+            if workers is not None:
+                raise InputError(
+                    "workers compute networks, and the base can only be queried; leave workers "
+                    "out, and give the base more workers of its own"
+                )
             self._box = base
         elif denoiser is None:
             self.network = base

@@ -111,9 +111,11 @@ class _Processes:
         """Wait for the next report; a process that died is replaced."""
         pipes = {member.pipe: worker for worker, member in enumerate(self._members)}
         pipe = connection.wait(list(pipes))[0]
-        worker = pipes[pipe]  # type: ignore[index]  # a pipe: it waits for nothing else
+        assert isinstance(pipe, connection.Connection)  # it waits for nothing else
+        worker = pipes[pipe]
         try:
-            return worker, pipe.recv()  # type: ignore[union-attr]
+            report: Report = pipe.recv()
+            return worker, report
         except (EOFError, OSError):
             member = self._members[worker]
             member.process.join(1)

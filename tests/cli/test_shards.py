@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 
 import tests.forked  # noqa: F401  whose server has imported torch: processes start at once
 from art_denoised.cli import main
 from art_denoised.evaluation import read_attack_log, read_log
-from tests.cli.command import DENOISER, MODEL, certify, refusal, words
+from tests.cli.command import DENOISER, MODEL, ROOT, certify, refusal, words
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +78,39 @@ def test_workers_write_the_same_rows(tmp_path):
     logs = [(tmp_path / name / "certify.jsonl").read_text() for name in ("one", "two")]
     one, two = (sorted(re.sub(r'"seconds": [^,]+', "", log).splitlines()) for log in logs)
     assert one == two
+
+
+CALLS = """#!/bin/sh
+line=$(printf '%s\\037' "$@")
+echo "$line" >> "$CALLS"
+"""
+
+
+def commands(script: str, folder: Path, **environment: str) -> list[list[str]]:
+    """The words with which a script of a shell calls the program."""
+    program = folder / "bin" / "art-denoised"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(CALLS)
+    program.chmod(0o755)
+    calls = folder / "calls"
+    calls.write_text("")
+    path = os.pathsep.join([str(program.parent), os.environ["PATH"]])
+    known = {**os.environ, "PATH": path, "CALLS": str(calls), **environment}
+    subprocess.run(["bash", "-eu", "-c", script], check=True, env=known, cwd=folder)
+    return [line.split("\037")[:-1] for line in calls.read_text().splitlines()]
+
+
+def test_the_scripts_of_the_guide_work(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    loop, array, attack, _ = re.findall(r"```sh\n(.*?)```", page, re.S)
+    monkeypatch.chdir(tmp_path)
+    for script in (loop, attack):
+        words = commands(script, tmp_path)
+        assert "merge" in [command for command, *_ in words]
+        assert [main(command) for command in words] == [0] * len(words)
+    assert len(read_log("runs/certified").rows) == 12
+    assert len(read_attack_log("runs/pgd").checks) >= 10
+    tasks = [commands(array, tmp_path, SLURM_ARRAY_TASK_ID=str(task)) for task in range(1, 9)]
+    assert all(main(command) == 0 for ((command),) in tasks)
+    assert main(["merge", "runs/again", *(f"runs/array/{task}" for task in range(1, 9))]) == 0
+    assert read_log("runs/again").rows == read_log("runs/certified").rows

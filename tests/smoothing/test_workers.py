@@ -51,7 +51,7 @@ class Broken(nn.Module):
 
 
 class Slow(nn.Module):
-    """Takes long, and says which processes it is in."""
+    """Takes long in workers, which it names by a file."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -65,9 +65,9 @@ class Slow(nn.Module):
 
 
 def certify_slowly(folder: Path) -> int:
-    """A program that uses two workers."""
+    """A program that uses a worker."""
     try:
-        smoother(Workers(2), Slow(folder).eval()).certify(torch.rand(9, 1, 8, 8), FixedN(10_000))
+        smoother(Workers(1), Slow(folder).eval()).certify(torch.rand(9, 1, 8, 8), FixedN(10_000))
     except KeyboardInterrupt:
         return 130
     return 0
@@ -105,7 +105,7 @@ def test_processes_that_are_killed_are_replaced(digits, tmp_path):
 @pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
 def test_no_worker_outlives_its_driver(tmp_path, name):
     driver = forked(certify_slowly, tmp_path, errors=tmp_path.with_suffix(".errors"))
-    wait(lambda: len(pids(tmp_path) - {driver.pid}) == 2)
+    wait(lambda: bool(pids(tmp_path)))
     os.kill(driver.pid, getattr(signal, name))
     driver.join(timeout=30)
     assert driver.exitcode == (130 if name == "SIGINT" else -signal.SIGKILL)
