@@ -27,7 +27,13 @@ _COMMANDS = {  # of each group, with their modules
         "train-robust": "train_robust",
     },
     "Convert": {"convert": "convert"},
-    "Read results": {"table": "read", "plot": "read", "report": "read", "verify": "read"},
+    "Read results": {
+        "table": "read",
+        "plot": "read",
+        "report": "read",
+        "verify": "read",
+        "merge": "read",
+    },
 }
 _FIRST_STEPS = """\
 First steps, with the packaged digits classifier; each takes a minute or less:

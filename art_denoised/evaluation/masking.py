@@ -553,8 +553,13 @@ def _unmoved(s: Subject, column: Column, among: int) -> Verdict:
     return verdict if verdict.passed is False else verdict._replace(passed=None)
 
 
-def autoattack_flags(column: Column, flags: Sequence[str], randomised: bool) -> CheckRow:
-    """Return AutoAttack's warnings about the model as a check, explained.
+def flags_name(column: Column) -> str:
+    """Return the name of the check that holds AutoAttack's warnings."""
+    return f"flags of {column.words}"
+
+
+def autoattack_flags(name: str, flags: Sequence[str], randomised: bool) -> CheckRow:
+    """Return AutoAttack's warnings about the model as a check of this name, explained.
 
     The check passes only if no warning spoils the result or leaves the decision to another check.
     """
@@ -565,7 +570,7 @@ def autoattack_flags(column: Column, flags: Sequence[str], randomised: bool) -> 
         verdicts.add(known[1] if known else None)
         words.append(f"{known[0]}: {known[2]}" if known else flag)
     return CheckRow(
-        f"flags of {column.words}",
+        name,
         False if False in verdicts else None if None in verdicts else True,
         "; ".join(dict.fromkeys(words)) or "none",
         {"flags": list(flags), "randomised": randomised},
