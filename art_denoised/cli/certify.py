@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import CycloptsError, Parameter
+from cyclopts import CycloptsError, Group, Parameter
 from cyclopts.validators import Number as InRange
 
 from art_denoised.cli.options import (
@@ -30,8 +33,11 @@ if TYPE_CHECKING:
 
     from art_denoised.data import ImageData
     from art_denoised.evaluation.rows import Log
+    from art_denoised.smoothing.cluster import Cluster
     from art_denoised.smoothing.smoother import Smoother
     from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN
+    from art_denoised.smoothing.workers import Workers
+    from art_denoised.types import Classifier
 
 
 @Parameter(name="*", group=MODEL)
@@ -53,7 +59,7 @@ class DenoisedModelOptions(ModelOptions):
     @property
     def identity(self) -> dict[str, Any]:
         """What a log says of the choice."""
-        return {"model": self.model, "denoiser": self.denoiser}
+        return {**super().identity, "denoiser": self.denoiser}
 
     def load(self) -> nn.Module:
         """Return the classifier."""
@@ -69,10 +75,50 @@ class DenoisedModelOptions(ModelOptions):
             denoiser = load_denoiser(self.denoiser, sigma=sigma)
         return self._in_type(denoiser.to(self.find_device()))
 
+    def build(self, sigma: float) -> Classifier:
+        """Return the network that is sampled, for a worker; remarks were made by its driver."""
+        from art_denoised.smoothing.smoother import Smoother
+
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            smoother = Smoother(self.load(), sigma=sigma, denoiser=self.load_denoiser(sigma))
+        assert smoother.network is not None  # a module
+        return smoother.network
+
     def _in_type(self, network: nn.Module) -> nn.Module:
         import torch
 
         return network if self.dtype is None else network.to(getattr(torch, self.dtype))
+
+
+@Parameter(name="*", group=Group("Workers", sort_key=4))
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """What computes. No result depends on it.
+
+    Attributes:
+        workers: Number of processes that sample, each with a copy of the network, in turn on the
+            GPUs that there are. By default one; with --cluster as many as there is room for.
+        cluster: Ray cluster whose actors sample: auto, or an address such as ray://HOST:10001.
+            auto takes the cluster that runs on this machine, or starts one.
+    """
+
+    workers: Annotated[int | None, Parameter(metavar="N")] = None
+    cluster: Annotated[str | None, Parameter(metavar="ADDRESS")] = None
+
+    def place(self, model: DenoisedModelOptions, sigma: float) -> Workers | Cluster | None:
+        """Return what samples; None: this process alone."""
+        from art_denoised.smoothing.cluster import Cluster
+        from art_denoised.smoothing.workers import Workers
+
+        build = partial(model.build, sigma)
+        if self.cluster is not None:
+            return Cluster(self.cluster, self.workers, build)
+        if self.workers in (None, 1):
+            return None
+        return Workers(self.workers, build, model.spread())
+
+
+_HERE = WorkerOptions()
 
 
 @Parameter(name="*", group=SAMPLING)
@@ -99,25 +145,32 @@ class SamplingOptions:
     tsv: bool = False
 
     def smoother(
-        self, model: DenoisedModelOptions, data: ImageData, indices: Sequence[int]
+        self,
+        model: DenoisedModelOptions,
+        base: nn.Module,
+        data: ImageData,
+        indices: Sequence[int],
+        place: WorkerOptions,
     ) -> Smoother:
         """Return the smoothed classifier, after a first look at the images."""
-        from art_denoised.data.images import Chosen
+        from art_denoised.data.images import Chosen, Shard
         from art_denoised.evaluation.certify import first_look
         from art_denoised.smoothing.smoother import Smoother
         from art_denoised.smoothing.voters import best_batch_size
 
         smoother = Smoother(
-            model.load(),
+            base,
             sigma=self.sigma,
             denoiser=model.load_denoiser(self.sigma),
             noise=self.noise,
             seed=self.seed,
             batch_size=64 if self.batch_size == "auto" else self.batch_size,
+            workers=place.place(model, self.sigma),
         )
-        notice(str(first_look(smoother, data, indices)))
+        whole = indices.whole if isinstance(indices, Shard) else indices
+        notice(str(first_look(smoother, data, whole)))
         if self.batch_size == "auto" and smoother.network is not None:
-            x, _ = Chosen(data).stack(indices[:1])
+            x, _ = Chosen(data).stack(whole[:1])
             smoother.batch_size = best_batch_size(smoother.network, smoother.prepare(x)[0])
         return smoother
 
@@ -189,7 +242,12 @@ class PredictOptions(SamplingOptions):
 
 
 def certify(
-    *, model: DenoisedModelOptions, data: DataOptions, sampling: CertifyOptions, run: RunOptions
+    *,
+    model: DenoisedModelOptions,
+    data: DataOptions,
+    sampling: CertifyOptions,
+    workers: WorkerOptions = _HERE,
+    run: RunOptions,
 ) -> None:
     r"""Certify a data set: a label and an l2 radius for each image.
 
@@ -211,6 +269,10 @@ def certify(
           --sigma 0.25 --n 1000 --max 100 --out runs/denoised
       art-denoised table runs/denoised
 
+    Several machines, each with a part of the images (docs/cluster.md):
+      art-denoised certify ... --shard 1/8 --out runs/parts/1
+      art-denoised merge runs/all runs/parts/*
+
     Your own network:
       art-denoised certify --model mynets:resnet20 --denoiser dncnn.pth.tar \
           --data torchvision:CIFAR10:data --sigma 0.25 --radii 0,0.25,0.5 \
@@ -221,9 +283,10 @@ def certify(
     from art_denoised.evaluation.rows import write_tsv
     from art_denoised.smoothing.stops import Anytime
 
-    stop, (images, indices) = sampling.stop(), data.load()
-    named = {**model.identity, **data.identity}
-    smoother = sampling.smoother(model, images, indices)
+    stop, base = sampling.stop(), model.load()
+    images, indices = data.load(base)
+    named = {**model.identity, **data.identity(base)}
+    smoother = sampling.smoother(model, base, images, indices, workers)
     if sampling.preview:
         assert not isinstance(stop, Anytime)  # refused with the options
         cost = sampling.cost_per_sample
@@ -249,7 +312,12 @@ def _summary(log: Log, folder: Path) -> None:
 
 
 def predict(
-    *, model: DenoisedModelOptions, data: DataOptions, sampling: PredictOptions, run: RunOptions
+    *,
+    model: DenoisedModelOptions,
+    data: DataOptions,
+    sampling: PredictOptions,
+    workers: WorkerOptions = _HERE,
+    run: RunOptions,
 ) -> None:
     r"""Predict with the smoothed classifier, abstaining where it is unsure.
 
@@ -268,9 +336,10 @@ def predict(
     from art_denoised.smoothing.stops import Voting
 
     stop = Voting(sampling.n, alpha=sampling.alpha)
-    images, indices = data.load()
-    named = {**model.identity, **data.identity}
-    smoother = sampling.smoother(model, images, indices)
+    base = model.load()
+    images, indices = data.load(base)
+    named = {**model.identity, **data.identity(base)}
+    smoother = sampling.smoother(model, base, images, indices, workers)
     log = predict(smoother, images, stop, indices=indices, identity=named, **run.arguments)
     if sampling.tsv:
         write_tsv(log, run.out / "predict.tsv")
