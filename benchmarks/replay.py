@@ -105,7 +105,7 @@ def replay(
     lost = max(100 * (np.mean(published >= r) - np.mean(ours >= r)) for r in radii)
     return Replay(
         saving=len(ours) * (stop.n + SELECTION) / samples,
-        lost=float(lost),
+        lost=round(float(lost), 9),
         acr=float(np.maximum(ours, 0).mean() / np.maximum(published, 0).mean()),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from art_denoised.smoothing.statistics import Certificate
 from art_denoised.smoothing.stops import Anytime, AtRadii, Draw, FixedN, Stage, Voting, simulate
 
 ROOT = Path(__file__).parent.parent.parent
-ALPHA, TRIALS = 0.05, 10_000
+ALPHA, TRIALS = 0.05, 4_000  # three times for each mode
 # A sound procedure exceeds this with probability below 1e-6 a case; the streams are seeded.
 LIMIT = int(stats.binom.ppf(1 - 1e-6, TRIALS, ALPHA))
 RADII = (0.0, 0.5, 1.0)
@@ -115,6 +116,7 @@ def test_the_simulation_sees_unsound_procedures():
 
 
 def test_the_simulation_sees_alpha_spent_at_every_look(monkeypatch):
+    @cache
     def each(self, p0, alpha):
         return {n: int(stats.binom.isf(alpha, n, p0)) + 1 for n in self.counts}
 
@@ -221,20 +223,20 @@ def published(sigma: float, every: int = 1) -> str:
 
 
 @pytest.mark.parametrize(
-    ("sigma", "radii", "options", "saving"),
+    ("sigma", "radii", "seeds", "options", "saving"),
     [
-        (0.25, "0,0.25,0.5,0.75", ["--labels"], 13),
-        (0.5, "0,0.25,0.5,0.75,1,1.25,1.5", ["--labels"], 13),
-        (0.5, "0,0.25,0.5,0.75,1,1.25,1.5", [], 11),
-        (0.25, "0", ["--labels"], 60),
-        (0.5, "1", ["--labels"], 60),
+        (0.25, "0,0.25,0.5,0.75", 1, ["--labels"], 13),
+        (0.5, "0,0.25,0.5,0.75,1,1.25,1.5", 1, ["--labels"], 13),
+        (0.5, "0,0.25,0.5,0.75,1,1.25,1.5", 1, [], 11),
+        (0.25, "0", 3, ["--labels"], 60),
+        (0.5, "1", 3, ["--labels"], 60),
     ],
 )
 def test_replayed_tables_of_the_field_cost_a_fraction(
-    tmp_path, capsys, sigma, radii, options, saving
+    tmp_path, capsys, sigma, radii, seeds, options, saving
 ):
-    """From 100,000 samples; half a point lost at most, in one order of the votes."""
-    options = ["--sigma", str(sigma), "--radii", radii, "--seeds", "1", *options]
+    """From 100,000 samples; half a point lost at most."""
+    options = ["--sigma", str(sigma), "--radii", radii, "--seeds", str(seeds), *options]
     found = replayed(tmp_path, capsys, published(sigma), *options)
     assert found["images"] == 500
     assert found["saving"] >= saving
@@ -250,7 +252,7 @@ def test_a_log_of_known_probabilities_is_replayed(tmp_path, capsys):
     options = ["--sigma", "0.5", "--radii", "0.25", "--n", "1000", "--seeds", "2", "--labels"]
     found = replayed(tmp_path, capsys, log, *options)
     assert (found["images"], found["lost"]) == (10, 0.0)
-    assert 10 < found["saving"] < 1100 / 40
+    assert found["saving"] == 1100 / 40  # each image is decided at its first look
 
 
 @pytest.mark.parametrize("sigma", [0.25, 0.5])
