@@ -2,12 +2,12 @@
 
     python benchmarks/scale.py [--images 500] [--tiny]
 
-The real driver and the real dispatcher hand out draws to simulated workers on a clock of their own. Each
-worker computes 1,000 samples a second; one in ten has half the speed, each bundle takes 5 ms on
-its way, and one bundle in 2,000 is lost with its worker, which is back 10 seconds later. Votes are drawn with the
-probabilities of a log of Cohen et al. (`replay.py`). The time that workers take to start is left
-out. Efficiency is the time that all samples take at the summed speed of all workers, over the time until
-the last image is finished. Shards, for comparison, take every W-th image and lose no worker.
+The real driver hands out draws to simulated workers, on a clock of their own. A worker
+computes 1,000 samples a second. One in ten has half the speed, a bundle takes 5 ms on its way, and
+one bundle in 2,000 is lost with its worker, which is back 10 seconds later. Votes are drawn with
+the probabilities of a log of Cohen et al. (`replay.py`). The start of the workers is left out.
+Efficiency is the time that all samples take at the speed of all workers together, over the time
+until the last image is finished. Shards, for comparison, take every W-th image and lose no worker.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from replay import N, read
+from replay import ALPHA, GOLDEN, OTHER, TRUE, Image, N, recover, signed_radii
 
 from art_denoised.smoothing import AtRadii, Draw, Task, drive, simulate
 from art_denoised.smoothing.dispatch import Answered, Dispatcher, Lost, Piece, Ready, Report
@@ -33,8 +33,8 @@ X = torch.zeros(1, 1, 1)
 class Simulated:
     """A crew on a clock of its own."""
 
-    def __init__(self, p: np.ndarray, size: int, deaths: float = DEATHS) -> None:
-        self.p, self.size, self.deaths = p, size, deaths
+    def __init__(self, images: Sequence[Image], size: int, deaths: float = DEATHS) -> None:
+        self.images, self.size, self.deaths = images, size, deaths
         self.random = np.random.default_rng(0)
         self.speeds = speeds(size)
         self.now = 0.0
@@ -79,8 +79,10 @@ class Simulated:
 
     def votes(self, index: int, draw: Draw) -> dict[int, int]:
         n = draw.stop - draw.start
-        right = int(self.random.binomial(n, self.p[index]))
-        return {label: k for label, k in ((1, right), (0, n - right)) if k}
+        image = self.images[index]
+        k = int(self.random.binomial(n, image.votes / N))
+        other = OTHER if image.selected == TRUE else TRUE
+        return {label: m for label, m in ((image.selected, k), (other, n - k)) if m}
 
     def close(self) -> None:
         self.events.clear()
@@ -94,24 +96,26 @@ def work(bundle: Sequence[Piece]) -> int:
     return sum(piece.draw.stop - piece.draw.start for piece in bundle)
 
 
-def dispatched(p: np.ndarray, stop: AtRadii, size: int) -> tuple[float, float]:
+def dispatched(images: Sequence[Image], stop: AtRadii, size: int) -> tuple[float, float]:
     """Return the efficiency of a dispatcher, and its own seconds for each 1,000 samples."""
-    crew = Simulated(p, size)
+    crew = Simulated(images, size)
     record = {"sigma": SIGMA}
     begin = time.perf_counter()
-    tasks = (Task(i, X, stop.procedure(1, record)) for i in range(len(p)))
-    assert len(dict(drive(tasks, Dispatcher(crew, {})))) == len(p)
+    tasks = (Task(i, X, stop.procedure(TRUE, record)) for i in range(len(images)))
+    assert len(dict(drive(tasks, Dispatcher(crew, {})))) == len(images)
     own = time.perf_counter() - begin
     return crew.samples / crew.speeds.sum() / crew.now, 1000 * own / crew.samples
 
 
-def sharded(p: np.ndarray, stop: AtRadii, size: int) -> float:
+def sharded(images: Sequence[Image], stop: AtRadii, size: int) -> float:
     """Return the efficiency of shards."""
-    crew = Simulated(p, 1)
+    crew = Simulated(images, 1)
     samples = np.array(
         [
-            simulate(stop.procedure(1, {"sigma": SIGMA}), lambda draw, i=i: crew.votes(i, draw))[1]
-            for i in range(len(p))
+            simulate(stop.procedure(TRUE, {"sigma": SIGMA}), lambda draw, i=i: crew.votes(i, draw))[
+                1
+            ]
+            for i in range(len(images))
         ]
     )
     mine = np.array([samples[worker::size].sum() for worker in range(size)])
@@ -123,16 +127,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
-    images = 20 if options.tiny else options.images
+    count = 20 if options.tiny else options.images
     sizes = (1, 4) if options.tiny else (1, 8, 64, 256, 1024)
-    _, votes = read(SIGMA)
+    log = signed_radii(GOLDEN / f"cohen_cifar10_sigma{SIGMA:.2f}.txt")
+    images = recover(log, SIGMA, N, ALPHA)[:count]
     stop = AtRadii(RADII, n=10_000 if options.tiny else 100_000)
     print("| workers | shards | dispatcher | its own ms for 1,000 samples |")
     print("|---|---|---|---|")
     for size in sizes:
-        p = np.resize(votes / N, images)
-        whole, own = dispatched(p, stop, size)
-        print(f"| {size} | {sharded(p, stop, size):.0%} | {whole:.0%} | {1000 * own:.2f} |")
+        whole, own = dispatched(images, stop, size)
+        print(f"| {size} | {sharded(images, stop, size):.0%} | {whole:.0%} | {1000 * own:.2f} |")
 
 
 if __name__ == "__main__":

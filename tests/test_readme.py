@@ -76,8 +76,11 @@ def test_demo_table_is_that_of_the_frozen_logs():
 
 def test_demo_writes_the_frozen_logs(as_program, capsys):
     """The rows of its first images, which are the same however many images there are."""
-    assert main(["demo", "--images", "10", "--out", "out"]) == 0
+    demo = ["demo", "--images", "10", "--out", "out"]
+    assert main(demo) == 0
     assert (as_program / "out" / "table.txt").read_text("utf-8") in capsys.readouterr().out
+    assert (as_program / "out" / "certified_accuracy.png").exists()
+    assert main(demo) == 2  # it would mix runs: --resume continues one
     for run in RUNS.values():
         rows = read_log(as_program / "out" / run / "certify.tsv").rows
         frozen = read_log(LOGS / f"{run}.tsv").rows[:10]

@@ -19,13 +19,14 @@ from art_denoised.reports.terminal import escaped
 _PROGRAM = "art-denoised"
 _WIDEST = 26  # of the left column of a help page; a longer label has a line of its own
 _COMMANDS = {  # of each group, with their modules
-    "Start here": {"demo": "certify", "doctor": "doctor"},
+    "Start here": {"demo": "certify", "models": "doctor", "doctor": "doctor"},
     "Evaluate": {"certify": "certify", "predict": "certify", "attack": "attack"},
     "Train": {
         "train-denoiser": "train",
         "train-diffusion": "train",
         "train-robust": "train_robust",
     },
+    "Convert": {"convert": "convert"},
     "Read results": {
         "table": "read",
         "plot": "read",

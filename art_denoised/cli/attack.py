@@ -7,7 +7,6 @@ import difflib
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import CycloptsError, Group, Parameter
@@ -17,6 +16,7 @@ from art_denoised.cli.options import (
     BallSizes,
     DataOptions,
     Factory,
+    Model,
     ModelOptions,
     Names,
     Norm,
@@ -45,10 +45,8 @@ class AttackedModelOptions(ModelOptions):
     """Which model is attacked.
 
     Attributes:
-        weights: Weights of that network, such as the model.safetensors of train-robust, whose
-            denoising blocks and activations are then put in as well.
-        undefended: Function that returns the classifier without its defence; a masking check tests
-            that attacks on it do not transfer.
+        undefended: The classifier without its defence, named as --model; a masking check tests that
+            attacks on it do not transfer.
         noise: Noise of the defence: fixed, which the attacker knows, or fresh in every call. With
             fresh noise any model is evaluated as randomised. By default the model's own setting.
         gradients: Gradients to attack with, for defences that offer both: exact, bpda or
@@ -58,8 +56,7 @@ class AttackedModelOptions(ModelOptions):
         samples: Number of noisy copies that the smoothed classifier averages.
     """
 
-    weights: Annotated[Path | None, Parameter(metavar="FILE")] = None
-    undefended: Annotated[Factory | None, Parameter(name=("--undefended", "--bare"))] = None
+    undefended: Annotated[Model | None, Parameter(name=("--undefended", "--bare"))] = None
     noise: Literal["fixed", "fresh"] | None = None
     gradients: Names | None = None
     denoiser: Annotated[Factory | None, Parameter(metavar="FACTORY|FILE")] = None
@@ -74,25 +71,14 @@ class AttackedModelOptions(ModelOptions):
     @property
     def identity(self) -> dict[str, Any]:
         """What a log says of the choice."""
-        weights = None if self.weights is None else str(self.weights)
-        names = {"model": self.model, "undefended": self.undefended, "weights": weights}
-        return {**names, "denoiser": self.denoiser}
-
-    def load_network(self) -> nn.Module:
-        """Return the network with its weights."""
-        from art_denoised.networks.surgery import load_trained
-
-        network = self.load()
-        if self.weights is None:
-            return network
-        return load_trained(network, self.weights).to(self.find_device())
+        return {**super().identity, "undefended": self.undefended, "denoiser": self.denoiser}
 
     def load_defended(self, seed: int) -> nn.Module:
         """Return the network, or with --sigma the classifier under noise that certify certifies."""
         from art_denoised.denoisers.checkpoints import load_denoiser
         from art_denoised.smoothing.modules import DenoisedClassifier, SmoothedClassifier
 
-        network = self.load_network()
+        network = self.load()
         if self.sigma is None:
             return network
         if self.denoiser is not None:
@@ -104,11 +90,11 @@ class AttackedModelOptions(ModelOptions):
 
     def load_undefended(self) -> nn.Module | None:
         """Return the classifier without its defence, if it is named."""
-        from art_denoised.models.loading import load_module
+        from art_denoised.models.classifiers import load_classifier
 
         if self.undefended is None:
             return None
-        return load_module(self.undefended).to(self.find_device())
+        return load_classifier(self.undefended).to(self.find_device())
 
 
 @Parameter(name="*", group=Group("Attack", sort_key=3))
@@ -191,7 +177,7 @@ def attack(
     checks.count("batch_size", attack.batch_size)
     attack.parse(attack.attacks or DETERMINISTIC)
     network, undefended = model.load_defended(attack.seed), model.load_undefended()
-    images, indices = data.load()
+    images, indices = data.load(network)
     if isinstance(indices, Shard) and not attack.no_checks:
         notice("the masking checks need all shards; merge says how to make them")
     names = attack.attacks or _default_attacks(network, images, indices, model, attack)
@@ -207,7 +193,7 @@ def attack(
         seed=attack.seed,
         batch_size=attack.batch_size,
         indices=indices,
-        identity={**model.identity, **data.identity},
+        identity={**model.identity, **data.identity(network)},
         **run.arguments,
     )
     if log.rows:

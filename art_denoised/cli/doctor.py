@@ -1,4 +1,4 @@
-"""The command that shows what is installed."""
+"""Commands that show what is installed, and what can be named."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ NEEDED = ("art-denoised", "torch", "numpy", "adversarial-robustness-toolbox", "d
 # Package, the extra that installs it, and what it adds.
 OPTIONAL = (
     ("torchvision", "vision", "data imagefolder:DIR and torchvision:NAME:DIR"),
+    ("timm", "names", "networks timm:NAME"),
+    ("transformers", "names", "networks hf:OWNER/NAME"),
     ("pyautoattack", "attacks", "attacks autoattack, autoattack-rand, apgd-*, fab and square"),
     ("torchattacks", "attacks", "attacks torchattacks:NAME"),
     ("httpx", "api", "classifiers behind HTTP"),
@@ -41,6 +43,28 @@ def doctor() -> None:
         extras = ",".join(extra.strip("[]") for extra in missing)
         blocks.append(Lines((f"To add what is missing, in a clone: pip install '.[{extras}]'",)))
     show(blocks)
+
+
+def models(pattern: str = "*", /) -> None:
+    """List the names of networks that --model takes.
+
+    Names of timm and torchvision are listed, where they are installed. hf:OWNER/NAME (Hugging
+    Face), robustbench:NAME:DATASET:THREAT and your own package.module:function are taken as well.
+
+    For example:
+      art-denoised models 'resnet50*'
+
+    Args:
+        pattern: Pattern of names with * and ?, or a part of them.
+    """
+    from art_denoised.checks import InputError
+    from art_denoised.models.classifiers import list_classifiers
+
+    names = list_classifiers(pattern)
+    if not names:
+        raise InputError(f"no network is named {pattern!r}; give another pattern")
+    for name in names:
+        print(name)
 
 
 def _version(package: str) -> str:

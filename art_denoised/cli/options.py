@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from art_denoised.data import ImageData
+    from art_denoised.models.classifiers import EvalTransform
 
 
 def notice(text: str) -> None:
@@ -164,6 +165,7 @@ Names: TypeAlias = Annotated[tuple[str, ...], _reads(names, "A,A,...")]
 Duration: TypeAlias = Annotated[float, _reads(duration, "TIME")]
 Factory: TypeAlias = Annotated[str, _reads(factory, "FACTORY")]
 Part: TypeAlias = Annotated[tuple[int, int], _reads(shard, "I/N")]
+Model: TypeAlias = Annotated[str, _reads(factory, "NAME")]
 Norm: TypeAlias = Annotated[Literal["linf", "l2"], _reads(norm, "NORM")]
 
 MODEL, DATA, SAMPLING, TRAINING, RUN = (
@@ -203,18 +205,43 @@ class ModelOptions(DeviceOptions):
     """Which network, and where it runs.
 
     Attributes:
-        model: Function without arguments that returns the network, as package.module:function,
-            found from the current folder. The network takes images in [0, 1], normalises them
-            itself, returns logits, and is in eval mode.
+        model: Network: timm:NAME, torchvision:NAME, hf:OWNER/NAME, robustbench:NAME:DATASET:THREAT
+            or your function package.module:function, found from the current folder. Its network
+            takes images in [0, 1], normalises them itself, returns logits, and is in eval mode.
+        weights: Weights of the network (.safetensors, .pth, .tar), such as the model.safetensors
+            of train-robust, whose denoising blocks and activations are then put in as well.
+        num_classes: Number of classes of --weights, for a network of timm, torchvision or hf.
+        mean: Mean of each channel that the network expects to be subtracted. By default what the
+            library of the network says; your function normalises by itself.
+        std: Standard deviation of each channel, with --mean.
     """
 
-    model: Factory
+    model: Model
+    weights: Annotated[Path | None, Parameter(metavar="FILE")] = None
+    num_classes: Annotated[int | None, Parameter(metavar="N")] = None
+    mean: Numbers | None = None
+    std: Numbers | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a log says of the choice."""
+        return {"model": self.model}  # a log has the hash of the weights
 
     def load(self) -> "nn.Module":
         """Return the network on its device."""
-        from art_denoised.models.loading import load_module
+        from art_denoised.models.classifiers import build_classifier
+        from art_denoised.networks.surgery import load_trained
 
-        return load_module(self.model).to(self.find_device())
+        network = build_classifier(
+            self.model,
+            pretrained=self.weights is None,
+            num_classes=self.num_classes,
+            mean=self.mean,
+            std=self.std,
+        )
+        if self.weights is not None:
+            network = load_trained(network, self.weights)
+        return network.to(self.find_device())
 
 
 @Parameter(name="*", group=DATA)
@@ -229,6 +256,9 @@ class DataOptions:
         classes: File with the names of an image folder's classes, one a line in the order of the
             labels; synonyms follow a name after commas. By default the names of its folders, in
             their order.
+        resize: Length of the shorter side that photographs are resized to. By default that of the
+            network, where its library says it; for imagefolder and torchvision:ImageNet.
+        crop: Side of the square that is cut from their centre.
         shard: Part I of N equal parts of these images, for one of N machines; the merge command
             joins the parts. By default that of the task in a SLURM array, if this is one; 1/1
             takes all images.
@@ -238,19 +268,36 @@ class DataOptions:
     skip: Annotated[int, Parameter(metavar="K")] = 1
     max: Annotated[int | None, Parameter(metavar="M")] = None
     classes: Annotated[Path | None, Parameter(metavar="FILE")] = None
+    resize: Annotated[int | None, Parameter(metavar="PIXELS")] = None
+    crop: Annotated[int | None, Parameter(metavar="PIXELS")] = None
     shard: Part | None = None
 
-    @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self, network: "nn.Module") -> dict[str, Any]:
         """What a log says of the choice."""
-        return {"data": self.data, "skip": self.skip, "max": self.max}
+        chosen = {"data": self.data, "skip": self.skip, "max": self.max}
+        transform = self.transform(network)
+        return chosen if transform is None else {**chosen, "transform": str(transform)}
 
-    def load(self) -> "tuple[ImageData, Sequence[int]]":
-        """Return the data set and the indices of the chosen images, or of a part of them."""
+    def transform(self, network: "nn.Module") -> "EvalTransform | None":
+        """Return how photographs become the input of a network, if they are changed at all."""
+        from art_denoised.models.classifiers import EvalTransform, eval_transform
+
+        known = eval_transform(network)
+        if self.resize or self.crop:
+            side = self.crop or self.resize or 0
+            how = "bilinear" if known is None else known.interpolation
+            return EvalTransform(self.resize or side, (side, side), how)
+        return known if self.data.startswith(("imagefolder:", "torchvision:ImageNet:")) else None
+
+    def load(self, network: "nn.Module") -> "tuple[ImageData, Sequence[int]]":
+        """Return the data as the network expects them, and the indices of the chosen images."""
         from art_denoised.data import Shard, load_data, read_classes, select
 
         names = None if self.classes is None else read_classes(self.classes)
-        data: Any = load_data(self.data, classes=names)
+        transform = self.transform(network)
+        data: Any = load_data(self.data, classes=names, transform=transform)
+        if transform is not None:
+            notice(f"photographs: {transform}")
         if self.data.startswith("imagefolder:"):  # labels follow from the names of its folders
             named = [f"{label} {name}" for label, name in enumerate(data.classes)]
             notice("classes: " + ", ".join(named[:20]) + (", ..." if len(named) > 20 else ""))

@@ -12,7 +12,7 @@ from art_denoised.cli.options import (
     MODEL,
     TRAINING,
     DeviceOptions,
-    Factory,
+    Model,
     Number,
     Numbers,
     RunOptions,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from art_denoised.data import ImageData
+    from art_denoised.models.classifiers import EvalTransform
     from art_denoised.training.config import TrainingConfig
     from art_denoised.training.denoiser import Objective
     from art_denoised.training.loop import EpochRow
@@ -45,11 +46,15 @@ class TrainingData:
 
     data: Annotated[str, Parameter(metavar="DATA")]
 
-    def load(self) -> "ImageData":
-        """Return the training images."""
+    def load(self, transform: "EvalTransform | None" = None) -> "ImageData":
+        """Return the training images, photographs as the classifier takes them."""
         from art_denoised.data import load_data
 
-        return load_data(self.data, train=True)
+        return load_data(self.data, train=True, transform=self._of_photographs(transform))
+
+    def _of_photographs(self, transform: "EvalTransform | None") -> "EvalTransform | None":
+        photographs = self.data.startswith(("imagefolder:", "torchvision:ImageNet:"))
+        return transform if photographs else None
 
 
 @Parameter(name="*", group=DATA)
@@ -69,7 +74,7 @@ class ValidatedData(TrainingData):
         int, Parameter(name=("--validation-max", "--holdout-max"), metavar="M")
     ] = 500
 
-    def load_validation(self) -> list[Any] | None:
+    def load_validation(self, transform: "EvalTransform | None" = None) -> list[Any] | None:
         """Return pairs of image and label."""
         from art_denoised import checks
         from art_denoised.data import load_data
@@ -77,7 +82,7 @@ class ValidatedData(TrainingData):
         most = checks.count("--validation-max", self.validation_max)
         if self.validation is None:
             return None
-        data = load_data(self.validation)
+        data = load_data(self.validation, transform=self._of_photographs(transform))
         step = max(1, len(data) // most)  # all classes, where they are sorted
         return [data[i] for i in range(0, len(data), step)[:most]]
 
@@ -138,9 +143,10 @@ class DenoiserOptions:
 
     Attributes:
         objective: Training objective, see above.
-        classifier: Function that returns the classifier to defend, as package.module:function; in
-            eval mode.
-        surrogate: Classifier to train with instead of it; repeat the option for several.
+        classifier: The classifier to defend: timm:NAME, torchvision:NAME, hf:OWNER/NAME,
+            robustbench:NAME:DATASET:THREAT or your function package.module:function; in eval mode.
+        surrogate: Classifier to train with instead of it, named in the same way; repeat the option
+            for several.
         sigma: Noise level, or a range of levels; pixels are in [0, 1].
         architecture: Architecture: dncnn (17 layers of 64 channels), dncnn:DEPTH:WIDTH or memnet;
             or the factory or checkpoint of a denoiser to continue from.
@@ -148,26 +154,26 @@ class DenoiserOptions:
     """
 
     objective: Literal["mse", "stability", "classification", "hybrid"]
-    classifier: Factory | None = None
-    surrogate: Annotated[list[str], Parameter(metavar="FACTORY")] | None = None
+    classifier: Model | None = None
+    surrogate: Annotated[list[str], Parameter(metavar="NAME")] | None = None
     sigma: Annotated[Numbers, Parameter(metavar="S|LOW,HIGH")]
     architecture: Annotated[str, Parameter(metavar="NAME")] = "dncnn"
     fine_epochs: int | None = None
 
     def load(self, device: "torch.device") -> "Objective":
         """Return the objective, with its classifiers on the device."""
-        from art_denoised.models.loading import load_module
+        from art_denoised.models.classifiers import load_classifier
         from art_denoised.training.denoiser import Objective
 
         sigma: Any = self.sigma
         classifier = None
         if self.classifier is not None:
-            classifier = load_module(self.classifier).to(device)
+            classifier = load_classifier(self.classifier).to(device)
         return Objective(
             self.objective,
             sigma=sigma[0] if len(sigma) == 1 else sigma,
             classifier=classifier,
-            surrogates=[load_module(n).to(device) for n in self.surrogate or ()],
+            surrogates=[load_classifier(n).to(device) for n in self.surrogate or ()],
             fine_epochs=self.fine_epochs,
         )
 
@@ -269,6 +275,7 @@ def train_denoiser(
     """
     from art_denoised.checks import InputError
     from art_denoised.denoisers.checkpoints import check_saveable, save_denoiser
+    from art_denoised.models.classifiers import eval_transform
     from art_denoised.training.batches import seeded
     from art_denoised.training.denoiser import train_denoiser
 
@@ -278,7 +285,9 @@ def train_denoiser(
         raise InputError(f"{path} already exists; choose another folder", resume=True)
     if denoiser.surrogate and data.validation and denoiser.classifier is None:
         notice("without --classifier, the accuracy is that of the first surrogate")
-    objective, images = denoiser.load(device), data.load()
+    objective = denoiser.load(device)
+    transform = next(map(eval_transform, objective.classifiers), None)
+    images = data.load(transform)
     with seeded(training.seed, device):
         network = denoiser.build(len(images[0][0]))
     check_saveable(network)
@@ -288,7 +297,7 @@ def train_denoiser(
         images,
         objective,
         config,
-        validation=data.load_validation(),
+        validation=data.load_validation(transform),
         **run.arguments,
     )
     save_denoiser(network.cpu(), path, sigma=objective.levels)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import CycloptsError, Group, Parameter
 
-from art_denoised.cli.options import MODEL, Factory, Norm, Number, RunOptions, notice, notices
+from art_denoised.cli.options import MODEL, Model, Norm, Number, RunOptions, notice, notices
 from art_denoised.cli.train import (
     Optimizer,
     Schedule,
@@ -31,8 +31,9 @@ class ClassifierOptions:
     """Which classifier is trained.
 
     Attributes:
-        model: Function that returns the classifier, as package.module:function; its random weights
-            are drawn from --seed.
+        model: Classifier, trained from random weights that --seed draws: timm:NAME,
+            torchvision:NAME, hf:OWNER/NAME or your function package.module:function.
+        num_classes: Number of classes, for a network of timm, torchvision or hf.
         feature_denoising: Operation of denoising blocks to put into the network: gaussian,
             dot_product, mean, median, ...
         where: Places of the blocks: stages (after the last block of each), all, or names of modules
@@ -41,7 +42,8 @@ class ClassifierOptions:
             or smoothrelu.
     """
 
-    model: Factory
+    model: Model
+    num_classes: Annotated[int | None, Parameter(metavar="N")] = None
     feature_denoising: Annotated[str | None, Parameter(metavar="OPERATION")] = None
     where: Annotated[str | None, Parameter(metavar="PLACES")] = None
     activation: Annotated[str | None, Parameter(metavar="NAME")] = None
@@ -59,11 +61,11 @@ class ClassifierOptions:
 
     def build(self, shape: tuple[int, int, int]) -> nn.Module:
         """Return the network, changed, for images of this shape."""
-        from art_denoised.models.loading import load_module
+        from art_denoised.models.classifiers import build_classifier
         from art_denoised.networks.surgery import added_cost, change_network
 
         changes = {**self.changes, "input_shape": shape}
-        model = load_module(self.model)
+        model = build_classifier(self.model, pretrained=False, num_classes=self.num_classes)
         smooth = change_network(model, {**changes, "feature_denoising": None})
         changed = change_network(smooth, {**changes, "activation": None})
         if self.feature_denoising:

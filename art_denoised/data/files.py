@@ -5,9 +5,9 @@ from __future__ import annotations
 import lzma
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from art_denoised.types import Images, Labels
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Transform: TypeAlias = Callable[[Any], Any]  # of PIL images
 _SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 _GREY = ("1", "L", "LA", "I;16")
 _COLOUR = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
@@ -42,6 +43,7 @@ class ImageFolder:
         folder: Folder that holds the folders of the classes.
         classes: Names of the classes in the order of the labels; synonyms of a name follow it after
             commas, as in "cat, tabby". None: the names of the folders.
+        transform: Function from PIL image to PIL image, such as a classifier's `EvalTransform`.
 
     Attributes:
         classes: Names of the classes, by label.
@@ -60,7 +62,13 @@ class ImageFolder:
         ((3, 6, 8), 0, ('cat',))
     """
 
-    def __init__(self, folder: Path | str, classes: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        classes: Sequence[str] | None = None,
+        transform: Transform | None = None,
+    ) -> None:
+        self._transform = transform
         folders = [one for one in sorted(Path(folder).iterdir()) if one.is_dir()]
         folders = [one for one in folders if not _is_hidden(one)]
         if not folders:
@@ -94,7 +102,7 @@ class ImageFolder:
             InputError: The file cannot be read as an image of this kind.
         """
         path, label = self._samples[index]
-        return _read(path, self._grey), label
+        return _read(path, self._grey, self._transform), label
 
 
 def read_classes(path: Path | str) -> list[str]:
@@ -148,7 +156,8 @@ def _opened(path: Path) -> Image:
     return image
 
 
-def _read(path: Path, grey: bool) -> torch.Tensor:
+def _read(path: Path, grey: bool, transform: Transform | None) -> torch.Tensor:
+    from PIL import Image as Pil
     from PIL import ImageOps
 
     with _opened(path) as image:
@@ -167,9 +176,11 @@ def _read(path: Path, grey: bool) -> torch.Tensor:
                 # No classifier sees it: a transparent pixel has no colour.
                 raise InputError(f"{path} has transparent pixels; put it on a background first")
             if image.mode == "I;16":
-                pixels = np.asarray(image, np.float32)[..., None] / 65535
+                image, white = Pil.fromarray(np.asarray(image, np.float32)), 65535
             else:
-                pixels = np.asarray(image.convert("L" if grey else "RGB"), np.float32) / 255
+                image, white = image.convert("L" if grey else "RGB"), 255
+            image = image if transform is None else transform(image)
+            pixels = np.asarray(image, np.float32) / white
         except InputError:
             raise
         except (OSError, SyntaxError, ValueError) as error:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from art_denoised import checks
 from art_denoised.checks import InputError, one_line
-from art_denoised.data.files import ImageFolder, read_npz
+from art_denoised.data.files import ImageFolder, Transform, read_npz
 from art_denoised.types import Image, Images, Labels
 
 
@@ -31,7 +31,13 @@ class ImageData(Protocol):
         ...
 
 
-def load_data(spec: str, *, train: bool = False, classes: Sequence[str] | None = None) -> ImageData:
+def load_data(
+    spec: str,
+    *,
+    train: bool = False,
+    classes: Sequence[str] | None = None,
+    transform: Transform | None = None,
+) -> ImageData:
     """Open a data set.
 
     Args:
@@ -44,6 +50,8 @@ def load_data(spec: str, *, train: bool = False, classes: Sequence[str] | None =
         train: Take the training part where the data set has one: the 1,297 other images of
             ``digits``, and the training part of torchvision's. Folders and files are taken whole.
         classes: Names of the folders of an image folder, in the order of the labels.
+        transform: Function from PIL image to PIL image for the photographs of a folder or of
+            torchvision, such as a classifier's `EvalTransform`.
 
     Raises:
         InputError: The specification or what it points to cannot be used.
@@ -56,15 +64,17 @@ def load_data(spec: str, *, train: bool = False, classes: Sequence[str] | None =
     kind, _, rest = spec.partition(":")
     if classes is not None and kind != "imagefolder":
         raise InputError(f"data is {spec!r}, whose labels are numbers; leave classes out")
+    if transform is not None and kind not in ("imagefolder", "torchvision"):
+        raise InputError(f"data is {spec!r}, which holds arrays; leave resizing and cropping out")
     if spec == "digits":
         return digits(train=train)
     if kind == "npz" and rest:
         return _Pairs(*read_npz(Path(rest)))
     if kind == "imagefolder" and rest:
-        return ImageFolder(_existing(Path(rest)), classes)
+        return ImageFolder(_existing(Path(rest)), classes, transform)
     name, _, folder = rest.partition(":")
     if kind == "torchvision" and name and folder:
-        return _torchvision(name, Path(folder), train)
+        return _torchvision(name, Path(folder), train, transform)
     raise InputError(
         f"data is {spec!r}; give digits, imagefolder:DIR, npz:FILE or torchvision:NAME:DIR"
     )
@@ -293,10 +303,10 @@ class _Pairs:
         return self.images[index], int(self.labels[index])
 
 
-def _torchvision(name: str, folder: Path, train: bool) -> ImageData:
+def _torchvision(name: str, folder: Path, train: bool, transform: Transform | None) -> ImageData:
     try:
         from torchvision import datasets
-        from torchvision.transforms import ToTensor
+        from torchvision.transforms import Compose, ToTensor
     except ImportError:
         raise InputError(
             "this data needs torchvision; install it with: pip install '.[vision]' in its clone"
@@ -310,8 +320,9 @@ def _torchvision(name: str, folder: Path, train: bool) -> ImageData:
         raise InputError(
             f"torchvision has no data set with parts named {name!r}; for example CIFAR10"
         )
+    steps = [ToTensor()] if transform is None else [transform, ToTensor()]
     try:
-        return dataset(root=_existing(folder), transform=ToTensor(), **which)
+        return dataset(root=_existing(folder), transform=Compose(steps), **which)
     except Exception as error:  # whatever the many readers of torchvision raise
         raise InputError(f"{name} cannot be read from {folder}: {one_line(error)}") from None
 

@@ -17,10 +17,18 @@ from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.denoisers.architectures import DnCNN, MemNet, OneShotDenoiser, UNetDenoiser
 from art_denoised.diffusion.schedulers import find_scheduler
-from art_denoised.models.loading import fitting_state, load_module, read_state_dict, strip_prefixes
+from art_denoised.models.loading import (
+    find_published,
+    fitting_state,
+    load_module,
+    read_state_dict,
+    strip_prefixes,
+)
 from art_denoised.runs.journal import write_whole
 
 _NOTE = "art_denoised"  # one entry alone: of several the format writes the order at random
+
+_UNET = "unet_config"
 
 
 def load_denoiser(path: Path | str, *, sigma: float | None = None) -> nn.Module:
@@ -30,7 +38,8 @@ def load_denoiser(path: Path | str, *, sigma: float | None = None) -> nn.Module:
         path: Checkpoint of `DnCNN` or `MemNet`, file of `save_denoiser`, or diffusers folder: with
             a scheduler a diffusion model (`OneShotDenoiser`), without one a UNet2DModel that
             predicts the noise (`UNetDenoiser`). Or ``package.module:function``, a function that
-            returns a denoiser.
+            returns a denoiser; or ``art-denoised:cifar10-hybrid-0.25``, one of the weights that
+            results/weights.json of a clone lists.
         sigma: Noise level that the denoiser is used at. If a file of `save_denoiser` says that it
             was trained for others, a warning does so too; certificates hold, but are small.
 
@@ -43,6 +52,7 @@ def load_denoiser(path: Path | str, *, sigma: float | None = None) -> nn.Module:
         >>> type(digits_denoiser()).__name__
         'DnCNN'
     """
+    path = find_published(path)
     if ":" in str(path) and not Path(path).exists():
         return load_module(str(path))
     path = Path(path)
@@ -116,7 +126,9 @@ def _read_note(path: Path) -> dict[str, Any]:
     if path.suffix != ".safetensors":
         return {}
     with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get(_NOTE, "{}")
+        held = file.metadata() or {}
+    # Files of before noises were noted hold the configuration of a U-Net alone.
+    text = held.get(_NOTE, f'{{"unet": {held[_UNET]}}}' if _UNET in held else "{}")
     try:
         note = dict(json.loads(text))
         if "sigma" in note:

@@ -42,7 +42,18 @@ class _Whole(nn.Module):
         self.get_layers = layers
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        return [self._model(x)]
+        outputs = self._model(x)
+        if torch.is_grad_enabled() and not outputs.requires_grad:
+            outputs.requires_grad_().register_hook(_refuse_weights)
+        return [outputs]
+
+
+def _refuse_weights(gradient: torch.Tensor) -> None:
+    """Say what torch says of a tensor without a gradient, where a trainer asks for one."""
+    raise InputError(
+        "the weights of this defence get no gradient in eval mode; use a trainer that puts the "
+        "model into training mode, such as AdversarialTrainerMadryPGD"
+    )
 
 
 class DefendedClassifier(PyTorchClassifier):
@@ -218,6 +229,20 @@ class DefendedClassifier(PyTorchClassifier):
             handle.remove()
         return torch.cat(found)[: len(images)].cpu().numpy()
 
+    @property
+    def layer_names(self) -> list[str]:
+        """Names of the layers of ``.model``, whose outputs detectors read.
+
+        Raises:
+            InputError: The layers of this defence see noisy copies and not images.
+        """
+        if not self._layers_see_images:
+            raise InputError(
+                f"layers of {type(self).__name__} see noisy copies, not images; put the classifier "
+                "behind it into a PyTorchClassifier and ask that one"
+            )
+        return self._layer_names
+
     def set_params(self, **kwargs: Any) -> None:
         """Set parameters by name, as in ART, which cannot take the module that it hands out.
 
@@ -275,11 +300,6 @@ class DefendedClassifier(PyTorchClassifier):
 
     def _layer(self, layer: int | str | None) -> str:
         names = self.layer_names
-        if not self._layers_see_images:
-            raise InputError(
-                f"layers of {type(self).__name__} see noisy copies, not images; put the classifier "
-                "behind it into a PyTorchClassifier and ask that one"
-            )
         if isinstance(layer, str) and layer in names:
             return layer
         if isinstance(layer, int) and -len(names) <= layer < len(names):

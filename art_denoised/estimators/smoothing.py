@@ -233,11 +233,8 @@ class DenoisedSmoothing(DefendedClassifier, RandomizedSmoothingMixin):
             A row for each radius, with its 95% interval over images; and the certificates.
         """
         stop = AtRadii(radii, n, n0=self.sample_size, alpha=self.alpha, labels=use_labels)
-        images, labels = self._clean(x), checks.class_indices(y, self.nb_classes).tolist()
-        if len(labels) != len(images):
-            raise InputError(
-                f"there are {len(images)} images and {len(labels)} labels; give one for each"
-            )
+        images, rows = self._pair(self._clean(x), y)
+        labels = rows.argmax(1).tolist()
         smoother = self.smoother(batch_size, noise=noise)
         certificates = smoother.certify(images, stop, labels=labels)
         correct = [c.label == label for c, label in zip(certificates, labels, strict=True)]
@@ -293,7 +290,7 @@ class DenoisedSmoothing(DefendedClassifier, RandomizedSmoothingMixin):
         low, high = map(np.asarray, self.clip_values)
         if (low != 0).any() or (high != 1).any():
             raise InputError(f"clip_values are {self.clip_values}; denoisers are trained in [0, 1]")
-        labels = checks.class_indices(y, self.nb_classes)
+        images, rows = self._pair(self._clean(x), y)
         config = TrainingConfig(
             epochs=nb_epochs,
             batch_size=batch_size,
@@ -303,11 +300,30 @@ class DenoisedSmoothing(DefendedClassifier, RandomizedSmoothingMixin):
         )
         train_denoiser(
             denoiser,
-            torch.utils.data.TensorDataset(self._clean(x), labels),
+            torch.utils.data.TensorDataset(images, rows.argmax(1)),
             Objective(objective, sigma=self.sigma, classifier=base.classifier),
             config,
             progress=verbose,
         )
+
+    def fit_generator(self, generator: Any, nb_epochs: int = 20, **kwargs: Any) -> None:
+        """Refuse: ART's loop would train the classifier, which `fit` leaves alone."""
+        raise InputError("fit_generator would train the classifier too; give arrays to fit")
+
+    def predict(self, x: np.ndarray, *args: Any, **kwargs: Any) -> np.ndarray:
+        """Return the log-probabilities of ``.model``; `vote` and `certify` may abstain."""
+        if kwargs.get("is_abstain"):
+            raise InputError("is_abstain is True, but predict never abstains; call vote")
+        return super().predict(x, *args, **kwargs)
+
+    def loss_gradient(self, x: Any, y: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the gradient of the loss of ``.model``, through noise as in `predict`."""
+        if not kwargs.get("sampling", True):
+            raise InputError(
+                "sampling is False, but gradients are those of predict; for the classifier without "
+                "noise, put it into a PyTorchClassifier"
+            )
+        return super().loss_gradient(x, y, *args, **kwargs)
 
     def set_params(self, **kwargs: Any) -> None:
         """Set parameters by name, as in ART; those of the noise reach the model too."""

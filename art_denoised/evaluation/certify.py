@@ -26,7 +26,7 @@ from art_denoised.runs.journal import Kind, Run
 from art_denoised.smoothing.queries import QueryOnly
 from art_denoised.smoothing.smoother import Smoother
 from art_denoised.smoothing.statistics import Certificate, top_class
-from art_denoised.smoothing.stops import FIRST_LOOK, Anytime, AtRadii, FixedN, Stop, Voting
+from art_denoised.smoothing.stops import FIRST_TURN, Anytime, AtRadii, FixedN, Stop, Voting
 from art_denoised.smoothing.voters import Task, Voter, drive
 
 _FIRST_LOOK_IMAGES = 32
@@ -231,7 +231,7 @@ def _turns(
         }
 
     while have := drawn():
-        target = min(max(FIRST_LOOK, 2 * min(have.values())), stop.n)
+        target = min(max(FIRST_TURN, 2 * min(have.values())), stop.n)
         yield stop.upto(target), [index for index, n in have.items() if n < target]
 
 

@@ -65,6 +65,12 @@ class EvalTransform:
                 f"interpolation is {self.interpolation!r}; give one of {', '.join(_INTERPOLATIONS)}"
             )
 
+    def __str__(self) -> str:
+        """Return it in words."""
+        resize = self.resize if isinstance(self.resize, int) else "x".join(map(str, self.resize))
+        crop = "x".join(map(str, self.crop))
+        return f"resized to {resize}, cut to {crop}, {self.interpolation}"
+
     def __call__(self, image: Image) -> Image:
         """Return the resized and cut image, of the mode that it had."""
         from PIL import Image as Pil
@@ -130,9 +136,20 @@ class PretrainedClassifier(nn.Module):
             self.register_buffer(name, held, persistent=False)
         self.eval()
 
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        """(height, width) on which it was evaluated, where that is known."""
+        return None if self.transform is None else self.transform.crop
+
     def forward(self, x: Images) -> Logits:
         """Return logits for images in [0, 1]."""
         return checks.unwrapped(self.network((x - self.mean) / self.std))
+
+
+def eval_transform(model: nn.Module) -> EvalTransform | None:
+    """Return the transform of the classifier in a model, behind whatever defends it."""
+    found = (getattr(part, "transform", None) for part in model.modules())
+    return next((one for one in found if isinstance(one, EvalTransform)), None)
 
 
 def load_classifier(
@@ -199,6 +216,8 @@ def build_classifier(
     if (mean is None) != (std is None):
         raise InputError("mean and std belong together; give both or none")
     library, _, rest = name.partition(":")
+    if not rest:
+        raise InputError(f"network is {name!r}; give {NAMES}")
     if library not in _LIBRARIES:
         if num_classes is not None:
             raise InputError(f"num_classes is {num_classes}, but {name} has its own; leave it out")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import pickle
 import struct
 import sys
@@ -14,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from art_denoised import checks
 from art_denoised.checks import InputError, one_line
 
 # First bytes of what is a pickle: the zip that torch.save writes, or a bare one.
@@ -21,6 +24,7 @@ _PICKLES = (b"PK", b"\x80")
 # DataParallel adds "module.", torch.compile "_orig_mod.", Lightning and many wrappers "model.", and
 # a Sequential(normalise, network) numbers its network 1.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "1.")
+_PUBLISHED = "art-denoised"  # before the name of weights that this project publishes
 _WRAPPED = "network."  # prefix of all names in a `PretrainedClassifier`
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # names of the state dict in a file
 _DAMAGED = (  # how torch.load fails on a file that is cut off or of another format
@@ -158,6 +162,34 @@ def _read_torch(path: Path) -> object:
     except _DAMAGED:
         pass
     raise InputError(f"checkpoint {path} is damaged or of another format; give an intact copy")
+
+
+def find_published(source: Path | str) -> Path | str:
+    """Return the path of weights that this project names ``art-denoised:NAME``; others unchanged.
+
+    They are in the folder ``results`` of a clone, which is looked for in the current folder and
+    beside the package. ``results/weights.json`` lists them with their hashes, cards and commands.
+
+    Raises:
+        InputError: There is no such folder, no such name, or the file has another hash.
+    """
+    prefix, colon, name = str(source).partition(":")
+    if not colon or prefix != _PUBLISHED:
+        return source
+    roots = (Path("results"), Path(__file__).parents[2] / "results")
+    root = next((one for one in roots if (one / "weights.json").is_file()), None)
+    if root is None:
+        raise InputError(f"art-denoised:{name} is part of a clone; give the path of its weights")
+    known = json.loads((root / "weights.json").read_text(encoding="utf-8"))
+    entry = known[checks.choice("published weights", name, known)]
+    weights = root / entry["weights"]
+    if not weights.is_file() or _sha256(weights) != entry["sha256"]:
+        raise InputError(f"{weights} is not the published file; restore it with git checkout")
+    return root / entry["path"]
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load_weights(module: nn.Module, path: Path | str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from art_denoised import checks
@@ -24,7 +25,9 @@ class DenoisedClassifier(nn.Module):
     """Classifier behind a denoiser: the base classifier of denoised smoothing.
 
     ``forward(x_noisy) = classifier(denoiser(x_noisy, sigma))``. It adds no noise itself. It is in
-    training mode if a part of it is.
+    training mode if a part of it is. Denoised images of another size than the ``input_size`` of the
+    classifier, as `load_classifier` gives it, are resized to it (bicubic, antialiased), as Carlini
+    et al. do (ICLR 2023, arXiv 2206.10550) for a diffusion model of its own resolution.
 
     Source: Salman et al., "Denoised Smoothing" (NeurIPS 2020, arXiv 2003.01908), equation 3.
 
@@ -53,7 +56,11 @@ class DenoisedClassifier(nn.Module):
 
     def forward(self, x_noisy: Images) -> Logits:
         """Return the classifier's logits on the denoised images."""
-        logits: Logits = checks.unwrapped(self.classifier(self.purify(x_noisy)))
+        x = self.purify(x_noisy)
+        size = getattr(self.classifier, "input_size", None)
+        if size is not None and x.shape[-2:] != torch.Size(size):
+            x = functional.interpolate(x, size, mode="bicubic", antialias=True).clamp(0, 1)
+        logits: Logits = checks.unwrapped(self.classifier(x))
         return logits
 
     def purify(self, x_noisy: Images) -> Images:

@@ -15,7 +15,7 @@ from art_denoised.smoothing.modules import DenoisedClassifier
 from art_denoised.smoothing.noise import find_noise
 from art_denoised.smoothing.queries import ApiVoter, Ledger, QueryOnly
 from art_denoised.smoothing.statistics import Certificate, Vote
-from art_denoised.smoothing.stops import FIRST_LOOK, Anytime, Stop, Voting
+from art_denoised.smoothing.stops import FIRST_TURN, Anytime, Stop, Voting
 from art_denoised.smoothing.voters import NetworkVoter, Task, Voter, drive
 
 if TYPE_CHECKING:
@@ -289,7 +289,7 @@ class Smoother:
 def _turns(stop: Stop[T]) -> Iterator[Stop[T]]:
     """Yield the rule; of one with a time limit doubled sample counts, so that no image waits."""
     if isinstance(stop, Anytime) and stop.seconds is not None:
-        n = FIRST_LOOK
+        n = FIRST_TURN
         while n < stop.n:
             yield stop.upto(n)
             n *= 2

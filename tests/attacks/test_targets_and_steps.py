@@ -70,6 +70,41 @@ def test_the_likeliest_class_of_a_random_model_is_so_on_average():
     assert moved[-1] == pytest.approx([-0.1, 0, 0.1], abs=1e-6)
 
 
+class Scheduled(FirstPixels):
+    """Its draws are scheduled: each adds to the logits of class 0, and scales all of them."""
+
+    def __init__(self, *draws):
+        super().__init__()
+        self.draws = [(0, 1), *draws]  # the first call says how many classes there are
+
+    def forward(self, x):
+        ahead, scale = self.draws[len(self.seen)]
+        return scale * (super().forward(x) + torch.tensor([ahead, 0.0, 0.0]))
+
+
+def test_gradients_are_summed_over_draws():
+    """The first draw's is nine times the second's, and points the other way."""
+    model = Scheduled((0, 9), (0, -1), (0, 1), (0, 1))
+    x = torch.tensor([0.5, 0.6, 0.4, 0.5]).reshape(1, 1, 2, 2)
+    moved = moves(model, x, torch.tensor([0]), steps=1, eot=2)[-1]
+    assert moved == pytest.approx([-0.1, 0.1, -0.1])
+
+
+@pytest.mark.parametrize(
+    ("draws", "moved"),
+    [
+        ([(-9, 1), (9, 1), (5, 1), (5, 1)], False),  # fooled once at the image, never beside it
+        ([(5, 1), (5, 1), (-9, 1), (9, 1)], True),
+        ([(8, 1), (5, 1), (4, 1), (5, 1)], True),  # never fooled: the higher loss
+        ([(4, 1), (5, 1), (12, 1), (5, 1)], False),
+    ],
+)
+def test_the_point_that_is_kept_is_the_worst_over_all_draws(draws, moved):
+    attack = PGD(0.01, loss="margin", random_start=False, steps=1, eot=2)
+    x_adv = attack(Scheduled(*draws), IMAGE, torch.tensor([0]))
+    assert torch.equal(x_adv, IMAGE) is not moved
+
+
 @pytest.mark.parametrize(("step_size", "length"), [(None, 2.5 * 0.1 / 5), (0.02, 0.02)])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_step_has_the_stated_length(norm, step_size, length):

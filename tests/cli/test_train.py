@@ -53,6 +53,27 @@ def test_a_denoiser_is_trained_and_certified_with(tmp_path, capsys):
     assert accuracy[0] > accuracy[1]
 
 
+def test_a_certificate_at_another_sigma_than_that_of_the_training_is_said(tmp_path, capsys):
+    """Once, in one line, by certify and by attack; at the sigma of the training nothing is."""
+    denoiser = tmp_path / "denoiser.safetensors"
+    assert main(train(tmp_path, epochs=1, bf16="off")) == 0
+
+    def said(command: list[str]) -> list[str]:
+        capsys.readouterr()
+        assert main(command) == 0
+        return [line for line in capsys.readouterr().err.split("\n") if "trained for" in line]
+
+    assert said(certify(tmp_path / "same", denoiser=denoiser, max=1)) == []
+    (line,) = said(certify(tmp_path / "other", denoiser=denoiser, max=1, sigma=0.5))
+    assert line.startswith("notice: ")
+    assert re.search(r"sigma 0\.25, but sigma is 0\.5", line)
+    attack = words(
+        "attack", "--quiet", "--no-checks", model=MODEL, denoiser=denoiser, sigma=0.12, samples=2,
+        data="digits", max=1, eps=0.1, norm="l2", attacks="pgd:steps=1", out=tmp_path / "attack",
+    )  # fmt: skip
+    assert re.search(r"sigma 0\.25, but sigma is 0\.12", said(attack)[0])
+
+
 def test_hybrid_and_surrogates_from_the_command_line(tmp_path, capsys):
     half = tmp_path / "half.safetensors"
     surrogates = ["--surrogate", "tests.nets:surrogate", "--surrogate", "tests.nets:three_classes"]

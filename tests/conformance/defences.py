@@ -6,7 +6,7 @@ Those of the library are over the packaged digits networks. A new defence is a n
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
 import torch
@@ -40,6 +40,7 @@ class Defence:
             four times as large; None: it has no pieces.
         bpda: Options that give it an approximate gradient; None: it has exact ones alone.
         eps: A budget in l_inf at which gradient attacks must get through.
+        light: Options of a computation so small that it can be trained in a test.
     """
 
     make: Callable[..., DefendedClassifier]
@@ -48,6 +49,7 @@ class Defence:
     chunked: tuple[dict[str, object], dict[str, object]] | None = None
     bpda: dict[str, object] | None = None
     eps: float = 0.3
+    light: dict[str, object] = field(default_factory=dict)
 
 
 def denoised_smoothing(**options: object) -> DenoisedSmoothing:
@@ -124,6 +126,7 @@ DEFENCES = {
         flags=frozenset({"dynamic defense"}),  # its forward pass takes gradients of its own
         chunked=({"levels": 4, "max_batch": 20}, {"levels": 16, "max_batch": 20}),
         bpda={"gradient": "bpda"},
+        light={"levels": 2, "steps": 1},
     ),
     "feature denoising": Defence(
         partial(robust_network, operation="gaussian", where="3"), noisy=False

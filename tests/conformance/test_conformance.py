@@ -327,22 +327,6 @@ def test_autoattack_says_of_it_what_is_expected_and_nothing_else(defence, x, y, 
     assert (defence.make().predict(x_adv.numpy()).argmax(1) == y).mean() <= 0.5
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("trainer", ["AdversarialTrainer", "MadryPGD"])
-def test_arts_trainers_run_an_epoch(defence, x, y, trainer):
-    estimator = defence.make()
-    estimator._optimizer = torch.optim.SGD(estimator.model.parameters(), lr=1e-3)
-    before = [parameter.clone() for parameter in estimator.model.parameters()]
-    if trainer == "MadryPGD":
-        AdversarialTrainerMadryPGD(
-            estimator, nb_epochs=1, batch_size=3, eps=0.1, eps_step=0.05, max_iter=2
-        ).fit(x, ONE_HOT[y])
-    else:
-        attack = evasion.FastGradientMethod(estimator, eps=0.1)
-        AdversarialTrainer(estimator, attack).fit(x, ONE_HOT[y], batch_size=3, nb_epochs=1)
-    assert not all(map(torch.equal, before, estimator.model.parameters()))
-
-
 def test_certificates_are_those_of_cohen(x):
     """The votes, through the functions that the code of Cohen et al. calls."""
     from scipy.stats import norm

@@ -10,6 +10,7 @@ from art_denoised.checks import InputError
 from art_denoised.data import ImageFolder, load_data
 from art_denoised.data.images import Chosen
 from art_denoised.evaluation import read_log
+from art_denoised.models import EvalTransform
 
 
 @pytest.fixture
@@ -140,3 +141,23 @@ def test_a_file_of_several_images_is_refused(tmp_path, suffix):
     pages[0].save(tmp_path / "cat" / f"a.{suffix}", save_all=True, append_images=pages[1:])
     with pytest.raises(InputError, match="2 images"):
         ImageFolder(tmp_path)[0]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "I;16"])
+def test_photographs_are_resized_and_cut_as_a_classifier_says(folder, mode):
+    """A photograph of one colour keeps it; one of two halves is cut in its middle."""
+    white = 65535 if mode == "I;16" else 255
+    halves = np.zeros((20, 60), np.uint16 if mode == "I;16" else np.uint8)
+    halves[:, 30:] = white
+    image = Image.fromarray(halves)
+    (image.convert(mode) if mode == "RGB" else image).save(folder / "cat" / "1.png")
+    transform = EvalTransform(resize=10, crop=(8, 8))
+    x, _ = load_data(f"imagefolder:{folder}", transform=transform)[0]
+    assert x.shape == (3 if mode == "RGB" else 1, 8, 8)
+    assert (x[:, :, :3] < 1e-3).all()
+    assert (x[:, :, 5:] > 1 - 1e-3).all()
+
+
+def test_arrays_are_not_resized():
+    with pytest.raises(InputError, match="digits"):
+        load_data("digits", transform=EvalTransform(resize=10, crop=(8, 8)))

@@ -9,7 +9,6 @@ import art.attacks.evasion as evasion
 import numpy as np
 import pytest
 import torch
-from art.defences.trainer import AdversarialTrainerTRADESPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
@@ -87,21 +86,6 @@ def test_our_trainer_makes_it_robust(trained, digits):
     accuracy = [(trained.predict(i).argmax(1) == y).mean() for i in (x, attack.generate(x, y))]
     assert accuracy[0] > 0.9
     assert accuracy[1] > 0.6
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_arts_trades_runs_an_epoch(capfd):
-    """The trainer that the conformance suite leaves out; of an nn.Sequential, too."""
-    np.random.seed(0)
-    made, data = classifier(loss=nn.CrossEntropyLoss()), load_digits(train=True)
-    assert isinstance(made.model, nn.Sequential)
-    x, y = data.images[:96].numpy(), np.eye(10, dtype=np.float32)[data.labels[:96]]
-    before = {n: p.detach().clone() for n, p in made.model.named_parameters()}
-    attack = evasion.ProjectedGradientDescent(
-        made, eps=0.1, eps_step=0.05, max_iter=2, verbose=False
-    )
-    AdversarialTrainerTRADESPyTorch(made, attack, 6.0).fit(x, y, nb_epochs=1, batch_size=32)
-    assert any(not torch.equal(p, before[n]) for n, p in made.model.named_parameters())
 
 
 def test_trainers_of_any_classifier_and_what_fit_takes(tmp_path):

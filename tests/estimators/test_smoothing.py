@@ -223,6 +223,16 @@ def test_fit_trains_the_denoiser_and_leaves_the_classifier(make, x, y):
     smoothed.fit(x, y, nb_epochs=1, objective="mse")
 
 
+def test_fit_uses_the_labels(make, x, y):
+    found = []
+    for labels in (y, np.eye(10)[y], (y + 3) % 10):
+        smoothed = make()
+        smoothed.fit(x, labels, nb_epochs=1)
+        found.append(torch.cat([p.flatten() for p in smoothed.model.base.denoiser.parameters()]))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
 def test_fit_adds_the_noise_of_certify(make):
     class Identity(nn.Module):
         def __init__(self) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from art_denoised import DenoisedClassifier, SmoothedClassifier
 from art_denoised.checks import InputError
+from art_denoised.models import EvalTransform, PretrainedClassifier
 from art_denoised.smoothing import Stage
 from art_denoised.smoothing.noise import Gaussian, Stream, StreamKey
 
@@ -176,3 +177,21 @@ def test_a_seed_survives_tracing_and_compilation():
     assert torch.allclose(exported(X), model(X), atol=1e-6)
     compiled = torch.compile(model, backend="aot_eager")
     assert torch.allclose(compiled(X), model(X), atol=1e-6)
+
+
+def test_a_denoiser_of_another_size_is_before_a_resize():
+    """As of a diffusion model with its own resolution (Carlini et al. 2023), with gradients."""
+    classifier = PretrainedClassifier(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 3)),
+        mean=[0.5],
+        std=[0.5],
+        transform=EvalTransform(resize=8, crop=(8, 8)),
+    )
+    x = X.clone().requires_grad_()
+    model = DenoisedClassifier(classifier, lambda x, sigma: x / (1 + sigma**2), sigma=0.25)
+    small = (x / (1 + 0.25**2)).detach()
+    seen = nn.functional.interpolate(small, (8, 8), mode="bicubic", antialias=True).clamp(0, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), classifier(seen))
+    model(x).sum().backward()
+    assert (x.grad != 0).all()

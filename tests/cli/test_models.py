@@ -1,0 +1,135 @@
+"""Networks by name, from every command."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+import transformers
+from PIL import Image
+
+from art_denoised.cli import main
+from art_denoised.evaluation import read_attack_log, read_log
+from art_denoised.models.classifiers import build_classifier
+from art_denoised.networks import FeatureDenoising, load_trained
+from art_denoised.runs import identity
+from tests.cli.command import refusal
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Two classes of two photographs, each of another size."""
+    folder = tmp_path_factory.mktemp("photographs")
+    generator = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (folder / label).mkdir()
+        for n, (width, height) in enumerate([(50, 40), (40, 61)]):
+            pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{n}.png")
+    return folder
+
+
+def tiny_vit(folder):
+    config = transformers.ViTConfig(
+        image_size=32,
+        patch_size=8,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_labels=2,
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return f"hf:{folder}", ()
+
+
+def of_timm(name):
+    def make(folder):
+        torch.save(timm.create_model(name, num_classes=2).state_dict(), folder / "w.pth")
+        return f"timm:{name}", ("--weights", str(folder / "w.pth"), "--num-classes", "2")
+
+    return make
+
+
+def of_torchvision(name):
+    def make(folder):
+        network = torchvision.models.get_model(name, num_classes=2)
+        torch.save({"state_dict": network.state_dict()}, folder / "w.pth")
+        return f"torchvision:{name}", ("--weights", str(folder / "w.pth"), "--num-classes", "2")
+
+    return make
+
+
+NETWORKS = {
+    "timm": of_timm("test_resnet.r160_in1k"),
+    "torchvision": of_torchvision("squeezenet1_1"),
+    "hf": tiny_vit,
+}
+
+
+@pytest.mark.parametrize("library", NETWORKS)
+def test_the_network_that_is_certified_is_attacked(library, tmp_path, photographs, capsys):
+    torch.manual_seed(0)
+    name, weights = NETWORKS[library](tmp_path)
+    common = ["--model", name, *weights, "--data", f"imagefolder:{photographs}", "--quiet"]
+    size = ["--resize", "36", "--crop", "32"] if library != "hf" else []
+    sampled = ["--sigma", "0.25", "--n", "20", "--batch-size", "8"]
+    certified, attacked = tmp_path / "certified", tmp_path / "attacked"
+    assert main(["certify", *common, *size, *sampled, "--out", str(certified)]) == 0
+    words = [*size, "--eps", "1/255", "--attacks", "pgd:steps=1", "--no-checks"]
+    assert main(["attack", *common, *words, "--out", str(attacked)]) == 0
+    logs = read_log(certified), read_attack_log(attacked)
+    assert [len(log.rows) > 0 for log in logs] == [True, True]
+    header, other = (log.settings for log in logs)
+    assert header["model"] == other["model"] == name
+    assert header["transform"] == other["transform"]
+    assert "32" in header["transform"]
+    assert "photographs: resized" in capsys.readouterr().err
+
+
+def test_models_are_listed(capsys):
+    assert main(["models", "torchvision:resnet1*"]) == 0
+    assert capsys.readouterr().out.split() == [
+        "torchvision:resnet101",
+        "torchvision:resnet152",
+        "torchvision:resnet18",
+    ]
+    assert "nothing-like-it" in refusal(capsys, ["models", "nothing-like-it"])
+
+
+def test_named_networks_are_trained_with_blocks_and_attacked(tmp_path):
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).random((8, 3, 32, 32), dtype=np.float32)
+    np.savez(tmp_path / "data.npz", x=x, y=np.arange(8) % 2)
+    data = ["--data", f"npz:{tmp_path}/data.npz", "--quiet"]
+    named = ["--model", "timm:test_resnet", "--num-classes", "2"]
+    changes = ["--feature-denoising", "mean", "--activation", "silu", "--recipe", "clean"]
+    trained = tmp_path / "trained"
+    words = [*data, *changes, "--epochs", "1", "--batch-size", "4", "--out", str(trained)]
+    assert main(["train-robust", *named, *words]) == 0
+    weights = ["--weights", str(trained / "model.safetensors")]
+    words = ["--eps", "8/255", "--attacks", "pgd:steps=1", "--no-checks"]
+    assert main(["attack", *named, *weights, *data, *words, "--out", str(tmp_path / "run")]) == 0
+    settings = read_attack_log(tmp_path / "run").settings
+    network = load_trained(build_classifier(named[1], pretrained=False, num_classes=2), weights[1])
+    assert settings["weights"] == identity(network)["weights"]
+    assert any(isinstance(part, FeatureDenoising) for part in network.modules())
+
+
+@pytest.mark.parametrize(
+    ("options", "value"),
+    [
+        (["--model", "timm:resnet19"], "resnet18"),
+        (["--model", "resnet18"], "resnet18"),
+        (["--model", "timm:test_resnet", "--num-classes", "2"], "weights"),
+        (["--model", "art_denoised.demo:digits_classifier", "--mean", "0.5"], "std"),
+        (["--model", "art_denoised.demo:digits_classifier", "--resize", "8"], "digits"),
+    ],
+)
+def test_names_and_sizes_that_cannot_be_used(options, value, capsys, tmp_path):
+    words = ["--data", "digits", "--sigma", "0.25", "--out", str(tmp_path / "run")]
+    assert value in refusal(capsys, ["certify", *options, *words])
+    assert not (tmp_path / "run").exists()
