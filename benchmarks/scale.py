@@ -22,8 +22,18 @@ import numpy as np
 import torch
 from replay import ALPHA, GOLDEN, OTHER, TRUE, Image, N, recover, signed_radii
 
-from art_denoised.smoothing import AtRadii, Draw, Task, drive, simulate
-from art_denoised.smoothing.dispatch import Answered, Dispatcher, Lost, Piece, Ready, Report
+from art_denoised.smoothing import (
+    Answered,
+    AtRadii,
+    Dispatcher,
+    Draw,
+    Lost,
+    Piece,
+    Ready,
+    Task,
+    drive,
+    simulate,
+)
 
 SIGMA, RADII = 0.5, (0.0, 0.25, 0.5, 0.75, 1.0)
 SPEED, LATENCY, DEATHS, AWAY = 1000.0, 0.005, 1 / 2000, 10.0
@@ -53,7 +63,7 @@ class Simulated:
         self.free[worker] = begin + work(bundle) / self.speeds[worker]
         self.expect(self.free[worker], worker)
 
-    def receive(self) -> tuple[int, Report]:
+    def receive(self) -> tuple[int, Ready | Answered | Lost]:
         while True:
             self.now, _, worker, life = heapq.heappop(self.events)
             if life == self.lives[worker]:
