@@ -164,8 +164,8 @@ Widths: TypeAlias = Annotated[tuple[int, ...], _reads(widths, "W,W,...")]
 Names: TypeAlias = Annotated[tuple[str, ...], _reads(names, "A,A,...")]
 Duration: TypeAlias = Annotated[float, _reads(duration, "TIME")]
 Factory: TypeAlias = Annotated[str, _reads(factory, "FACTORY")]
-Model: TypeAlias = Annotated[str, _reads(factory, "NAME")]
 Part: TypeAlias = Annotated[tuple[int, int], _reads(shard, "I/N")]
+Model: TypeAlias = Annotated[str, _reads(factory, "NAME")]
 Norm: TypeAlias = Annotated[Literal["linf", "l2"], _reads(norm, "NORM")]
 
 MODEL, DATA, SAMPLING, TRAINING, RUN = (
@@ -290,7 +290,7 @@ class DataOptions:
         return known if self.data.startswith(("imagefolder:", "torchvision:ImageNet:")) else None
 
     def load(self, network: "nn.Module") -> "tuple[ImageData, Sequence[int]]":
-        """Return the data as the network expects it, and the chosen indices or a part of them."""
+        """Return the data as the network expects them, and the indices of the chosen images."""
         from art_denoised.data import Shard, load_data, read_classes, select
 
         names = None if self.classes is None else read_classes(self.classes)
