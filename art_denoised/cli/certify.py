@@ -161,7 +161,7 @@ class SamplingOptions:
         smoother = Smoother(
             base,
             sigma=self.sigma,
-            denoiser=model.load_denoiser(self.sigma),
+            denoiser=denoiser,
             noise=self.noise,
             seed=self.seed,
             batch_size=64 if self.batch_size == "auto" else self.batch_size,
