@@ -284,8 +284,8 @@ def certify(
     from art_denoised.smoothing.stops import Anytime
 
     stop, base, denoiser = sampling.stop(), model.load(), model.load_denoiser(sampling.sigma)
-    images, indices = data.load(base)
-    named = {**model.identity, **data.identity(base)}
+    images, indices = data.load(base, denoiser)
+    named = {**model.identity, **data.identity(base, denoiser)}
     place = workers.place(model, sampling.sigma)
     smoother = sampling.smoother(base, denoiser, images, indices, place)
     if sampling.preview:
@@ -338,8 +338,8 @@ def predict(
 
     stop = Voting(sampling.n, alpha=sampling.alpha)
     base, denoiser = model.load(), model.load_denoiser(sampling.sigma)
-    images, indices = data.load(base)
-    named = {**model.identity, **data.identity(base)}
+    images, indices = data.load(base, denoiser)
+    named = {**model.identity, **data.identity(base, denoiser)}
     place = workers.place(model, sampling.sigma)
     smoother = sampling.smoother(base, denoiser, images, indices, place)
     log = predict(smoother, images, stop, indices=indices, identity=named, **run.arguments)
