@@ -5,6 +5,7 @@ from .attacks import PGD as PGD
 from .attacks import AutoAttack as AutoAttack
 from .attacks import TorchAttack as TorchAttack
 from .checks import InputError as InputError
+from .data import Shard as Shard
 from .data import load_data as load_data
 from .denoisers import DnCNN as DnCNN
 from .denoisers import MemNet as MemNet
@@ -23,6 +24,7 @@ from .estimators import RobustTrainer as RobustTrainer
 from .estimators import ask_estimator as ask_estimator
 from .evaluation import certify as certify
 from .evaluation import evaluate as evaluate
+from .evaluation import merge as merge
 from .evaluation import predict as predict
 from .evaluation import preview as preview
 from .evaluation import read_log as read_log
@@ -45,6 +47,7 @@ from .smoothing import AtRadii as AtRadii
 from .smoothing import BlackBox as BlackBox
 from .smoothing import Budget as Budget
 from .smoothing import Certificate as Certificate
+from .smoothing import Cluster as Cluster
 from .smoothing import DenoisedClassifier as DenoisedClassifier
 from .smoothing import FixedN as FixedN
 from .smoothing import HttpClassifier as HttpClassifier
@@ -52,6 +55,7 @@ from .smoothing import SmoothedClassifier as SmoothedClassifier
 from .smoothing import Smoother as Smoother
 from .smoothing import Vote as Vote
 from .smoothing import Voting as Voting
+from .smoothing import Workers as Workers
 from .training import RECIPES as RECIPES
 from .training import EDMLoss as EDMLoss
 from .training import Objective as Objective

@@ -1,141 +1,165 @@
-"""Replay stored certification logs: what early stopping saves, and what it loses.
+"""Replay certification logs: how many samples early stopping saves, and what it loses.
 
-    python benchmarks/replay.py [--seeds 5] [--tiny]
+    python benchmarks/replay.py LOG --sigma S --radii R,R [--labels] [--seeds K] [--json]
+    python benchmarks/replay.py [--seeds K] [--tiny]
 
-The votes of each image in a log of Cohen et al. (100,000 samples, tests/golden) are recovered from
-its radius, shuffled, and handed to our procedures. So the samples are those of the published table.
-The log does not keep the votes of abstentions: half of them are assumed to be for the top class,
-which needs the most samples.
+LOG is a TSV as Cohen et al. publish them (idx label predict radius correct time); without it, two
+of theirs are replayed (CIFAR-10, tests/golden). The votes of each image are recovered from its
+radius, shuffled, and handed to the procedures of the package, so the samples are those of the
+published table. Votes that a log does not hold are assumed to be those that need the most samples:
+half of all for the class of an abstention, and all that are left for the true class of a
+misclassified image.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special
 
-from art_denoised.smoothing import (
-    Anytime,
-    AtRadii,
-    Certificate,
-    Draw,
-    Procedure,
-    Stage,
-    simulate,
-)
+from art_denoised.evaluation import read_log
+from art_denoised.smoothing import Anytime, AtRadii, Draw, Stage, simulate
 
-Counts = Mapping[int, int]
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
-N, N0, ALPHA = 100_000, 100, 0.001
-LOGS = {0.25: (0.0, 0.25, 0.5, 0.75), 0.5: (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)}
+N, SELECTION, ALPHA = 100_000, 100, 0.001  # of the published logs
+TABLES = {0.25: (0.0, 0.25, 0.5, 0.75), 0.5: (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)}
+TRUE, OTHER = 0, 1  # the class of an image, and one that stands for all others
+
+
+class Image(NamedTuple):
+    """One image of a log."""
+
+    votes: int  # for the class that was selected, among all samples
+    selected: int  # TRUE or OTHER
+    radius: float  # published; -1 where the class is wrong or none was certified
 
 
 class Replay(NamedTuple):
-    """Results of a procedure on the images of one log."""
+    """Results on the images of one log."""
 
-    saving: float  # samples of the fixed-n run over ours, n0 included
-    accuracy: np.ndarray  # certified accuracy in percent, at each radius
-    published: np.ndarray  # certified accuracy in the log
+    saving: float  # samples of the fixed run over ours, those for selection included
+    lost: float  # points of certified accuracy, at the worst radius
     acr: float  # average certified radius over that of the log
 
 
-def read(sigma: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the signed radii of a log, and the votes of the selected class among N."""
-    radii = np.loadtxt(GOLDEN / f"cohen_cifar10_sigma{sigma:.2f}.txt").ravel()
-    votes = np.arange(N // 2, N + 1)
-    certified = sigma * special.ndtri(special.betaincinv(votes, N - votes + 1, ALPHA))
-    # Radii are printed with three digits; several numbers of votes round to the same radius.
+def signed_radii(log: Path) -> np.ndarray:
+    """Return the radii of a log: negative where the class is wrong, 0 for an abstention."""
+    if log.suffix == ".txt":
+        return np.loadtxt(log).ravel()
+    rows = read_log(log).rows
+    return np.array([0.0 if r.prediction == -1 else (r.correct - 0.5) * 2 * r.radius for r in rows])
+
+
+def recover(radii: np.ndarray, sigma: float, n: int, alpha: float) -> list[Image]:
+    """Recover the votes of images that were certified from ``n`` samples at ``alpha``."""
+    votes = np.arange(n // 2, n + 1)
+    certified = sigma * special.ndtri(special.betaincinv(votes, n - votes + 1, alpha))
+    # Radii are printed with few digits; several numbers of votes round to the same radius.
     found = np.searchsorted(certified, np.abs(radii)).clip(0, len(votes) - 1)
-    return radii, np.where(radii == 0, N // 2, votes[found])
+    of_selected = np.where(radii == 0, n // 2, votes[found])
+    return [
+        Image(int(k), OTHER if radius < 0 else TRUE, float(radius) if radius > 0 else -1.0)
+        for k, radius in zip(of_selected, radii, strict=True)
+    ]
 
 
-def shuffled(right: int, rng: np.random.Generator) -> Callable[[Draw], Counts]:
-    """Answer draws with recorded votes in random order: 1 for the selected class, 0 for others."""
-    left = {True: right, False: N - right}
+def shuffled(image: Image, n: int, rng: np.random.Generator) -> Callable[[Draw], Mapping[int, int]]:
+    """Answer draws with the votes of an image in random order."""
+    left = {image.selected: image.votes, 1 - image.selected: n - image.votes}
 
-    def votes(draw: Draw) -> Counts:
+    def votes(draw: Draw) -> Mapping[int, int]:
+        size = draw.stop - draw.start
         if draw.stage is Stage.SELECTION:
-            return {1: draw.stop}
-        k = int(rng.hypergeometric(left[True], left[False], draw.stop - draw.start))
-        left[True] -= k
-        left[False] -= draw.stop - draw.start - k
-        return {1: k, 0: draw.stop - draw.start - k}
+            return {image.selected: size}
+        true = int(rng.hypergeometric(left[TRUE], left[OTHER], size))
+        left[TRUE] -= true
+        left[OTHER] -= size - true
+        return {TRUE: true, OTHER: size - true}
 
     return votes
 
 
 def replay(
-    sigma: float,
-    radii: tuple[float, ...],
-    procedure: Callable[[int | None], Procedure[Certificate]],
+    images: Sequence[Image],
+    stop: AtRadii | Anytime,
+    radii: Sequence[float],
     *,
-    use_labels: bool,
-    seed: int,
-    every: int = 1,
+    sigma: float,
+    seeds: Iterable[int] = (0,),
 ) -> Replay:
-    """Run ``procedure(label)`` on every image of a log, or on every ``every``-th."""
-    rng = np.random.default_rng(seed)
-    log, votes = (column[::every] for column in read(sigma))
-    correct = log > 0
-    samples, proved, ours = 0, np.zeros(len(radii)), 0.0
-    for right, is_correct, in_log in zip(votes, correct, log, strict=True):
-        known = (1 if is_correct or in_log == 0 else 0) if use_labels else None
-        certificate, used = simulate(procedure(known), shuffled(int(right), rng))
-        samples += used
-        if is_correct:
-            proved += [certificate.proves(r) for r in radii]
-            ours += certificate.radius
+    """Run the procedure of a stop rule on every image of a log, in the order of each seed."""
+    samples, radius, label = 0, [], TRUE if stop.labels else None
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        for image in images:
+            votes = shuffled(image, stop.n, rng)
+            certificate, used = simulate(stop.procedure(label, {"sigma": sigma}), votes)
+            samples += used
+            radius.append(certificate.radius if certificate.label == TRUE else -1.0)
+    ours, published = np.array(radius), np.array([image.radius for image in images])
+    lost = max(100 * (np.mean(published >= r) - np.mean(ours >= r)) for r in radii)
     return Replay(
-        saving=len(log) * (N + N0) / samples,
-        accuracy=100 * proved / len(log),
-        published=np.array([100 * np.mean(correct & (log >= r)) for r in radii]),
-        acr=ours / log[correct].sum(),
+        saving=len(ours) * (stop.n + SELECTION) / samples,
+        lost=round(float(lost), 9),
+        acr=float(np.maximum(ours, 0).mean() / np.maximum(published, 0).mean()),
     )
 
 
-def table(sigma: float, radii: tuple[float, ...]) -> Callable[[int | None], Procedure[Certificate]]:
-    """Return the procedure for a table of radii."""
-    stop = AtRadii(radii, N, N0, ALPHA)
-    return lambda label: stop.procedure(label, {"sigma": sigma})
-
-
-def anytime(sigma: float, n: int) -> Callable[[int | None], Procedure[Certificate]]:
-    """Return the procedure for a deadline after ``n`` samples."""
-    stop = Anytime(n, N0, ALPHA)
-    return lambda label: stop.procedure(label, {"sigma": sigma})
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--tiny", action="store_true", help="smallest size, to try the script")
-    arguments = parser.parse_args()
-    seeds, every = (range(1), 50) if arguments.tiny else (range(arguments.seeds), 1)
+def published(seeds: Iterable[int], every: int) -> None:
+    """Print results on the logs in tests/golden."""
     print(f"fewer samples than {N:,} an image, and points of certified accuracy lost\n")
-    print(f"{'':44}{'saving':>8}{'lost at most':>14}{'ACR':>8}")
-    for sigma, radii in LOGS.items():
-        runs = {
-            f"sigma {sigma:g}, {len(radii)} radii": (radii, table(sigma, radii), False),
-            f"sigma {sigma:g}, {len(radii)} radii, labels": (radii, table(sigma, radii), True),
-            **{
-                f"sigma {sigma:g}, r = {r:g} alone, labels": ((r,), table(sigma, (r,)), True)
-                for r in radii
-            },
-            f"sigma {sigma:g}, any time, {N:,}": (radii, anytime(sigma, N), False),
+    print(f"{'':40}{'saving':>8}{'lost at most':>14}{'ACR':>8}")
+    for sigma, table in TABLES.items():
+        log = signed_radii(GOLDEN / f"cohen_cifar10_sigma{sigma:.2f}.txt")[::every]
+        images = recover(log, sigma, N, ALPHA)
+        stops: dict[str, AtRadii | Anytime] = {
+            f"{len(table)} radii, class selected": AtRadii(table, labels=False),
+            f"{len(table)} radii": AtRadii(table, labels="class"),
+            **{f"r = {r:g} alone": AtRadii([r], labels="class") for r in table},
+            f"any time, {N:,}": Anytime(N, labels=False),
         }
-        for name, (at, procedure, use_labels) in runs.items():
-            done = [
-                replay(sigma, at, procedure, use_labels=use_labels, seed=s, every=every)
-                for s in seeds
-            ]
-            saving = np.mean([r.saving for r in done])
-            lost = max(float((r.published - r.accuracy).max()) for r in done)
-            acr = np.mean([r.acr for r in done])
-            print(f"{name:44}{saving:7.1f}x{lost:14.2f}{acr:8.3f}", flush=True)
+        for name, stop in stops.items():
+            radii = stop.radii if isinstance(stop, AtRadii) else table
+            found = replay(images, stop, radii, sigma=sigma, seeds=seeds)
+            line = f"sigma {sigma:g}, {name}"
+            print(f"{line:40}{found.saving:7.1f}x{found.lost:14.2f}{found.acr:8.3f}", flush=True)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("log", type=Path, nargs="?", help="TSV of a certify run")
+    parser.add_argument("--sigma", type=float, help="noise level of LOG")
+    parser.add_argument("--radii", help="radii of the table, R,R,...")
+    parser.add_argument("--labels", action="store_true", help="certify the true class, select none")
+    parser.add_argument("--n", type=int, default=N, help="samples of LOG (%(default)s)")
+    parser.add_argument("--alpha", type=float, default=ALPHA, help="that of LOG (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="orders of the votes (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--tiny", action="store_true", help="smallest size, to try the script")
+    args = parser.parse_args(given)
+    if args.log is None:
+        published(range(1 if args.tiny else args.seeds), 50 if args.tiny else 1)
+        return
+    if args.sigma is None or args.radii is None:
+        parser.error("LOG needs --sigma and --radii")
+    radii = sorted(float(radius) for radius in args.radii.split(","))
+    images = recover(signed_radii(args.log), args.sigma, args.n, args.alpha)
+    stop = AtRadii(radii, args.n, alpha=args.alpha, labels="class" if args.labels else False)
+    found = replay(images, stop, radii, sigma=args.sigma, seeds=range(args.seeds))
+    if args.json:
+        print(json.dumps({"images": len(images), "radii": radii, **found._asdict()}))
+    else:
+        print(
+            f"{found.saving:.1f}x fewer samples than {args.n:,} an image; {found.lost:.2f} points"
+        )
+        print(
+            f"lost at the worst radius; average certified radius {found.acr:.3f} of that in the log"
+        )
 
 
 if __name__ == "__main__":

@@ -43,9 +43,12 @@ def test_commands_write_what_they_wrote(name):
 LOGS = HERE / "logs"
 
 
-@pytest.mark.parametrize("name", ["fixed", "radii", "deadline"])
-def test_logs_of_the_first_version_are_read(name, capsys):
-    """Written at commit d691b95; `table` and `verify` say of them what they said then."""
+@pytest.mark.parametrize("name", ["fixed", "radii", "deadline", "union-bound"])
+def test_earlier_logs_are_read(name, capsys):
+    """Written at commit d691b95, and by the last version with a union bound over looks.
+
+    `table` and `verify` say of them what they said then.
+    """
     log = LOGS / name / "certify.jsonl"
     assert main(["table", str(log), "--json"]) == 0
     compare(

@@ -26,7 +26,14 @@ _COMMANDS = {  # of each group, with their modules
         "train-diffusion": "train",
         "train-robust": "train_robust",
     },
-    "Read results": {"table": "read", "plot": "read", "report": "read", "verify": "read"},
+    "Convert": {"convert": "convert"},
+    "Read results": {
+        "table": "read",
+        "plot": "read",
+        "report": "read",
+        "verify": "read",
+        "merge": "read",
+    },
 }
 _FIRST_STEPS = """\
 First steps, with the packaged digits classifier; each takes a minute or less:

@@ -22,6 +22,7 @@ from art_denoised.cli.options import (
     Norm,
     Number,
     RunOptions,
+    notice,
     notices,
 )
 from art_denoised.reports.terminal import escaped
@@ -167,6 +168,7 @@ def attack(
           --attacks autoattack-rand,square --max 500 --out runs/defended
     """
     from art_denoised import checks
+    from art_denoised.data import Shard
     from art_denoised.evaluation.attack import evaluate
     from art_denoised.reports.report import report
 
@@ -175,7 +177,11 @@ def attack(
     checks.count("batch_size", attack.batch_size)
     attack.parse(attack.attacks or DETERMINISTIC)
     network, undefended = model.load_defended(attack.seed), model.load_undefended()
-    images, indices = data.load(network)
+    denoisers = (getattr(part, "denoiser", None) for part in network.modules())
+    denoiser = next(filter(None, denoisers), None)
+    images, indices = data.load(network, denoiser)
+    if isinstance(indices, Shard) and not attack.no_checks:
+        notice("the masking checks need all shards; merge says how to make them")
     names = attack.attacks or _default_attacks(network, images, indices, model, attack)
     log = evaluate(
         network,
@@ -189,7 +195,7 @@ def attack(
         seed=attack.seed,
         batch_size=attack.batch_size,
         indices=indices,
-        identity={**model.identity, **data.identity(network)},
+        identity={**model.identity, **data.identity(network, denoiser)},
         **run.arguments,
     )
     if log.rows:
@@ -205,10 +211,11 @@ def _default_attacks(
     attack: AttackOptions,
 ) -> Sequence[str]:
     """Return attacks that suit the model: randomised models need EOT."""
-    from art_denoised.data.images import Chosen
+    from art_denoised.data.images import Chosen, Shard
     from art_denoised.evaluation.target import LOOKED, Target
 
-    x, _ = Chosen(data).stack(indices[:LOOKED])
+    whole = indices.whole if isinstance(indices, Shard) else indices
+    x, _ = Chosen(data).stack(whole[:LOOKED])
     size, seed = attack.batch_size, attack.seed
     target = Target(network, x, noise=model.noise, repeats=1, seed=seed, batch_size=size)
     return RANDOMISED if target.randomised else DETERMINISTIC

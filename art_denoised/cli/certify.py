@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import CycloptsError, Parameter
+from cyclopts import CycloptsError, Group, Parameter
 from cyclopts.validators import Number as InRange
 
 from art_denoised.cli.options import (
@@ -30,8 +33,11 @@ if TYPE_CHECKING:
 
     from art_denoised.data import ImageData
     from art_denoised.evaluation.rows import Log
+    from art_denoised.smoothing.cluster import Cluster
     from art_denoised.smoothing.smoother import Smoother
     from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN
+    from art_denoised.smoothing.workers import Workers
+    from art_denoised.types import Classifier
 
 
 @Parameter(name="*", group=MODEL)
@@ -69,10 +75,50 @@ class DenoisedModelOptions(ModelOptions):
             denoiser = load_denoiser(self.denoiser, sigma=sigma)
         return self._in_type(denoiser.to(self.find_device()))
 
+    def build(self, sigma: float) -> Classifier:
+        """Return the network that is sampled, for a worker; remarks were made by its driver."""
+        from art_denoised.smoothing.smoother import Smoother
+
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            smoother = Smoother(self.load(), sigma=sigma, denoiser=self.load_denoiser(sigma))
+        assert smoother.network is not None  # a module
+        return smoother.network
+
     def _in_type(self, network: nn.Module) -> nn.Module:
         import torch
 
         return network if self.dtype is None else network.to(getattr(torch, self.dtype))
+
+
+@Parameter(name="*", group=Group("Workers", sort_key=4))
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """What computes. No result depends on it.
+
+    Attributes:
+        workers: Number of processes that sample, each with a copy of the network, in turn on the
+            GPUs that there are. By default one; with --cluster as many as there is room for.
+        cluster: Ray cluster whose actors sample: auto, or an address such as ray://HOST:10001.
+            auto takes the cluster that runs on this machine, or starts one.
+    """
+
+    workers: Annotated[int | None, Parameter(metavar="N")] = None
+    cluster: Annotated[str | None, Parameter(metavar="ADDRESS")] = None
+
+    def place(self, model: DenoisedModelOptions, sigma: float) -> Workers | Cluster | None:
+        """Return what samples; None: this process alone."""
+        from art_denoised.smoothing.cluster import Cluster
+        from art_denoised.smoothing.workers import Workers
+
+        build = partial(model.build, sigma)
+        if self.cluster is not None:
+            return Cluster(self.cluster, self.workers, build)
+        if self.workers in (None, 1):
+            return None
+        return Workers(self.workers, build, model.spread())
+
+
+_HERE = WorkerOptions()
 
 
 @Parameter(name="*", group=SAMPLING)
@@ -104,9 +150,10 @@ class SamplingOptions:
         denoiser: nn.Module | None,
         data: ImageData,
         indices: Sequence[int],
+        workers: Workers | Cluster | None,
     ) -> Smoother:
         """Return the smoothed classifier, after a first look at the images."""
-        from art_denoised.data.images import Chosen
+        from art_denoised.data.images import Chosen, Shard
         from art_denoised.evaluation.certify import first_look
         from art_denoised.smoothing.smoother import Smoother
         from art_denoised.smoothing.voters import best_batch_size
@@ -118,10 +165,12 @@ class SamplingOptions:
             noise=self.noise,
             seed=self.seed,
             batch_size=64 if self.batch_size == "auto" else self.batch_size,
+            workers=workers,
         )
-        notice(str(first_look(smoother, data, indices)))
+        whole = indices.whole if isinstance(indices, Shard) else indices
+        notice(str(first_look(smoother, data, whole)))
         if self.batch_size == "auto" and smoother.network is not None:
-            x, _ = Chosen(data).stack(indices[:1])
+            x, _ = Chosen(data).stack(whole[:1])
             smoother.batch_size = best_batch_size(smoother.network, smoother.prepare(x)[0])
         return smoother
 
@@ -134,13 +183,15 @@ class CertifyOptions(SamplingOptions):
     Attributes:
         n: Number of samples for each image, by default 10000; with --radii or --deadline the
             largest number, by default 100000.
-        n0: Number of samples that select the class.
+        n0: Number of samples that select the class; none with --true-class.
         radii: Radii of interest: an image is sampled only until each of them is proved or out of
             reach.
         deadline: Time for the whole run, such as 90s, 10m or 2h. --resume continues and increases
             the radii.
         all_images: With --radii or --deadline, also sample images whose selected class is wrong.
             They count as wrong in any case.
+        true_class: With --radii, certify the true class of each image and select none: this saves
+            the n0 samples, and is sound because the true class depends on no sample.
         preview: Only estimate samples, time and cost from a few images; write no log.
         cost_per_sample: Price of a sample, for --preview.
     """
@@ -150,6 +201,7 @@ class CertifyOptions(SamplingOptions):
     radii: Radii | None = None
     deadline: Duration | None = None
     all_images: bool = False
+    true_class: bool = False
     preview: bool = False
     cost_per_sample: Annotated[Number, Parameter(validator=InRange(gte=0))] = 0.0
 
@@ -158,6 +210,9 @@ class CertifyOptions(SamplingOptions):
         if self.deadline and (self.radii or self.preview):
             other = "--radii" if self.radii else "--preview"
             raise CycloptsError(msg=f"--deadline excludes {other}; give one of them")
+        if self.true_class and (self.all_images or not self.radii):
+            wrong = "excludes --all-images" if self.all_images else "needs --radii"
+            raise CycloptsError(msg=f"--true-class {wrong}; see --help")
 
     def stop(self) -> FixedN | AtRadii | Anytime:
         """Return when an image is done."""
@@ -167,7 +222,8 @@ class CertifyOptions(SamplingOptions):
         n, n0, alpha = default if self.n is None else self.n, self.n0, self.alpha
         labels = not self.all_images
         if self.radii:
-            return AtRadii(self.radii, n=n, n0=n0, alpha=alpha, labels=labels)
+            known: bool | Literal["class"] = "class" if self.true_class else labels
+            return AtRadii(self.radii, n=n, n0=n0, alpha=alpha, labels=known)
         if self.deadline:
             return Anytime(n=n, n0=n0, alpha=alpha, seconds=self.deadline, labels=labels)
         return FixedN(n, n0=n0, alpha=alpha)
@@ -186,7 +242,12 @@ class PredictOptions(SamplingOptions):
 
 
 def certify(
-    *, model: DenoisedModelOptions, data: DataOptions, sampling: CertifyOptions, run: RunOptions
+    *,
+    model: DenoisedModelOptions,
+    data: DataOptions,
+    sampling: CertifyOptions,
+    workers: WorkerOptions = _HERE,
+    run: RunOptions,
 ) -> None:
     r"""Certify a data set: a label and an l2 radius for each image.
 
@@ -199,7 +260,7 @@ def certify(
     How much to sample, all at the same alpha (docs/sequential.md):
       --n N             N samples for every image: its full radius
       --radii R,R,...   until each radius is proved or out of reach: the table of
-                        certified accuracy from about a tenth of the samples
+                        certified accuracy from about a fifteenth of the samples
       --deadline TIME   as much as the time allows
 
     The packaged digits classifier behind its denoiser:
@@ -207,6 +268,10 @@ def certify(
           --denoiser art_denoised.demo:digits_denoiser --data digits \
           --sigma 0.25 --n 1000 --max 100 --out runs/denoised
       art-denoised table runs/denoised
+
+    Several machines, each with a part of the images (docs/cluster.md):
+      art-denoised certify ... --shard 1/8 --out runs/parts/1
+      art-denoised merge runs/all runs/parts/*
 
     Your own network:
       art-denoised certify --model mynets:resnet20 --denoiser dncnn.pth.tar \
@@ -219,9 +284,10 @@ def certify(
     from art_denoised.smoothing.stops import Anytime
 
     stop, base, denoiser = sampling.stop(), model.load(), model.load_denoiser(sampling.sigma)
-    images, indices = data.load(base)
-    named = {**model.identity, **data.identity(base)}
-    smoother = sampling.smoother(base, denoiser, images, indices)
+    images, indices = data.load(base, denoiser)
+    named = {**model.identity, **data.identity(base, denoiser)}
+    place = workers.place(model, sampling.sigma)
+    smoother = sampling.smoother(base, denoiser, images, indices, place)
     if sampling.preview:
         assert not isinstance(stop, Anytime)  # refused with the options
         cost = sampling.cost_per_sample
@@ -247,7 +313,12 @@ def _summary(log: Log, folder: Path) -> None:
 
 
 def predict(
-    *, model: DenoisedModelOptions, data: DataOptions, sampling: PredictOptions, run: RunOptions
+    *,
+    model: DenoisedModelOptions,
+    data: DataOptions,
+    sampling: PredictOptions,
+    workers: WorkerOptions = _HERE,
+    run: RunOptions,
 ) -> None:
     r"""Predict with the smoothed classifier, abstaining where it is unsure.
 
@@ -267,9 +338,10 @@ def predict(
 
     stop = Voting(sampling.n, alpha=sampling.alpha)
     base, denoiser = model.load(), model.load_denoiser(sampling.sigma)
-    images, indices = data.load(base)
-    named = {**model.identity, **data.identity(base)}
-    smoother = sampling.smoother(base, denoiser, images, indices)
+    images, indices = data.load(base, denoiser)
+    named = {**model.identity, **data.identity(base, denoiser)}
+    place = workers.place(model, sampling.sigma)
+    smoother = sampling.smoother(base, denoiser, images, indices, place)
     log = predict(smoother, images, stop, indices=indices, identity=named, **run.arguments)
     if sampling.tsv:
         write_tsv(log, run.out / "predict.tsv")

@@ -17,6 +17,7 @@ OPTIONAL = (
     ("pyautoattack", "attacks", "attacks autoattack, autoattack-rand, apgd-*, fab and square"),
     ("torchattacks", "attacks", "attacks torchattacks:NAME"),
     ("httpx", "api", "classifiers behind HTTP"),
+    ("ray", "cluster", "workers on many machines"),
     ("tenacity", "api", "paid classifiers that are queried again after an error"),
 )
 

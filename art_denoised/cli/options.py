@@ -3,16 +3,17 @@
 # No `from __future__ import annotations`: cyclopts reads the types of inherited fields in the
 # module of the subclass, which need not know their names.
 import math
+import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from cyclopts import Group, Parameter, Token
+from cyclopts import CycloptsError, Group, Parameter, Token
 from cyclopts.validators import Number as InRange
 
 from art_denoised.reports.terminal import escaped
@@ -97,6 +98,33 @@ def factory(text: str) -> str:
     return f"{'.'.join(parts)}:{name}"
 
 
+def shard(text: str) -> tuple[int, int]:
+    """Parse one of several equal parts, such as 2/8."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    part, parts = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= part <= parts:
+        raise ValueError(f"{text!r} is not a shard; give I/N, from 1/N to N/N")
+    return part, parts
+
+
+def slurm_shard(environment: Mapping[str, str]) -> tuple[int, int] | None:
+    """Return the part that a task of a SLURM array has; None outside one."""
+    try:
+        number, parts, first, step = (
+            int(environment.get(f"SLURM_ARRAY_TASK_{name}", default))
+            for name, default in (("ID", ""), ("COUNT", ""), ("MIN", "0"), ("STEP", "1"))
+        )
+    except ValueError:
+        return None
+    part, rest = divmod(number - first, step)
+    if rest or not 0 <= part < parts:
+        raise CycloptsError(
+            msg=f"SLURM_ARRAY_TASK_ID is {number} in an array of {parts} from {first} on; "
+            "give --shard I/N"
+        )
+    return part + 1, parts
+
+
 def norm(text: str) -> str:
     """Parse a norm in any spelling, such as Linf or L_2."""
     plain = text.lower().replace("_", "")
@@ -136,6 +164,7 @@ Widths: TypeAlias = Annotated[tuple[int, ...], _reads(widths, "W,W,...")]
 Names: TypeAlias = Annotated[tuple[str, ...], _reads(names, "A,A,...")]
 Duration: TypeAlias = Annotated[float, _reads(duration, "TIME")]
 Factory: TypeAlias = Annotated[str, _reads(factory, "FACTORY")]
+Part: TypeAlias = Annotated[tuple[int, int], _reads(shard, "I/N")]
 Model: TypeAlias = Annotated[str, _reads(factory, "NAME")]
 Norm: TypeAlias = Annotated[Literal["linf", "l2"], _reads(norm, "NORM")]
 
@@ -160,6 +189,14 @@ class DeviceOptions:
         from art_denoised.models.loading import find_device
 
         return find_device(self.device)
+
+    def spread(self) -> tuple[str, ...]:
+        """Return the devices that several workers share: all GPUs, unless one is named."""
+        import torch
+
+        if self.device not in ("auto", "cuda") or self.find_device().type != "cuda":
+            return ()
+        return tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
 
 
 @Parameter(name="*", group=MODEL)
@@ -219,9 +256,13 @@ class DataOptions:
         classes: File with the names of an image folder's classes, one a line in the order of the
             labels; synonyms follow a name after commas. By default the names of its folders, in
             their order.
-        resize: Length of the shorter side that photographs are resized to. By default that of the
-            network, where its library says it; for imagefolder and torchvision:ImageNet.
+        resize: Length of the shorter side that photographs are resized to. By default as the
+            library of the network says, or to the size of a diffusion model that denoises; for
+            imagefolder and torchvision:ImageNet.
         crop: Side of the square that is cut from their centre.
+        shard: Part I of N equal parts of these images, for one of N machines; the merge command
+            joins the parts. By default that of the task in a SLURM array, if this is one; 1/1
+            takes all images.
     """
 
     data: Annotated[str, Parameter(metavar="DATA")]
@@ -230,37 +271,51 @@ class DataOptions:
     classes: Annotated[Path | None, Parameter(metavar="FILE")] = None
     resize: Annotated[int | None, Parameter(metavar="PIXELS")] = None
     crop: Annotated[int | None, Parameter(metavar="PIXELS")] = None
+    shard: Part | None = None
 
-    def identity(self, network: "nn.Module") -> dict[str, Any]:
+    def identity(self, network: "nn.Module", denoiser: "nn.Module | None" = None) -> dict[str, Any]:
         """What a log says of the choice."""
         chosen = {"data": self.data, "skip": self.skip, "max": self.max}
-        transform = self.transform(network)
+        transform = self.transform(network, denoiser)
         return chosen if transform is None else {**chosen, "transform": str(transform)}
 
-    def transform(self, network: "nn.Module") -> "EvalTransform | None":
+    def transform(
+        self, network: "nn.Module", denoiser: "nn.Module | None" = None
+    ) -> "EvalTransform | None":
         """Return how photographs become the input of a network, if they are changed at all."""
-        from art_denoised.models.classifiers import EvalTransform, eval_transform
+        from art_denoised.models.classifiers import EvalTransform, eval_transform, image_size
 
         known = eval_transform(network)
+        side = image_size(denoiser) if known is not None else None
+        if known is not None and side is not None:  # what it returns is resized to the network's
+            known = EvalTransform(side, (side, side), known.interpolation)
         if self.resize or self.crop:
             side = self.crop or self.resize or 0
             how = "bilinear" if known is None else known.interpolation
             return EvalTransform(self.resize or side, (side, side), how)
         return known if self.data.startswith(("imagefolder:", "torchvision:ImageNet:")) else None
 
-    def load(self, network: "nn.Module") -> "tuple[ImageData, Sequence[int]]":
-        """Return the data set as the network expects it, and the indices of the chosen images."""
-        from art_denoised.data import load_data, read_classes, select
+    def load(
+        self, network: "nn.Module", denoiser: "nn.Module | None" = None
+    ) -> "tuple[ImageData, Sequence[int]]":
+        """Return the data as the network expects them, and the indices of the chosen images."""
+        from art_denoised.data import Shard, load_data, read_classes, select
 
         names = None if self.classes is None else read_classes(self.classes)
-        transform = self.transform(network)
+        transform = self.transform(network, denoiser)
         data: Any = load_data(self.data, classes=names, transform=transform)
         if transform is not None:
             notice(f"photographs: {transform}")
         if self.data.startswith("imagefolder:"):  # labels follow from the names of its folders
             named = [f"{label} {name}" for label, name in enumerate(data.classes)]
             notice("classes: " + ", ".join(named[:20]) + (", ..." if len(named) > 20 else ""))
-        return data, select(data, self.skip, self.max)
+        indices, part = select(data, self.skip, self.max), self.shard
+        if part is None and (part := slurm_shard(os.environ)) is not None:
+            notice(
+                f"this is shard {part[0]}/{part[1]}, from SLURM_ARRAY_TASK_ID; "
+                "pass --shard 1/1 for all images"
+            )
+        return data, indices if part in (None, (1, 1)) else Shard(indices, *part)
 
 
 @Parameter(name="*", group=RUN)

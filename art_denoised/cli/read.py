@@ -1,4 +1,4 @@
-"""Commands that read logs: table, plot, report and verify."""
+"""Commands that read logs: table, plot, report, verify and merge."""
 
 from __future__ import annotations
 
@@ -160,6 +160,47 @@ def verify(
             together = family_wise(log, family_alpha, images=family_images)
             certified_table({"each": log, f"all together, {1 - family_alpha:g}": together}).show()
     return 1 if wrong else 0
+
+
+def merge(
+    out: Annotated[Path, Parameter(metavar="OUT")],
+    *runs: Annotated[Path, Parameter(name="RUN", required=True)],
+    partial: bool = False,
+    tsv: bool = False,
+) -> None:
+    """Join shards of certify, predict or attack into one log.
+
+    The log is the one that a single machine would have written, but for times
+    and, where images stop early, the order of rows. Shards of other settings,
+    shards that are given twice and missing shards or rows are refused. Masking
+    checks of an attack need all images: repeat its command without --shard, with
+    --resume and --out OUT. It finds all rows and makes the checks alone.
+
+    Eight shards, each certified with --shard I/8 --out runs/parts/I:
+      art-denoised merge runs/all runs/parts/*
+      art-denoised table runs/all
+
+    Args:
+        out: Folder of the merged run.
+        runs: Folders of the shards.
+        partial: Accept missing shards and rows, and name them.
+        tsv: Also write a TSV log with the columns of Cohen et al.
+    """
+    from art_denoised.evaluation import ATTACK, AttackLog, write_tsv
+    from art_denoised.evaluation.attack_rows import unmade
+    from art_denoised.evaluation.merge import merge
+
+    for path, log in merge(out, runs, partial=partial).items():
+        _show_notices(path, log.notices)
+        if isinstance(log, AttackLog):
+            if unmade(log.checks):
+                notice(
+                    f"{path}: the masking checks are not made; repeat the {ATTACK.name} command "
+                    f"without --shard, with --resume --out {out}"
+                )
+        elif tsv:
+            write_tsv(log, path.with_suffix(".tsv"))
+        print(escaped(f"log: {path}, {len(log.rows)} rows"))
 
 
 def _read(path: Path) -> Log:

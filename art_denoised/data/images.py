@@ -121,18 +121,68 @@ def select(data: Sized, skip: int = 1, limit: int | None = None) -> Sequence[int
     return [indices[place] for place in sorted(order[:limit])]
 
 
+class Shard(Sequence[int]):
+    """One of several equal parts of the images of a run, for a machine of its own.
+
+    It is given to `certify`, `predict` or `evaluate` as ``indices``. The log then names all images
+    of the run and the part, and `merge` joins the parts. No row depends on the division: the
+    noise of an image depends on its index alone.
+
+    Args:
+        whole: Indices of all images of the run.
+        part: Number of this part, from 1.
+        parts: Number of parts. With more of them than images some are empty.
+        block: Number of neighbouring images that stay together. `evaluate` takes its batches, whose
+            images are attacked together.
+
+    Raises:
+        InputError: There is no such part.
+
+    Example:
+        >>> list(Shard(range(10), 2, 4)), list(Shard(range(10), 2, 4, block=2))
+        ([1, 5, 9], [2, 3])
+    """
+
+    def __init__(self, whole: Sequence[int], part: int, parts: int, block: int = 1) -> None:
+        self.whole = whole
+        self.parts = checks.count("the number of shards", parts)
+        self.part = checks.count("shard", part)
+        if self.part > self.parts:
+            raise InputError(f"shard is {part}/{parts}; give 1/{parts} to {parts}/{parts}")
+        mine, step = (self.part - 1) * block, self.parts * block
+        starts = range(mine, len(whole), step)
+        self._indices = [i for start in starts for i in whole[start : start + block]]
+
+    @property
+    def name(self) -> str:
+        """The part and the number of parts, such as "2/4"."""
+        return f"{self.part}/{self.parts}"
+
+    def in_blocks(self, block: int) -> Shard:
+        """Return this part of the same images, where neighbours stay together."""
+        return Shard(self.whole, self.part, self.parts, block)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._indices[place]
+
+
 class Chosen:
     """The images of a run: chosen by index, and checked where they enter.
 
     Args:
         data: Pairs of an image (channels, height, width) in [0, 1] and its class.
-        indices: Indices of the images; None: all.
+        indices: Indices of the images, or a `Shard` of them; None: all.
         classes: Number of classes; None: not known yet.
 
     Attributes:
         indices: The indices, as ints.
+        whole: The indices of all shards; the same if there are none.
         classes: Number of classes that labels are checked for, once it is known.
         shape: (channels, height, width) of the images, once one was read; all must have it.
+        shard: Which part of the whole run this is; None: it is the whole.
         notices: What the user should know of the choice, once `settings` has read all images.
     """
 
@@ -142,6 +192,10 @@ class Chosen:
         self._data = data
         self.shape: tuple[int, ...] | None = None
         self.indices = checks.indices(range(len(data)) if indices is None else indices, len(data))
+        self.shard = indices if isinstance(indices, Shard) and indices.parts > 1 else None
+        self.whole = self.indices
+        if self.shard is not None:
+            self.whole = checks.indices(self.shard.whole, len(data))
         self.classes = classes
         self.notices: list[str] = []
 
@@ -176,10 +230,15 @@ class Chosen:
     def settings(self, watch: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> dict[str, Any]:
         """Return what tells these images and labels from any others, reading all of them.
 
-        ``watch`` wraps the iteration, for a progress bar.
+        A shard reads the images of all shards, too, so that merging can compare them. ``watch``
+        wraps the iteration, for a progress bar.
         """
+        whole = self
+        if self.shard is not None:
+            whole = Chosen(self._data, self.whole, self.classes)
+            whole.shape = self.shape
         pixels, labels = hashlib.sha256(), []
-        for index, x, label in watch(self):
+        for index, x, label in watch(whole):
             pixels.update(f"{index} {tuple(x.shape)}".encode())
             pixels.update(x.cpu().contiguous().numpy().tobytes())
             labels.append((index, label))
@@ -193,10 +252,11 @@ class Chosen:
         named = isinstance(classes, (list, tuple)) and all(isinstance(c, str) for c in classes)
         return {
             **({"classes": list(classes)} if named and classes else {}),
-            "images": len(self.indices),
-            "indices": _compact(self.indices),
+            "images": len(self.whole),
+            "indices": _compact(self.whole),
             "labels": labels_fingerprint(labels),
             "pixels": pixels.hexdigest()[:16],
+            **({} if self.shard is None else {"shard": self.shard.name}),
         }
 
 

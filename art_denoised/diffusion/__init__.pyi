@@ -1,3 +1,4 @@
+from .edm import edm_diffusion as edm_diffusion
 from .folders import load_diffusion as load_diffusion
 from .folders import save_diffusion as save_diffusion
 from .folders import unet_diffusion as unet_diffusion
@@ -9,6 +10,7 @@ from .model import DiffusionModel as DiffusionModel
 from .model import NoisedDiffusion as NoisedDiffusion
 from .model import SelfTest as SelfTest
 from .model import self_test as self_test
+from .openai import openai_diffusion as openai_diffusion
 from .preconditioning import DDPM as DDPM
 from .preconditioning import EDM as EDM
 from .preconditioning import Flow as Flow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,12 @@ from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.preconditioning import EDM
+from art_denoised.diffusion.published import (
+    PUBLISHED_NETWORKS,
+    is_published,
+    load_published,
+    save_published,
+)
 from art_denoised.diffusion.schedulers import read_preconditioning
 from art_denoised.models.loading import find_published, fitting_state, read_state_dict
 
@@ -112,28 +118,35 @@ def load_diffusion(
     classes: int | None = None,
     into: DiffusionModel | None = None,
     revision: str | None = None,
+    openai: str | Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> DiffusionModel:
-    """Load a diffusion model, in eval mode; nothing is executed, no pickle is read.
+    """Load a diffusion model, in eval mode; nothing that a file contains is executed.
 
     With ``HF_HUB_OFFLINE=1`` in the environment only the cache of the hub is looked at.
 
     Args:
-        source: Diffusers folder, repository "owner/name" on the Hugging Face hub in that form, or
-            file of weights. The folder is a pipeline with ``unet`` and ``scheduler``, or holds
-            config.json, weights in safetensors and scheduler_config.json itself. DDPM-like (with
-            betas), EDM and flow-matching schedulers are supported. A file is safetensors, or a
-            state dict by torch.save.
+        source: Folder, repository "owner/name" on the Hugging Face hub in the same form, or file.
+            A folder is one of `save_diffusion`, or of diffusers: a pipeline with ``unet`` and
+            ``scheduler``, or config.json, weights in safetensors and scheduler_config.json. DDPM-
+            like (with betas), EDM and flow-matching schedulers are supported. A file is a U-Net of
+            OpenAI such as 256x256_diffusion_uncond.pt, a pickle of EDM such as
+            edm-cifar10-32x32-cond-vp.pkl, which is read as data, or weights for ``into``.
         classes: Number of classes of a conditional U-Net. If it embeds one more, that is the null
             class.
-        into: Model that receives the weights of a file. Names are those of the model or of its
-            network.
+        into: Model that receives the weights of a file of safetensors or of a state dict by
+            torch.save. Names are those of the model or of its network.
         revision: Branch, tag or commit on the hub; None: its main branch. A commit makes a run
             repeatable.
+        openai: Name of a published model of OpenAI, or its flags (`openai_diffusion`), for a file
+            that does not have its published name.
+        dtype: Floating-point type of the network. None: float32 for OpenAI and EDM, and that of the
+            weights for others.
 
     Raises:
         InputError: Files are missing, damaged or not safetensors; the model is a consistency or
-            latent model; the scheduler or one of its keys is not supported; or classes or weights
-            do not fit.
+            latent model; the scheduler or one of its keys is not supported; flags, classes or
+            weights do not fit; or a pickle holds anything but what a network of EDM needs.
 
     Example:
         >>> import tempfile
@@ -152,14 +165,31 @@ def load_diffusion(
         >>> model(torch.rand(2, 1, 8, 8), 0.25).shape
         torch.Size([2, 1, 8, 8])
     """
-    source = find_published(source)
-    folder = Path(source)
-    if folder.is_file():
-        return _from_file(folder, classes, into)
+    if dtype is not None and not dtype.is_floating_point:
+        raise InputError(f"dtype is {dtype}; give a floating-point type")
+    path = Path(find_published(source))
+    if openai is not None and (into is not None or not path.is_file()):
+        raise InputError(
+            f"openai names the network of a file, but {source} is no file or into is given too; "
+            "leave out openai"
+        )
     if into is not None:
-        raise InputError(f"{source} is not a file of weights; give one, or leave out into")
-    if not folder.is_dir():
-        folder = _downloaded(str(source), revision)
+        if not path.is_file():
+            raise InputError(f"{source} is not a file of weights; give one, or leave out into")
+        return _from_file(path, classes, into).to(dtype)
+    if not path.exists():
+        path = _downloaded(str(source), revision)
+    if is_published(path, openai):
+        return load_published(path, classes, openai).to(dtype)
+    if path.is_file():
+        raise InputError(
+            f"{path} is a file of weights, which does not name its network; give "
+            "into=DiffusionModel(network, preconditioning, ...), or openai= for a U-Net of OpenAI"
+        )
+    return _from_folder(path, classes).to(dtype)
+
+
+def _from_folder(folder: Path, classes: int | None) -> DiffusionModel:
     _refuse_latents(folder)
     preconditioning = read_preconditioning(folder)
     unet = read_unet(folder / "unet" if (folder / "unet").is_dir() else folder)
@@ -231,12 +261,7 @@ def _downloaded(name: str, revision: str | None) -> Path:
     return Path(folder)
 
 
-def _from_file(path: Path, classes: int | None, into: DiffusionModel | None) -> DiffusionModel:
-    if into is None:
-        raise InputError(
-            f"{path} is a file of weights, which does not name its network; give "
-            "into=DiffusionModel(network, preconditioning, ...)"
-        )
+def _from_file(path: Path, classes: int | None, into: DiffusionModel) -> DiffusionModel:
     if classes not in (None, into.classes):
         raise InputError(f"classes is {classes}, but the model given has {into.classes}")
     state = read_state_dict(path)
@@ -246,15 +271,17 @@ def _from_file(path: Path, classes: int | None, into: DiffusionModel | None) -> 
 
 
 def save_diffusion(model: DiffusionModel, folder: Path | str) -> None:
-    """Write an EDM to a diffusers folder that `load_diffusion` reads.
+    """Write a model to a folder that `load_diffusion` reads.
 
     Args:
-        model: Diffusion model over a UNet2DModel, from `unet_diffusion` or `load_diffusion`.
-        folder: Output folder; it gets ``unet`` and ``scheduler``.
+        model: Diffusion model over a UNet2DModel, from `unet_diffusion` or `load_diffusion`, or a
+            model of OpenAI or EDM.
+        folder: Output folder. It gets ``unet`` and ``scheduler`` of diffusers; for a model of
+            OpenAI or EDM, config.json and weights in safetensors.
 
     Raises:
-        InputError: The network is no UNet2DModel, the preconditioning is not EDM, or the null class
-            is not the number of classes.
+        InputError: The network is of no such kind, a UNet2DModel has another preconditioning than
+            EDM, or the null class is not the number of classes.
 
     Example:
         >>> import tempfile
@@ -265,6 +292,13 @@ def save_diffusion(model: DiffusionModel, folder: Path | str) -> None:
         ...     bool(torch.equal(load_diffusion(folder, classes=10)(x, 0.5, y), model(x, 0.5, y)))
         True
     """
+    if isinstance(model.network, PUBLISHED_NETWORKS):
+        save_published(model, Path(folder))
+    else:
+        _save_unet(model, Path(folder))
+
+
+def _save_unet(model: DiffusionModel, folder: Path) -> None:
     from diffusers import EDMEulerScheduler
 
     edm = model.preconditioning
@@ -281,10 +315,10 @@ def save_diffusion(model: DiffusionModel, folder: Path | str) -> None:
     scheduler = EDMEulerScheduler(
         sigma_data=edm.sigma_data, sigma_min=edm.sigma_min, sigma_max=edm.sigma_max
     )
-    model.network.unet.save_pretrained(Path(folder, "unet"))
-    scheduler.save_pretrained(Path(folder, "scheduler"))
+    model.network.unet.save_pretrained(folder / "unet")
+    scheduler.save_pretrained(folder / "scheduler")
     extra = {"patch": model.network.patch, "image_range": list(model.image_range)}
-    Path(folder, _EXTRA).write_text(json.dumps(extra) + "\n")
+    (folder / _EXTRA).write_text(json.dumps(extra) + "\n")
 
 
 def _read_extra(folder: Path) -> tuple[int, tuple[float, float]]:

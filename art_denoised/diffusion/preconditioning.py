@@ -122,7 +122,7 @@ class DDPM(Preconditioning):
     }
 
     def __post_init__(self) -> None:
-        abar = torch.tensor(self.alphas_cumprod, dtype=torch.float64)
+        abar = torch.tensor(self.alphas_cumprod, dtype=torch.float64, device="cpu")
         checks.choice("prediction", self.prediction, get_args(Prediction))
         if not (
             len(abar) and bool((abar > 0).all() and (abar <= 1).all() and (abar.diff() < 0).all())
@@ -161,7 +161,7 @@ class DDPM(Preconditioning):
     @property
     def sigmas(self) -> Tensor:
         """Noise level of each step, rising; float64."""
-        abar = torch.tensor(self.alphas_cumprod, dtype=torch.float64)
+        abar = torch.tensor(self.alphas_cumprod, dtype=torch.float64, device="cpu")
         return ((1 - abar) / abar).sqrt()
 
 

@@ -143,8 +143,7 @@ class DefendedClassifier(PyTorchClassifier):
 
     def compute_loss(self, x: Any, y: Any, reduction: str = "none", **kwargs: Any) -> Any:
         """Return the loss of ``.model``: for each image, or its "mean" or "sum" over the images."""
-        if reduction not in ("none", "mean", "sum"):
-            raise InputError(f"reduction is {reduction!r}; give none, mean or sum")
+        checks.choice("reduction", reduction, ("none", "mean", "sum"))
         x, y = self._pair(x, y)
         if not len(x) and reduction == "mean":
             raise InputError("there are no images, so their mean loss is undefined; give one")

@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from art_denoised import checks
+from art_denoised.checks import InputError
 from art_denoised.diffusion.levels import Levels
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.estimators.defended import DefendedClassifier
+from art_denoised.rdc.chen2024 import chen2024_settings
 from art_denoised.rdc.classifier import DiffusionClassifier
 from art_denoised.rdc.cost import Cost, preview_cost
-from art_denoised.rdc.likelihood import FormName, Gradient, LikelihoodMaximization, named_form
+from art_denoised.rdc.likelihood import Form, FormName, Gradient, LikelihoodMaximization, named_form
 
 
 class RobustDiffusionClassifier(DefendedClassifier):
@@ -29,11 +31,14 @@ class RobustDiffusionClassifier(DefendedClassifier):
     2305.15241).
 
     Args:
-        diffusion: Class-conditional diffusion model with a null class, in eval mode.
+        diffusion: Class-conditional diffusion model, in eval mode.
         input_shape: (channels, height, width).
+        unconditional: Diffusion model for likelihood maximization; None: ``diffusion``, which must
+            have a null class then.
         steps: Number of likelihood-maximization steps; 0 disables it.
         eta: Largest change of a pixel by likelihood maximization; "adam_reference" ignores it.
-        form: "adam", "adam_reference" or "momentum": the form of likelihood maximization.
+        form: Form of likelihood maximization: "adam", "adam_reference" or "momentum", or `Adam` or
+            `Momentum` for other settings.
         gradient: "exact", or "bpda" for the identity in its place.
         lr: Learning rate of likelihood maximization.
         levels: Noise levels of the classifier and of the momentum form.
@@ -70,9 +75,10 @@ class RobustDiffusionClassifier(DefendedClassifier):
         diffusion: DiffusionModel,
         *,
         input_shape: tuple[int, int, int],
+        unconditional: DiffusionModel | None = None,
         steps: int = 5,
         eta: float = 8 / 255,
-        form: FormName = "adam",
+        form: FormName | Form = "adam",
         gradient: Gradient = "exact",
         lr: float = 0.05,
         levels: Levels | None = None,
@@ -84,7 +90,11 @@ class RobustDiffusionClassifier(DefendedClassifier):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        checks.eval_mode(diffusion)
+        maximized = diffusion if unconditional is None else unconditional
+        for model in (diffusion, maximized):
+            checks.eval_mode(model)
+        if isinstance(form, str):
+            form = named_form(form, lr=lr, levels=levels)
         classifier = DiffusionClassifier(
             diffusion,
             levels=levels,
@@ -100,10 +110,10 @@ class RobustDiffusionClassifier(DefendedClassifier):
             stages.insert(
                 0,
                 LikelihoodMaximization(
-                    diffusion,
+                    maximized,
                     steps=steps,
                     eta=eta,
-                    form=named_form(form, lr=lr, levels=levels),
+                    form=form,
                     gradient=gradient,
                     seed=seed,
                     bf16=bf16,
@@ -114,6 +124,40 @@ class RobustDiffusionClassifier(DefendedClassifier):
             input_shape=input_shape,
             nb_classes=classifier.classes,
             **kwargs,
+        )
+
+    @classmethod
+    def chen2024(
+        cls,
+        diffusion: DiffusionModel,
+        unconditional: DiffusionModel | None = None,
+        *,
+        input_shape: tuple[int, int, int] = (3, 32, 32),
+        levels: int = 125,
+        **options: Any,
+    ) -> RobustDiffusionClassifier:
+        """Build the classifier with the settings of the release (`art_denoised.rdc.chen2024`).
+
+        Args:
+            diffusion: Class-conditional diffusion model, such as edm-cifar10-32x32-cond-vp.pkl.
+            unconditional: Diffusion model for likelihood maximization, such as
+                edm-cifar10-32x32-uncond-vp.pkl; None: ``diffusion``, which must have a null class.
+            input_shape: (channels, height, width).
+            levels: Number of noise levels; the release also uses 1,000.
+            **options: Further arguments of the class: gradient, seed, max_batch and so on.
+
+        Raises:
+            InputError: A model cannot be used so, or an option is one of the release's settings.
+        """
+        settings = {**chen2024_settings(levels, input_shape), "steps": 5}
+        if fixed := sorted({*settings, "lr", "eta"} & options.keys()):
+            raise InputError(f"{fixed[0]} belongs to the release; leave it out, or use the class")
+        return cls(
+            diffusion,
+            input_shape=input_shape,
+            unconditional=unconditional,
+            **settings,
+            **options,
         )
 
     @property

@@ -11,6 +11,7 @@ from .attack_rows import read_attack_log as read_attack_log
 from .certify import certify as certify
 from .certify import predict as predict
 from .masking import Probes as Probes
+from .merge import merge as merge
 from .preview import Preview as Preview
 from .preview import preview as preview
 from .rows import CERTIFY as CERTIFY

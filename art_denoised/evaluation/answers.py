@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -17,9 +16,9 @@ from art_denoised.runs.identity import describe, fingerprint
 from art_denoised.runs.identity import identity as identity_of
 from art_denoised.runs.journal import Kind, Row, Run, read_run
 from art_denoised.smoothing.blackbox import Answer, Vocabulary
-from art_denoised.smoothing.bounds import Looks
-from art_denoised.smoothing.statistics import Certificate
-from art_denoised.smoothing.stops import FIRST_LOOK, AtRadii, Counts, Draw, FixedN, Stage, simulate
+from art_denoised.smoothing.sequential import Look
+from art_denoised.smoothing.statistics import ABSTAIN, Certificate, top_class
+from art_denoised.smoothing.stops import AtRadii, Counts, Draw, FixedN, Stage, simulate
 
 if TYPE_CHECKING:
     from art_denoised.smoothing.smoother import Smoother
@@ -248,8 +247,8 @@ class AnswerRun(Answers):
             simulate(stop.procedure(label, self._record), partial(self.votes, index))
         except MissingError as missing:
             # With labels the selection alone may show that the image is misclassified.
-            by_labels = isinstance(stop, AtRadii) and stop.labels
-            first = FIRST_LOOK if isinstance(stop, AtRadii) else stop.n
+            by_labels = isinstance(stop, AtRadii) and stop.labels is True
+            first = stop.bound.first
             held = sum(key[0] == index for key in self._classes)
             return max(len(missing.samples), stop.n0 + (0 if by_labels else first) - held)
         return 0
@@ -271,8 +270,9 @@ def recertify(
 
     That is possible at another alpha, with other synonyms, or with fewer samples. For the
     certificates to hold, these must not be chosen by what they make of the answers. The number of
-    answers of a run with radii depends on the votes, so its journal is certified at the looks of
-    that run and no others. Images that an interrupted run did not finish are left out.
+    answers of a run with radii depends on the votes, so its journal is certified by the tests of
+    `AtRadii`, at the looks that the run reached. Images that an interrupted run did not finish are
+    left out.
 
     Args:
         run: Folder of the run, or its ``answers.jsonl``.
@@ -314,11 +314,15 @@ def recertify(
             f"n0 is {n0} and n is {n}, but the number of answers in {run} depends on the votes; "
             "leave n0 and n as they were"
         )
-    stop = FixedN(last if n is None else n, settings["n0"] if n0 is None else n0, alpha)
-    bound = AtRadii(settings["radii"], last, stop.n0, alpha).bound if early else stop.bound
+    stop: FixedN | AtRadii
+    if early:
+        labels = settings.get("use_labels", True)
+        stop = AtRadii(settings["radii"], last, settings["n0"], alpha, labels)
+    else:
+        stop = FixedN(last if n is None else n, settings["n0"] if n0 is None else n0, alpha)
     of_noise = {"noise": settings.get("noise", "gaussian"), "tv": settings.get("tv", 0.0)}
     record = {name: settings[name] for name in ("sigma", "seed")} | of_noise
-    record |= {"alpha": stop.alpha, "bound": bound}
+    record |= {"alpha": stop.alpha}
     rows, unfinished = [], []
     for index, label in held.labels.items():
         if label >= len(words.classes):
@@ -326,11 +330,13 @@ def recertify(
                 f"image {index}: label {label} is out of range; the journal is damaged"
             )
         try:
-            certificate = _certificate(held, index, stop.n0, bound, record, early)
+            if isinstance(stop, AtRadii):
+                certificate = _of_table(held, index, label, stop, record)
+            else:
+                certificate = _of_fixed(held, index, stop, record)
         except MissingError as missing:
-            whole = [Draw(Stage.SELECTION, 0, settings["n0"])]
-            whole += [] if early else [Draw(Stage.ESTIMATION, 0, last)]
-            if not any(held.missing(index, draw) for draw in whole):
+            whole = [Draw(Stage.SELECTION, 0, settings["n0"]), Draw(Stage.ESTIMATION, 0, last)]
+            if not early and not any(held.missing(index, draw) for draw in whole):
                 raise InputError(f"{run} {missing}") from None
             unfinished.append(str(index))
             continue
@@ -339,26 +345,33 @@ def recertify(
         raise InputError(f"{run} holds no finished image; resume the run")
     left_out = f"left out, since the run did not finish them: images {', '.join(unfinished)}"
     notices = (*contents.notices, *([left_out] if unfinished else []))
-    plan = {"alpha": alpha, "n0": stop.n0, "n": bound.last, "dtype": "float32"}
-    return Log("certify", {"noise": "gaussian", **settings, **plan}, tuple(rows), notices)
+    plan = {**settings, **stop.settings, "dtype": "float32"}
+    return Log("certify", {"noise": "gaussian", **plan}, tuple(rows), notices)
 
 
-def _certificate(
-    held: Answers,
-    index: int,
-    n0: int,
-    bound: Looks,
-    record: Mapping[str, Any],
-    stopped_early: bool,
+def _of_fixed(held: Answers, index: int, stop: FixedN, record: Mapping[str, Any]) -> Certificate:
+    selection = held.votes(index, Draw(Stage.SELECTION, 0, stop.n0))
+    counts = held.votes(index, Draw(Stage.ESTIMATION, 0, stop.n))
+    return Certificate.from_counts(selection, counts, bound=stop.bound, **record)
+
+
+def _of_table(
+    held: Answers, index: int, label: int, stop: AtRadii, record: Mapping[str, Any]
 ) -> Certificate:
-    """Certify from all samples; of a run that stopped early, from the best look it reached."""
-    selection = held.votes(index, Draw(Stage.SELECTION, 0, n0))
-    best, counts, reached = Certificate.from_counts(selection, {}, **record), Counter[int](), 0
-    for start, end in pairwise((0, *bound.counts)):
+    """Certify from the looks that a run reached: why it went no further plays no part."""
+    chosen, selection, counts = label, Counter[int](), Counter[int]()
+    if stop.labels != "class":
+        selection += Counter(held.votes(index, Draw(Stage.SELECTION, 0, stop.n0)))
+        chosen = top_class(selection)
+    looks: list[Look] = []
+    for start, end in pairwise((0, *stop.bound.counts)):
         draw = Draw(Stage.ESTIMATION, start, end)
-        if stopped_early and held.missing(index, draw):
+        if missing := held.missing(index, draw):
+            if stop.labels == "class" and not looks:
+                raise MissingError(index, draw, missing)
             break
-        counts, reached = counts + Counter(held.votes(index, draw)), end
-        found = Certificate.from_counts(selection, counts, **record)
-        best = max(best, found, key=lambda c: (c.p_lower, c.n))
-    return replace(best, drawn=reached)
+        counts += Counter(held.votes(index, draw))
+        looks.append(Look(end, counts[chosen] if chosen != ABSTAIN else 0))
+    level = {"sigma": record["sigma"], "tv": record["tv"], "alpha": stop.alpha}
+    proofs = stop.bound.proofs(looks, stop.radii, **level)
+    return Certificate.from_proofs(chosen, selection, counts, proofs, bound=stop.bound, **record)

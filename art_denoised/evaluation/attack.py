@@ -21,7 +21,7 @@ from tqdm import tqdm
 from art_denoised import checks
 from art_denoised.attacks.ascent import NORMS, distances, within
 from art_denoised.checks import InputError
-from art_denoised.data.images import Chosen, ImageData
+from art_denoised.data.images import Chosen, ImageData, Shard
 from art_denoised.evaluation import masking
 from art_denoised.evaluation.attack_rows import (
     ATTACK,
@@ -89,12 +89,14 @@ def evaluate(
         gradients: Ways of taking gradients, of those that the model has ("exact", "bpda"); None
             takes all of them, as an attacker would.
         undefended: The classifier without its defence, for the transfer check.
-        masking_checks: Whether to make the masking checks. Without them no result is trusted.
+        masking_checks: Whether to make the masking checks. Without them no result is trusted. They
+            need the rows of all images, so a `Shard` leaves them out: `merge` the shards, then
+            resume the merged run without a shard, which makes them.
         probes: Size of the masking checks.
         seed: Seed of all random choices of attacks and evaluations.
         batch_size: Number of images attacked at once. Attacks draw their starts for a batch, so
             the rows depend on it.
-        indices: Indices of the images to attack; None takes all.
+        indices: Indices of the images to attack, or a `Shard` of them; None takes all.
         pictures: Number of images of which pictures are kept for the report.
         identity: Further JSON values that must agree before a run is resumed, such as the names of
             model and data. The weights, structure and attributes of the model, images, labels,
@@ -124,10 +126,12 @@ def evaluate(
     """
     repeats, batch_size = checks.count("repeats", repeats), checks.count("batch_size", batch_size)
     seed, kept = checks.count("seed", seed, 0), checks.count("pictures", pictures, 0)
+    if isinstance(indices, Shard):
+        indices = indices.in_blocks(batch_size)
     images = Chosen(data, indices)
-    if not len(images):
+    if not images.whole:
         raise InputError("there are no images; give at least one")
-    x, _ = images.stack(images.indices[:LOOKED])
+    x, _ = images.stack(images.whole[:LOOKED])
     target = Target(model, x, noise=noise, repeats=repeats, seed=seed, batch_size=batch_size)
     used = _usable(list(columns(attacks, target.gradients(gradients))), target)
     images.classes = target.classes
@@ -146,7 +150,7 @@ def evaluate(
         "probes": asdict(size),
         "versions": versions(*_LIBRARIES),
     }
-    work = _Work(target, used, images, seed, batch_size, frozenset(images.indices[:kept]))
+    work = _Work(target, used, images, seed, batch_size, frozenset(images.whole[:kept]))
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory()) if run is None else run
         journal = stack.enter_context(Run(folder, ATTACK, settings, resume=resume))
@@ -155,7 +159,7 @@ def evaluate(
             tqdm.write(f"notice: {notice}", file=sys.stderr)
         stack.enter_context(target.as_asked())
         work.attack(journal, progress)
-        if masking_checks:
+        if masking_checks and images.shard is None:
             work.check(journal, undefended, size, progress)
         return AttackLog.of(journal.settings, journal.rows.values(), notices)
 
@@ -274,12 +278,13 @@ class _Work:
 
     def _flags(self, run: Run[Any], column: Column, found: Found) -> list[CheckRow]:
         """Return what AutoAttack says of the model, if it says more than on earlier batches."""
-        row = masking.autoattack_flags(column, found.flags, self.target.randomised)
+        name = masking.flags_name(column)
+        row = masking.autoattack_flags(name, found.flags, self.target.randomised)
         known = run.rows[row.key].numbers["flags"] if row.key in run.rows else []
         every = tuple(dict.fromkeys((*known, *found.flags)))
         if len(every) == len(known):
             return []
-        return [masking.autoattack_flags(column, every, self.target.randomised)]
+        return [masking.autoattack_flags(name, every, self.target.randomised)]
 
     def _seed(self, column: Column, block: Sequence[int]) -> int:
         """Return the seed of one batch of one column, whatever ran before it."""

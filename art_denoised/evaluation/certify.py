@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.data.images import Chosen, ImageData
+from art_denoised.data.images import Chosen, ImageData, Shard
 from art_denoised.evaluation.answers import AnswerRun
 from art_denoised.evaluation.rows import CERTIFY, PREDICT, CertifyRow, Log
 from art_denoised.runs.identity import identity as identity_of
@@ -26,7 +26,7 @@ from art_denoised.runs.journal import Kind, Run
 from art_denoised.smoothing.queries import QueryOnly
 from art_denoised.smoothing.smoother import Smoother
 from art_denoised.smoothing.statistics import Certificate, top_class
-from art_denoised.smoothing.stops import FIRST_LOOK, Anytime, AtRadii, FixedN, Stop, Voting
+from art_denoised.smoothing.stops import FIRST_TURN, Anytime, AtRadii, FixedN, Stop, Voting
 from art_denoised.smoothing.voters import Task, Voter, drive
 
 _FIRST_LOOK_IMAGES = 32
@@ -58,7 +58,8 @@ def certify(
         run: Folder of the run, created where it is missing.
         resume: Continue the run in the folder if there is one, with the settings, images and model
             that it was begun with.
-        indices: Indices of the images; None: all. The noise of an image depends on its index alone.
+        indices: Indices of the images, or a `Shard` of them; None: all. The noise of an image
+            depends on its index alone.
         identity: What else must agree before a run is continued, such as the names of model and
             data; JSON values. Of functions and of paid classifiers little is known: name here
             what their answers depend on.
@@ -88,6 +89,8 @@ def certify(
         raise InputError(f"stop is {stop!r}; give FixedN, AtRadii or Anytime")
     if isinstance(smoother.base, QueryOnly) and isinstance(stop, Anytime):
         raise InputError(f"stop is {stop!r}; a query-only base takes FixedN or AtRadii")
+    if isinstance(smoother.base, QueryOnly) and isinstance(indices, Shard):
+        raise InputError("a query-only base has one budget and one journal; certify it unsharded")
     return _sample(
         CERTIFY, smoother, data, stop, run, indices, identity, resume=resume, progress=progress
     )
@@ -228,7 +231,7 @@ def _turns(
         }
 
     while have := drawn():
-        target = min(max(FIRST_LOOK, 2 * min(have.values())), stop.n)
+        target = min(max(FIRST_TURN, 2 * min(have.values())), stop.n)
         yield stop.upto(target), [index for index, n in have.items() if n < target]
 
 

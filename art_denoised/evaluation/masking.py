@@ -184,14 +184,14 @@ class Subject:
         return torch.minimum(mine, self.pgd(ball, self.probes.steps))
 
     def by_square(self, ball: Ball) -> Tensor:
-        """Return how often images are right under Square, 1 where gradient attacks broke them."""
+        """Return how often images are right under Square, which attacks what gradients left."""
         left = self.by_gradients(ball) >= _KEPT
         if not left.any():
             return torch.ones(len(self.x))
         square = AutoAttack(
             ball.eps, norm=ball.norm, parts=("square",), queries=self.probes.queries
         )
-        return self.attacked(square, "none", left).masked_fill(~left, 1)
+        return self.attacked(square, "none", left)
 
     def alone(self, ball: Ball, shares: Tensor) -> Tensor:
         """Return which images are broken in ``shares`` but not by gradient attacks.
@@ -520,24 +520,10 @@ def global_seed(s: Subject) -> Verdict:
     return Verdict(not reset, finding, {"sets": reset, "draws": sorted(drawn)})
 
 
-_CHECKS: dict[str, Callable[[Subject], Verdict]] = dict(
-    zip(
-        CHECKS,
-        (
-            gradient_free,
-            stronger_attack,
-            zero_gradients,
-            more_steps,
-            larger_eps,
-            large_enough_eps,
-            gradient_against_random,
-            transfer,
-            logits,
-            global_seed,
-        ),
-        strict=True,
-    )
-)
+_CHECKS: dict[str, Callable[[Subject], Verdict]] = dict(zip(CHECKS, (
+    gradient_free, stronger_attack, zero_gradients, more_steps, larger_eps, large_enough_eps,
+    gradient_against_random, transfer, logits, global_seed,
+), strict=True))  # fmt: skip
 
 
 def unmoved(s: Subject) -> Iterator[CheckRow]:
@@ -547,16 +533,15 @@ def unmoved(s: Subject) -> Iterator[CheckRow]:
     since an attack that returns only what it broke moves nothing on a robust model. A gradient-free
     attack that moves nothing had too few queries, which says nothing of the model.
     """
+    moved: dict[tuple[str, str, float], float] = {}
+    for row in s.rows:
+        if row.clean:
+            moved[row.column] = max(row.distance_linf, moved.get(row.column, 0.0))
     seeing = [column for column in s.columns if column.gradient != "none"]
-    still = [column for column in seeing if _moved_nothing(s.rows, column)]
+    still = [column for column in seeing if moved.get(column.key) == 0]
     for column in still:
         check = functools.partial(_unmoved, s, column, len(still))
         yield _made(f"moved by {column.words}", check)
-
-
-def _moved_nothing(rows: tuple[AttackRow, ...], column: Column) -> bool:
-    attacked = [row for row in rows if row.column == column.key and row.clean]
-    return bool(attacked) and all(row.distance_linf == 0 for row in attacked)
 
 
 def _unmoved(s: Subject, column: Column, among: int) -> Verdict:
@@ -568,8 +553,13 @@ def _unmoved(s: Subject, column: Column, among: int) -> Verdict:
     return verdict if verdict.passed is False else verdict._replace(passed=None)
 
 
-def autoattack_flags(column: Column, flags: Sequence[str], randomised: bool) -> CheckRow:
-    """Return AutoAttack's warnings about the model as a check, explained.
+def flags_name(column: Column) -> str:
+    """Return the name of the check that holds AutoAttack's warnings."""
+    return f"flags of {column.words}"
+
+
+def autoattack_flags(name: str, flags: Sequence[str], randomised: bool) -> CheckRow:
+    """Return AutoAttack's warnings about the model as a check of this name, explained.
 
     The check passes only if no warning spoils the result or leaves the decision to another check.
     """
@@ -580,7 +570,7 @@ def autoattack_flags(column: Column, flags: Sequence[str], randomised: bool) -> 
         verdicts.add(known[1] if known else None)
         words.append(f"{known[0]}: {known[2]}" if known else flag)
     return CheckRow(
-        f"flags of {column.words}",
+        name,
         False if False in verdicts else None if None in verdicts else True,
         "; ".join(dict.fromkeys(words)) or "none",
         {"flags": list(flags), "randomised": randomised},

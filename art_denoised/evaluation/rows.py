@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -16,8 +17,9 @@ from msgspec import Meta
 
 from art_denoised.checks import InputError
 from art_denoised.runs.journal import Kind, Row, read_run, write_whole
-from art_denoised.smoothing.bounds import Bound, Looks, Mixture
-from art_denoised.smoothing.statistics import Certificate, Vote
+from art_denoised.smoothing.bounds import Looks, Mixture
+from art_denoised.smoothing.sequential import Proof, Sequential
+from art_denoised.smoothing.statistics import Bound, Certificate, Vote
 
 Index: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 Prediction: TypeAlias = Annotated[int, Meta(ge=-1)]
@@ -32,7 +34,7 @@ HEADERS = {  # of the field's logs, as Cohen et al. (2019) write them
 }
 # What a row takes over from an answer under its name.
 _OF_BOTH = ("counts", "alpha", "sigma", "seed", "dtype", "noise")
-_OF_CERTIFICATE = (*_OF_BOTH, "radius", "p_lower", "selection_counts", "tv", "drawn")
+_OF_CERTIFICATE = (*_OF_BOTH, "radius", "p_lower", "selection_counts", "tv", "drawn", "proofs")
 _OF_VOTE = (*_OF_BOTH, "p_value")
 
 
@@ -91,10 +93,11 @@ class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):
 
     Attributes:
         radius: Certified l2 radius in image units; 0 for an abstention.
-        p_lower, selection_counts, tv, drawn: As in `Certificate`.
+        p_lower, selection_counts, tv, drawn, proofs: As in `Certificate`.
         n0: Number of votes in ``selection_counts``.
-        mode: Kind of the bound: "fixed" (one look), "looks" or "anytime".
-        looks: First and last sample count at which the votes may be looked at, for "looks".
+        mode: Kind of the bound: "fixed" (one look), "sequential" (a table of radii) or "anytime";
+            in earlier logs "looks" (a table of radii by a union bound).
+        looks: First and last sample count at which the votes may be looked at, for tables.
         prior: Parameters (a, b) of the mixture, for "anytime".
     """
 
@@ -107,6 +110,7 @@ class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):
     prior: tuple[Positive, Positive] | None = None
     selection_counts: Votes | None = None
     tv: float = 0.0
+    proofs: tuple[Proof, ...] = ()
 
     def __post_init__(self) -> None:
         LabelledRow.__post_init__(self)
@@ -129,8 +133,9 @@ class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):
         bound: dict[str, Any] = {"mode": "fixed"}
         if isinstance(answer.bound, Mixture):
             bound = {"mode": "anytime", "prior": (answer.bound.a, answer.bound.b)}
-        elif answer.bound.first < answer.bound.last:
-            bound = {"mode": "looks", "looks": (answer.bound.first, answer.bound.last)}
+        elif isinstance(answer.bound, Sequential) or answer.bound.first < answer.bound.last:
+            mode = "sequential" if isinstance(answer.bound, Sequential) else "looks"
+            bound = {"mode": mode, "looks": (answer.bound.first, answer.bound.last)}
         held = {name: _plain(getattr(answer, name)) for name in (*_OF_CERTIFICATE, "n0", "n")}
         return cls(
             index=index, label=label, prediction=answer.label, seconds=seconds, **held, **bound
@@ -141,8 +146,9 @@ class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):
         """How ``p_lower`` follows from the votes."""
         if self.mode == "anytime" and self.prior is not None:
             return Mixture(*self.prior)
-        if self.mode == "looks" and self.looks is not None and 0 < self.looks[0] <= self.looks[1]:
-            return Looks(*self.looks)
+        tables: dict[str, type[Looks | Sequential]] = {"looks": Looks, "sequential": Sequential}
+        if self.mode in tables and self.looks and 0 < self.looks[0] <= self.looks[1]:
+            return tables[self.mode](*self.looks)
         if self.mode == "fixed":
             return Looks.fixed(self.n)
         raise ValueError(f"mode is {self.mode!r}, looks {self.looks}, prior {self.prior}")
@@ -293,11 +299,15 @@ def write_tsv(log: Log, path: Path | str) -> None:
     table = csv.writer(text, delimiter="\t", lineterminator="\n")
     table.writerow(HEADERS[log.kind].split("\t"))
     for row in log.rows:
-        # Six decimals are exact: radii are rounded down to multiples of 1e-6.
-        radius = [f"{row.radius:.6f}"] if log.kind == "certify" else []
+        radius = [_floored(row.radius)] if log.kind == "certify" else []
         time = datetime.timedelta(seconds=row.seconds)
         table.writerow([row.index, row.label, row.prediction, *radius, int(row.correct), time])
     write_whole(Path(path), text.getvalue().encode())
+
+
+def _floored(radius: float) -> str:
+    """Return a radius with six decimals, rounded down: those of a table may have more."""
+    return str(Decimal(str(radius)).quantize(Decimal("1e-6"), ROUND_FLOOR))
 
 
 def _read_tsv(path: Path, kind: str, text: str) -> Log:

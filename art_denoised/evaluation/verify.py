@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ from art_denoised.evaluation.rows import (
     read_log,
 )
 from art_denoised.smoothing.bounds import Looks, Mixture
-from art_denoised.smoothing.statistics import Certificate, Vote, top_class
-from art_denoised.smoothing.stops import FIRST_LOOK
+from art_denoised.smoothing.sequential import Look, Sequential
+from art_denoised.smoothing.statistics import ABSTAIN, Certificate, Vote, top_class
 
 _P_TOLERANCE = 1e-9  # other versions of scipy
 _RADIUS_TOLERANCE = 1.5e-6  # one step of the rounding down, at worst
@@ -228,18 +229,23 @@ def _of(row: LabelledRow, settings: Mapping[str, Any]) -> Iterator[str]:
     yield from _certificate_problems(answer, settings)
     if answer.n == 0 and top_class(answer.selection_counts) == row.label:
         yield "it was skipped as misclassified, but the selected class is its label"
+    if settings.get("use_labels") == "class" and answer.label not in (ABSTAIN, row.label):
+        yield f"label is {answer.label}, but the run certified the true class {row.label}"
 
 
 def _certificate_problems(c: Certificate, settings: Mapping[str, Any]) -> Iterator[str]:
     if c.n0 != settings.get("n0"):
         yield f"the class was selected from {c.n0} samples, not {settings.get('n0')}"
-    skipped = c.n == 0 and bool(settings.get("use_labels"))
+    skipped = c.n == 0 and settings.get("use_labels") is True
     if isinstance(c.bound, Mixture):
         planned = [c.bound.a, c.bound.b] == settings.get("prior") and c.drawn == c.n
     else:
         last = n if isinstance(n := settings.get("n"), int) else 0
-        plan = Looks(min(FIRST_LOOK, last), last) if settings.get("radii") else Looks.fixed(last)
-        planned = "prior" not in settings and c.bound == plan and {c.n, c.drawn} <= {*plan.counts}
+        plan: Looks | Sequential = Looks.fixed(last)
+        if settings.get("radii"):
+            plan = (Sequential if settings.get("rule") == "sequential" else Looks).upto(last)
+        looks = {c.n, c.drawn, *(proof.n for proof in c.proofs)}
+        planned = "prior" not in settings and c.bound == plan and looks <= {*plan.counts}
     if not (planned or skipped):
         yield f"no look was planned after {c.n} samples of {c.drawn} drawn"
         return
@@ -247,6 +253,8 @@ def _certificate_problems(c: Certificate, settings: Mapping[str, Any]) -> Iterat
         yield f"tv is {c.tv}, with {c.noise} noise"
     if c.drawn < c.n or (skipped and c.drawn):
         yield f"{c.drawn} samples were drawn, but {c.n} counted"
+    if isinstance(c.bound, Sequential) and not skipped:
+        yield from _table_problems(c, settings)
     again = c.at(c.alpha)
     if c.label != again.label:
         yield f"label is {c.label}, the votes give {again.label}"
@@ -254,6 +262,27 @@ def _certificate_problems(c: Certificate, settings: Mapping[str, Any]) -> Iterat
         yield f"p_lower is {c.p_lower:g}, the votes give {again.p_lower:g}"
     if abs(c.radius - again.radius) > _RADIUS_TOLERANCE:
         yield f"radius is {c.radius:g}, the votes give {again.radius:g}"
+
+
+def _table_problems(c: Certificate, settings: Mapping[str, Any]) -> Iterator[str]:
+    """Compare the proofs of a table of radii with its order and with all votes."""
+    assert isinstance(c.bound, Sequential)
+    table, radii = settings["radii"], [proof.radius for proof in c.proofs]
+    if not isinstance(table, list) or radii != table[: len(radii)]:
+        yield f"radii {radii} are proved, those of the run are {table}"
+        return
+    chosen = top_class(c.selection_counts) if c.n0 else c.label
+    if c.label not in (ABSTAIN, chosen):
+        yield f"label is {c.label}, the class that was selected {chosen}"
+    last = Look(c.n, c.counts.get(chosen, 0) if chosen != ABSTAIN else 0)
+    looks = [Look(proof.n, proof.votes) for proof in c.proofs] + [last]
+    for look, later in pairwise(looks):
+        if not 0 <= later.votes - look.votes <= later.n - look.n:
+            of_later = f"a later one {later.votes} of {later.n}"
+            yield f"a look had {look.votes} of {look.n} votes, {of_later}"
+    level = {"sigma": c.sigma, "tv": c.tv, "alpha": c.alpha}
+    for proof in c.bound.proofs([last], table[len(radii) : len(radii) + 1], **level):
+        yield f"radius {proof.radius} is not said to be proved, but the votes prove it"
 
 
 def _vote_problems(v: Vote, settings: Mapping[str, Any]) -> Iterator[str]:

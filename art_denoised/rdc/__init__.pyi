@@ -1,6 +1,7 @@
 from .anytime import AnytimePrediction as AnytimePrediction
 from .anytime import disagreement as disagreement
 from .anytime import predict_anytime as predict_anytime
+from .chen2024 import chen2024 as chen2024
 from .classifier import DiffusionClassifier as DiffusionClassifier
 from .classifier import LevelNoise as LevelNoise
 from .cost import Cost as Cost

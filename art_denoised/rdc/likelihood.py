@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FormName = Literal["adam", "adam_reference", "momentum"]
 Gradient = Literal["exact", "bpda"]
-_BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8  # the defaults of Adam
+_BETA1, _BETA2 = 0.9, 0.999  # the defaults of Adam
 _LOW, _HIGH = 0.4, 0.6  # noise levels of the Adam forms, in the units of the network
 _STREAM = (1,)  # a diffusion classifier with the same seed draws other noise
 
@@ -49,19 +49,23 @@ class Adam:
         lr: Learning rate in image units; 0.05 is the reference's 0.1 in [-1, 1].
         project: Whether each step is projected to the ball of radius eta and to [0, 1]. The
             reference code does not: it clips once to [0, 1] after the last step.
+        eps: Number that is added to the root of the second moment. Gradients are those in image
+            units, so 2e-8 is the 1e-8 of code that works in [-1, 1].
 
     Raises:
-        InputError: The learning rate is not positive.
+        InputError: The learning rate or eps is not positive.
     """
 
     lr: float = 0.05
     project: bool = True
+    eps: float = 1e-8
     levels: ClassVar[Levels] = Levels((_LOW, _HIGH), (1.0, 1.0))
     nfe: ClassVar[int] = 1
     second_order: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         checks.positive("lr", self.lr)
+        checks.positive("eps", self.eps)
 
     def at(self, noise: LevelNoise, x: Images, step: int) -> tuple[Tensor, Tensor, int]:
         """Return noise levels and weights, (batch, 1) each, and the index of their noise."""
@@ -79,7 +83,7 @@ class Adam:
         m_hat = m / (1 - _BETA1 ** (step + 1))
         v_hat = v / (1 - _BETA2 ** (step + 1))
         # sqrt(v) has no derivative at 0; pixels without a gradient stay.
-        return State(state.x - self.lr * m_hat / ((v_hat + 1e-30).sqrt() + _EPS), m, v)
+        return State(state.x - self.lr * m_hat / ((v_hat + 1e-30).sqrt() + self.eps), m, v)
 
 
 @dataclass(frozen=True)

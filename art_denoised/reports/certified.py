@@ -75,7 +75,7 @@ class CertifiedRun:
             at_least=tuple(is_lower_bound(radius, asked) for radius in radii),
             abstained=sum(row.prediction == ABSTAIN for row in rows) / len(rows),
             acr=average_certified_radius(*_columns(rows))[0],
-            acr_at_least=any(row.mode == "looks" for row in rows),
+            acr_at_least=any(row.mode in ("looks", "sequential") for row in rows),
         )
 
     def cells(self) -> tuple[str | tuple[str, ...], ...]:

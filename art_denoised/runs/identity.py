@@ -186,7 +186,10 @@ def _named(value: Any, opened: int) -> Any:
 
 
 def _name(value: Any) -> str:
-    return f"{getattr(value, '__module__', None) or ''}.{getattr(value, '__qualname__', value)}"
+    module = getattr(value, "__module__", None) or ""
+    if module == "__mp_main__":  # what worker processes call the module of a script
+        module = "__main__"
+    return f"{module}.{getattr(value, '__qualname__', value)}"
 
 
 def _flat(items: list[tuple[str, Any]]) -> Iterator[tuple[str, Tensor]]:

@@ -1,15 +1,15 @@
-"""Lower confidence bounds on a class probability: fixed, at planned looks, and at any time.
+"""Lower confidence bounds on a class probability: at one sample count, and at any time.
 
 A certificate is a lower bound on the probability of a class, put through Theorem 1 of Cohen et al.
-Sampling may stop early only if the bound allows for it. The three ways of this file:
+The ways of this file, of which docs/sequential.md has the theorems:
 
 - all samples first, then one bound: Clopper-Pearson, `Looks.fixed`;
-- a bound at each of some sample counts planned beforehand, the failure probability alpha divided
-  among them: `Looks` (the union bound);
 - a bound that holds at all sample counts at once, whoever stops for whatever reason: `Mixture`
-  (Ville's inequality for a beta-binomial mixture martingale).
+  (Ville's inequality for a beta-binomial mixture martingale);
+- `Looks` at several sample counts, by which earlier versions certified tables of radii. Nothing
+  writes them any more.
 
-docs/sequential.md has the theorems. Every bound is rounded down.
+Every bound is rounded down.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeAlias
 
 from scipy import optimize, special
 
@@ -50,15 +49,19 @@ def lower_confidence_bound(k: int, n: int, alpha: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Looks:
-    """Clopper-Pearson at sample counts planned beforehand, which share alpha.
+    """Clopper-Pearson at sample counts planned beforehand, which share alpha (a union bound).
 
     The counts grow by a factor 1.5 from ``first`` to ``last``. The last look gets half of alpha,
-    the others share the rest equally; a single look gets all of it. With probability at least
-    1 - alpha none of the bounds exceeds the true probability, so sampling may stop at any look.
+    the others share the rest equally; a single look gets all of it.
     """
 
     first: int
     last: int
+
+    @classmethod
+    def upto(cls, n: int) -> Looks:
+        """Return the looks that earlier versions planned for at most ``n`` samples."""
+        return cls(min(100, n), n)
 
     @classmethod
     def fixed(cls, n: int) -> Looks:
@@ -131,6 +134,3 @@ class Mixture:
         low = math.exp(target / k) / 2  # the root lies above exp(target / k)
         root = float(optimize.brentq(excess, low, top, xtol=1e-15, rtol=1e-14))
         return max(root * (1 - _SAFETY) - 2e-15, 0.0)
-
-
-Bound: TypeAlias = Looks | Mixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,7 +15,7 @@ from art_denoised.smoothing.modules import DenoisedClassifier
 from art_denoised.smoothing.noise import find_noise
 from art_denoised.smoothing.queries import ApiVoter, Ledger, QueryOnly
 from art_denoised.smoothing.statistics import Certificate, Vote
-from art_denoised.smoothing.stops import FIRST_LOOK, Anytime, Stop, Voting
+from art_denoised.smoothing.stops import FIRST_TURN, Anytime, Stop, Voting
 from art_denoised.smoothing.voters import NetworkVoter, Task, Voter, drive
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class Smoother:
         seed: Non-negative seed of the noise.
         batch_size: Number of noisy images that are classified at once. It changes only the speed.
         clip_values: Smallest and largest pixel value; ``sigma`` is in the same units.
+        workers: What answers draws: `Workers`, `Cluster`, or any function that is given this
+            smoother and returns a `Voter`; None: this process. It changes only the speed.
 
     Attributes:
         network: The module that is sampled: the base, behind the denoiser if there is one; None
@@ -75,6 +77,7 @@ class Smoother:
         seed: int = 0,
         batch_size: int = 64,
         clip_values: tuple[Any, Any] = (0.0, 1.0),
+        workers: Callable[[Smoother], Voter] | None = None,
     ) -> None:
         self._noise = find_noise(noise, sigma, clip_values)
         self.base, self.denoiser = base, denoiser
@@ -82,11 +85,17 @@ class Smoother:
         self.seed = checks.count("seed", seed, 0)
         self.batch_size = checks.count("batch_size", batch_size)
         self.clip_values = clip_values
+        self.workers = workers
         for part in (base, denoiser):
             checks.eval_mode(part)
         self.network: Classifier | None = None
         self._box: QueryOnly | None = None
         if isinstance(base, QueryOnly):
+            if workers is not None:
+                raise InputError(
+                    "workers compute networks, and the base can only be queried; leave workers "
+                    "out, and give the base more workers of its own"
+                )
             self._box = base
         elif denoiser is None:
             self.network = base
@@ -151,6 +160,8 @@ class Smoother:
         Args:
             ledger: Keeps the answers of a query-only base; None: they are kept in memory.
         """
+        if self.workers is not None:
+            return self.workers(self)
         if self.network is not None:
             return NetworkVoter(
                 self.network, noise=self._noise, seed=self.seed, batch_size=self.batch_size
@@ -278,7 +289,7 @@ class Smoother:
 def _turns(stop: Stop[T]) -> Iterator[Stop[T]]:
     """Yield the rule; of one with a time limit doubled sample counts, so that no image waits."""
     if isinstance(stop, Anytime) and stop.seconds is not None:
-        n = FIRST_LOOK
+        n = FIRST_TURN
         while n < stop.n:
             yield stop.upto(n)
             n *= 2

@@ -12,15 +12,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_FLOOR, Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from scipy import special, stats
 
-from art_denoised.smoothing.bounds import Bound, Looks
+from art_denoised.smoothing.bounds import Looks, Mixture
+from art_denoised.smoothing.sequential import Look, Proof, Sequential
 
 ABSTAIN = -1
 _DECIMALS = 6
+
+Bound: TypeAlias = Looks | Mixture | Sequential
 
 
 class Interval(NamedTuple):
@@ -39,9 +42,11 @@ class Certificate:
 
     Attributes:
         label: The certified class, or -1 for an abstention.
-        radius: Certified l2 radius in image units, rounded down to 6 decimals; 0 on abstention.
+        radius: Certified l2 radius in image units, rounded down to 6 decimals, or the largest
+            proved radius of a table; 0 on abstention.
         p_lower: Lower confidence bound on the probability of the selected class under noise.
-        selection_counts: Votes of the n0 selection samples, class -> votes, without zeros.
+        selection_counts: Votes of the n0 selection samples, class -> votes, without zeros. Empty
+            where the true label took the place of the selected class.
         counts: Votes of the n estimation samples, class -> votes, without zeros. Empty where the
             image was skipped, because its selected class was known to be wrong.
         alpha: Failure probability of this certificate.
@@ -50,11 +55,13 @@ class Certificate:
         dtype: Floating-point type in which the base classifier computed, e.g. "float32". The
             certificate is one of the model in that type.
         bound: How ``p_lower`` follows from the counts, and what allowed sampling to stop.
+        proofs: Each proved radius of a table with the look that proved it: n samples, and the votes
+            of the label among them.
         noise: "gaussian", or "quantised" for 8-bit images.
         tv: Bound on the total variation distance between the noise that was sampled and exact
             noise, of which ``p_lower`` is corrected; 0 for "gaussian", where it is not known.
-        drawn: Estimation samples drawn in all: more than n where an earlier look gave the best
-            bound.
+        drawn: Estimation samples drawn in all: more than n in old logs, where an earlier look gave
+            the best bound.
     """
 
     label: int
@@ -70,6 +77,7 @@ class Certificate:
     noise: str = "gaussian"
     tv: float = 0.0
     drawn: int = 0
+    proofs: tuple[Proof, ...] = ()
 
     @property
     def n0(self) -> int:
@@ -91,7 +99,7 @@ class Certificate:
         sigma: float,
         seed: int = 0,
         dtype: str = "float32",
-        bound: Bound | None = None,
+        bound: Looks | Mixture | None = None,
         noise: str = "gaussian",
         tv: float = 0.0,
     ) -> Certificate:
@@ -133,6 +141,35 @@ class Certificate:
             drawn=n,
         )
 
+    @classmethod
+    def from_proofs(
+        cls,
+        label: int,
+        selection_counts: Mapping[int, int],
+        counts: Mapping[int, int],
+        proofs: Sequence[Proof],
+        *,
+        sigma: float,
+        seed: int = 0,
+        dtype: str = "float32",
+        **record: Any,
+    ) -> Certificate:
+        """Return the certificate of the class ``label`` with these radii of a table proved."""
+        radius = proofs[-1].radius if proofs else 0.0
+        return cls(
+            label=label if proofs else ABSTAIN,
+            radius=radius,
+            p_lower=float(special.ndtr(radius / sigma)) if proofs else 0.0,
+            selection_counts=dict(selection_counts),
+            counts=dict(counts),
+            sigma=sigma,
+            seed=seed,
+            dtype=dtype,
+            drawn=sum(counts.values()),
+            proofs=tuple(proofs),
+            **record,
+        )
+
     def proves(self, radius: float) -> bool:
         """Whether the label is certified within ``radius``, which may be 0.
 
@@ -147,7 +184,8 @@ class Certificate:
         """Return what the same votes certify at another failure probability.
 
         Looks and stopping do not depend on alpha's value for their soundness: the bounds at all
-        looks hold together at any alpha chosen without looking at the votes.
+        looks hold together at any alpha chosen without looking at the votes. Of a table of radii,
+        those are left that the same looks prove at that alpha.
 
         Example:
             >>> c = Certificate.from_counts({3: 50}, {3: 1000}, alpha=0.001, sigma=0.25)
@@ -156,6 +194,15 @@ class Certificate:
         """
         names = ("sigma", "seed", "dtype", "bound", "noise", "tv")
         same = {name: getattr(self, name) for name in names}
+        if isinstance(self.bound, Sequential):
+            looks = [Look(proof.n, proof.votes) for proof in self.proofs]
+            if looks and looks[-1].n < self.n:
+                looks.append(Look(self.n, self.counts.get(self.label, 0)))
+            radii = [proof.radius for proof in self.proofs]
+            proofs = self.bound.proofs(looks, radii, sigma=self.sigma, tv=self.tv, alpha=alpha)
+            return Certificate.from_proofs(
+                self.label, self.selection_counts, self.counts, proofs, alpha=alpha, **same
+            )
         again = Certificate.from_counts(self.selection_counts, self.counts, alpha=alpha, **same)
         return replace(again, drawn=self.drawn)
 

@@ -11,20 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import lru_cache
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
-
-from scipy import special, stats
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.smoothing.bounds import Looks, Mixture
+from art_denoised.smoothing.sequential import Look, Proof, Sequential
 from art_denoised.smoothing.statistics import ABSTAIN, Certificate, Vote, top_class
 
-FIRST_LOOK = 100  # estimation samples before the votes are looked at for the first time
-# A radius is given up when the rest of the samples would need a success rate that has less than
-# this posterior probability. Measured in benchmarks/replay.py: the table loses at most 0.4 points.
-FUTILE = 0.01
+FIRST_TURN = 100  # samples of each image before time is spent on more of any
+_SELECTION = 100  # samples that select the class, unless another number is given
 
 Counts: TypeAlias = Mapping[int, int]
 T = TypeVar("T")
@@ -66,7 +63,7 @@ def simulate(procedure: Procedure[T], votes: Callable[[Draw], Counts]) -> tuple[
         >>> steps = AtRadii([0.25], n=10_000).procedure(None, {"sigma": 0.25})
         >>> certificate, samples = simulate(steps, lambda draw: {3: draw.stop - draw.start})
         >>> certificate.label, certificate.radius, samples
-        (3, 0.32742, 200)
+        (3, 0.25, 140)
     """
     samples = 0
     try:
@@ -122,7 +119,7 @@ class FixedN:
     """
 
     n: int = 10_000
-    n0: int = 100
+    n0: int = _SELECTION
     alpha: float = 0.001
 
     def __post_init__(self) -> None:
@@ -143,27 +140,33 @@ class FixedN:
     ) -> Procedure[Certificate]:
         """Return the procedure for one image."""
         _refuse(self, earlier)
-        return _certifying(self.bound, n0=self.n0, alpha=self.alpha, **record)
+        return _certifying(self, {"alpha": self.alpha, **record})
 
 
 @dataclass(frozen=True)
 class AtRadii:
     """Sample until each of some radii is proved or out of reach.
 
-    It makes the same statement at the same alpha as `FixedN`, usually from a tenth of the samples
-    (docs/sequential.md).
+    The radii are tested in ascending order by exact group-sequential tests at the full alpha
+    (docs/sequential.md). A certificate states the largest radius of the table that was proved, and
+    is an abstention if none was; with probability at least 1 - alpha it is true. It usually takes a
+    fifteenth of the samples of `FixedN`.
 
     Attributes:
         radii: l2 radii in image units, at least one; kept in ascending order.
         n: Largest number of estimation samples.
-        n0: Number of selection samples.
+        n0: Number of selection samples; 0 with ``labels="class"``.
         alpha: Failure probability of each certificate, in (0, 0.5).
-        labels: Whether to stop at once where the selected class is not the label. Such an image
-            counts as wrong whatever its radius; its certificate is an abstention.
+        labels: What the true label of an image is for, if it is known. True: sampling stops at once
+            where another class was selected, because that image counts as wrong whatever its
+            radius; its certificate is an abstention. "class": the label is certified, and no class
+            is selected, which is sound because the label does not depend on samples; the
+            certificate's ``selection_counts`` are empty. False: nothing.
 
     Raises:
-        InputError: A value is out of range, ``n`` samples can certify nothing, or there is no
-            radius.
+        InputError: A value is out of range, ``n`` samples can certify nothing, there is no radius,
+            or there is an ``n0`` where no class is selected. From `procedure`: an image without a
+            label where ``labels`` is "class".
 
     Example:
         >>> AtRadii([0.5, 0.25], n=1000).settings["radii"]
@@ -172,12 +175,19 @@ class AtRadii:
 
     radii: Sequence[float]
     n: int = 100_000
-    n0: int = 100
+    n0: int = _SELECTION
     alpha: float = 0.001
-    labels: bool = True
+    labels: bool | Literal["class"] = True
 
     def __post_init__(self) -> None:
-        _check(self)
+        if self.labels not in (True, False, "class"):
+            raise InputError(f"labels is {self.labels!r}; give True, False or 'class'")
+        selects = self.labels != "class"
+        if not selects:
+            if self.n0 not in (0, _SELECTION):
+                raise InputError(f"n0 is {self.n0}, but labels is 'class'; leave n0 out")
+            object.__setattr__(self, "n0", 0)
+        _check(self, least=int(selects))
         object.__setattr__(self, "radii", checks.radii(self.radii))
         if not self.radii:
             raise InputError("radii is empty; give at least one l2 radius, or use FixedN")
@@ -185,23 +195,22 @@ class AtRadii:
     @property
     def settings(self) -> dict[str, Any]:
         """What the header of a log says of the rule."""
-        table = {"radii": list(self.radii), "use_labels": self.labels}
+        table = {"radii": list(self.radii), "use_labels": self.labels, "rule": "sequential"}
         return {"alpha": self.alpha, "n0": self.n0, "n": self.n, **table}
 
     @property
-    def bound(self) -> Looks:
+    def bound(self) -> Sequential:
         """Looks at the votes while samples come in."""
-        return Looks(min(FIRST_LOOK, self.n), self.n)
+        return Sequential.upto(self.n)
 
     def procedure(
         self, label: int | None, record: Mapping[str, Any], earlier: Certificate | None = None
     ) -> Procedure[Certificate]:
         """Return the procedure for one image."""
         _refuse(self, earlier)
-        known = label if self.labels else None
-        return _certifying(
-            self.bound, n0=self.n0, alpha=self.alpha, radii=self.radii, label=known, **record
-        )
+        if label is None and self.labels == "class":
+            raise InputError("labels is 'class', but an image has no label; give labels")
+        return _testing(self, label, {"alpha": self.alpha, **record})
 
 
 @dataclass(frozen=True)
@@ -228,7 +237,7 @@ class Anytime:
     """
 
     n: int = 100_000
-    n0: int = 100
+    n0: int = _SELECTION
     alpha: float = 0.001
     seconds: float | None = None
     labels: bool = True
@@ -303,12 +312,12 @@ class Voting:
         return _voting(self.n, {"alpha": self.alpha, **record})
 
 
-def _check(stop: FixedN | AtRadii | Anytime) -> None:
+def _check(stop: FixedN | AtRadii | Anytime, least: int = 1) -> None:
     """Check the values that certifying rules share, and keep them as plain numbers."""
     alpha = checks.alpha(stop.alpha)
     object.__setattr__(stop, "alpha", alpha)
     object.__setattr__(stop, "n", checks.sample_count(stop.n, alpha))
-    object.__setattr__(stop, "n0", checks.count("n0", stop.n0))
+    object.__setattr__(stop, "n0", checks.count("n0", stop.n0, least))
 
 
 def _refuse(stop: object, earlier: Certificate | None) -> None:
@@ -319,39 +328,35 @@ def _refuse(stop: object, earlier: Certificate | None) -> None:
         )
 
 
-def _certifying(
-    bound: Looks,
-    *,
-    n0: int,
-    alpha: float,
-    sigma: float,
-    radii: Sequence[float] = (),
-    label: int | None = None,
-    **record: Any,
-) -> Procedure[Certificate]:
-    """Select a class, then bound its probability until all radii are proved or out of reach.
+def _certifying(stop: FixedN, record: Mapping[str, Any]) -> Procedure[Certificate]:
+    selection = yield Draw(Stage.SELECTION, 0, stop.n0)
+    counts = yield Draw(Stage.ESTIMATION, 0, stop.n)
+    return Certificate.from_counts(selection, counts, bound=stop.bound, **record)
 
-    An image whose selected class is not ``label`` counts as wrong whatever its radius, and is done.
-    Stopping for futility may cost power, never soundness: the bounds at all looks hold together.
+
+def _testing(stop: AtRadii, label: int | None, record: Mapping[str, Any]) -> Procedure[Certificate]:
+    """Choose a class, then look at its votes until all radii are proved or the next is futile.
+
+    Only crossing a boundary proves a radius, so when sampling is given up may cost power, never
+    soundness.
     """
-    record |= {"alpha": alpha, "sigma": sigma, "bound": bound}
-    selection = yield Draw(Stage.SELECTION, 0, n0)
-    selected = top_class(selection)
-    best = Certificate.from_counts(selection, {}, **record)
-    if label is not None and selected != label:
-        return best
-    counts: dict[int, int] = {}
-    n = 0
-    for look in bound.counts:
-        counts = _sum(counts, (yield Draw(Stage.ESTIMATION, n, look)))
-        n = look
-        votes = counts.get(selected, 0) if selected != ABSTAIN else 0
-        certificate = Certificate.from_counts(selection, counts, **record)
-        best = max(best, certificate, key=lambda c: (c.p_lower, c.n))
-        unproved = [r for r in radii if not best.proves(r)]
-        if radii and (not unproved or _futile(bound, votes, n, alpha, unproved[0] / sigma)):
+    plan, selection, counts = stop.bound, dict[int, int](), dict[int, int]()
+    level = {name: record.get(name, 0.0) for name in ("sigma", "tv", "alpha")}
+    proofs: tuple[Proof, ...] = ()
+    if stop.labels == "class" and label is not None:
+        chosen = label
+    else:
+        selection = dict((yield Draw(Stage.SELECTION, 0, stop.n0)))
+        chosen = top_class(selection)
+    skipped = stop.labels is True and label is not None and chosen != label
+    for before, n in pairwise((0, *plan.counts) if not skipped else ()):
+        counts = _sum(counts, (yield Draw(Stage.ESTIMATION, before, n)))
+        look = Look(n, counts.get(chosen, 0) if chosen != ABSTAIN else 0)
+        proofs += plan.proofs([look], stop.radii[len(proofs) :], **level)
+        unproved = stop.radii[len(proofs) :]
+        if not unproved or plan.is_futile(look, unproved[0], **level):
             break
-    return replace(best, drawn=n)
+    return Certificate.from_proofs(chosen, selection, counts, proofs, bound=plan, **record)
 
 
 def _tightening(
@@ -378,21 +383,3 @@ def _voting(n: int, record: Mapping[str, Any]) -> Procedure[Vote]:
 
 def _sum(counts: Counts, further: Counts) -> dict[int, int]:
     return {c: counts.get(c, 0) + further.get(c, 0) for c in sorted({*counts, *further})}
-
-
-def _futile(bound: Looks, k: int, n: int, alpha: float, ratio: float) -> bool:
-    """Whether the last look will hardly prove a radius of ``ratio`` times sigma.
-
-    The remaining samples would need a success rate q; it is compared with the Beta posterior of
-    the probability under Jeffreys' prior.
-    """
-    if n == bound.last:
-        return True
-    q = (_needed(bound.last, bound.level(bound.last, alpha), ratio) - k) / (bound.last - n)
-    return q > 1 or (q > 0 and float(special.betaincc(k + 0.5, n - k + 0.5, q)) < FUTILE)
-
-
-@lru_cache(maxsize=1024)
-def _needed(n: int, level: float, ratio: float) -> int:
-    """Fewest successes among n whose Clopper-Pearson bound at ``level`` exceeds Phi(ratio)."""
-    return int(stats.binom.isf(level, n, special.ndtr(ratio))) + 1

@@ -9,7 +9,7 @@ from PIL import Image
 
 from art_denoised.checks import InputError
 from art_denoised.data import digits, load_data, select
-from art_denoised.data.images import Chosen, index_range
+from art_denoised.data.images import Chosen, Shard, index_range
 
 
 def test_digits_are_split_without_overlap():
@@ -249,3 +249,19 @@ def test_only_names_of_classes_are_recorded(classes):
     data = Named([(torch.zeros(1, 2, 2), 0)])
     data.classes = classes
     assert "classes" not in Chosen(data).settings()
+
+
+def test_shards_divide_the_images():
+    whole = [5, 3, 9, 1, 8, 0, 2]
+    parts = [Shard(whole, part, 3) for part in (1, 2, 3)]
+    assert [list(part) for part in parts] == [[5, 1, 2], [3, 8], [9, 0]]
+    pairs = [Shard(whole, part, 3).in_blocks(2) for part in (1, 2, 3)]
+    assert [list(part) for part in pairs] == [[5, 3, 2], [9, 1], [8, 0]]
+
+
+def test_the_header_of_a_shard_is_that_of_all_images_and_its_name():
+    data = [(GREY, i % 3) for i in range(10)]
+    whole, part = Chosen(data, [1, 4, 5]), Chosen(data, Shard([1, 4, 5], 2, 2))
+    assert (part.indices, part.whole) == ([4], [1, 4, 5])
+    assert part.settings() == {**whole.settings(), "shard": "2/2"}
+    assert Chosen(data, Shard([1, 4, 5], 1, 1)).settings() == whole.settings()

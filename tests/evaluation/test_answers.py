@@ -368,8 +368,8 @@ def test_a_budget_for_the_selections_suffices_where_all_images_are_wrong(tmp_pat
     run(tmp_path, box, indices=range(2), n=2000, radii=[0.1])
     assert box.spent == 2 * N0
     blind = {"labels": False, "indices": range(1), "n": 2000, "radii": [0.1]}
-    with pytest.raises(BudgetError, match="120 more"):
-        run(tmp_path / "blind", asking(local, budget=Budget(queries=100)), **blind)
+    with pytest.raises(BudgetError, match="60 more"):
+        run(tmp_path / "blind", asking(local, budget=Budget(queries=50)), **blind)
 
 
 def test_unfinished_images_are_left_out_and_told(tmp_path):
@@ -506,4 +506,4 @@ def test_images_without_any_answer_are_given_up(tmp_path):
     with pytest.raises(InputError, match="None"):
         run(tmp_path, box, **options)
     run(tmp_path, box, resume=True, **options)
-    assert box.spent == 2 * (N0 + 100)  # the first look was enough
+    assert box.spent == 2 * (N0 + 40)  # the first look was enough

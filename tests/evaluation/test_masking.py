@@ -37,6 +37,7 @@ from art_denoised.evaluation.masking import (
     Subject,
     autoattack_flags,
     exceeds,
+    flags_name,
     judged,
 )
 from art_denoised.evaluation.target import Column, Target, columns
@@ -325,12 +326,14 @@ def test_classes_that_are_ruled_out_are_no_sign(digits):
 def test_flags_are_explained():
     (column,) = columns([AutoAttack(0.1)], ("exact",))
     names = ("randomized defense", "probability distribution", "zero gradient", "dynamic defense")
-    verdicts = [autoattack_flags(column, (f"it is {n}!",), False).passed for n in names]
+    verdicts = [autoattack_flags(flags_name(column), (f"it is {n}!",), False).passed for n in names]
     assert verdicts == [False, False, None, True]
-    both = autoattack_flags(column, ("dynamic defense", "some new warning"), randomised=False)
+    both = autoattack_flags(
+        flags_name(column), ("dynamic defense", "some new warning"), randomised=False
+    )
     assert "likelihood maximization" in both.finding
     assert "some new warning" in both.finding
-    assert autoattack_flags(column, (), False).finding == "none"
+    assert autoattack_flags(flags_name(column), (), False).finding == "none"
 
 
 def test_flags_reach_the_log_and_do_not_leak(digits):

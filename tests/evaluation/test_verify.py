@@ -31,14 +31,19 @@ COMMON = {"indices": np.arange(6), "progress": False}
 def logs(tmp_path_factory):
     smoother, data = Smoother(digits_classifier(), sigma=0.25), load_data("digits")
     out = tmp_path_factory.mktemp("logs")
-    stops = {"fixed": FixedN(300), "looks": AtRadii([0.0, 0.25], 5000), "anytime": Anytime(400)}
+    stops = {
+        "fixed": FixedN(300),
+        "looks": AtRadii([0.0, 0.25], 5000),
+        "class": AtRadii([0.0, 0.25], 5000, labels="class"),
+        "anytime": Anytime(400),
+    }
     for name, stop in stops.items():
         certify(smoother, data, stop, run=out / name, **COMMON)
     predict(smoother, data, Voting(200), run=out / "predict", **COMMON)
     return {path.parent.name: path for path in out.glob("*/*.jsonl")}
 
 
-@pytest.mark.parametrize("name", ["fixed", "looks", "anytime", "predict"])
+@pytest.mark.parametrize("name", ["fixed", "looks", "class", "anytime", "predict"])
 def test_logs_of_all_modes_follow_from_their_votes(logs, name, capsys):
     assert verify(read_log(logs[name])) == []
     assert main(["verify", str(logs[name])]) == 0
@@ -64,6 +69,11 @@ def fewer_samples(record):
     record["n"] = sum(record["counts"].values())
 
 
+def as_skipped(record):
+    """An image that was certified wrongly, left out as if its class had been known to be wrong."""
+    record.update(counts={}, n=0, drawn=0, p_lower=0.0, prediction=-1, radius=0.0, proofs=[])
+
+
 @pytest.mark.parametrize(
     ("name", "change", "word"),
     [
@@ -83,6 +93,14 @@ def fewer_samples(record):
         ("looks", fewer_samples, "no look was planned"),
         ("fixed", fewer_samples, "no look was planned"),
         ("anytime", lambda r: r.update(prior=[9.0, 0.1]), "no look was planned"),
+        ("looks", lambda r: r["proofs"][-1].__setitem__(2, 30), "the votes give"),
+        ("looks", lambda r: r["proofs"][-1].__setitem__(1, 41), "no look was planned"),
+        ("looks", lambda r: r["proofs"].pop(0), "radii"),
+        ("looks", lambda r: r["proofs"].append([0.5, r["n"], r["n"]]), "radii"),
+        ("looks", lambda r: r["proofs"][0].__setitem__(2, 10**6), "votes"),
+        ("looks", lambda r: r.update(proofs=r["proofs"][:1], radius=0.0, p_lower=0.5), "prove it"),
+        ("class", lambda r: r.update(prediction=r["label"] + 1), "true class"),
+        ("class", as_skipped, "no look was planned"),
         ("looks", lambda r: r.update(drawn=r["n"] - 1), "drawn"),
         ("looks", lambda r: r.update(drawn=10**9), "drawn"),
         ("fixed", lambda r: r.update(drawn=10**9), "drawn"),
@@ -102,11 +120,6 @@ def test_tampering_is_found(logs, tmp_path, capsys, name, change, word):
         printed = capsys.readouterr().out
         assert "5 of 6 rows" in printed
         assert "all together" not in printed  # nothing is stated from rows that do not follow
-
-
-def as_skipped(record):
-    """An image that was certified wrongly, left out as if its class had been known to be wrong."""
-    record.update(counts={}, n=0, drawn=0, p_lower=0.0, prediction=-1, radius=0.0)
 
 
 def test_only_images_whose_selected_class_is_wrong_may_be_left_out(logs, tmp_path):

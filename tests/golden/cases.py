@@ -1,8 +1,9 @@
 """What the commands write at fixed seeds, as figures that do not depend on the format of a log.
 
-    python -m tests.golden.cases          # runs every case and writes tests/golden/NAME.json
+    python -m tests.golden.cases [NAME ...]   # runs cases (all) and writes tests/golden/NAME.json
 
-The figures were frozen at commit d691b95, before the redesign of the package, and
+The figures were frozen at commit d691b95, before the redesign of the package (those of tables of
+radii and of answers when the tests of radii became exact), and
 `tests/test_golden.py` runs the same commands and compares. A change that is meant to change them
 says so in CHANGELOG.
 """
@@ -10,6 +11,7 @@ says so in CHANGELOG.
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,6 +67,7 @@ def certified(path: Path) -> dict[str, Any]:
             "radius": round(row["radius"], 6),
             **{name: row[name] for name in ("n0", "n", "drawn", "mode", "selection_counts")},
             "counts": row["counts"],
+            **({"proofs": row["proofs"]} if row.get("proofs") else {}),
         }
     return {str(index): rows[index] for index in sorted(rows)}
 
@@ -232,6 +235,7 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "certify-denoised": lambda: certify("--n", "200", "--denoiser", DENOISER),
     "certify-radii": lambda: certify("--radii", "0,0.25,0.5", "--n", "3000"),
     "certify-all-images": lambda: certify("--radii", "0.25", "--n", "1000", "--all-images"),
+    "certify-true-class": lambda: certify("--radii", "0.25", "--n", "1000", "--true-class"),
     "certify-deadline": lambda: certify("--deadline", "10m", "--n", "450"),
     "certify-quantised": lambda: certify("--n", "200", "--noise", "quantised"),
     "predict": predict,
@@ -245,12 +249,12 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def freeze() -> None:
-    """Run every case and write its figures."""
-    for name, case in CASES.items():
-        text = json.dumps(case(), indent=None, separators=(",", ":"))
+def freeze(*names: str) -> None:
+    """Run cases, by default all, and write their figures."""
+    for name in names or CASES:
+        text = json.dumps(CASES[name](), indent=None, separators=(",", ":"))
         (HERE / f"{name}.json").write_text(text.replace('},"', '},\n"') + "\n")
 
 
 if __name__ == "__main__":
-    freeze()
+    freeze(*sys.argv[1:])

@@ -1,0 +1,159 @@
+"""Workers on many machines, as actors of Ray. The rest of the package never imports Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from art_denoised import checks
+from art_denoised.checks import InputError, one_line
+from art_denoised.smoothing.dispatch import Dispatcher, Lost, Piece, Report
+from art_denoised.smoothing.replica import Plan, Replica, expected
+from art_denoised.smoothing.smoother import Smoother
+from art_denoised.smoothing.voters import Voter
+
+if TYPE_CHECKING:
+    from art_denoised.types import Classifier
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Actors of a Ray cluster that sample for a `Smoother`, each with a copy of the network.
+
+    It is given as ``Smoother(..., workers=Cluster())``. Results are those of one process. An actor
+    that dies or whose node is lost is replaced once there is room, and its samples are drawn again.
+    All nodes need this package and what ``build`` imports, in the versions of this process, and
+    networks on the same kind of device. If this process is connected to a cluster already, that one
+    is used.
+
+    Attributes:
+        address: Address for ``ray.init``, such as "ray://HOST:10001"; "auto": the cluster that runs
+            on this machine, or else a new one of this machine alone.
+        count: Number of actors. Those for which there is no room start when nodes join. None: as
+            many as there is room for.
+        build: Function that returns the network, as in `Workers`. None: the network is sent itself.
+        num_cpus: Number of CPU cores of an actor.
+        num_gpus: Number of GPUs of an actor, which may be a fraction; None: 1 if the network of the
+            smoother is on a GPU, else 0.
+
+    Raises:
+        InputError: ``count`` is below 1. In use: Ray is missing, or cannot be reached.
+
+    Example:
+        >>> Cluster("ray://head:10001", count=64, num_gpus=1).count
+        64
+    """
+
+    address: str = "auto"
+    count: int | None = None
+    build: Callable[[], Classifier] | None = None
+    num_cpus: float = 1
+    num_gpus: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.count is not None:
+            object.__setattr__(self, "count", checks.count("workers", self.count))
+
+    def __call__(self, smoother: Smoother) -> Voter:
+        """Start the actors and return a voter that hands draws out to them."""
+        ray = _import_ray()
+        plan = Plan.of(smoother, self.build).dumps(ray.cloudpickle.dumps)
+        gpus = self.num_gpus
+        if gpus is None:
+            gpus = float(checks.model_device(smoother.network).type == "cuda")
+        with ExitStack() as stack:
+            if not ray.is_initialized():
+                _connect(ray, self.address)
+                stack.callback(ray.shutdown)
+            resources = {"num_cpus": self.num_cpus, "num_gpus": gpus}
+            count = self.count or _room(ray.cluster_resources(), self.num_cpus, gpus)
+            crew = _Actors(ray, plan, count, resources, max(1, int(self.num_cpus)))
+            stack.callback(crew.kill)
+            crew.held = stack.pop_all()
+        return Dispatcher(crew, expected(smoother.network))
+
+
+class _Actors:
+    """A `Crew` of actors.
+
+    Attributes:
+        held: What is closed with it.
+    """
+
+    def __init__(
+        self, ray: Any, plan: bytes, size: int, resources: dict[str, float], threads: int
+    ) -> None:
+        self._ray, self.size, self._threads = ray, size, threads
+        self._plan = ray.put(plan)
+        # Not restarted by Ray: an actor that is new must say who it is.
+        self._kind = ray.remote(Replica).options(max_restarts=0, **resources)
+        self._actors: list[Any] = []
+        self._reports: dict[Any, int] = {}  # references to reports, with their workers
+        self.held = ExitStack()
+        for worker in range(size):
+            self._actors.append(self._start(worker))
+
+    def send(self, worker: int, bundle: Sequence[Piece]) -> None:
+        """Send work."""
+        self._reports[self._actors[worker].answer.remote(bundle)] = worker
+
+    def receive(self) -> tuple[int, Report]:
+        """Wait for the next report; an actor that died is replaced."""
+        # Of several that are ready, the first of this list: each actor answers in order.
+        (reference,), _ = self._ray.wait(list(self._reports), num_returns=1)
+        worker = self._reports.pop(reference)
+        try:
+            return worker, self._ray.get(reference)
+        except self._ray.exceptions.RayError as error:
+            self._reports = {ref: w for ref, w in self._reports.items() if w != worker}
+            self._ray.kill(self._actors[worker])
+            self._actors[worker] = self._start(worker)
+            return worker, Lost(one_line(error)[:200])
+
+    def kill(self) -> None:
+        """Kill all actors."""
+        for actor in self._actors:
+            self._ray.kill(actor)
+
+    def close(self) -> None:
+        """Kill all actors, and leave the cluster if it was entered for them."""
+        self.held.close()
+
+    def _start(self, worker: int) -> Any:
+        actor = self._kind.remote(self._plan, None, self._threads)
+        self._reports[actor.hello.remote()] = worker
+        return actor
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise InputError(
+            "a cluster needs Ray; install it with: pip install '.[cluster]' in its clone"
+        ) from None
+    return ray
+
+
+def _connect(ray: Any, address: str) -> None:
+    """Enter a cluster, or start one on this machine."""
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        ray.init(address=address, **quiet)
+    except ConnectionError as error:
+        if address != "auto":
+            raise InputError(
+                f"the cluster {address} cannot be reached ({one_line(error)}); give another address"
+            ) from None
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody has agreed to them
+        ray.init(address="local", include_dashboard=False, **quiet)
+
+
+def _room(resources: dict[str, float], cpus: float, gpus: float) -> int:
+    """Return the number of actors that fit, at least one."""
+    rooms = [resources.get("CPU", 0) / cpus] if cpus else []
+    rooms += [resources.get("GPU", 0) / gpus] if gpus else []
+    return max(1, int(min(rooms, default=1)))

@@ -1,0 +1,116 @@
+"""Several machines and several processes: --shard, --workers and the command merge."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import tests.forked  # noqa: F401  whose server has imported torch: processes start at once
+from art_denoised.cli import main
+from art_denoised.evaluation import read_attack_log, read_log
+from tests.cli.command import DENOISER, MODEL, ROOT, certify, refusal, words
+
+
+@pytest.fixture(autouse=True)
+def outside_slurm(monkeypatch):
+    for name in ("ID", "COUNT", "MIN", "STEP"):
+        monkeypatch.delenv(f"SLURM_ARRAY_TASK_{name}", raising=False)
+
+
+def test_shards_of_a_slurm_array(tmp_path, monkeypatch, capsys):
+    """Tasks 4, 6 and 8 of an array."""
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "4")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_STEP", "2")
+    runs = [tmp_path / str(task) for task in (4, 6, 8)]
+    for run in runs:
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", run.name)
+        assert main(certify(run, max=5)) == 0
+        assert "SLURM_ARRAY_TASK_ID" in capsys.readouterr().err
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "5")
+    assert "SLURM_ARRAY_TASK_ID is 5" in refusal(capsys, certify(tmp_path / "no"))
+    assert main(certify(tmp_path / "one", "--shard", "1/1", max=5)) == 0
+    assert main(["merge", str(tmp_path / "all"), *map(str, runs), "--tsv"]) == 0
+    one = read_log(tmp_path / "one")
+    merged = read_log(tmp_path / "all")
+    assert (merged.rows, merged.settings) == (one.rows, one.settings)
+    assert len(read_log(tmp_path / "all" / "certify.tsv").rows) == 5
+    assert main(["table", str(tmp_path / "all")]) == 0
+    assert main(["verify", str(tmp_path / "all")]) == 0
+
+
+def test_gaps_need_partial(tmp_path, capsys):
+    assert main(certify(tmp_path / "1", "--shard", "1/2")) == 0
+    command = ["merge", str(tmp_path / "all"), str(tmp_path / "1")]
+    assert refusal(capsys, command).endswith("(pass --partial)")
+    assert main([*command, "--partial"]) == 0
+    assert "shard 2/2 of certify is missing" in capsys.readouterr().err
+
+
+def test_masking_checks_are_made_after_the_merge(tmp_path, capsys):
+    options = {"model": MODEL, "data": "digits", "eps": 0.1, "attacks": "pgd:steps=2", "max": 4}
+    options["batch_size"] = 2
+    for part in (1, 2):
+        run = tmp_path / str(part)
+        flags = ("--quiet", "--shard", f"{part}/2")
+        assert main(words("attack", *flags, **options, out=run)) == 0
+        assert "masking checks need all shards" in capsys.readouterr().err
+    runs = [str(tmp_path / "1"), str(tmp_path / "2")]
+    assert main(["merge", str(tmp_path / "all"), *runs]) == 0
+    assert "--resume --out" in capsys.readouterr().err
+    assert main(words("attack", "--quiet", "--resume", **options, out=tmp_path / "all")) == 0
+    assert len(read_attack_log(tmp_path / "all").checks) >= 10
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "1/0"])
+def test_there_is_no_such_shard(tmp_path, text, capsys):
+    assert "give I/N" in refusal(capsys, certify(tmp_path, "--shard", text))
+
+
+def test_workers_write_the_same_rows(tmp_path):
+    """In any order."""
+    assert main(certify(tmp_path / "one", denoiser=DENOISER)) == 0
+    assert main(certify(tmp_path / "two", "--workers", "2", denoiser=DENOISER)) == 0
+    logs = [(tmp_path / name / "certify.jsonl").read_text() for name in ("one", "two")]
+    one, two = (sorted(re.sub(r'"seconds": [^,]+', "", log).splitlines()) for log in logs)
+    assert one == two
+
+
+CALLS = """#!/bin/sh
+line=$(printf '%s\\037' "$@")
+echo "$line" >> "$CALLS"
+"""
+
+
+def commands(script: str, folder: Path, **environment: str) -> list[list[str]]:
+    """The words with which a script of a shell calls the program."""
+    program = folder / "bin" / "art-denoised"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(CALLS)
+    program.chmod(0o755)
+    calls = folder / "calls"
+    calls.write_text("")
+    path = os.pathsep.join([str(program.parent), os.environ["PATH"]])
+    known = {**os.environ, "PATH": path, "CALLS": str(calls), **environment}
+    subprocess.run(["bash", "-eu", "-c", script], check=True, env=known, cwd=folder)
+    return [line.split("\037")[:-1] for line in calls.read_text().splitlines()]
+
+
+def test_the_scripts_of_the_guide_work(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    loop, array, attack, _ = re.findall(r"```sh\n(.*?)```", page, re.S)
+    monkeypatch.chdir(tmp_path)
+    for script in (loop, attack):
+        words = commands(script, tmp_path)
+        assert "merge" in [command for command, *_ in words]
+        assert [main(command) for command in words] == [0] * len(words)
+    assert len(read_log("runs/certified").rows) == 12
+    assert len(read_attack_log("runs/pgd").checks) >= 10
+    tasks = [commands(array, tmp_path, SLURM_ARRAY_TASK_ID=str(task)) for task in range(1, 9)]
+    assert all(main(command) == 0 for ((command),) in tasks)
+    assert main(["merge", "runs/again", *(f"runs/array/{task}" for task in range(1, 9))]) == 0
+    assert read_log("runs/again").rows == read_log("runs/certified").rows
