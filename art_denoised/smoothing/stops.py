@@ -180,7 +180,7 @@ class AtRadii:
     labels: bool | Literal["class"] = True
 
     def __post_init__(self) -> None:
-        if self.labels not in (True, False, "class"):
+        if not isinstance(self.labels, bool) and self.labels != "class":
             raise InputError(f"labels is {self.labels!r}; give True, False or 'class'")
         selects = self.labels != "class"
         if not selects:
