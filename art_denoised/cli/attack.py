@@ -177,7 +177,9 @@ def attack(
     checks.count("batch_size", attack.batch_size)
     attack.parse(attack.attacks or DETERMINISTIC)
     network, undefended = model.load_defended(attack.seed), model.load_undefended()
-    images, indices = data.load(network)
+    denoisers = (getattr(part, "denoiser", None) for part in network.modules())
+    denoiser = next(filter(None, denoisers), None)
+    images, indices = data.load(network, denoiser)
     if isinstance(indices, Shard) and not attack.no_checks:
         notice("the masking checks need all shards; merge says how to make them")
     names = attack.attacks or _default_attacks(network, images, indices, model, attack)
@@ -193,7 +195,7 @@ def attack(
         seed=attack.seed,
         batch_size=attack.batch_size,
         indices=indices,
-        identity={**model.identity, **data.identity(network)},
+        identity={**model.identity, **data.identity(network, denoiser)},
         **run.arguments,
     )
     if log.rows:

@@ -146,11 +146,11 @@ class SamplingOptions:
 
     def smoother(
         self,
-        model: DenoisedModelOptions,
         base: nn.Module,
+        denoiser: nn.Module | None,
         data: ImageData,
         indices: Sequence[int],
-        place: WorkerOptions,
+        workers: Workers | Cluster | None,
     ) -> Smoother:
         """Return the smoothed classifier, after a first look at the images."""
         from art_denoised.data.images import Chosen, Shard
@@ -161,11 +161,11 @@ class SamplingOptions:
         smoother = Smoother(
             base,
             sigma=self.sigma,
-            denoiser=model.load_denoiser(self.sigma),
+            denoiser=denoiser,
             noise=self.noise,
             seed=self.seed,
             batch_size=64 if self.batch_size == "auto" else self.batch_size,
-            workers=place.place(model, self.sigma),
+            workers=workers,
         )
         whole = indices.whole if isinstance(indices, Shard) else indices
         notice(str(first_look(smoother, data, whole)))
@@ -283,10 +283,11 @@ def certify(
     from art_denoised.evaluation.rows import write_tsv
     from art_denoised.smoothing.stops import Anytime
 
-    stop, base = sampling.stop(), model.load()
-    images, indices = data.load(base)
-    named = {**model.identity, **data.identity(base)}
-    smoother = sampling.smoother(model, base, images, indices, workers)
+    stop, base, denoiser = sampling.stop(), model.load(), model.load_denoiser(sampling.sigma)
+    images, indices = data.load(base, denoiser)
+    named = {**model.identity, **data.identity(base, denoiser)}
+    place = workers.place(model, sampling.sigma)
+    smoother = sampling.smoother(base, denoiser, images, indices, place)
     if sampling.preview:
         assert not isinstance(stop, Anytime)  # refused with the options
         cost = sampling.cost_per_sample
@@ -336,10 +337,11 @@ def predict(
     from art_denoised.smoothing.stops import Voting
 
     stop = Voting(sampling.n, alpha=sampling.alpha)
-    base = model.load()
-    images, indices = data.load(base)
-    named = {**model.identity, **data.identity(base)}
-    smoother = sampling.smoother(model, base, images, indices, workers)
+    base, denoiser = model.load(), model.load_denoiser(sampling.sigma)
+    images, indices = data.load(base, denoiser)
+    named = {**model.identity, **data.identity(base, denoiser)}
+    place = workers.place(model, sampling.sigma)
+    smoother = sampling.smoother(base, denoiser, images, indices, place)
     log = predict(smoother, images, stop, indices=indices, identity=named, **run.arguments)
     if sampling.tsv:
         write_tsv(log, run.out / "predict.tsv")

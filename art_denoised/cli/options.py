@@ -164,8 +164,8 @@ Widths: TypeAlias = Annotated[tuple[int, ...], _reads(widths, "W,W,...")]
 Names: TypeAlias = Annotated[tuple[str, ...], _reads(names, "A,A,...")]
 Duration: TypeAlias = Annotated[float, _reads(duration, "TIME")]
 Factory: TypeAlias = Annotated[str, _reads(factory, "FACTORY")]
-Model: TypeAlias = Annotated[str, _reads(factory, "NAME")]
 Part: TypeAlias = Annotated[tuple[int, int], _reads(shard, "I/N")]
+Model: TypeAlias = Annotated[str, _reads(factory, "NAME")]
 Norm: TypeAlias = Annotated[Literal["linf", "l2"], _reads(norm, "NORM")]
 
 MODEL, DATA, SAMPLING, TRAINING, RUN = (
@@ -256,8 +256,9 @@ class DataOptions:
         classes: File with the names of an image folder's classes, one a line in the order of the
             labels; synonyms follow a name after commas. By default the names of its folders, in
             their order.
-        resize: Length of the shorter side that photographs are resized to. By default that of the
-            network, where its library says it; for imagefolder and torchvision:ImageNet.
+        resize: Length of the shorter side that photographs are resized to. By default as the
+            library of the network says, or to the size of a diffusion model that denoises; for
+            imagefolder and torchvision:ImageNet.
         crop: Side of the square that is cut from their centre.
         shard: Part I of N equal parts of these images, for one of N machines; the merge command
             joins the parts. By default that of the task in a SLURM array, if this is one; 1/1
@@ -272,29 +273,36 @@ class DataOptions:
     crop: Annotated[int | None, Parameter(metavar="PIXELS")] = None
     shard: Part | None = None
 
-    def identity(self, network: "nn.Module") -> dict[str, Any]:
+    def identity(self, network: "nn.Module", denoiser: "nn.Module | None" = None) -> dict[str, Any]:
         """What a log says of the choice."""
         chosen = {"data": self.data, "skip": self.skip, "max": self.max}
-        transform = self.transform(network)
+        transform = self.transform(network, denoiser)
         return chosen if transform is None else {**chosen, "transform": str(transform)}
 
-    def transform(self, network: "nn.Module") -> "EvalTransform | None":
+    def transform(
+        self, network: "nn.Module", denoiser: "nn.Module | None" = None
+    ) -> "EvalTransform | None":
         """Return how photographs become the input of a network, if they are changed at all."""
-        from art_denoised.models.classifiers import EvalTransform, eval_transform
+        from art_denoised.models.classifiers import EvalTransform, eval_transform, image_size
 
         known = eval_transform(network)
+        side = image_size(denoiser) if known is not None else None
+        if known is not None and side is not None:  # what it returns is resized to the network's
+            known = EvalTransform(side, (side, side), known.interpolation)
         if self.resize or self.crop:
             side = self.crop or self.resize or 0
             how = "bilinear" if known is None else known.interpolation
             return EvalTransform(self.resize or side, (side, side), how)
         return known if self.data.startswith(("imagefolder:", "torchvision:ImageNet:")) else None
 
-    def load(self, network: "nn.Module") -> "tuple[ImageData, Sequence[int]]":
-        """Return the data as the network expects it, and the chosen indices or a part of them."""
+    def load(
+        self, network: "nn.Module", denoiser: "nn.Module | None" = None
+    ) -> "tuple[ImageData, Sequence[int]]":
+        """Return the data as the network expects them, and the indices of the chosen images."""
         from art_denoised.data import Shard, load_data, read_classes, select
 
         names = None if self.classes is None else read_classes(self.classes)
-        transform = self.transform(network)
+        transform = self.transform(network, denoiser)
         data: Any = load_data(self.data, classes=names, transform=transform)
         if transform is not None:
             notice(f"photographs: {transform}")

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.denoisers.architectures import DnCNN, MemNet, OneShotDenoiser, UNetDenoiser
+from art_denoised.diffusion.folders import load_diffusion
+from art_denoised.diffusion.published import is_published
 from art_denoised.diffusion.schedulers import find_scheduler
 from art_denoised.models.loading import (
     find_published,
@@ -38,8 +40,9 @@ def load_denoiser(path: Path | str, *, sigma: float | None = None) -> nn.Module:
         path: Checkpoint of `DnCNN` or `MemNet`, file of `save_denoiser`, or diffusers folder: with
             a scheduler a diffusion model (`OneShotDenoiser`), without one a UNet2DModel that
             predicts the noise (`UNetDenoiser`). Or ``package.module:function``, a function that
-            returns a denoiser; or ``art-denoised:cifar10-hybrid-0.25``, one of the weights that
-            results/weights.json of a clone lists.
+            returns a denoiser; or a file of OpenAI or EDM that `load_diffusion` knows by its name,
+            such as 256x256_diffusion_uncond.pt; or ``art-denoised:cifar10-hybrid-0.25``, one of
+            the weights that results/weights.json of a clone lists.
         sigma: Noise level that the denoiser is used at. If a file of `save_denoiser` says that it
             was trained for others, a warning does so too; certificates hold, but are small.
 
@@ -57,6 +60,8 @@ def load_denoiser(path: Path | str, *, sigma: float | None = None) -> nn.Module:
         return load_module(str(path))
     path = Path(path)
     with torch.random.fork_rng(devices=[]):  # building a network draws weights, soon replaced
+        if path.exists() and is_published(path, None):
+            return OneShotDenoiser(load_diffusion(path)).eval()
         if path.is_dir():
             kind = OneShotDenoiser if find_scheduler(path) else UNetDenoiser
             return kind.from_folder(path)

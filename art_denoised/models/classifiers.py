@@ -152,6 +152,13 @@ def eval_transform(model: nn.Module) -> EvalTransform | None:
     return next((one for one in found if isinstance(one, EvalTransform)), None)
 
 
+def image_size(denoiser: nn.Module | None) -> int | None:
+    """Return the side of the images of a diffusion model in a module, if it takes no others."""
+    parts = [] if denoiser is None else denoiser.modules()
+    sizes = (getattr(part, "image_size", None) for part in parts)
+    return next((size for size in sizes if isinstance(size, int)), None)
+
+
 def load_classifier(
     name: str,
     *,

@@ -1,7 +1,7 @@
 """Hand draws out to many workers, whatever they are: processes, actors of Ray, a simulation.
 
-A worker answers a bundle of pieces of draws at a time. Bundles take about half a second, so that
-messages cost nothing and no worker waits for another one at the end; each worker has one more
+A worker answers a bundle of pieces of draws at a time. Bundles take about a quarter of a second, so
+that messages cost little and no worker waits for another one at the end; each worker has one more
 bundle ahead. What a worker took with it when it died is handed out again.
 """
 
@@ -22,7 +22,7 @@ from art_denoised.smoothing.stops import Counts, Draw
 from art_denoised.smoothing.voters import Task
 
 AHEAD = 2  # bundles that a worker holds: the one that it computes and the next one
-_SECONDS = 0.5  # that a bundle should take
+_SECONDS = 0.25  # that a bundle should take: an image that stops early waits for each look
 _LARGEST = 100 * PART  # samples of a bundle
 _DEATHS = 5  # for each worker, without an answer in between; then something kills them all
 
@@ -110,10 +110,28 @@ class Dispatcher:
 
     Args:
         crew: The workers; closed with the voter.
-        identity: What every worker must say of its network.
+        identity: What every worker must say of its network, as JSON values.
 
     Attributes:
         pending: Number of samples submitted and not yet returned.
+
+    Raises:
+        InputError: When results are taken: a worker failed or differs, or workers only die.
+
+    Example:
+        >>> class Alone:
+        ...     size, reports = 1, [Ready({})]
+        ...     def send(self, worker, bundle):
+        ...         votes = [{3: piece.draw.stop - piece.draw.start} for piece in bundle]
+        ...         self.reports.append(Answered(votes, seconds=0.1))
+        ...     def receive(self):
+        ...         return 0, self.reports.pop(0)
+        >>> import torch
+        >>> from art_denoised.smoothing import Voting, drive
+        >>> record = {"sigma": 0.25, "seed": 0, "dtype": "float32", "noise": "gaussian"}
+        >>> task = Task(7, torch.zeros(1, 2, 2), Voting(150).procedure(None, record))
+        >>> [(i, vote.counts) for i, vote in drive([task], Dispatcher(Alone(), {}))]
+        [(7, {3: 150})]
     """
 
     def __init__(self, crew: Crew, identity: Mapping[str, Any]) -> None:
@@ -121,6 +139,7 @@ class Dispatcher:
         self._queue: deque[_Part] = deque()
         self._held: dict[int, deque[_Bundle]] = {}  # by workers that are ready, oldest first
         self._done: deque[tuple[Task[Any], Draw, Counts]] = deque()
+        self._queued = 0  # samples in the queue
         self._grain = PART
         self._deaths = 0
         self.pending = 0
@@ -133,6 +152,7 @@ class Dispatcher:
     def submit(self, task: Task[Any], draw: Draw) -> None:
         """Accept a draw."""
         self._queue.append(_Part(ref(task), draw))
+        self._queued += draw.stop - draw.start
         self.pending += draw.stop - draw.start
 
     def next(self) -> tuple[Task[Any], Draw, Counts]:
@@ -158,13 +178,13 @@ class Dispatcher:
 
     def _bundle(self) -> _Bundle:
         """Take work from the queue, no more than a fair share of it."""
-        queued = sum(part.size for part in self._queue)
-        room = min(self._grain, max(PART, -(-queued // len(self._held))))
+        room = min(self._grain, max(PART, -(-self._queued // len(self._held))))
         bundle: _Bundle = []
         while room > 0 and self._queue:
             part = self._queue.popleft()
             task, (stage, start, stop) = part.task(), part.draw
             if task is None:  # the driver has dropped it
+                self._queued -= part.size
                 self.pending -= part.size
                 continue
             if part.size > room:
@@ -173,6 +193,7 @@ class Dispatcher:
                 self._queue.appendleft(_Part(part.task, Draw(stage, cut, stop)))
                 part = _Part(part.task, Draw(stage, start, cut))
             room -= part.size
+            self._queued -= part.size
             bundle.append((part, Piece(task.index, task.x.cpu().numpy(), part.draw)))
         return bundle
 
@@ -191,6 +212,7 @@ class Dispatcher:
         else:
             for bundle in reversed(self._held.pop(worker, deque())):
                 self._queue.extendleft(part for part, _ in reversed(bundle))
+                self._queued += sum(part.size for part, _ in bundle)
             self._deaths += 1
             if self._deaths > _DEATHS * self._crew.size:
                 raise InputError(

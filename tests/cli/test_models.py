@@ -11,6 +11,7 @@ import transformers
 from PIL import Image
 
 from art_denoised.cli import main
+from art_denoised.diffusion import edm_diffusion, save_diffusion
 from art_denoised.evaluation import read_attack_log, read_log
 from art_denoised.models.classifiers import build_classifier
 from art_denoised.networks import FeatureDenoising, load_trained
@@ -32,6 +33,7 @@ def photographs(tmp_path_factory):
 
 
 def tiny_vit(folder):
+    folder.mkdir(exist_ok=True)
     config = transformers.ViTConfig(
         image_size=32,
         patch_size=8,
@@ -133,3 +135,30 @@ def test_names_and_sizes_that_cannot_be_used(options, value, capsys, tmp_path):
     words = ["--data", "digits", "--sigma", "0.25", "--out", str(tmp_path / "run")]
     assert value in refusal(capsys, ["certify", *options, *words])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_diffusion_model_of_its_own_size_is_in_front(tmp_path, photographs, capsys):
+    """Photographs get its size, and what it returns that of the classifier (Carlini et al.)."""
+    torch.manual_seed(0)
+    diffusion = edm_diffusion(
+        img_resolution=16,
+        img_channels=3,
+        model_type="SongUNet",
+        model_channels=8,
+        channel_mult=[1, 1],
+        num_blocks=1,
+        attn_resolutions=[],
+    )
+    save_diffusion(diffusion, tmp_path / "diffusion")
+    name, weights = NETWORKS["hf"](tmp_path / "vit")
+    common = ["--model", name, *weights, "--data", f"imagefolder:{photographs}", "--quiet"]
+    common += ["--denoiser", str(tmp_path / "diffusion"), "--sigma", "0.25"]
+    certified, attacked = tmp_path / "certified", tmp_path / "attacked"
+    sampled = ["--n", "20", "--batch-size", "8"]
+    assert main(["certify", *common, *sampled, "--out", str(certified)]) == 0
+    words = ["--eps", "0.1", "--norm", "l2", "--attacks", "pgd:steps=1", "--no-checks"]
+    assert main(["attack", *common, *words, "--samples", "2", "--out", str(attacked)]) == 0
+    assert "resized to 16, cut to 16x16" in capsys.readouterr().err
+    logs = read_log(certified), read_attack_log(attacked)
+    assert len({log.settings["transform"] for log in logs}) == 1
+    assert all(len(log.rows) >= 4 for log in logs)

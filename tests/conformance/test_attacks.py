@@ -35,7 +35,7 @@ def _hop_skip_jump(estimator, eps):
 def _carlini(estimator, eps):
     return evasion.CarliniL2Method(
         estimator, max_iter=8, binary_search_steps=1, initial_const=10.0, learning_rate=0.1,
-        verbose=False,
+        batch_size=6, verbose=False,
     )  # fmt: skip
 
 

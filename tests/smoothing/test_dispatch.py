@@ -9,8 +9,19 @@ import pytest
 import torch
 
 from art_denoised.checks import InputError
-from art_denoised.smoothing import Draw, FixedN, Smoother, Stage, Task, drive
-from art_denoised.smoothing.dispatch import Answered, Dispatcher, Failed, Lost, Ready
+from art_denoised.smoothing import (
+    Answered,
+    Dispatcher,
+    Draw,
+    Failed,
+    FixedN,
+    Lost,
+    Ready,
+    Smoother,
+    Stage,
+    Task,
+    drive,
+)
 
 X = torch.zeros(1, 2, 2)
 SAME = {"weights": "a"}
@@ -88,7 +99,7 @@ def test_deaths_lose_nothing(deaths, seconds):
     assert crew.closed
 
 
-def test_bundles_grow_until_they_take_half_a_second():
+def test_bundles_grow_until_they_take_long_enough():
     quick, slow = Crew(seconds=1e-6), Crew(seconds=3.0)
     for crew in (quick, slow):
         dict(drive([Task(i, X, asking(50_000)) for i in range(3)], Dispatcher(crew, SAME)))
