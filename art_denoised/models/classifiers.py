@@ -386,7 +386,8 @@ def list_classifiers(pattern: str = "*") -> list[str]:
     with contextlib.suppress(InputError):
         models = _library("torchvision.models")
         names += [f"torchvision:{name}" for name in models.list_models(module=models)]
-    return [name for name in names if fnmatch(name, pattern)]
+    forms = (pattern, f"*:{pattern}")  # with the name of the library and without
+    return [name for name in names if any(fnmatch(name, form) for form in forms)]
 
 
 def _library(name: str) -> Any:
