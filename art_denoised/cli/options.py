@@ -259,7 +259,8 @@ class DataOptions:
         resize: Length of the shorter side that photographs are resized to. By default as the
             library of the network says, or to the size of a diffusion model that denoises; for
             imagefolder and torchvision:ImageNet.
-        crop: Side of the square that is cut from their centre.
+        crop: Side of the square that is cut from their centre. By default as the library of the
+            network says, or --resize.
         shard: Part I of N equal parts of these images, for one of N machines; the merge command
             joins the parts. By default that of the task in a SLURM array, if this is one; 1/1
             takes all images.
@@ -289,10 +290,13 @@ class DataOptions:
         side = image_size(denoiser) if known is not None else None
         if known is not None and side is not None:  # what it returns is resized to the network's
             known = EvalTransform(side, (side, side), known.interpolation)
-        if self.resize or self.crop:
-            side = self.crop or self.resize or 0
-            how = "bilinear" if known is None else known.interpolation
-            return EvalTransform(self.resize or side, (side, side), how)
+        if self.resize is not None or self.crop is not None:
+            if known is None:  # the one that is given stands for both
+                side = self.resize if self.crop is None else self.crop
+                known = EvalTransform(side or 0, (side or 0, side or 0))
+            resize = known.resize if self.resize is None else self.resize
+            crop = known.crop if self.crop is None else (self.crop, self.crop)
+            return EvalTransform(resize, crop, known.interpolation)
         return known if self.data.startswith(("imagefolder:", "torchvision:ImageNet:")) else None
 
     def load(

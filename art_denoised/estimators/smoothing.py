@@ -217,8 +217,8 @@ class DenoisedSmoothing(DefendedClassifier, RandomizedSmoothingMixin):
     ) -> tuple[list[TableRow], list[Certificate]]:
         """Return certified accuracy at each radius, from as few samples as that takes.
 
-        Each image is sampled until every radius is proved or out of reach; the statement and its
-        alpha are those of `certify` with n samples (docs/sequential.md).
+        Each image is sampled until every radius is proved or out of reach. Its certificate states
+        the largest radius that was proved, at the alpha of `certify` (docs/sequential.md).
 
         Args:
             x: Images (batch, channels, height, width) within ``clip_values``, at least one.

@@ -234,6 +234,8 @@ def _of(row: LabelledRow, settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _certificate_problems(c: Certificate, settings: Mapping[str, Any]) -> Iterator[str]:
+    if settings.get("n0") == 0 and settings.get("use_labels") != "class":
+        yield "no class was selected, but the run did not certify true classes"
     if c.n0 != settings.get("n0"):
         yield f"the class was selected from {c.n0} samples, not {settings.get('n0')}"
     skipped = c.n == 0 and settings.get("use_labels") is True
@@ -275,7 +277,7 @@ def _table_problems(c: Certificate, settings: Mapping[str, Any]) -> Iterator[str
     if c.label not in (ABSTAIN, chosen):
         yield f"label is {c.label}, the class that was selected {chosen}"
     last = Look(c.n, c.counts.get(chosen, 0) if chosen != ABSTAIN else 0)
-    looks = [Look(proof.n, proof.votes) for proof in c.proofs] + [last]
+    looks = [Look(0, 0), *(Look(proof.n, proof.votes) for proof in c.proofs), last]
     for look, later in pairwise(looks):
         if not 0 <= later.votes - look.votes <= later.n - look.n:
             of_later = f"a later one {later.votes} of {later.n}"

@@ -60,6 +60,8 @@ class EvalTransform:
         for name, lengths in (("resize", sides), ("crop", self.crop)):
             for length in lengths:
                 checks.count(name, length)
+        if max(self.crop[0] - sides[0], self.crop[1] - sides[-1]) > 0:
+            raise InputError(f"crop is {self.crop}, but resize {self.resize}; give a smaller crop")
         if self.interpolation not in _INTERPOLATIONS:
             raise InputError(
                 f"interpolation is {self.interpolation!r}; give one of {', '.join(_INTERPOLATIONS)}"
@@ -126,10 +128,14 @@ class PretrainedClassifier(nn.Module):
         transform: EvalTransform | None = None,
     ) -> None:
         super().__init__()
-        if len(mean) != len(std):
+        if not isinstance(mean, Sequence) or not isinstance(std, Sequence):
+            raise InputError(f"mean is {mean!r} and std {std!r}; give one number for each channel")
+        if len(mean) != len(std) or not len(mean):
             raise InputError(f"mean has {len(mean)} channels and std {len(std)}; give one of each")
-        for value in std:
-            checks.positive("std", value)
+        for name, values, least in (("mean", mean, 0.0), ("std", std, 1e-6)):
+            for value in values:
+                if not least <= value <= 1:
+                    raise InputError(f"{name} holds {value}; give it for pixels in [0, 1]")
         self.network, self.transform = network, transform
         for name, values in (("mean", mean), ("std", std)):
             held = torch.tensor([float(value) for value in values]).reshape(1, -1, 1, 1)
@@ -142,7 +148,16 @@ class PretrainedClassifier(nn.Module):
         return None if self.transform is None else self.transform.crop
 
     def forward(self, x: Images) -> Logits:
-        """Return logits for images in [0, 1]."""
+        """Return logits for images in [0, 1].
+
+        Raises:
+            InputError: The images have another number of channels than ``mean``.
+        """
+        if x.shape[1] != self.mean.shape[1]:
+            raise InputError(
+                f"images have {x.shape[1]} channels, the classifier takes {self.mean.shape[1]}; "
+                "convert the images"
+            )
         return checks.unwrapped(self.network((x - self.mean) / self.std))
 
 
@@ -289,32 +304,46 @@ def _transformers(name: str, pretrained: bool, options: dict[str, Any]) -> _Foun
     auto = library.AutoModelForImageClassification
     with _told(f"hf:{name}"):
         if pretrained:
-            network = auto.from_pretrained(name, use_safetensors=True)
+            network, found = auto.from_pretrained(
+                name, use_safetensors=True, output_loading_info=True
+            )
+            if drawn := sorted(found["missing_keys"]):
+                raise InputError(f"hf:{name} holds no {drawn[0]}; give a trained classifier")
         else:
             network = auto.from_config(library.AutoConfig.from_pretrained(name, **options))
-        said, _ = library.ImageProcessingMixin.get_image_processor_dict(name)
-    known = None
-    if said.get("do_normalize", True) and "image_mean" in said:
-        known = said["image_mean"], said["image_std"]
-    return network, known or ((0.0,) * 3, (1.0,) * 3), _of_processor(said)
+        processor = library.AutoImageProcessor.from_pretrained(name)
+    if getattr(processor, "do_flip_channel_order", False):
+        raise InputError(f"hf:{name} takes blue, green, red; convert in a function of your own")
+    known = ((0.0,) * 3, (1.0,) * 3)
+    if processor.do_normalize:
+        known = (tuple(processor.image_mean), tuple(processor.image_std))
+    return network, known, _of_processor(processor)
 
 
-def _of_processor(said: dict[str, Any]) -> EvalTransform | None:
-    """Return what the file of an image processor says of photographs."""
+def _of_processor(processor: Any) -> EvalTransform | None:
+    """Return what an image processor of transformers does to photographs."""
     from PIL.Image import Resampling
 
-    size = said.get("size")
-    if not said.get("do_resize", True) or size is None:
+    if not processor.do_resize:
         return None
-    size = size if isinstance(size, dict) else {"shortest_edge": size}
-    resize: int | tuple[int, int] = size.get("shortest_edge") or (size["height"], size["width"])
-    crop = resize if isinstance(resize, tuple) else (resize, resize)
-    if said.get("do_center_crop") and said.get("crop_size"):
-        cut = said["crop_size"]
-        crop = (cut["height"], cut["width"]) if isinstance(cut, dict) else (cut, cut)
-    elif said.get("crop_pct") and isinstance(resize, int):  # ConvNeXt's
-        resize = int(resize / said["crop_pct"])
-    return EvalTransform(resize, crop, Resampling(said.get("resample", 2)).name.lower())
+    size = {name: side for name, side in dict(processor.size).items() if side}
+    how = Resampling(int(processor.resample)).name.lower()
+    if size.keys() == {"height", "width"}:
+        resize: int | tuple[int, int] = (size["height"], size["width"])
+    elif size.keys() == {"shortest_edge"}:
+        resize = size["shortest_edge"]
+    else:
+        return None
+    if getattr(processor, "do_center_crop", False):
+        cut = processor.crop_size
+        return EvalTransform(resize, (cut["height"], cut["width"]), how)
+    if isinstance(resize, tuple):
+        return EvalTransform(resize, resize, how)
+    crop, share = (resize, resize), getattr(processor, "crop_pct", None)
+    if share is None:
+        return None  # the longer side stays as it is
+    # ConvNeXt's; larger inputs are not cut.
+    return EvalTransform(int(resize / share) if resize < 384 else crop, crop, how)
 
 
 def _robustbench(name: str, pretrained: bool, options: dict[str, Any]) -> _Found:

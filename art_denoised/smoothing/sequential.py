@@ -14,9 +14,10 @@ Maurer, Hothorn and Lehmacher (1995, fixed sequences).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -66,11 +67,11 @@ class Sequential:
         """Sample counts of the looks, ascending."""
         return _counts(self.first, self.last)
 
-    def boundary(self, p0: float, alpha: float) -> dict[int, int]:
+    def boundary(self, p0: float, alpha: float) -> Mapping[int, int]:
         """Return the votes that reject p <= ``p0``, by the sample counts of the looks."""
         return _boundary(self.counts, p0, alpha)
 
-    def futility(self, p0: float, alpha: float) -> dict[int, int]:
+    def futility(self, p0: float, alpha: float) -> Mapping[int, int]:
         """Return the votes below which p <= ``p0`` will hardly be rejected any more."""
         return _futility(self.counts, p0, alpha)
 
@@ -133,7 +134,7 @@ def _counts(first: int, last: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=1024)
-def _boundary(counts: tuple[int, ...], p0: float, alpha: float) -> dict[int, int]:
+def _boundary(counts: tuple[int, ...], p0: float, alpha: float) -> Mapping[int, int]:
     """Return the smallest boundaries whose crossing costs no more than what may be spent so far.
 
     At a look after n of N samples, alpha (n / N)^_SPENDING may be spent in all. What a look leaves,
@@ -152,7 +153,7 @@ def _boundary(counts: tuple[int, ...], p0: float, alpha: float) -> dict[int, int
         law = law[:first]
         cut = int(np.searchsorted(np.cumsum(law), alpha * _CUT))
         law, low = law[cut:], low + cut
-    return boundary
+    return MappingProxyType(boundary)  # every caller gets the same one
 
 
 def _binomial(n: int, p: float, cut: float) -> tuple[np.ndarray, int]:
@@ -163,7 +164,7 @@ def _binomial(n: int, p: float, cut: float) -> tuple[np.ndarray, int]:
 
 
 @lru_cache(maxsize=1024)
-def _futility(counts: tuple[int, ...], p0: float, alpha: float) -> dict[int, int]:
+def _futility(counts: tuple[int, ...], p0: float, alpha: float) -> Mapping[int, int]:
     """Return the fewest votes that leave enough chance to reach the last boundary.
 
     Little chance is enough while few votes against the class are expected, because one more or less
@@ -179,7 +180,8 @@ def _futility(counts: tuple[int, ...], p0: float, alpha: float) -> dict[int, int
         votes = np.floor((low + high) / 2)
         enough = _chance(votes, n, last, needed) >= least
         low, high = np.where(enough, low, votes), np.where(enough, votes, high)
-    return dict(zip(counts, (*high.astype(int).tolist(), last + 1), strict=True))
+    fewest = dict(zip(counts, (*high.astype(int).tolist(), last + 1), strict=True))
+    return MappingProxyType(fewest)
 
 
 def _chance(votes: np.ndarray, n: np.ndarray, last: int, needed: int) -> np.ndarray:

@@ -64,7 +64,7 @@ class Smoother:
         (0, 0.615815, 1000)
         >>> certificate = smoother.certify(x, AtRadii([0.25], n=1000))[0]
         >>> certificate.proves(0.25), certificate.drawn
-        (True, 100)
+        (True, 55)
     """
 
     def __init__(

@@ -129,6 +129,8 @@ def test_named_networks_are_trained_with_blocks_and_attacked(tmp_path):
         (["--model", "timm:test_resnet", "--num-classes", "2"], "weights"),
         (["--model", "art_denoised.demo:digits_classifier", "--mean", "0.5"], "std"),
         (["--model", "art_denoised.demo:digits_classifier", "--resize", "8"], "digits"),
+        (["--model", "art_denoised.demo:digits_classifier", "--resize", "0"], "0"),
+        (["--model", "art_denoised.demo:digits_classifier", "--resize", "8", "--crop", "9"], "9"),
     ],
 )
 def test_names_and_sizes_that_cannot_be_used(options, value, capsys, tmp_path):

@@ -96,6 +96,7 @@ def as_skipped(record):
         ("looks", lambda r: r["proofs"][-1].__setitem__(2, 30), "the votes give"),
         ("looks", lambda r: r["proofs"][-1].__setitem__(1, 41), "no look was planned"),
         ("looks", lambda r: r["proofs"].pop(0), "radii"),
+        ("looks", lambda r: r["proofs"][0].__setitem__(2, r["proofs"][0][1] + 1), "votes"),
         ("looks", lambda r: r["proofs"].append([0.5, r["n"], r["n"]]), "radii"),
         ("looks", lambda r: r["proofs"][0].__setitem__(2, 10**6), "votes"),
         ("looks", lambda r: r.update(proofs=r["proofs"][:1], radius=0.0, p_lower=0.5), "prove it"),
@@ -327,3 +328,16 @@ def test_a_header_that_says_nothing_of_use_is_a_finding(logs, change):
     log = read_log(logs["looks"])
     settings = {k: v for k, v in {**log.settings, **change}.items() if v is not None}
     assert verify(replace(log, settings=settings))
+
+
+def test_a_run_without_selection_certified_true_classes(logs):
+    """Else the class could be chosen by the votes that prove its radii."""
+    log = read_log(logs["looks"])
+    rows = tuple(replaced(row, n0=0, selection_counts={}) for row in log.rows)
+    settings = {**log.settings, "n0": 0, "use_labels": False}
+    findings = verify(replace(log, rows=rows, settings=settings))
+    assert sum("no class was selected" in finding.problem for finding in findings) == len(rows)
+
+
+def replaced(row: CertifyRow, **changes: object) -> CertifyRow:
+    return msgspec.structs.replace(row, **changes)

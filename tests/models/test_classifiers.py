@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 from types import ModuleType
@@ -91,16 +92,7 @@ PROCESSORS = {
 @pytest.mark.parametrize("processor", PROCESSORS)
 def test_transformers_is_as_transformers_does_it(tmp_path, processor):
     torch.manual_seed(0)
-    config = transformers.ViTConfig(
-        image_size=32,
-        patch_size=8,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        num_labels=5,
-    )
-    theirs = transformers.ViTForImageClassification(config).eval()
+    theirs = vit()
     theirs.save_pretrained(tmp_path)
     slow = getattr(transformers, processor)(**PROCESSORS[processor])
     slow.save_pretrained(tmp_path)
@@ -180,6 +172,10 @@ def test_a_hub_that_does_not_answer(monkeypatch, tmp_path, name):
         (MODEL, {"mean": [0.5]}, "std"),
         (MODEL, {"mean": [0.5], "std": [0.0]}, "0"),
         (MODEL, {"mean": [0.5], "std": [0.5, 0.5]}, "2"),
+        (MODEL, {"mean": [], "std": []}, "0 channels"),
+        (MODEL, {"mean": 0.5, "std": 0.5}, r"0\.5"),
+        (MODEL, {"mean": [123.675], "std": [58.4]}, r"123\.675"),
+        (MODEL, {"mean": [float("nan")], "std": [1.0]}, "nan"),
         (MODEL, {"num_classes": 3}, "3"),
         ("tmm:resnet18", {}, "tmm"),
     ],
@@ -207,7 +203,13 @@ def test_names_are_listed_by_pattern():
 
 @pytest.mark.parametrize(
     ("options", "value"),
-    [({"resize": 0}, "0"), ({"crop": (8, -1)}, "-1"), ({"interpolation": "cubic"}, "cubic")],
+    [
+        ({"resize": 0}, "0"),
+        ({"resize": 7}, "7"),
+        ({"resize": (9, 7)}, "7"),
+        ({"crop": (8, -1)}, "-1"),
+        ({"interpolation": "cubic"}, "cubic"),
+    ],
 )
 def test_transforms_that_cannot_be(options, value):
     with pytest.raises(InputError, match=value):
@@ -222,3 +224,42 @@ def test_gradients_reach_the_image():
     model(x).sum().backward()
     expected = model.network[1].weight.sum(0) / 0.5
     torch.testing.assert_close(x.grad.flatten(), expected)
+
+
+def test_images_of_other_channels_are_refused():
+    """One channel would be broadcast to three, and three means to one."""
+    model = PretrainedClassifier(nn.Flatten(), mean=[0.5] * 3, std=[0.5] * 3)
+    with pytest.raises(InputError, match="1 channels"):
+        model(torch.rand(2, 1, 4, 4))
+
+
+def test_an_old_size_of_transformers_is_a_square(tmp_path):
+    """ViT's processor warps to a square where older files say one number."""
+    vit().save_pretrained(tmp_path)
+    said = {"image_processor_type": "ViTImageProcessor", "size": 32}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    assert load_classifier(f"hf:{tmp_path}").transform.resize == (32, 32)
+
+
+def test_a_drawn_head_or_blue_first_is_refused(tmp_path):
+    vit().vit.save_pretrained(tmp_path)  # the trunk alone
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="classifier"):
+        load_classifier(f"hf:{tmp_path}")
+    vit().save_pretrained(tmp_path)
+    transformers.MobileViTImageProcessor(do_flip_channel_order=True).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="blue"):
+        load_classifier(f"hf:{tmp_path}")
+
+
+def vit() -> nn.Module:
+    config = transformers.ViTConfig(
+        image_size=32,
+        patch_size=8,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_labels=5,
+    )
+    return transformers.ViTForImageClassification(config).eval()

@@ -254,6 +254,7 @@ def test_settings_name_what_determines_the_rows():
         "n": 50,
         "radii": [0.5],
         "use_labels": True,
+        "rule": "sequential",
     }
     assert Anytime(50, seconds=3).settings == {
         "alpha": 0.001,
