@@ -83,13 +83,13 @@ def test_predict(tmp_path, capsys):
 @pytest.mark.parametrize("mode", [{"n": 300}, {"n": 600, "radii": "0,0.25"}], ids=str)
 def test_rows_do_not_depend_on_batch_size_or_sigkill(tmp_path, mode):
     """Batch sizes 1 and 64, and a run killed half way, end in identical rows."""
-    settings = {"model": "tests.nets:slow", "max": 6, "denoiser": DENOISER, **mode}
+    settings = {"model": "tests.nets:slow", "max": 4, "denoiser": DENOISER, **mode}
     for size in (1, 64):
         assert main(certify(tmp_path / str(size), batch_size=size, **settings)) == 0
     killed = tmp_path / "killed" / "certify.jsonl"
     arguments = certify(killed.parent, batch_size=32, **settings)
-    kill_at(3, killed, forked(main, arguments, environment={"SLOW_SECONDS": "0.05"}))
-    assert len(read_log(killed).rows) < 6
+    kill_at(2, killed, forked(main, arguments, environment={"SLOW_SECONDS": "0.05"}))
+    assert len(read_log(killed).rows) < 4
     assert main(certify(killed.parent, "--resume", **settings)) == 0
     one, many, resumed = (
         read_log(tmp_path / name / "certify.jsonl") for name in ("1", "64", "killed")

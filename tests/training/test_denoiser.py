@@ -146,7 +146,7 @@ def surrogate(*layers: nn.Module) -> nn.Module:
     def cross_entropy(network, x, y, step):
         return nn.functional.cross_entropy(network(x), y)
 
-    config = replace(CONFIG, epochs=20)
+    config = replace(CONFIG, epochs=8)
     train_network(net, digits(train=True), cross_entropy, config, progress=False)
     return net
 
