@@ -151,8 +151,8 @@ def verify(
         for finding in findings:
             where = "" if finding.index is None else f"image {finding.index}: "
             print(escaped(f"{path}: {where}{finding.problem}"))
-        bad = len({finding.index for finding in findings})
-        wrong += bad
+        bad = len({row.index for row in log.rows} & {finding.index for finding in findings})
+        wrong += len(findings)
         total = len(log.rows)
         whom = "their votes" if isinstance(log, Log) else "the plan of the run"
         print(escaped(f"{path}: {total - bad} of {total} rows are consistent with {whom}"))

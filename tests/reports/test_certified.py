@@ -102,7 +102,8 @@ def test_commands_show_escapes_and_lower_bounds(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)[0]["at_least"] is True
     assert main(["verify", str(folder)]) == 1
     out = capsys.readouterr().out
-    assert r"red\x1b[31m [bold]: image 0" in out
+    assert r"red\x1b[31m [bold]/certify.jsonl: image 0" in out
+    assert "0 of 4 rows" in out
     assert "\x1b" not in out
 
 

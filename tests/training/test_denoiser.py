@@ -230,7 +230,7 @@ def test_a_range_of_sigmas_reaches_the_denoiser():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": "l1"}, "'l1'.*mse, stability, classification, hybrid"),
+        ({"loss": "l1"}, "'l1'.*classification, hybrid, mse, stability"),
         *(
             ({"loss": name}, f"{name} needs a classifier")
             for name in sorted({*LOSSES, "hybrid"} - {"mse"})
