@@ -9,14 +9,14 @@ import pytest
 
 from art_denoised.cli import main
 from art_denoised.evaluation import read_log
-from tests.cli.command import certify, refusal, words
+from tests.cli.command import DENOISER, certify, refusal, words
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A run of full radii with its TSV, and one of two radii."""
     folder = tmp_path_factory.mktemp("runs")
-    options = {"n": 1000, "max": 20}
+    options = {"denoiser": DENOISER, "n": 1000, "max": 20}
     assert main(certify(folder / "all", "--tsv", **options)) == 0
     assert main(certify(folder / "radii", radii="0,0.25", **options)) == 0
     return folder
