@@ -240,7 +240,8 @@ def peak(n, images, radii=0):
     for _ in answers(base, tasks, noise=Gaussian(1.0), seed=0, batch_size=50):
         pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-few = peak(200, 1)
+peak(200, 1), peak(10, 2)
+few = peak(200, 1, radii=2)
 print(*(more - few for more in (peak(5000, 1), peak(10, 500), peak(200, 1, radii=5000))))
 """
     grown = subprocess.run(
