@@ -38,14 +38,14 @@ class Slow(nn.Module):
 def test_interrupted_and_resumed_runs_end_in_the_same_rows(tmp_path):
     """Interrupted wherever the clock will have it, inside turns and parts of noise streams."""
     slow, data = smoother(Slow().eval()), load_data("digits")
-    whole = certify(slow, data, Anytime(700, seconds=120), run=tmp_path / "whole", **COMMON)
+    whole = certify(slow, data, Anytime(700), run=tmp_path / "whole", **COMMON)
     runs = 0
     log = None
     while log is None or len(log.rows) < 8 or any(unfinished(row, 700) for row in log.rows):
         stop = Anytime(700, seconds=0.25)
         log = certify(slow, data, stop, run=tmp_path / "parts", resume=runs > 0, **COMMON)
         runs += 1
-        assert runs < 60
+        assert runs < 1000  # a busy machine does little in each
     assert runs > 3
     assert log.rows == whole.rows
     assert read_log(tmp_path / "parts").rows == whole.rows
