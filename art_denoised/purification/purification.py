@@ -187,7 +187,7 @@ class Purification(nn.Module):
         for number, sigma in enumerate(self.sigmas):
             levels = (0.0, *self.sampler.levels(sigma * self.model.scale, steps, lowest))
             for i in range(steps + 1):
-                moves.append(Move(*levels[i : i + 2], 2 * (number * _LONGEST + i)))
+                moves.append(Move(levels[i], levels[i + 1], 2 * (number * _LONGEST + i)))
         return moves
 
     def move(
