@@ -316,5 +316,9 @@ def _sigmas(
     else:
         found = tuple(checks.positive("sigma", value) for value in values)
     for level in found:
-        model.at_least(level)  # it was trained on this much noise
+        if level > model.sigma_max:
+            raise InputError(
+                f"sigma is {level:g}, beyond {model.sigma_max:g}, the highest noise level of the "
+                "diffusion model; purify from a lower one"
+            )
     return found
