@@ -227,11 +227,9 @@ def test_a_browser_reads_the_page_offline(tmp_path: Path):
     assert headings[0] == "Robustness report"
     assert headings[1] == "Read this first"
     assert {"In short", "Accuracy in l2", "denoised", "plain"} <= {h.strip() for h in headings}
+    names = ("clean", "counted", "fresh", "majority", "worst")
     figures = [figure for model in whole.to_json()["models"] for figure in model["figures"]]
-    expected = [
-        [f"{100 * figure[name]['value']:.1f}" for name in ("clean", "counted", "fresh", "worst")]
-        for figure in figures
-    ]
+    expected = [[f"{100 * figure[name]['value']:.1f}" for name in names] for figure in figures]
     assert values == expected
     assert verdicts[:6] == ["checks passed"] * 6
     assert {verdict.strip() for verdict in verdicts[6:]} == {"not reliable"}
