@@ -80,7 +80,7 @@ def evaluate(
         attacks: Callables ``attack(model, x, y) -> x_adv`` with ``eps`` and ``norm``, such as
             `PGD`, `AutoAttack`, `TorchAttack` and `ArtAttack`; or pairs of a name and an attack, or
             a mapping of names to attacks. An attack may be given with several eps. Optional
-            attributes are described in docs/attack.md.
+            attributes are described in docs/tutorials/attack.md.
         run: Folder for ``attack.jsonl``; None keeps no file.
         repeats: Number of later evaluations of each image, for randomised models.
         noise: "fixed" or "fresh" noise in all seeded parts; None leaves it as the model comes. An

@@ -91,7 +91,8 @@ class DiffusionClassifier(nn.Module):
         prior: Probabilities p(y) of the classes; None: uniform.
         temperature: Divisor of the likelihood term; 1 is Bayes' rule if the loss were an exact
             bound. It changes no prediction. But an attack on cross-entropy gets weaker the further
-            it is off, which flatters the defence: use `fit_temperature` first (docs/rdc.md).
+            it is off, which flatters the defence: use `fit_temperature` first
+            (docs/tutorials/rdc.md).
         max_batch: Number of network evaluations at once.
         bf16: Whether the network is autocast to bfloat16.
         recompute: Whether the backward pass evaluates the network again. False: the forward pass
