@@ -41,8 +41,12 @@ _COMMANDS = {  # of each group, with their modules
         "table": "read",
         "plot": "read",
         "report": "read",
-        "verify": "read",
         "merge": "read",
+    },
+    "Check and share": {
+        "verify": "leaderboard",
+        "submit": "leaderboard",
+        "leaderboard": "leaderboard",
     },
 }
 _FIRST_STEPS = """\
