@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.diffusion.levels import Levels
+from art_denoised.models.cost import FlopCounter, in_words, saved_bytes, weight_bytes
 from art_denoised.rdc.classifier import DiffusionClassifier, LevelNoise
 from art_denoised.rdc.likelihood import RDC, LikelihoodMaximization, Momentum, State
 
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
     from art_denoised.types import Images
 
 _Parts = tuple[int, float, float, int]  # NFE, FLOP, FLOP with gradient, and memory of a part
-_TEMPORARIES = 1.5  # memory of a gradient over what autograd keeps for it: 1.35 to 1.5 measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +47,8 @@ class Cost:
         """Return it in words, for the terminal."""
         images = "1 image" if self.images == 1 else f"{self.images:,} images"
         return (
-            f"{images}: {self.nfe:,} network evaluations, {_si(self.flop)}FLOP, "
-            f"{_si(self.gradient_flop)}FLOP with gradient, about {self.memory / 2**20:,.0f} MiB "
+            f"{images}: {self.nfe:,} network evaluations, {in_words(self.flop)}, "
+            f"{in_words(self.gradient_flop)} with gradient, about {self.memory / 2**20:,.0f} MiB "
             "at once"
         )
 
@@ -114,9 +111,9 @@ def _classifier(stage: DiffusionClassifier, x: Images, images: int) -> _Parts:
         return stage.errors(x, (zero, zero, zero), LevelNoise(0))
 
     forward, both = _flop(evaluate, x)
-    saved = _saved(lambda: evaluate(x.detach().requires_grad_()), stage)
+    saved = saved_bytes(lambda: evaluate(x.detach().requires_grad_()), stage.parameters())
     gradient = both + forward if stage.recompute else both
-    memory = _weights(stage) + saved * min(stage.max_batch, nfe)
+    memory = weight_bytes(stage) + saved * min(stage.max_batch, nfe)
     return nfe, forward * nfe, gradient * nfe, memory
 
 
@@ -136,7 +133,7 @@ def _likelihood(stage: LikelihoodMaximization, x: Images, images: int, batch: in
         return one.step(leaf, State(leaf, zero, zero), 0, LevelNoise(0), exact)
 
     states = 3 * x.numel() * x.element_size() * (stage.steps if exact else 1)
-    memory = _weights(stage) + (_saved(step, stage) + states) * batch
+    memory = weight_bytes(stage) + (saved_bytes(step, stage.parameters()) + states) * batch
     return nfe, forward * nfe, both * nfe, memory
 
 
@@ -155,48 +152,3 @@ def _flop(function: Callable[[Tensor], Tensor], x: Images) -> tuple[float, float
         leaf = x.detach().requires_grad_()
         torch.autograd.grad(function(leaf).sum(), leaf)
     return forward.flop, both.flop
-
-
-class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts operations by torch's own table; its FlopCounterMode fails on second derivatives."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.flop = 0.0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and count it."""
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        count = flop_registry.get(func._overloadpacket)
-        if count is not None:
-            self.flop += count(*args, **kwargs, out_val=result)
-        return result
-
-
-def _saved(function: Callable[[], object], stage: nn.Module) -> int:
-    """Bytes that autograd keeps during a call, weights aside."""
-    weights = {p.untyped_storage().data_ptr() for p in stage.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = function()
-    del result
-    return int(_TEMPORARIES * sum(kept.values()))
-
-
-def _weights(stage: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in stage.parameters())
-
-
-def _si(number: float) -> str:
-    for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if number >= size:
-            return f"{number / size:.3g} {prefix}"
-    return f"{number:.0f} "
