@@ -1,16 +1,17 @@
-"""Certify a classifier that can only be queried, through an API that charges and fails.
+r"""Certify a classifier that can only be queried, through an API that charges and fails.
 
     python examples/certify_a_paid_api.py [--out DIR]
 
-The API is a small server on this machine that classifies handwritten digits and fails a tenth of the
-requests. Each image is certified from 120 queries, as Salman et al. did with vision APIs. Every
+The API is a small server on this machine that classifies handwritten digits and fails a tenth of
+the requests. Each image is certified from 120 queries, as Salman et al. did with vision APIs. Every
 answer is written to a file when it comes. If you stop the program and start it again with the same
 --out, it sends only queries without an answer.
 
 The same for a service of your own, on the command line:
 
     art-denoised certify --api URL --answer predictions.0.label --classes classes.txt \
-        --price .0015 --budget 5 --data imagefolder:photos --sigma 0.25 --n 100 --n0 20 --out runs/api
+        --price .0015 --budget 5 --data imagefolder:photos --resize 224 --crop 224 \
+        --sigma 0.25 --n 100 --n0 20 --out runs/api
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Service(BaseHTTPRequestHandler):
     """Takes {"image": PNG in base64} and answers {"predictions": [{"label": "seven"}]}."""
 
     def do_POST(self) -> None:
+        """Classify an image; every tenth request fails."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if next(REQUESTS) % 10 == 9:
             self.reply(500, {"error": "internal"})
@@ -54,6 +56,7 @@ class Service(BaseHTTPRequestHandler):
         self.reply(200, {"predictions": [{"label": label}]})
 
     def reply(self, code: int, answer: object) -> None:
+        """Answer in JSON."""
         content = json.dumps(answer).encode()
         self.send_response(code)
         self.send_header("Content-Length", str(len(content)))
@@ -61,7 +64,7 @@ class Service(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *arguments: object) -> None:
-        pass
+        """Say nothing."""
 
 
 def main() -> None:

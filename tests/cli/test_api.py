@@ -1,4 +1,4 @@
-"""certify --api: a preview before the first query, a budget, a journal, and one line for mistakes."""
+"""certify --api: a preview before the first query, a budget, and one line for mistakes."""
 
 from __future__ import annotations
 
