@@ -139,7 +139,7 @@ def attack(
     are evaluated twice: as the attack itself counted, and in --repeats later
     evaluations with fresh noise (their mean, and the worst of them). Masking
     checks then look for signs that the attacks failed although the model is not
-    robust; a failed check marks the result as not reliable (docs/attack.md).
+    robust; a failed check marks the result as not reliable (docs/tutorials/attack.md).
     Rows are written to DIR/attack.jsonl as batches are finished.
 
     Attacks, joined by commas, with options after colons as in pgd:steps=100:eot=20:

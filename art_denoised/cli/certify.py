@@ -287,7 +287,7 @@ def certify(
     or an abstention, -1 (Cohen et al. 2019; with a denoiser, Salman et al.
     2020). Rows are written to DIR/certify.jsonl as images are finished.
 
-    How much to sample, all at the same alpha (docs/sequential.md):
+    How much to sample, all at the same alpha (docs/explanation/sequential.md):
       --n N             N samples for every image: its full radius
       --radii R,R,...   until each radius is proved or out of reach: the table of
                         certified accuracy from about a fifteenth of the samples
@@ -299,7 +299,7 @@ def certify(
           --sigma 0.25 --n 1000 --max 100 --out runs/denoised
       art-denoised table runs/denoised
 
-    Several machines, each with a part of the images (docs/cluster.md):
+    Several machines, each with a part of the images (docs/how-to/many-machines.md):
       art-denoised certify ... --shard 1/8 --out runs/parts/1
       art-denoised merge runs/all runs/parts/*
 

@@ -80,7 +80,7 @@ def report(
     counted it and on fresh noise, for each attack and for all together.
     Certified accuracy stands beside it and must not be larger. A result whose
     masking checks failed is marked as not reliable. Several models are compared
-    on the images they share. docs/report.md explains every result.
+    on the images they share. docs/how-to/report.md explains every result.
 
     Two models side by side, and a page to send:
       art-denoised report runs/plain runs/denoised --compare --html report.html

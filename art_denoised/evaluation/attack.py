@@ -80,7 +80,7 @@ def evaluate(
         attacks: Callables ``attack(model, x, y) -> x_adv`` with ``eps`` and ``norm``, such as
             `PGD`, `AutoAttack`, `TorchAttack` and `ArtAttack`; or pairs of a name and an attack, or
             a mapping of names to attacks. An attack may be given with several eps. Optional
-            attributes are described in docs/attack.md.
+            attributes are described in docs/tutorials/attack.md.
         run: Folder for ``attack.jsonl``; None keeps no file.
         repeats: Number of later evaluations of each image, for randomised models.
         noise: "fixed" or "fresh" noise in all seeded parts; None leaves it as the model comes. An
@@ -161,7 +161,7 @@ def evaluate(
         work.attack(journal, progress)
         if masking_checks and images.shard is None:
             work.check(journal, undefended, size, progress)
-        return AttackLog.of(journal.settings, journal.rows.values(), notices)
+        return AttackLog.of(journal.settings, journal.rows.values(), notices, journal.begun)
 
 
 def _smoothed(module: nn.Module) -> dict[str, Any]:
@@ -266,13 +266,14 @@ class _Work:
     def _attack(self, run: Run[Any], column: Column, clean: Column, block: Sequence[int]) -> None:
         """Attack a batch. Its rows are on the disk before pictures are taken, which may fail."""
         batch = Batch(column, block, *self._images(block), self._seed(column, block))
-        begin = time.perf_counter()
+        begin, asked = time.perf_counter(), self.target.queries
         if column is clean:
             found = unattacked(self.target, batch)
         else:
             known = [run.rows["attack", clean.key, index].clean for index in block]
             found = attacked(self.target, batch, torch.tensor(known))
-        rows = rows_of(batch, found, time.perf_counter() - begin)
+        spent = (time.perf_counter() - begin, self.target.queries - asked)
+        rows = rows_of(batch, found, *spent)
         run.append(
             [*(row for row in rows if row.key not in run.rows), *self._flags(run, column, found)]
         )
@@ -385,11 +386,11 @@ def verified(column: Column, indices: Sequence[int], x: Images, x_adv: Any) -> I
     return x_adv
 
 
-def rows_of(batch: Batch, found: Found, seconds: float) -> list[AttackRow]:
-    """Return one row for each image; the time is divided over those that were attacked."""
+def rows_of(batch: Batch, found: Found, seconds: float, queries: int) -> list[AttackRow]:
+    """Return one row for each image; the cost is divided over those that were attacked."""
     attack, gradient, eps = batch.column.key
     norm, far = batch.column.attack.norm, distances(batch.x, found.x_adv)
-    each = round(seconds / max(int(found.clean.sum()), 1), 6)
+    each = [round(cost / max(int(found.clean.sum()), 1), 6) for cost in (seconds, queries)]
     tensors = (batch.y, found.clean, found.counted, found.right.T, far["linf"], far["l2"])
     outcomes = zip(batch.indices, *(tensor.tolist() for tensor in tensors), strict=True)
     return [
@@ -405,7 +406,7 @@ def rows_of(batch: Batch, found: Found, seconds: float) -> list[AttackRow]:
             tuple(fresh),
             linf,
             l2,
-            each if clean else 0.0,
+            *(each if clean else (0.0, 0.0)),
         )
         for index, label, clean, counted, fresh, linf, l2 in outcomes
     ]
@@ -418,8 +419,8 @@ def pictures_of(
     attack, gradient, eps = batch.column.key
     for i, index in enumerate(batch.indices):
         for stage in _stages(batch.column) if index in wanted else ():
-            x = x_adv[i : i + 1]
-            image = target.denoised(x) if stage.endswith("denoised") else x
+            x, inside = x_adv[i : i + 1], stage.endswith("denoised")
+            image = target.denoised(x) if inside else x
             if image is not None:
                 yield ImageRow.of(
                     image[0].detach().cpu(),
@@ -428,6 +429,7 @@ def pictures_of(
                     gradient=gradient,
                     eps=eps,
                     stage=stage,
+                    prediction=None if inside else target.predicted(x, batch.seed + 3),
                 )
 
 

@@ -183,7 +183,7 @@ def _sample(
             for image in images:
                 ledger.begin(*image)
         _write(run, smoother, images, stop, voter, progress)
-        return Log.of(kind, run.settings, run.rows)
+        return Log.of(kind, run.settings, run.rows, begun=run.begun)
 
 
 def _write(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +105,7 @@ def forward_cost(network: nn.Module, x: Images) -> PassCost:
     x = x[:1].to(checks.model_device(network), checks.model_dtype(network)).clone()
     with _Meter() as meter:
         network(x)
-    return PassCost(meter.flop, weight_bytes(network), meter.peak + x.untyped_storage().nbytes())
+    return PassCost(meter.flop, weights(network), meter.peak + x.untyped_storage().nbytes())
 
 
 def gradient_cost(network: nn.Module, x: Images) -> PassCost:
@@ -125,13 +125,13 @@ def gradient_cost(network: nn.Module, x: Images) -> PassCost:
     with torch.enable_grad(), FlopCounter() as counter:
         leaf = x.detach().clone().requires_grad_()
         torch.autograd.grad(network(leaf).float().sum(), leaf)
-    held = saved_bytes(lambda: network(x.detach().clone().requires_grad_()), network.parameters())
-    return PassCost(counter.flop, weight_bytes(network), held)
+    held = saved(lambda: network(x.detach().clone().requires_grad_()), network)
+    return PassCost(counter.flop, weights(network), held)
 
 
-def saved_bytes(function: Callable[[], object], weights: Iterable[Tensor]) -> int:
+def saved(function: Callable[[], object], module: nn.Module) -> int:
     """Return the bytes that a call and its gradient hold, weights aside."""
-    known = {p.untyped_storage().data_ptr() for p in weights}
+    known = {p.untyped_storage().data_ptr() for p in module.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -146,9 +146,9 @@ def saved_bytes(function: Callable[[], object], weights: Iterable[Tensor]) -> in
     return int(_TEMPORARIES * sum(kept.values()))
 
 
-def weight_bytes(network: nn.Module) -> int:
+def weights(module: nn.Module) -> int:
     """Return the bytes of weights and buffers."""
-    return sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
+    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
 
 
 def in_words(flop: float) -> str:

@@ -148,9 +148,9 @@ class AtRadii:
     """Sample until each of some radii is proved or out of reach.
 
     The radii are tested in ascending order by exact group-sequential tests at the full alpha
-    (docs/sequential.md). A certificate states the largest radius of the table that was proved, and
-    is an abstention if none was; with probability at least 1 - alpha it is true. It usually takes a
-    fifteenth of the samples of `FixedN`.
+    (docs/explanation/sequential.md). A certificate states the largest radius of the table that was
+    proved, and is an abstention if none was; with probability at least 1 - alpha it is true. It
+    usually takes a fifteenth of the samples of `FixedN`.
 
     Attributes:
         radii: l2 radii in image units, at least one; kept in ascending order.
@@ -217,9 +217,9 @@ class AtRadii:
 class Anytime:
     """Sample until the time is up, and go on later: sound whenever it was stopped.
 
-    The bound holds at all sample counts at once (a confidence sequence, docs/sequential.md), so a
-    certificate may be looked at, and sampling continued from it, as often as one likes. At equal
-    n its radius is a few percent smaller than that of `FixedN`.
+    The bound holds at all sample counts at once (a confidence sequence,
+    docs/explanation/sequential.md), so a certificate may be looked at, and sampling continued from
+    it, as often as one likes. At equal n its radius is a few percent smaller than that of `FixedN`.
 
     Attributes:
         n: Largest number of estimation samples, those of an earlier certificate included.

@@ -4,22 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import reduce
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.diffusion.levels import Levels
-from art_denoised.models.cost import FlopCounter, in_words, saved_bytes, weight_bytes
-from art_denoised.rdc.classifier import DiffusionClassifier, LevelNoise
-from art_denoised.rdc.likelihood import RDC, LikelihoodMaximization, Momentum, State
+from art_denoised.models.cost import FlopCounter, in_words
 
 if TYPE_CHECKING:
     from art_denoised.types import Images
 
-_Parts = tuple[int, float, float, int]  # NFE, FLOP, FLOP with gradient, and memory of a part
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The cost of a part of a defence; the fields are those of `Cost`."""
+
+    nfe: int
+    flop: float
+    gradient_flop: float
+    memory: int
+
+    def then(self, other: Part) -> Part:
+        """Return the cost of this part and another one after it."""
+        return Part(
+            self.nfe + other.nfe,
+            self.flop + other.flop,
+            self.gradient_flop + other.gradient_flop,
+            max(self.memory, other.memory),
+        )
+
+
+@runtime_checkable
+class Priced(Protocol):
+    """A module that knows its cost."""
+
+    def part(self, x: Images, images: int, batch: int) -> Part:
+        """Return the cost on so many images; ``x`` is one of them, ``batch`` are held at once."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +83,19 @@ def preview_cost(
     """Return the cost of a defence. It evaluates the network once, with its gradients.
 
     Args:
-        defence: `DiffusionClassifier`, `LikelihoodMaximization`, `RDC`, or an nn.Sequential of
-            them.
+        defence: `DiffusionClassifier`, `LikelihoodMaximization`, `RDC`, `Purification`,
+            `PurifiedClassifier`, or an nn.Sequential of them.
         shape: (channels, height, width) of an image.
         images: Number of images in the run.
-        batch: Number of images at once, for the memory of likelihood maximization; None: all. The
-            memory of the diffusion classifier is bounded by its ``max_batch``.
+        batch: Number of images at once, for the memory of likelihood maximization and
+            purification; None: all. The memory of the diffusion classifier is bounded by its
+            ``max_batch``.
 
     Raises:
         InputError: The module is another one, or the network does not take such images.
 
     Example:
+        >>> from art_denoised import DiffusionClassifier
         >>> from art_denoised.demo import digits_diffusion
         >>> classifier = DiffusionClassifier(digits_diffusion(), seed=0)
         >>> cost = preview_cost(classifier, (1, 8, 8), images=100)
@@ -81,63 +107,29 @@ def preview_cost(
     images = checks.count("images", images)
     batch = min(images, images if batch is None else checks.count("batch", batch))
     x = torch.full((1, *shape), 0.5)
-    costs = []
-    for stage in _stages(defence):
-        x = x.to(next((p for p in stage.parameters()), x))
-        if isinstance(stage, DiffusionClassifier):
-            costs.append(_classifier(stage, x, images))
-        elif isinstance(stage, LikelihoodMaximization):
-            costs.append(_likelihood(stage, x, images, batch))
-        else:
-            raise InputError(
-                f"the cost of a {type(stage).__name__} is not known; give DiffusionClassifier, "
-                "LikelihoodMaximization, RDC or a Sequential of them"
-            )
-    nfe, flop, gradient_flop, memory = zip(*costs, strict=True)
-    return Cost(images, sum(nfe), sum(flop), sum(gradient_flop), max(memory))
-
-
-def _stages(defence: nn.Module) -> list[nn.Module]:
-    if isinstance(defence, (nn.Sequential, RDC)):
-        return [stage for part in defence.children() for stage in _stages(part)]
-    return [defence]
-
-
-def _classifier(stage: DiffusionClassifier, x: Images, images: int) -> _Parts:
-    nfe = stage.nfe(images)
-
-    def evaluate(x: Images) -> Tensor:
-        zero = torch.zeros(1, dtype=torch.long, device=x.device)
-        return stage.errors(x, (zero, zero, zero), LevelNoise(0))
-
-    forward, both = _flop(evaluate, x)
-    saved = saved_bytes(lambda: evaluate(x.detach().requires_grad_()), stage.parameters())
-    gradient = both + forward if stage.recompute else both
-    memory = weight_bytes(stage) + saved * min(stage.max_batch, nfe)
-    return nfe, forward * nfe, gradient * nfe, memory
-
-
-def _likelihood(stage: LikelihoodMaximization, x: Images, images: int, batch: int) -> _Parts:
-    form = stage.form
-    if isinstance(form, Momentum):  # its levels are evaluated one after another
-        form = Momentum(Levels(form.levels.sigmas[:1], form.levels.weights[:1]))
-    one = LikelihoodMaximization(
-        stage.model, steps=1, form=form, gradient=stage.gradient, seed=0, bf16=stage.bf16
+    found = reduce(
+        Part.then, (stage.part(on(stage, x), images, batch) for stage in _stages(defence))
     )
-    exact, nfe = stage.gradient == "exact", stage.nfe(images)
-    forward, both = _flop(one, x)
-    zero = torch.zeros_like(x)
-
-    def step() -> object:
-        leaf = x.detach().requires_grad_()
-        return one.step(leaf, State(leaf, zero, zero), 0, LevelNoise(0), exact)
-
-    states = 3 * x.numel() * x.element_size() * (stage.steps if exact else 1)
-    memory = weight_bytes(stage) + (saved_bytes(step, stage.parameters()) + states) * batch
-    return nfe, forward * nfe, both * nfe, memory
+    return Cost(images, found.nfe, found.flop, found.gradient_flop, found.memory)
 
 
-def _flop(function: Callable[[Tensor], Tensor], x: Images) -> tuple[float, float]:
+def _stages(defence: nn.Module) -> list[Any]:
+    if isinstance(defence, Priced):
+        return [defence]
+    if isinstance(defence, nn.Sequential) and len(defence):
+        return [stage for one in defence for stage in _stages(one)]
+    raise InputError(
+        f"the cost of a {type(defence).__name__} is not known; give DiffusionClassifier, "
+        "LikelihoodMaximization, RDC, Purification, PurifiedClassifier or a Sequential of them"
+    )
+
+
+def on(stage: nn.Module, x: Images) -> Images:
+    """Return images in the dtype and on the device of a module's weights."""
+    return x.to(next((p for p in stage.parameters()), x))
+
+
+def flop(function: Callable[[Tensor], Tensor], x: Images) -> tuple[float, float]:
     """Operations of a call, and of a call with its gradient in ``x``."""
     try:
         with torch.no_grad(), FlopCounter() as forward:
