@@ -6,7 +6,7 @@ import ast
 import difflib
 import inspect
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,8 +25,10 @@ from art_denoised.cli.options import (
     RunOptions,
     notice,
     notices,
+    print_json,
 )
 from art_denoised.reports.terminal import escaped
+from art_denoised.runs.progress import waiting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -153,6 +155,7 @@ class AttackOptions:
             pgd:eot=20:loss=margin,autoattack-rand,square.
         repeats: Number of evaluations of a randomised model with fresh noise.
         no_checks: Skip the masking checks; the result is then marked as not checked.
+        preview: Only estimate forward passes, operations, memory and time; write no log.
         seed: Seed of all random choices.
         batch_size: Number of images attacked at once; random starts depend on it.
     """
@@ -162,6 +165,7 @@ class AttackOptions:
     attacks: Names | None = None
     repeats: int = 10
     no_checks: bool = False
+    preview: bool = False
     seed: int = 0
     batch_size: int = 64
 
@@ -179,7 +183,7 @@ def attack(
     are evaluated twice: as the attack itself counted, and in --repeats later
     evaluations with fresh noise (their mean, and the worst of them). Masking
     checks then look for signs that the attacks failed although the model is not
-    robust; a failed check marks the result as not reliable (docs/attack.md).
+    robust; a failed check marks the result as not reliable (docs/tutorials/attack.md).
     Rows are written to DIR/attack.jsonl as batches are finished.
 
     Attacks, joined by commas, with options after colons as in pgd:steps=100:eot=20:
@@ -222,19 +226,40 @@ def attack(
     from art_denoised import checks
     from art_denoised.data import Shard
     from art_denoised.evaluation.attack import evaluate
+    from art_denoised.evaluation.attack_preview import preview_attack
     from art_denoised.reports.report import report
 
     # What is wrong with the attacks is found before anything is loaded.
     checks.count("seed", attack.seed, 0)
     checks.count("batch_size", attack.batch_size)
     attack.parse(attack.attacks or DETERMINISTIC)
-    network, undefended = model.load_defended(attack.seed), model.load_undefended()
+    with waiting("loading the network"):
+        network, undefended = model.load_defended(attack.seed), model.load_undefended()
     denoisers = (getattr(part, "denoiser", None) for part in network.modules())
     denoiser = next(filter(None, denoisers), None)
-    images, indices = data.load(network, denoiser)
+    with waiting("loading the images"):
+        images, indices = data.load(network, denoiser)
     if isinstance(indices, Shard) and not attack.no_checks:
         notice("the masking checks need all shards; merge says how to make them")
-    names = attack.attacks or _default_attacks(network, images, indices, model, attack)
+    with waiting("calling the model repeatedly to detect randomness"):
+        names = attack.attacks or _default_attacks(network, images, indices, model, attack)
+    if attack.preview:
+        with waiting("timing one batch"):
+            cost = preview_attack(
+                network,
+                images,
+                attack.parse(names),
+                indices=indices,
+                noise=model.noise,
+                gradients=model.gradients,
+                repeats=attack.repeats,
+                batch_size=attack.batch_size,
+            )
+        if run.json:
+            print_json(asdict(cost))
+        else:
+            print(cost)
+        return
     log = evaluate(
         network,
         images,
@@ -250,6 +275,9 @@ def attack(
         identity={**model.identity, **data.identity(network, denoiser)},
         **run.arguments,
     )
+    if run.json:
+        print_json(report([run.out]).to_json())
+        return
     if log.rows:
         report([run.out]).show()
     print(escaped(f"log: {run.out / 'attack.jsonl'}"))

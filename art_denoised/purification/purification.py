@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.diffusion.cost import Part, flop, saved, weights
+from art_denoised.diffusion.cost import Part, flop
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.noise import LevelNoise
+from art_denoised.models.cost import saved, weights
 from art_denoised.purification.samplers import Sampler, named_sampler, vp_sigma
 from art_denoised.straight_through import straight_through
 

@@ -11,10 +11,11 @@ from torch.utils.checkpoint import checkpoint
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.diffusion.cost import Part, flop, saved, weights
+from art_denoised.diffusion.cost import Part, flop
 from art_denoised.diffusion.levels import Levels, noise_levels
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.noise import LevelNoise
+from art_denoised.models.cost import saved, weights
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Logits
@@ -46,7 +47,8 @@ class DiffusionClassifier(nn.Module):
         prior: Probabilities p(y) of the classes; None: uniform.
         temperature: Divisor of the likelihood term; 1 is Bayes' rule if the loss were an exact
             bound. It changes no prediction. But an attack on cross-entropy gets weaker the further
-            it is off, which flatters the defence: use `fit_temperature` first (docs/rdc.md).
+            it is off, which flatters the defence: use `fit_temperature` first
+            (docs/tutorials/rdc.md).
         max_batch: Number of network evaluations at once.
         bf16: Whether the network is autocast to bfloat16.
         recompute: Whether the backward pass evaluates the network again. False: the forward pass
