@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
     from art_denoised.data import ImageData
     from art_denoised.evaluation.rows import Log
-    from art_denoised.smoothing.cluster import Cluster
+    from art_denoised.runs.cluster import Cluster
     from art_denoised.smoothing.smoother import Smoother
     from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN
-    from art_denoised.smoothing.workers import Workers
+    from art_denoised.runs.workers import Workers
     from art_denoised.types import Classifier
 
 
@@ -107,8 +107,8 @@ class WorkerOptions:
 
     def place(self, model: DenoisedModelOptions, sigma: float) -> Workers | Cluster | None:
         """Return what samples; None: this process alone."""
-        from art_denoised.smoothing.cluster import Cluster
-        from art_denoised.smoothing.workers import Workers
+        from art_denoised.runs.cluster import Cluster
+        from art_denoised.runs.workers import Workers
 
         build = partial(model.build, sigma)
         if self.cluster is not None:

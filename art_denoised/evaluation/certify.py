@@ -261,7 +261,7 @@ def answers(
                 failure.append(error)
                 return
             record, held = smoother.record(x.shape), (earlier or {}).get(index)
-            yield Task(index, x, stop.procedure(labels[index], record, held))
+            yield Task(index, x, stop.procedure(labels[index], record, held), stop.looks)
 
     last = time.perf_counter()
     for index, answer in drive(tasks(), voter, until=until):

@@ -13,7 +13,8 @@ import pytest
 import art_denoised
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier
-from art_denoised.smoothing import AtRadii, Cluster, FixedN, Smoother
+from art_denoised.runs import Cluster
+from art_denoised.smoothing import AtRadii, FixedN, Smoother
 from tests.smoothing.test_workers import Mortal
 
 pytestmark = pytest.mark.filterwarnings("default")  # of Ray

@@ -9,19 +9,8 @@ import pytest
 import torch
 
 from art_denoised.checks import InputError
-from art_denoised.smoothing import (
-    Answered,
-    Dispatcher,
-    Draw,
-    Failed,
-    FixedN,
-    Lost,
-    Ready,
-    Smoother,
-    Stage,
-    Task,
-    drive,
-)
+from art_denoised.runs import Answered, Failed, Lost, Ready
+from art_denoised.smoothing import Dispatcher, Draw, FixedN, Smoother, Stage, Task, drive
 
 X = torch.zeros(1, 2, 2)
 SAME = {"weights": "a"}

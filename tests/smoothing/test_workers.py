@@ -15,7 +15,8 @@ from torch import nn
 
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier
-from art_denoised.smoothing import AtRadii, FixedN, Smoother, Voting, Workers
+from art_denoised.runs import Workers
+from art_denoised.smoothing import AtRadii, FixedN, Smoother, Voting
 from tests.forked import forked  # whose server has imported torch: processes start at once
 
 
