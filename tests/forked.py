@@ -22,6 +22,9 @@ import sklearn.datasets  # noqa: F401
 import tenacity  # noqa: F401
 import torch
 
+import art_denoised.evaluation.spread
+import art_denoised.runs.replica
+import art_denoised.smoothing.remote  # noqa: F401
 from art_denoised import AutoAttack, BlackBox, certify, evaluate, train_robust  # noqa: F401
 
 _CONTEXT = multiprocessing.get_context("forkserver")

@@ -23,6 +23,7 @@ from art_denoised.evaluation.rows import CERTIFY, PREDICT, CertifyRow, Log
 from art_denoised.runs.identity import identity as identity_of
 from art_denoised.runs.identity import versions
 from art_denoised.runs.journal import Kind, Run
+from art_denoised.smoothing.dispatch import Dispatcher
 from art_denoised.smoothing.queries import QueryOnly
 from art_denoised.smoothing.smoother import Smoother
 from art_denoised.smoothing.statistics import Certificate, top_class
@@ -173,6 +174,7 @@ def _sample(
             **stop.settings,
             "seed": smoother.seed,
             "versions": versions(),
+            **({"allow_mixed": True} if getattr(smoother.workers, "allow_mixed", False) else {}),
         }
         run: Run[Any] = stack.enter_context(Run(folder, kind, settings, resume=resume))
         for notice in (*run.notices, *images.notices):
@@ -206,6 +208,8 @@ def _write(
             earlier = {i: run.rows[i].certificate for i in todo if i in run.rows}
             for found in answers(smoother, images, turn, todo, voter, earlier=earlier, until=end):
                 run.append([run.kind.row.of(*found)])
+                if isinstance(voter, Dispatcher):
+                    shown.set_postfix_str(voter.note(), refresh=False)
                 shown.update()
             if end is not None and time.monotonic() >= end:
                 return

@@ -14,7 +14,7 @@ import numpy as np
 
 from art_denoised import checks
 from art_denoised.checks import InputError, one_line
-from art_denoised.runs.crew import Crew, Lost, Parcel, Plan, Report
+from art_denoised.runs.crew import Crew, Lost, Plan, Report
 from art_denoised.runs.replica import Replica, dumps
 
 
@@ -78,7 +78,7 @@ class Cluster:
 class _Actor(Replica):
     """A worker whose images come from the object store, once for each node."""
 
-    def answer(self, work: Sequence[Parcel], *images: np.ndarray) -> Report:
+    def answer(self, work: Sequence[Any], *images: np.ndarray) -> Report:
         """Return the answer to work without its images."""
         whole = [replace(one, x=np.array(x)) for one, x in zip(work, images, strict=True)]
         return super().answer(whole)
@@ -106,7 +106,7 @@ class _Actors:
         for worker in range(size):
             self._actors.append(self._start(worker))
 
-    def send(self, worker: int, work: Sequence[Parcel]) -> None:
+    def send(self, worker: int, work: Sequence[Any]) -> None:
         """Send work, and images that were never sent."""
         bare = [replace(one, x=None) for one in work]
         images = [self._store(one.x) for one in work]

@@ -8,7 +8,7 @@ the work is: parts of draws (smoothing) or batches of an attack (evaluation).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 AHEAD = 2  # pieces of work that a worker holds: the one that it computes and the next one
+_BEGUN = 4  # batches for each worker that are begun before the first of them is done
 _DEATHS = 5  # for each worker, without an answer in between; then something kills them all
 
 W = TypeVar("W")
@@ -63,6 +64,9 @@ class Parcel(Protocol):
     def x(self) -> np.ndarray:
         """The images. Those that are the same object are the same, and need not be sent again."""
         ...
+
+
+P = TypeVar("P", bound=Parcel)
 
 
 class Crew(Protocol):
@@ -162,7 +166,7 @@ class Team(Generic[W]):
         return self._crew.size
 
     def free(self, most: int = AHEAD - 1) -> int | None:
-        """Return a worker that holds least, and no more than ``most`` works; None: there is none."""
+        """Return a worker that holds least, ``most`` works at most; None: there is none."""
         for level in self._levels[: most + 1]:
             if level:
                 return next(iter(level))
@@ -234,3 +238,45 @@ class Team(Generic[W]):
                 f"workers end before they answer ({reason}); give them more memory, or fewer of "
                 "them, and guard a script by `if __name__ == '__main__':`"
             )
+
+    def __str__(self) -> str:
+        """Return how many workers are ready, in words."""
+        ready = len(self.held)
+        return f"{ready} workers" if ready == self.size else f"{ready} of {self.size} workers"
+
+
+def in_order(team: Team[P], works: Iterable[P]) -> Iterator[tuple[P, Any]]:
+    """Yield works with their answers, in the order of the works, whatever dies.
+
+    A worker holds one at a time. Few are begun before earlier ones are yielded, so that little is
+    lost with the driver.
+    """
+    todo = iter(works)
+    begun, again = deque[P](), deque[P]()
+    answers: dict[int, Any] = {}  # by the id of a work that was begun
+
+    def following() -> P | None:
+        if again:
+            return again.popleft()
+        if len(begun) < _BEGUN * team.size and (work := next(todo, None)) is not None:
+            begun.append(work)
+            return work
+        return None
+
+    def begin() -> None:
+        if (work := following()) is not None:
+            again.append(work)
+
+    begin()
+    while begun:
+        while (worker := team.free(most=0)) is not None and (work := following()) is not None:
+            team.give(worker, work, [work])
+        if (finished := team.receive()) is not None:
+            answers[id(finished.work)] = finished.answer
+        again.extend(team.lost)
+        team.lost.clear()
+        while begun and id(begun[0]) in answers:
+            work = begun.popleft()
+            yield work, answers.pop(id(work))
+            if not begun:
+                begin()

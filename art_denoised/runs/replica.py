@@ -32,6 +32,7 @@ class Held:
     network: Any
 
     def __call__(self) -> Any:
+        """Return it."""
         return self.network
 
 

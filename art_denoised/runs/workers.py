@@ -58,7 +58,7 @@ class Workers:
     def __post_init__(self) -> None:
         object.__setattr__(self, "count", checks.count("workers", self.count))
 
-    def start(self, plan: Plan, *, gpu: bool) -> Crew:  # noqa: ARG002  the devices are named
+    def start(self, plan: Plan, *, gpu: bool) -> Crew:
         """Start the processes."""
         devices: Sequence[str | None] = self.devices or [None]
         return _Processes(dumps(plan), [devices[i % len(devices)] for i in range(self.count)])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Any, TypeAlias
@@ -138,8 +138,8 @@ class Dispatcher:
     ) -> None:
         self._team: Team[_Bundle] = Team(crew, identity, allow_mixed=allow_mixed)
         self._images: WeakKeyDictionary[Task[Any], _Image] = WeakKeyDictionary()
-        # Images to sample ahead, first those with the smallest share ahead. The chance that an image
-        # stops depends on that share, whatever its samples.
+        # Images to sample ahead, first those with the smallest share ahead. The chance that an
+        # image stops depends on that share, whatever its samples.
         self._turns: list[tuple[float, int, _Image]] = []
         self._turn = 0
         self._queue: deque[_Part] = deque()
@@ -157,10 +157,8 @@ class Dispatcher:
 
     def note(self) -> str:
         """Return how many workers are ready, and their speed, in words."""
-        ready, size = len(self._team.held), self._team.size
         speed = self._answered / max(time.monotonic() - self._begin, 1e-9)
-        of = "" if ready == size else f" of {size}"
-        return f"{ready}{of} workers, {speed:,.0f} samples/s"
+        return f"{self._team}, {speed:,.0f} samples/s"
 
     def submit(self, task: Task[Any], draw: Draw) -> None:
         """Accept a draw; a part of it may have been sampled ahead."""
