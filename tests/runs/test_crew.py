@@ -54,7 +54,7 @@ def test_few_works_are_begun_before_earlier_ones_are_done():
 
     def works():
         nonlocal begun
-        for begun in range(1, 100):  # noqa: B007
+        for begun in range(1, 100):
             yield Work(begun, np.zeros(1))
 
     ahead = [
