@@ -27,7 +27,7 @@ from tests.cli.command import MODEL, words
 from tests.runs.test_workers import Mortal, lines
 
 pytestmark = pytest.mark.filterwarnings("default")  # of Ray
-QUIET = {"include_dashboard": False, "log_to_driver": False}
+HEAD = {"num_cpus": 1, "include_dashboard": False}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def nodes():
         pytest.importorskip("ray")
         from ray.cluster_utils import Cluster as Nodes
 
-        nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, **QUIET})
+        nodes = Nodes(initialize_head=True, head_node_args=HEAD)
         assert nodes.address.startswith("127.0.0.1:")
         patch.setenv("RAY_ADDRESS", nodes.address)
         yield nodes
