@@ -22,7 +22,11 @@ import sklearn.datasets  # noqa: F401
 import tenacity  # noqa: F401
 import torch
 
+import art_denoised.cli.attack
+import art_denoised.cli.certify
+import art_denoised.denoisers.checkpoints
 import art_denoised.evaluation.spread
+import art_denoised.models.classifiers
 import art_denoised.runs.replica
 import art_denoised.smoothing.remote  # noqa: F401
 from art_denoised import AutoAttack, BlackBox, certify, evaluate, train_robust  # noqa: F401

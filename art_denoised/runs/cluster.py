@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -16,6 +18,8 @@ from art_denoised import checks
 from art_denoised.checks import InputError, one_line
 from art_denoised.runs.crew import Crew, Lost, Plan, Report
 from art_denoised.runs.replica import Replica, dumps
+
+_PATIENCE = 10.0  # seconds that a cluster may take to answer
 
 
 @dataclass(frozen=True)
@@ -166,14 +170,23 @@ def _connect(ray: Any, address: str) -> None:
     """Enter a cluster, or start one on this machine."""
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
+        if address != "auto":
+            _answers(address)
         ray.init(address=address, **quiet)
-    except ConnectionError as error:
+    except OSError as error:  # a ConnectionError is one
         if address != "auto":
             raise InputError(
                 f"the cluster {address} cannot be reached ({one_line(error)}); give another address"
             ) from None
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody has agreed to them
         ray.init(address="local", include_dashboard=False, **quiet)
+
+
+def _answers(address: str) -> None:
+    """Raise an OSError where nobody listens: Ray tries for minutes."""
+    place = urlsplit(address if "://" in address else f"ray://{address}")
+    if place.hostname and place.port:
+        socket.create_connection((place.hostname, place.port), timeout=_PATIENCE).close()
 
 
 def _room(resources: dict[str, float], cpus: float, gpus: float) -> int:
