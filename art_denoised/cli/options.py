@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: cyclopts reads the types of inherited fields in the
 # module of the subclass, which need not know their names.
+import json
 import math
 import os
 import re
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 def notice(text: str) -> None:
     """Print what the user should know on standard error."""
     print(escaped(f"notice: {text}"), file=sys.stderr)
+
+
+def print_json(value: object) -> None:
+    """Print a result for programs."""
+    print(json.dumps(value, indent=2, allow_nan=False))
 
 
 @contextmanager
@@ -341,7 +347,7 @@ class WorkerOptions:
     Attributes:
         workers: Number of processes, each with a copy of the network, in turn on the GPUs that
             there are. By default one, with --gpus one for each GPU, with --cluster as many as there
-            is room for.
+            is room for. With certify --api the number of queries at once, by default 4.
         gpus: GPUs of this machine that the processes use in turn: all, or numbers such as 0,1.
         cluster: Ray cluster whose actors compute: auto, or an address such as ray://HOST:10001.
             auto takes the cluster that runs on this machine, or starts one.
@@ -395,12 +401,14 @@ class RunOptions:
     Attributes:
         out: Folder of the run.
         resume: Continue the run in that folder.
-        quiet: Show no progress bar.
+        quiet: Show no progress.
+        json: Print the result as JSON.
     """
 
     out: Annotated[Path, Parameter(metavar="DIR")]
     resume: bool = False
     quiet: bool = False
+    json: bool = False
 
     @property
     def arguments(self) -> dict[str, Any]:

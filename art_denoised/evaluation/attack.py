@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from art_denoised import checks
 from art_denoised.attacks.ascent import NORMS, distances, within
@@ -37,6 +36,7 @@ from art_denoised.runs.crew import Place
 from art_denoised.runs.identity import describe, versions
 from art_denoised.runs.identity import identity as model_identity
 from art_denoised.runs.journal import Run
+from art_denoised.runs.progress import Progress, watched
 from art_denoised.types import Images, Labels, Smoothed
 
 _LIBRARIES = ("adversarial-robustness-toolbox", "torchattacks", "pyautoattack", "autoattack")
@@ -81,7 +81,7 @@ def evaluate(
         attacks: Callables ``attack(model, x, y) -> x_adv`` with ``eps`` and ``norm``, such as
             `PGD`, `AutoAttack`, `TorchAttack` and `ArtAttack`; or pairs of a name and an attack, or
             a mapping of names to attacks. An attack may be given with several eps. Optional
-            attributes are described in docs/attack.md.
+            attributes are described in docs/tutorials/attack.md.
         run: Folder for ``attack.jsonl``; None keeps no file.
         repeats: Number of later evaluations of each image, for randomised models.
         noise: "fixed" or "fresh" noise in all seeded parts; None leaves it as the model comes. An
@@ -138,7 +138,7 @@ def evaluate(
     target = Target(model, x, noise=noise, repeats=repeats, seed=seed, batch_size=batch_size)
     used = _usable(list(columns(attacks, target.gradients(gradients))), target)
     images.classes = target.classes
-    bar = partial(tqdm, desc="reading", unit="image", leave=False, delay=2, disable=not progress)
+    reading = partial(watched, what="reading", visible=progress)
     size = probes or masking.Probes()
     settings = {
         **(identity or {}),
@@ -146,7 +146,7 @@ def evaluate(
         **_smoothed(target.module),
         **({} if undefended is None else {"undefended_identity": model_identity(undefended)}),
         **target.settings,
-        **images.settings(bar),
+        **images.settings(reading),
         "seed": seed,
         "batch_size": batch_size,
         "attacks": attack_settings(used),
@@ -160,7 +160,7 @@ def evaluate(
         journal = stack.enter_context(Run(folder, ATTACK, settings, resume=resume))
         notices = [*journal.notices, *images.notices]
         for notice in notices:
-            tqdm.write(f"notice: {notice}", file=sys.stderr)
+            print(f"notice: {notice}", file=sys.stderr)
         stack.enter_context(target.as_asked())
         if workers is None:
             work.attack(journal, progress)
@@ -170,7 +170,7 @@ def evaluate(
             attack_elsewhere(work, journal, workers, x, progress)
         if masking_checks and images.shard is None:
             work.check(journal, undefended, size, progress)
-        return AttackLog.of(journal.settings, journal.rows.values(), notices)
+        return AttackLog.of(journal.settings, journal.rows.values(), notices, journal.begun)
 
 
 def _smoothed(module: nn.Module) -> dict[str, Any]:
@@ -235,7 +235,7 @@ class Work:
                     progress.begin(column.name, len(self.rows(run, column, block)), expected)
                     self._attack(run, self.batch(run, column, block))
                     expected = progress.nfe / len(block)
-                    progress.end()
+                    progress.end(standing(run.rows.values(), column))
 
     @property
     def clean(self) -> Column:
@@ -243,11 +243,11 @@ class Work:
         norm = self.columns[0].attack.norm if self.columns else NORMS[0]
         return Column(CLEAN, "none", _NoAttack(norm))
 
-    def progress(self, run: Run[Any], visible: bool) -> Progress:
+    def progress(self, run: Run[Any], visible: bool) -> PassProgress:
         """Return the bar of the rows."""
         total = len(self.images.indices) * (1 + len(self.columns))
         done = sum(isinstance(row, AttackRow) for row in run.rows.values())
-        return Progress(total, done, visible=visible)
+        return PassProgress("attack", total, done=done, visible=visible)
 
     def missing(self, run: Run[Any], column: Column) -> Iterator[Sequence[int]]:
         """Yield the batches of a column of which rows or pictures are missing."""
@@ -277,7 +277,9 @@ class Work:
         subject = masking.Subject(self.target, x, y, chosen, log.rows, used, undefended, probes)
         todo = unmade(log.checks)
         done = len(CHECKS) - len(todo)
-        with Progress(len(CHECKS), done, visible=visible, unit="check") as progress:
+        with PassProgress(
+            "masking checks", len(CHECKS), done=done, visible=visible, unit="check"
+        ) as progress:
             self.target.tick = progress.tick
             for name in todo:
                 progress.begin(name, 1, None)
@@ -326,6 +328,14 @@ class Work:
         return x.to(self.target.device), y.to(self.target.device)
 
 
+def standing(rows: Iterable[Any], column: Column) -> str:
+    """Return the share of the images of a column so far that are right, in words."""
+    counted = [
+        row.counted for row in rows if isinstance(row, AttackRow) and row.column == column.key
+    ]
+    return f"{sum(counted) / len(counted):.1%} right" if counted else ""
+
+
 class Batch(NamedTuple):
     """Images that are attacked together in a column, with random numbers of their own.
 
@@ -355,9 +365,10 @@ class Found(NamedTuple):
 
 def judged(target: Target, batch: Batch) -> tuple[list[AttackRow], Found]:
     """Attack a batch, if it is attacked, and evaluate it."""
-    begin = time.perf_counter()
+    begin, asked = time.perf_counter(), target.queries
     found = unattacked(target, batch) if batch.clean is None else attacked(target, batch)
-    return rows_of(batch, found, time.perf_counter() - begin), found
+    spent = (time.perf_counter() - begin, target.queries - asked)
+    return rows_of(batch, found, *spent), found
 
 
 def unattacked(target: Target, batch: Batch) -> Found:
@@ -417,11 +428,11 @@ def verified(column: Column, indices: Sequence[int], x: Images, x_adv: Any) -> I
     return x_adv
 
 
-def rows_of(batch: Batch, found: Found, seconds: float) -> list[AttackRow]:
-    """Return one row for each image; the time is divided over those that were attacked."""
+def rows_of(batch: Batch, found: Found, seconds: float, queries: int) -> list[AttackRow]:
+    """Return one row for each image; the cost is divided over those that were attacked."""
     attack, gradient, eps = batch.column.key
     norm, far = batch.column.attack.norm, distances(batch.x, found.x_adv)
-    each = round(seconds / max(int(found.clean.sum()), 1), 6)
+    each = [round(cost / max(int(found.clean.sum()), 1), 6) for cost in (seconds, queries)]
     tensors = (batch.y, found.clean, found.counted, found.right.T, far["linf"], far["l2"])
     outcomes = zip(batch.indices, *(tensor.tolist() for tensor in tensors), strict=True)
     return [
@@ -437,7 +448,7 @@ def rows_of(batch: Batch, found: Found, seconds: float) -> list[AttackRow]:
             tuple(fresh),
             linf,
             l2,
-            each if clean else 0.0,
+            *(each if clean else (0.0, 0.0)),
         )
         for index, label, clean, counted, fresh, linf, l2 in outcomes
     ]
@@ -450,8 +461,8 @@ def pictures_of(
     attack, gradient, eps = batch.column.key
     for i, index in enumerate(batch.indices):
         for stage in _stages(batch.column) if index in wanted else ():
-            x = x_adv[i : i + 1]
-            image = target.denoised(x) if stage.endswith("denoised") else x
+            x, inside = x_adv[i : i + 1], stage.endswith("denoised")
+            image = target.denoised(x) if inside else x
             if image is not None:
                 yield ImageRow.of(
                     image[0].detach().cpu(),
@@ -460,6 +471,7 @@ def pictures_of(
                     gradient=gradient,
                     eps=eps,
                     stage=stage,
+                    prediction=None if inside else target.predicted(x, batch.seed + 3),
                 )
 
 
@@ -468,51 +480,38 @@ def _stages(column: Column) -> tuple[str, ...]:
     return ("denoised", CLEAN) if column.name == CLEAN else ("attacked and denoised", "attacked")
 
 
-class Progress:
-    """A bar that moves with each forward pass, with the time left.
+class PassProgress(Progress):
+    """Progress that moves with each forward pass.
 
     Within a batch it shows the NFE (number of function evaluations: forward passes of one image)
-    and, if the number to expect is known, moves by the share of it that is done. ``done`` of
-    ``total`` units were done before; ``interval`` is the time between two refreshes in seconds.
+    and, if the number to expect is known, moves by the share of it that is done.
+
+    Attributes:
+        nfe: Number of function evaluations in this batch.
+        found: What was found so far, in words.
     """
 
-    def __init__(
-        self, total: int, done: int, *, visible: bool, unit: str = "image", interval: float = 0.5
-    ) -> None:
-        self.nfe = 0
-        self._bar = tqdm(total=total, initial=done, unit=unit, disable=not visible)
-        self._interval, self._shown = interval, 0.0
-        self._done, self._images, self._expected = float(done), 0, 0
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
+    nfe, found = 0, ""
+    _images, _expected, _before = 0, 0, 0.0
 
     def begin(self, name: str, images: int, expected: float | None) -> None:
         """Begin a batch of ``images``, each of which is expected to take ``expected`` NFE."""
-        self.nfe, self._images = 0, images
+        self.nfe, self._images, self._before = 0, images, self.n
         self._expected = round(images * (expected or 0))
-        self._bar.set_description(name, refresh=False)
-        self._show()
+        self.move(self.n, self._words, what=name)
 
     def tick(self, images: int) -> None:
         """Count a forward pass of ``images``."""
         self.nfe += images
-        if time.monotonic() - self._shown >= self._interval:
-            self._show()
-
-    def end(self) -> None:
-        """End the batch."""
-        self._done += self._images
-        self._images = 0
-        self._show()
-
-    def _show(self) -> None:
-        self._shown = time.monotonic()
         share = min(self.nfe / self._expected, 1.0) if self._expected else 0.0
-        self._bar.n = round(self._done + share * self._images, 1)
+        self.move(self._before + share * self._images)
+
+    def end(self, found: str = "") -> None:
+        """End the batch, with what was found so far."""
+        self.found = found
+        self.move(self._before + self._images)
+        self._images = 0
+
+    def _words(self) -> str:
         of = f" of {self._expected:,}" if self._expected else ""
-        self._bar.set_postfix_str(f"NFE {self.nfe:,}{of}", refresh=False)
-        self._bar.refresh()
+        return ", ".join(filter(None, [f"NFE {self.nfe:,}{of}", self.found]))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from art_denoised.evaluation.attack import Batch, Work, judged, pictures_of
+from art_denoised.evaluation.attack import Batch, Work, judged, pictures_of, standing
 from art_denoised.evaluation.attack_rows import AttackRow, ImageRow
 from art_denoised.evaluation.target import Column, Target
 from art_denoised.runs.crew import Place, Team, in_order
@@ -37,7 +37,7 @@ def attack_elsewhere(work: Work, run: Run[Any], place: Place, x: Images, visible
                 progress.begin(f"{sent.column.name}, {team}", len(missing), None)
                 work.keep(run, sent.column, outcome.rows, outcome.flags)
                 run.append(outcome.pictures)
-                progress.end()
+                progress.end(standing(run.rows.values(), sent.column))
 
 
 def _todo(work: Work, run: Run[Any], columns: Sequence[Column]) -> Iterator[Sent]:
