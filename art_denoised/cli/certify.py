@@ -336,6 +336,7 @@ def _certify_api(
     }
     for option in (name for name, given in other.items() if given):
         raise CycloptsError(msg=f"--api excludes {option}; leave it out")
+    assert not isinstance(stop, Anytime)
     with waiting("loading the images"):
         box, images, indices = api.load(data, workers.workers)
         denoiser = model.load_denoiser(sampling.sigma)
