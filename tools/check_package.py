@@ -61,7 +61,7 @@ def run(*command: str | Path) -> str:
 
 def build(folder: Path) -> tuple[Path, Path]:
     """Build an sdist, and a wheel from it."""
-    run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT)
     (wheel,) = folder.glob("*.whl")
     (sdist,) = folder.glob("*.tar.gz")
     return wheel, sdist
@@ -80,7 +80,7 @@ def check_contents(wheel: Path, sdist: Path) -> None:
 
 def empty(folder: Path) -> Path:
     """Return the Python of a new environment that borrows our dependencies, not this package."""
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
     python = folder / "bin" / "python"
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     (Path(site) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -88,7 +88,8 @@ def empty(folder: Path) -> Path:
 
 
 def install(python: Path, *packages: str | Path) -> None:
-    run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", *packages)
+    options = ["--quiet", "--no-deps", "--force-reinstall"]
+    run(sys.executable, "-m", "pip", "--python", python, "install", *options, *packages)
 
 
 def main() -> None:
