@@ -59,6 +59,7 @@ class Target:
                 "evaluation takes images in [0, 1], so put the scaling into its preprocessing"
             )
         self.tick: Callable[[int], object] = lambda images: None
+        self.queries = 0  # forward passes of one image so far
         checks.eval_mode(self.module)
         parts = list(self.module.modules())
         self._seeded: list[Any] = [part for part in parts if _has_seed(part)]
@@ -121,6 +122,7 @@ class Target:
                     f"the model returned shape {shape} for {batch} images; at first it returned "
                     f"{self.classes} logits for each"
                 )
+            self.queries += batch
             self.tick(batch)
             return output
 
@@ -171,6 +173,12 @@ class Target:
         with self.session(seed):
             answers = [self.logits(x).argmax(1) == y for _ in range(repeats or self.repeats)]
         return torch.stack(answers).cpu()
+
+    @torch.no_grad()
+    def predicted(self, x: Images, seed: int) -> int:
+        """Return the class of one image, (1, ...), in one evaluation."""
+        with self.session(seed):
+            return int(self.logits(x).argmax(1))
 
     @torch.no_grad()
     def steady(self, x: Images, y: Labels, seed: int, indices: Sequence[int]) -> Tensor:
