@@ -18,7 +18,7 @@ from art_denoised.checks import InputError
 from art_denoised.runs.identity import differences
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 VERSION = 2
 _START = '{"art_denoised"'  # how each header begins
