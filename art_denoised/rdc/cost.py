@@ -177,18 +177,18 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _saved(function: Callable[[], object], stage: nn.Module) -> int:
     """Bytes that autograd keeps during a call, weights aside."""
     weights = {p.untyped_storage().data_ptr() for p in stage.parameters()}
-    kept: dict[int, int] = {}
+    kept: dict[int, torch.UntypedStorage] = {}  # held, because a freed address is used again
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            kept[storage.data_ptr()] = storage
         return tensor
 
     with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
         result = function()
     del result
-    return int(_TEMPORARIES * sum(kept.values()))
+    return int(_TEMPORARIES * sum(storage.nbytes() for storage in kept.values()))
 
 
 def _weights(stage: nn.Module) -> int:
