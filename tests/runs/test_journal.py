@@ -13,6 +13,7 @@ import pytest
 from art_denoised.checks import InputError
 from art_denoised.runs import Kind, Row, Run, read_run
 from art_denoised.runs.journal import write_whole
+from tests.forked import forked
 
 SETTINGS = {"sigma": 0.25, "n": 100, "model": "a:b", "denoiser": None}
 
@@ -154,10 +155,9 @@ def hold(folder: Path, ready, done) -> None:
 
 
 def test_two_processes_cannot_write_one_run(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     ready, done = context.Event(), context.Event()
-    other = context.Process(target=hold, args=(tmp_path, ready, done))
-    other.start()
+    other = forked(hold, tmp_path, ready, done)
     assert ready.wait(60)
     with pytest.raises(InputError, match="another process"):
         Run(tmp_path, ANSWERS, SETTINGS, resume=True)
