@@ -284,6 +284,4 @@ def read_attack_log(path: Path | str) -> AttackLog:
         'logits differ'
     """
     contents = read_run(path, ATTACK)
-    return AttackLog.of(
-        contents.settings, contents.rows.values(), contents.notices, contents.begun
-    )
+    return AttackLog.of(contents.settings, contents.rows.values(), contents.notices, contents.begun)

@@ -278,9 +278,7 @@ def read_log(path: Path | str) -> Log:
                 f"{' '.join(HEADERS['certify'].split())!r}"
             )
     contents = read_run(path, CERTIFY, PREDICT)
-    return Log.of(
-        contents.kind, contents.settings, contents.rows, contents.notices, contents.begun
-    )
+    return Log.of(contents.kind, contents.settings, contents.rows, contents.notices, contents.begun)
 
 
 def write_tsv(log: Log, path: Path | str) -> None:
