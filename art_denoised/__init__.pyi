@@ -3,6 +3,8 @@ __version__: str
 from .attacks import BPDA as BPDA
 from .attacks import PGD as PGD
 from .attacks import AutoAttack as AutoAttack
+from .attacks import DiffAttack as DiffAttack
+from .attacks import DiffHammer as DiffHammer
 from .attacks import TorchAttack as TorchAttack
 from .checks import InputError as InputError
 from .data import Shard as Shard
@@ -18,6 +20,7 @@ from .diffusion import load_diffusion as load_diffusion
 from .diffusion import noise_levels as noise_levels
 from .estimators import ArtAttack as ArtAttack
 from .estimators import DenoisedSmoothing as DenoisedSmoothing
+from .estimators import DiffusionPurification as DiffusionPurification
 from .estimators import FeatureDenoisingClassifier as FeatureDenoisingClassifier
 from .estimators import RobustDiffusionClassifier as RobustDiffusionClassifier
 from .estimators import RobustTrainer as RobustTrainer
@@ -39,6 +42,8 @@ from .networks import SplitReLU as SplitReLU
 from .networks import add_feature_denoising as add_feature_denoising
 from .networks import attacking as attacking
 from .networks import smooth_activations as smooth_activations
+from .purification import Purification as Purification
+from .purification import PurifiedClassifier as PurifiedClassifier
 from .rdc import DiffusionClassifier as DiffusionClassifier
 from .rdc import LikelihoodMaximization as LikelihoodMaximization
 from .reports import report as report

@@ -33,7 +33,7 @@ EVERYWHERE = [
 ]
 # Words of measurements, which belong to results/ and benchmarks.
 IN_GUIDES = ["falls short", "fall short"]
-GUIDES = [ROOT / "README.md", ROOT / "examples" / "README.md", *(ROOT / "docs").glob("*.md")]
+GUIDES = [ROOT / "README.md", ROOT / "examples" / "README.md", *(ROOT / "docs").rglob("*.md")]
 
 
 @cache

@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: cyclopts reads the types of inherited fields in the
 # module of the subclass, which need not know their names.
+import json
 import math
 import os
 import re
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 def notice(text: str) -> None:
     """Print what the user should know on standard error."""
     print(escaped(f"notice: {text}"), file=sys.stderr)
+
+
+def print_json(value: object) -> None:
+    """Print a result for programs."""
+    print(json.dumps(value, indent=2, allow_nan=False))
 
 
 @contextmanager
@@ -330,12 +336,14 @@ class RunOptions:
     Attributes:
         out: Folder of the run.
         resume: Continue the run in that folder.
-        quiet: Show no progress bar.
+        quiet: Show no progress.
+        json: Print the result as JSON.
     """
 
     out: Annotated[Path, Parameter(metavar="DIR")]
     resume: bool = False
     quiet: bool = False
+    json: bool = False
 
     @property
     def arguments(self) -> dict[str, Any]:

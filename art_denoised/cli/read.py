@@ -1,19 +1,27 @@
-"""Commands that read logs: table, plot, report, verify and merge."""
+"""Commands that read logs: table, plot, report and merge."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import CycloptsError, Parameter
 
-from art_denoised.cli.options import Factory, Names, Norm, Numbers, Radii, notice, notices
+from art_denoised.cli.options import (
+    Factory,
+    Names,
+    Norm,
+    Numbers,
+    Radii,
+    notice,
+    notices,
+    print_json,
+)
 from art_denoised.reports.terminal import escaped
+from art_denoised.runs.progress import waiting
 
 if TYPE_CHECKING:
     from art_denoised.data import ImageData
@@ -60,7 +68,7 @@ def table(
     _only_one(json=json, csv=csv, latex=latex, markdown=markdown)
     found = certified_table(_read_all(logs), radii)
     if json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     elif csv:
         print(found.to_csv(), end="")
     elif latex or markdown:
@@ -244,7 +252,7 @@ def report(
     counted it and on fresh noise, for each attack and for all together.
     Certified accuracy stands beside it and must not be larger. A result whose
     masking checks failed is marked as not reliable. Several models are compared
-    on the images they share. docs/report.md explains every result.
+    on the images they share. docs/how-to/report.md explains every result.
 
     Two models side by side, and a page to send:
       art-denoised report runs/plain runs/denoised --compare --html report.html
@@ -271,7 +279,7 @@ def report(
         found.write_page(html)
         print(escaped(f"page: {html}"), file=sys.stderr)
     if json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     elif tsv:
         print(found.to_tsv(), end="")
     elif compare:
@@ -282,58 +290,12 @@ def report(
         found.show()
 
 
-def verify(
-    *logs: Annotated[Path, Parameter(name="LOG", required=True)],
-    family_alpha: Annotated[float | None, Parameter(metavar="A")] = None,
-    family_images: Annotated[int | None, Parameter(metavar="M")] = None,
-) -> int:
-    """Check all logs of a run: votes and radii of certify, balls of attacks.
-
-    Label, bound and radius of each row are recomputed from its votes, alpha,
-    sigma and mode; attacked images must lie in their ball. Exit code 0: all
-    rows are consistent; 1: some are not. A log cannot show that the votes are
-    those of the network.
-
-    To also print a table whose certificates hold all together:
-      art-denoised verify runs/denoised --family-alpha 0.05
-
-    Args:
-        logs: Folder of a run, whose logs of certify, predict and attack are all checked, or one of
-            these logs.
-        family_alpha: Also print the table at alpha = A / images, where all certificates of a log
-            hold together with probability 1 - A. Needs a log whose rows are all consistent.
-        family_images: Number of images that the run was planned for, if the log has fewer. It must
-            be fixed before the votes are seen. By default the number in the log.
-    """
-    from art_denoised.evaluation.rows import Log
-    from art_denoised.evaluation.verify import family_wise, read_verifiable, verify
-    from art_denoised.reports.certified import certified_table
-
-    if family_images is not None and family_alpha is None:
-        raise CycloptsError(msg="--family-images needs --family-alpha; give both")
-    wrong = 0
-    for path, log in chain(*(read_verifiable(path).items() for path in logs)):
-        _show_notices(path, log.notices)
-        findings = verify(log)
-        for finding in findings:
-            where = "" if finding.index is None else f"image {finding.index}: "
-            print(escaped(f"{path}: {where}{finding.problem}"))
-        bad = len({row.index for row in log.rows} & {finding.index for finding in findings})
-        wrong += len(findings)
-        total = len(log.rows)
-        whom = "their votes" if isinstance(log, Log) else "the plan of the run"
-        print(escaped(f"{path}: {total - bad} of {total} rows are consistent with {whom}"))
-        if family_alpha is not None and isinstance(log, Log) and not findings:
-            together = family_wise(log, family_alpha, images=family_images)
-            certified_table({"each": log, f"all together, {1 - family_alpha:g}": together}).show()
-    return 1 if wrong else 0
-
-
 def merge(
     out: Annotated[Path, Parameter(metavar="OUT")],
     *runs: Annotated[Path, Parameter(name="RUN", required=True)],
     partial: bool = False,
     tsv: bool = False,
+    json: bool = False,
 ) -> None:
     """Join shards of certify, predict or attack into one log.
 
@@ -352,12 +314,15 @@ def merge(
         runs: Folders of the shards.
         partial: Accept missing shards and rows, and name them.
         tsv: Also write a TSV log with the columns of Cohen et al.
+        json: Print a JSON list of {log, rows}.
     """
     from art_denoised.evaluation import ATTACK, AttackLog, write_tsv
     from art_denoised.evaluation.attack_rows import unmade
     from art_denoised.evaluation.merge import merge
 
-    for path, log in merge(out, runs, partial=partial).items():
+    with waiting("joining the rows of all shards"):
+        merged = merge(out, runs, partial=partial)
+    for path, log in merged.items():
         _show_notices(path, log.notices)
         if isinstance(log, AttackLog):
             if unmade(log.checks):
@@ -367,7 +332,10 @@ def merge(
                 )
         elif tsv:
             write_tsv(log, path.with_suffix(".tsv"))
-        print(escaped(f"log: {path}, {len(log.rows)} rows"))
+        if not json:
+            print(escaped(f"log: {path}, {len(log.rows)} rows"))
+    if json:
+        print_json([{"log": str(path), "rows": len(log.rows)} for path, log in merged.items()])
 
 
 def _read(path: Path) -> Log:
@@ -409,7 +377,3 @@ def _print_markup(table: Table, *, latex: bool) -> None:
     from art_denoised.reports import markup
 
     print(markup.latex(table) if latex else markup.markdown(table))
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, allow_nan=False))

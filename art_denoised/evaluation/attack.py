@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from art_denoised import checks
 from art_denoised.attacks.ascent import NORMS, distances, within
@@ -37,6 +36,7 @@ from art_denoised.evaluation.target import LOOKED, Column, Target, columns
 from art_denoised.runs.identity import describe, versions
 from art_denoised.runs.identity import identity as model_identity
 from art_denoised.runs.journal import Run
+from art_denoised.runs.progress import Progress, watched
 from art_denoised.types import Images, Labels, Smoothed
 
 _LIBRARIES = ("adversarial-robustness-toolbox", "torchattacks", "pyautoattack", "autoattack")
@@ -80,7 +80,7 @@ def evaluate(
         attacks: Callables ``attack(model, x, y) -> x_adv`` with ``eps`` and ``norm``, such as
             `PGD`, `AutoAttack`, `TorchAttack` and `ArtAttack`; or pairs of a name and an attack, or
             a mapping of names to attacks. An attack may be given with several eps. Optional
-            attributes are described in docs/attack.md.
+            attributes are described in docs/tutorials/attack.md.
         run: Folder for ``attack.jsonl``; None keeps no file.
         repeats: Number of later evaluations of each image, for randomised models.
         noise: "fixed" or "fresh" noise in all seeded parts; None leaves it as the model comes. An
@@ -135,7 +135,7 @@ def evaluate(
     target = Target(model, x, noise=noise, repeats=repeats, seed=seed, batch_size=batch_size)
     used = _usable(list(columns(attacks, target.gradients(gradients))), target)
     images.classes = target.classes
-    bar = partial(tqdm, desc="reading", unit="image", leave=False, delay=2, disable=not progress)
+    reading = partial(watched, what="reading", visible=progress)
     size = probes or masking.Probes()
     settings = {
         **(identity or {}),
@@ -143,7 +143,7 @@ def evaluate(
         **_smoothed(target.module),
         **({} if undefended is None else {"undefended_identity": model_identity(undefended)}),
         **target.settings,
-        **images.settings(bar),
+        **images.settings(reading),
         "seed": seed,
         "batch_size": batch_size,
         "attacks": attack_settings(used),
@@ -156,7 +156,7 @@ def evaluate(
         journal = stack.enter_context(Run(folder, ATTACK, settings, resume=resume))
         notices = [*journal.notices, *images.notices]
         for notice in notices:
-            tqdm.write(f"notice: {notice}", file=sys.stderr)
+            print(f"notice: {notice}", file=sys.stderr)
         stack.enter_context(target.as_asked())
         work.attack(journal, progress)
         if masking_checks and images.shard is None:
@@ -222,7 +222,7 @@ class _Work:
         clean = Column(CLEAN, "none", _NoAttack(norm))
         total = len(self.images.indices) * (1 + len(self.columns))
         done = sum(isinstance(row, AttackRow) for row in run.rows.values())
-        with Progress(total, done, visible=visible) as progress:
+        with PassProgress("attack", total, done=done, visible=visible) as progress:
             self.target.tick = progress.tick
             for column in (clean, *self.columns):
                 expected = getattr(column.attack, "nfe", None)
@@ -237,7 +237,7 @@ class _Work:
                         progress.begin(column.name, len(rows), expected)
                         self._attack(run, column, clean, block)
                         expected = progress.nfe / len(block)
-                        progress.end()
+                        progress.end(_standing(run.rows.values(), column))
 
     def check(
         self, run: Run[Any], undefended: nn.Module | None, probes: masking.Probes, visible: bool
@@ -251,7 +251,9 @@ class _Work:
         subject = masking.Subject(self.target, x, y, chosen, log.rows, used, undefended, probes)
         todo = unmade(log.checks)
         done = len(CHECKS) - len(todo)
-        with Progress(len(CHECKS), done, visible=visible, unit="check") as progress:
+        with PassProgress(
+            "masking checks", len(CHECKS), done=done, visible=visible, unit="check"
+        ) as progress:
             self.target.tick = progress.tick
             for name in todo:
                 progress.begin(name, 1, None)
@@ -296,6 +298,14 @@ class _Work:
     def _images(self, block: Sequence[int]) -> tuple[Images, Labels]:
         x, y = self.images.stack(block)
         return x.to(self.target.device), y.to(self.target.device)
+
+
+def _standing(rows: Iterable[Any], column: Column) -> str:
+    """Return the share of the images of a column so far that are right, in words."""
+    counted = [
+        row.counted for row in rows if isinstance(row, AttackRow) and row.column == column.key
+    ]
+    return f"{sum(counted) / len(counted):.1%} right" if counted else ""
 
 
 class Batch(NamedTuple):
@@ -428,51 +438,38 @@ def _stages(column: Column) -> tuple[str, ...]:
     return ("denoised", CLEAN) if column.name == CLEAN else ("attacked and denoised", "attacked")
 
 
-class Progress:
-    """A bar that moves with each forward pass, with the time left.
+class PassProgress(Progress):
+    """Progress that moves with each forward pass.
 
     Within a batch it shows the NFE (number of function evaluations: forward passes of one image)
-    and, if the number to expect is known, moves by the share of it that is done. ``done`` of
-    ``total`` units were done before; ``interval`` is the time between two refreshes in seconds.
+    and, if the number to expect is known, moves by the share of it that is done.
+
+    Attributes:
+        nfe: Number of function evaluations in this batch.
+        found: What was found so far, in words.
     """
 
-    def __init__(
-        self, total: int, done: int, *, visible: bool, unit: str = "image", interval: float = 0.5
-    ) -> None:
-        self.nfe = 0
-        self._bar = tqdm(total=total, initial=done, unit=unit, disable=not visible)
-        self._interval, self._shown = interval, 0.0
-        self._done, self._images, self._expected = float(done), 0, 0
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
+    nfe, found = 0, ""
+    _images, _expected, _before = 0, 0, 0.0
 
     def begin(self, name: str, images: int, expected: float | None) -> None:
         """Begin a batch of ``images``, each of which is expected to take ``expected`` NFE."""
-        self.nfe, self._images = 0, images
+        self.nfe, self._images, self._before = 0, images, self.n
         self._expected = round(images * (expected or 0))
-        self._bar.set_description(name, refresh=False)
-        self._show()
+        self.move(self.n, self._words, what=name)
 
     def tick(self, images: int) -> None:
         """Count a forward pass of ``images``."""
         self.nfe += images
-        if time.monotonic() - self._shown >= self._interval:
-            self._show()
-
-    def end(self) -> None:
-        """End the batch."""
-        self._done += self._images
-        self._images = 0
-        self._show()
-
-    def _show(self) -> None:
-        self._shown = time.monotonic()
         share = min(self.nfe / self._expected, 1.0) if self._expected else 0.0
-        self._bar.n = round(self._done + share * self._images, 1)
+        self.move(self._before + share * self._images)
+
+    def end(self, found: str = "") -> None:
+        """End the batch, with what was found so far."""
+        self.found = found
+        self.move(self._before + self._images)
+        self._images = 0
+
+    def _words(self) -> str:
         of = f" of {self._expected:,}" if self._expected else ""
-        self._bar.set_postfix_str(f"NFE {self.nfe:,}{of}", refresh=False)
-        self._bar.refresh()
+        return ", ".join(filter(None, [f"NFE {self.nfe:,}{of}", self.found]))

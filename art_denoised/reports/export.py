@@ -1,4 +1,4 @@
-"""The report for programs: JSON and TSV. docs/report.md names the keys."""
+"""The report for programs: JSON and TSV. docs/how-to/report.md names the keys."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Report:
         write_whole(Path(path), self.page().encode())
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as plain JSON values. docs/report.md names the keys."""
+        """Return the report as plain JSON values. docs/how-to/report.md names the keys."""
         from art_denoised.reports.export import to_json
 
         return to_json(self.models, self.notices)

@@ -1,6 +1,6 @@
 """Results of attacked models and how models differ, with intervals: pure functions of rows.
 
-docs/report.md explains every result. `tables`, `plots` and `page` show them.
+docs/how-to/report.md explains every result. `tables`, `plots` and `page` show them.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Smoother:
         denoiser: ``denoiser(x_noisy, sigma) -> x_hat``, in front of the base; None: plain
             randomized smoothing. For a query-only base it runs here, before an image is sent.
         noise: "gaussian"; or "quantised" for 8-bit images, whose certificates also hold in
-            floating-point arithmetic (docs/certificates.md).
+            floating-point arithmetic (docs/explanation/certificates.md).
         seed: Non-negative seed of the noise.
         batch_size: Number of noisy images that are classified at once. It changes only the speed.
         clip_values: Smallest and largest pixel value; ``sigma`` is in the same units.

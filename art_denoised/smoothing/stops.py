@@ -24,6 +24,7 @@ FIRST_TURN = 100  # samples of each image before time is spent on more of any
 _SELECTION = 100  # samples that select the class, unless another number is given
 
 Counts: TypeAlias = Mapping[int, int]
+"""Votes by class."""
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -47,6 +48,7 @@ class Draw(NamedTuple):
 
 
 Procedure: TypeAlias = Generator[Draw, Counts, T]
+"""A generator that asks for votes and returns an answer."""
 
 
 def simulate(procedure: Procedure[T], votes: Callable[[Draw], Counts]) -> tuple[T, int]:
@@ -148,9 +150,9 @@ class AtRadii:
     """Sample until each of some radii is proved or out of reach.
 
     The radii are tested in ascending order by exact group-sequential tests at the full alpha
-    (docs/sequential.md). A certificate states the largest radius of the table that was proved, and
-    is an abstention if none was; with probability at least 1 - alpha it is true. It usually takes a
-    fifteenth of the samples of `FixedN`.
+    (docs/explanation/sequential.md). A certificate states the largest radius of the table that was
+    proved, and is an abstention if none was; with probability at least 1 - alpha it is true. It
+    usually takes a fifteenth of the samples of `FixedN`.
 
     Attributes:
         radii: l2 radii in image units, at least one; kept in ascending order.
@@ -217,9 +219,9 @@ class AtRadii:
 class Anytime:
     """Sample until the time is up, and go on later: sound whenever it was stopped.
 
-    The bound holds at all sample counts at once (a confidence sequence, docs/sequential.md), so a
-    certificate may be looked at, and sampling continued from it, as often as one likes. At equal
-    n its radius is a few percent smaller than that of `FixedN`.
+    The bound holds at all sample counts at once (a confidence sequence,
+    docs/explanation/sequential.md), so a certificate may be looked at, and sampling continued from
+    it, as often as one likes. At equal n its radius is a few percent smaller than that of `FixedN`.
 
     Attributes:
         n: Largest number of estimation samples, those of an earlier certificate included.

@@ -101,7 +101,7 @@ def commands(script: str, folder: Path, **environment: str) -> list[list[str]]:
 
 
 def test_the_scripts_of_the_guide_work(tmp_path, monkeypatch):
-    page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "many-machines.md").read_text(encoding="utf-8")
     loop, array, attack, _ = re.findall(r"```sh\n(.*?)```", page, re.S)
     monkeypatch.chdir(tmp_path)
     for script in (loop, attack):

@@ -32,7 +32,7 @@ from art_denoised.demo import digits_classifier, digits_diffusion
 from art_denoised.diffusion import NoisedDiffusion, noise_levels
 from art_denoised.estimators.adapters import ArtAttack, without_preprocessing
 from art_denoised.evaluation import CLEAN, Probes, read_attack_log
-from art_denoised.evaluation.attack import Progress
+from art_denoised.evaluation.attack import PassProgress
 from art_denoised.evaluation.target import Target, columns
 from art_denoised.runs import identity
 from art_denoised.runs.identity import describe
@@ -603,20 +603,20 @@ def test_images_of_one_class_alone_are_remarked(digits, capsys):
 
 
 def test_progress_moves_within_a_batch_and_says_what_is_left(capsys):
-    with Progress(8, done=0, visible=True, interval=0.0) as progress:
+    with PassProgress("attack", 8, interval=0.0) as progress:
         progress.begin("square", images=4, expected=10)
         progress.tick(4)
         progress.tick(16)
-        shown = capsys.readouterr().err.split("\r")[-1]
+        shown = capsys.readouterr().err.splitlines()[-1]
         assert "square" in shown
-        assert "2.0/8" in shown
+        assert "2/8 images" in shown
+        assert "left" in shown
         assert "NFE 20 of 40" in shown
-        assert "?" not in shown, "the time left is known"
-        progress.end()
+        progress.end("50.0% right")
         progress.begin("new", images=4, expected=None)
         progress.tick(3)
-        assert "4.0/8" in (shown := capsys.readouterr().err.split("\r")[-1])
-        assert "NFE 3" in shown
+        assert "4/8 images" in (shown := capsys.readouterr().err.splitlines()[-1])
+        assert "NFE 3, 50.0% right" in shown
 
 
 def test_forward_passes_of_an_attack_are_counted(digits):
