@@ -152,8 +152,9 @@ def plot(
     for words in found.notices:
         notice(words)
     looked = look.look(xlabel=xlabel, ylabel=ylabel)
-    figure = accuracy_figure(found.models, norm=norm, published=curves, look=looked)
-    save_figure(figure, out)
+    with waiting("drawing the plot"):
+        figure = accuracy_figure(found.models, norm=norm, published=curves, look=looked)
+        save_figure(figure, out)
     print(escaped(f"plot: {out}"))
 
 
@@ -207,7 +208,8 @@ def pictures(
         images = _images(log, data, resize, crop)
         denoise = _denoiser(log, denoiser)
         strips = certified_strips(log, images, denoiser=denoise, most=max)
-    save_figure(picture_figure(strips, look=look.look()), out)
+    with waiting("drawing the pictures"):
+        save_figure(picture_figure(strips, look=look.look()), out)
     print(escaped(f"pictures: {out}"))
 
 

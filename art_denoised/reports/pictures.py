@@ -30,6 +30,10 @@ class Strip:
         attack: The attack with its eps; empty without one.
         pictures: Stage -> bytes (channels, height, width), in the order of ``STAGES``.
         captions: Stage -> what the model answered, or how the picture was made.
+
+    Example:
+        >>> Strip("image 0, class 2", "pgd, eps 0.5", {}, {}).titles
+        ('image 0', 'class 2', 'pgd', 'eps 0.5')
     """
 
     name: str
@@ -52,6 +56,12 @@ def attacked_strips(model: Model, most: int = 10) -> list[Strip]:
     Args:
         model: Model of a `Report`.
         most: Number of strips at most.
+
+    Example:
+        >>> x, at = np.zeros((1, 8, 8)), {"index": 0, "attack": "pgd", "gradient": "exact"}
+        >>> picture = ImageRow.of(x, **at, eps=0.5, stage="attacked", prediction=3)
+        >>> attacked_strips(Model("ours", pictures=(picture,)))[0].captions["attacked"]
+        '3'
     """
     attacked = [row for row in model.pictures if row.stage == "attacked"]
     return [_attacked_strip(model, row) for row in attacked[:most]]

@@ -44,6 +44,10 @@ class Curve:
         name: Name in the legend.
         radii: l2 radii, or eps, in image units.
         accuracy: Accuracy in [0, 1] at each of them.
+
+    Example:
+        >>> Curve("Cohen et al.", (0.0, 0.25), (0.77, 0.61)).accuracy[1]
+        0.61
     """
 
     name: str
@@ -63,6 +67,10 @@ class Look:
 
     Raises:
         InputError: A size that is not two positive numbers, or an unknown style.
+
+    Example:
+        >>> Look(size=(3.3, 2.5), style="seaborn-v0_8-paper", title="CIFAR-10").size
+        (3.3, 2.5)
     """
 
     size: tuple[float, float] = (6.4, 4.0)
@@ -147,6 +155,14 @@ def save_figure(figure: Figure, path: Path | str) -> None:
 
     Raises:
         InputError: Another suffix, or the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from matplotlib.figure import Figure
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_figure(Figure(), folder + "/a.pdf")
+        ...     Path(folder, "a.pdf").read_bytes()[:4]
+        b'%PDF'
     """
     from matplotlib import rc_context
 
@@ -281,6 +297,13 @@ def draw_certified(
 
     Raises:
         InputError: There are no rows.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> row = CertifyRow(index=0, label=1, prediction=1, radius=0.5, seconds=0)
+        >>> draw_certified(axes := Figure().add_subplot(), [row], "black")
+        >>> axes.lines[0].get_ydata().tolist()
+        [100.0, 100.0, 0.0]
     """
     # Accuracy is constant up to and including each certified radius, then drops.
     knots = np.unique([0.0, *(row.radius for row in rows if row.correct)])
@@ -323,16 +346,18 @@ def page_figure(models: Sequence[Model], norms: Sequence[str], *, wide: bool) ->
 
     Panels stand side by side in a wide figure and below each other in a narrow one.
     """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     shape = (1, len(norms)) if wide else (len(norms), 1)
-    size = (10, 3.9) if wide else (4, 3.3 * len(norms))
-    figure = Figure(figsize=size, layout="constrained")
-    for axes, norm in zip(figure.subplots(*shape, squeeze=False).flat, norms, strict=True):
-        draw_accuracy(axes, models, norm)
-        axes.tick_params(color=_GREY)
-        for side, spine in axes.spines.items():
-            spine.set(color=_GREY, visible=side in ("left", "bottom"))
+    size = (10.0, 3.9) if wide else (4.0, 3.3 * len(norms))
+    with rc_context({**Look().settings, "font.size": 12 if wide else 10}):
+        figure = Figure(figsize=size, layout="constrained")
+        for axes, norm in zip(figure.subplots(*shape, squeeze=False).flat, norms, strict=True):
+            draw_accuracy(axes, models, norm)
+            axes.tick_params(color=_GREY)
+            for spine in axes.spines.values():
+                spine.set_color(_GREY)
     return figure
 
 
@@ -395,6 +420,13 @@ def picture_figure(strips: Sequence[Strip], *, look: Look | None = None) -> Figu
 
     Raises:
         InputError: There are no images.
+
+    Example:
+        >>> from art_denoised.reports import Strip
+        >>> x = np.zeros((1, 8, 8), np.uint8)
+        >>> strip = Strip("image 0, class 2", "", {"clean": x}, {"clean": "2, right"})
+        >>> picture_figure([strip]).axes[0].get_xlabel()
+        '2, right'
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
