@@ -151,7 +151,7 @@ def save_figure(figure: Figure, path: Path | str) -> None:
 
     Args:
         figure: Figure of matplotlib.
-        path: A .png, .pdf or .svg file; replaced as a whole. The same figure gives the same bytes.
+        path: A .png, .pdf or .svg file; replaced as a whole. Figures that are made alike give the same bytes.
 
     Raises:
         InputError: Another suffix, or the file cannot be written.
@@ -193,8 +193,8 @@ def accuracy_figure(
 
     Args:
         models: Models, as in a `Report`.
-        norm: "l2" or "linf". By default l2 where something was certified, else the norm of the
-            attacks.
+        norm: "l2" or "linf"; None: the only one that these models have results in. Certificates
+            are in l2.
         published: Curves to draw as thin lines.
         look: Size, style and labels.
 
@@ -230,19 +230,15 @@ def accuracy_figure(
         for name, words in (("xlabel", look.xlabel), ("ylabel", look.ylabel)):
             if words is not None:
                 axes.set(**{name: literal(words)})
-        handles, names = _legend(axes, last=[literal(curve.name) for curve in published])
+        drawn = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+        names = [name for pair in _labels(models, norm) for name in pair]
+        names += [literal(curve.name) for curve in published]
+        handles = {name: drawn[name] for name in names if name in drawn}
         if any(model.asked and _is_certified(model, norm) for model in models):
-            handles += axes.plot([], [], color=_GREY, lw=0.9)
-            names.append("between markers: a lower bound")
-        axes.legend(handles, names, frameon=False)
+            (bound,) = axes.plot([], [], color=_GREY, lw=0.9)
+            handles["between markers: a lower bound"] = bound
+        axes.legend(handles.values(), handles.keys(), frameon=False)
     return figure
-
-
-def _legend(axes: Any, last: Sequence[str]) -> tuple[list[Any], list[str]]:
-    """Return handles and names of a legend, by name, those of published curves at the end."""
-    handles, names = axes.get_legend_handles_labels()
-    pairs = sorted(zip(handles, names, strict=True), key=lambda pair: (pair[1] in last, pair[1]))
-    return [handle for handle, _ in pairs], [name for _, name in pairs]
 
 
 def draw_accuracy(axes: Any, models: Sequence[Model], norm: str, *, named: bool = False) -> None:
@@ -252,28 +248,35 @@ def draw_accuracy(axes: Any, models: Sequence[Model], norm: str, *, named: bool 
     """
     from matplotlib.ticker import MaxNLocator
 
-    certified = [model for model in models if _is_certified(model, norm)]
-    attacked = [model for model in models if _points(model, norm)]
-    for i, model in enumerate(models):
-        whose = literal(model.name)
-        if model in certified:
+    certified = any(_is_certified(model, norm) for model in models)
+    attacked = any(_points(model, norm) for model in models)
+    for i, (model, names) in enumerate(zip(models, _labels(models, norm), strict=True)):
+        proved, kept = ({"label": name} if named else {} for name in names)
+        if _is_certified(model, norm):
             colour, marker, dashes = appearance(i)
             line: dict[str, Any] = {"linestyle": _linestyle(dashes), "marker": marker}
-            label = {"label": whose + ", certified" * bool(attacked)} if named else {}
-            draw_certified(axes, model.certified, colour, exact_at=model.asked, **line, **label)
+            draw_certified(axes, model.certified, colour, exact_at=model.asked, **line, **proved)
         if points := _points(model, norm):
-            words = whose + ", attacked" * bool(certified)
-            words += " (not reliable)" * (model.trusted is False)
-            _draw_robust(axes, points, appearance(i), model.trusted, words if named else None)
+            _draw_robust(axes, points, appearance(i), trusted=model.trusted, **kept)
     kinds = {(True, False): "certified ", (False, True): "robust "}
-    kind = kinds.get((bool(certified), bool(attacked)), "")
-    where = " and ".join([f"{norm} eps"] * bool(attacked) + ["l2 radius"] * bool(certified))
+    kind = kinds.get((certified, attacked), "")
+    where = " and ".join([f"{norm} eps"] * attacked + ["l2 radius"] * certified)
     if kind == "certified ":
         where = "certified l2 radius"
     axes.set(xlabel=f"{where} (image units)", ylabel=f"{kind}accuracy (%)", ylim=(-3, 103))
     axes.set_xlim(left=-0.03 * axes.get_xlim()[1])  # so that points on the edge are whole
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.grid(alpha=0.25, color=_GREY)
+
+
+def _labels(models: Sequence[Model], norm: str) -> Iterator[tuple[str, str]]:
+    """Yield the names of certified and robust accuracy of each model in a legend."""
+    certified = any(_is_certified(model, norm) for model in models)
+    attacked = any(_points(model, norm) for model in models)
+    for model in models:
+        name = literal(model.name)
+        flag = " (not reliable)" * (model.trusted is False)
+        yield name + ", certified" * attacked, name + ", attacked" * certified + flag
 
 
 def draw_certified(
@@ -389,8 +392,9 @@ def _draw_robust(
     axes: Any,
     points: Sequence[tuple[float, Share]],
     shown: Appearance,
+    *,
     trusted: bool | None,
-    label: str | None,
+    **line: Any,
 ) -> None:
     eps, shares = zip(*points, strict=True)
     values = [100 * share.value for share in shares]
@@ -402,7 +406,7 @@ def _draw_robust(
     style |= {"markersize": 5, "capsize": 3}
     if trusted is False:
         style |= {"markerfacecolor": "none", "linestyle": ":"}
-    axes.errorbar(eps, values, yerr=bars, linewidth=1.2, elinewidth=1, label=label, **style)
+    axes.errorbar(eps, values, yerr=bars, linewidth=1.2, elinewidth=1, **style, **line)
 
 
 def literal(words: str) -> str:

@@ -81,8 +81,9 @@ def test_certified_and_robust_accuracy_share_one_axis():
     published = Curve("Cohen et al.", (0.0, 0.5), (0.8, 0.4))
     figure = accuracy_figure([both, CERTIFIED], published=[published])
     axes = figure.axes[0]
-    names = {"both, certified", "both, attacked", "ours, certified", "Cohen et al."}
-    assert set(legend(figure)) == names
+    assert legend(figure) == [
+        *("both, certified", "both, attacked", "ours, certified", "Cohen et al.")
+    ]
     drawn = {tuple(map(tuple, line.get_data())): line for line in axes.lines}
     robust = drawn[((0.0, 0.5), (100.0, 50.0))]
     assert (robust.get_color(), robust.get_marker()) == appearance(0)[:2]
@@ -129,15 +130,18 @@ def test_labels_and_size():
 
 def test_files_carry_fonts_and_text(tmp_path):
     name = r"$\frac{$ red" + "\x1b[31m"
-    figure = accuracy_figure([Model(name, certified=ROWS)], look=Look(title=name))
+    figure, again = (
+        accuracy_figure([Model(name, certified=ROWS)], look=Look(title=name, size=(3, 2)))
+        for _ in range(2)
+    )
     for suffix in ("svg", "pdf", "png"):
         save_figure(figure, tmp_path / f"a.{suffix}")
     assert r"red\x1b[31m</text>" in (tmp_path / "a.svg").read_text()
     pdf = (tmp_path / "a.pdf").read_bytes()
     assert b"/Type42" in pdf or b"/CIDFontType2" in pdf
     assert b"/Type3" not in pdf
-    save_figure(figure, tmp_path / "b.pdf")
-    assert (tmp_path / "b.pdf").read_bytes() == pdf
+    save_figure(again, tmp_path / "b.svg")
+    assert (tmp_path / "b.svg").read_bytes() == (tmp_path / "a.svg").read_bytes()
     with pytest.raises(InputError, match=r"\.png"):
         save_figure(figure, tmp_path / "a.doc")
     with pytest.raises(InputError, match=r"missing/a\.png cannot be written"):
