@@ -151,7 +151,8 @@ def save_figure(figure: Figure, path: Path | str) -> None:
 
     Args:
         figure: Figure of matplotlib.
-        path: A .png, .pdf or .svg file; replaced as a whole. Figures that are made alike give the same bytes.
+        path: A .png, .pdf or .svg file; replaced as a whole. Figures that are made
+            alike give the same bytes.
 
     Raises:
         InputError: Another suffix, or the file cannot be written.
