@@ -52,10 +52,10 @@ def test_written_rows_are_read_back(tmp_path):
 
 
 def test_a_journal_says_when_it_was_begun(tmp_path):
-    before = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
+    before = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     with Run(tmp_path, ANSWERS, SETTINGS) as run:
         begun = run.begun
-    after = datetime.datetime.now(datetime.timezone.utc)
+    after = datetime.datetime.now(datetime.UTC)
     assert before <= datetime.datetime.fromisoformat(begun) <= after
     with Run(tmp_path, ANSWERS, SETTINGS, resume=True) as run:
         assert run.begun == read_run(tmp_path, ANSWERS).begun == begun
