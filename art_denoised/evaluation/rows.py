@@ -208,7 +208,9 @@ def _upgrade(record: dict[str, Any]) -> dict[str, Any]:
 
 
 CERTIFY: Kind[Any] = Kind("certify", CertifyRow, _upgrade)
+"""Kind of the journal `certify.jsonl`."""
 PREDICT: Kind[Any] = Kind("predict", PredictRow, _upgrade)
+"""Kind of the journal `predict.jsonl`."""
 
 
 @dataclass(frozen=True)
