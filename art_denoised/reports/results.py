@@ -143,6 +143,7 @@ class Result:
         worst: Robust accuracy if an image counts only when it is right in every evaluation,
             including the attack's own.
         seconds: Time of the attack for one image.
+        queries: Number of forward passes of the model for one image; 0 where no log tells.
     """
 
     norm: str
@@ -157,6 +158,7 @@ class Result:
     majority: Share
     worst: Share
     seconds: float
+    queries: float
 
     @property
     def ball(self) -> Ball:
@@ -210,10 +212,9 @@ class Model:
         pictures: Images before and after attack.
         settings: Title and settings of each log.
         same_images: Whether the logs of attack and certify index the same data.
-        unlike: Why attack and certificate are not of one function, in words; empty if they are, or
-            if older logs do not tell.
         unmade: Names of masking checks that some run has not made.
         incomplete: What runs that were interrupted lack, in words; empty if they are complete.
+        begun: Times at which its logs were begun, in UTC as ISO 8601, those that are known.
     """
 
     name: str
@@ -224,9 +225,9 @@ class Model:
     pictures: tuple[ImageRow, ...] = ()
     settings: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     same_images: bool = True
-    unlike: str = ""
     unmade: tuple[str, ...] = ()
     incomplete: str = ""
+    begun: tuple[str, ...] = ()
 
     @property
     def failed(self) -> tuple[CheckRow, ...]:
@@ -279,7 +280,7 @@ class Model:
     @cached_property
     def agreements(self) -> tuple[Agreement, ...]:
         """Certified accuracy beside robust accuracy, at each eps of the l2 attacks."""
-        if not self.certified or self.unlike:
+        if not self.certified:
             return ()
         balls = [result.ball for result in self.headlines if result.norm == "l2"]
         return tuple(self._agreement(ball) for ball in balls)
@@ -314,19 +315,20 @@ class Model:
         counted, fresh, worst = (entry for entry in shares if entry is not None)
         majority = share([image.majority for image in left.values()])
         assert majority is not None  # there are images
-        spent = math.fsum(rows[index].seconds for rows in attacks for index in left)
+        made = [rows[index] for rows in attacks for index in left]
         return Result(
             *ball,
             attack=attack,
             gradient=gradient,
             images=len(left),
-            draws=min(len(rows[index].fresh) for rows in attacks for index in left),
+            draws=min(len(row.fresh) for row in made),
             clean=share(clean) if len(clean) == len(left) else None,
             counted=counted,
             fresh=fresh,
             majority=majority,
             worst=worst,
-            seconds=spent / len(left),
+            seconds=math.fsum(row.seconds for row in made) / len(left),
+            queries=math.fsum(row.queries for row in made) / len(left),
         )
 
     def _agreement(self, ball: Ball) -> Agreement:
