@@ -42,6 +42,7 @@ bench: $(VENV)/installed-test
 	$(BIN)/python benchmarks/certify.py
 	$(BIN)/python benchmarks/replay.py
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/workers.py
 	$(BIN)/python benchmarks/rdc.py
 	$(BIN)/python benchmarks/networks.py
 	$(BIN)/python benchmarks/adversarial.py
