@@ -255,6 +255,7 @@ class _Pilot:
     """A stop rule that ends after a few samples, with all that is known of an image."""
 
     settings: ClassVar[dict[str, Any]] = {}
+    looks: ClassVar[Sequence[int]] = ()
 
     def procedure(
         self, label: int | None, record: Mapping[str, Any], earlier: object = None

@@ -133,18 +133,18 @@ def gradient_cost(network: nn.Module, x: Images) -> PassCost:
 def saved(function: Callable[[], object], module: nn.Module) -> int:
     """Return the bytes that a call and its gradient hold, weights aside."""
     known = {p.untyped_storage().data_ptr() for p in module.parameters()}
-    kept: dict[int, int] = {}
+    kept: dict[int, torch.UntypedStorage] = {}  # held, because a freed address is used again
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
+            kept[storage.data_ptr()] = storage
         return tensor
 
     with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
         result = function()
     del result
-    return int(_TEMPORARIES * sum(kept.values()))
+    return int(_TEMPORARIES * sum(storage.nbytes() for storage in kept.values()))
 
 
 def weights(module: nn.Module) -> int:

@@ -8,10 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from typing import Any, Self, TypeVar
 
 PATIENCE = 2.0  # seconds that a wait may last without a word
 _BETWEEN_LINES = 30.0  # seconds
