@@ -222,7 +222,8 @@ def _outcome(picture: ImageRow, result: AttackRow | None, names: tuple[str, ...]
     if result is None:
         return said
     if len(result.fresh) > 1:
-        return f"{said}; right in {sum(result.fresh)} of {len(result.fresh)}".removeprefix("; ")
+        one = f"one answer: {said}; " if said else ""  # of a randomised model
+        return f"{one}right in {sum(result.fresh)} of {len(result.fresh)}"
     return f"{said}, {'right' if result.fresh[0] else 'wrong'}".removeprefix(", ")
 
 
