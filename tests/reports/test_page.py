@@ -227,7 +227,7 @@ def test_how_it_was_measured_is_in_the_open(tmp_path):
     for said in ("data digits", "12 attacked, 12 certified", "pgd (steps 20)", "seed 7"):
         assert said in words
     assert "sigma 0.25, gaussian; attacked with fresh noise of sigma 0.25, 4 evaluations" in words
-    today = datetime.datetime.now(datetime.timezone.utc).date()
+    today = datetime.datetime.now(datetime.UTC).date()
     assert {str(today), str(today - datetime.timedelta(days=1))} & set(words.split())
 
 

@@ -14,6 +14,7 @@ import pytest
 from art_denoised.checks import InputError
 from art_denoised.runs import Kind, Row, Run, read_run
 from art_denoised.runs.journal import write_whole
+from tests.forked import forked
 
 SETTINGS = {"sigma": 0.25, "n": 100, "model": "a:b", "denoiser": None}
 
@@ -51,10 +52,10 @@ def test_written_rows_are_read_back(tmp_path):
 
 
 def test_a_journal_says_when_it_was_begun(tmp_path):
-    before = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
+    before = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     with Run(tmp_path, ANSWERS, SETTINGS) as run:
         begun = run.begun
-    after = datetime.datetime.now(datetime.timezone.utc)
+    after = datetime.datetime.now(datetime.UTC)
     assert before <= datetime.datetime.fromisoformat(begun) <= after
     with Run(tmp_path, ANSWERS, SETTINGS, resume=True) as run:
         assert run.begun == read_run(tmp_path, ANSWERS).begun == begun
@@ -165,10 +166,9 @@ def hold(folder: Path, ready, done) -> None:
 
 
 def test_two_processes_cannot_write_one_run(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     ready, done = context.Event(), context.Event()
-    other = context.Process(target=hold, args=(tmp_path, ready, done))
-    other.start()
+    other = forked(hold, tmp_path, ready, done)
     assert ready.wait(60)
     with pytest.raises(InputError, match="another process"):
         Run(tmp_path, ANSWERS, SETTINGS, resume=True)
