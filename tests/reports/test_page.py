@@ -48,7 +48,7 @@ class Elements(HTMLParser):
         self.words.append(data)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.text(min_size=1))
 def test_text_cannot_leave_its_place(text):
     model = Model(text, (row(0, True, attack=text),), settings=((text, {text: text}),))
