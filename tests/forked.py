@@ -23,6 +23,13 @@ import pytest  # noqa: F401
 import tenacity  # noqa: F401
 import torch
 
+import art_denoised.cli.attack
+import art_denoised.cli.certify
+import art_denoised.denoisers.checkpoints
+import art_denoised.evaluation.spread
+import art_denoised.models.classifiers
+import art_denoised.runs.replica
+import art_denoised.smoothing.remote  # noqa: F401
 from art_denoised import AutoAttack, BlackBox, certify, evaluate, load_data, train_robust  # noqa: F401
 from art_denoised.evaluation.verify import verify  # noqa: F401
 from art_denoised.runs.identity import versions

@@ -271,6 +271,15 @@ def denoises(denoiser: Callable[..., Any], x: Images, sigma: float) -> None:
         )
 
 
+def first_derivative(name: str) -> None:
+    """Raise in a backward pass that autograd records: its derivative would be wrong, unnoticed."""
+    if torch.is_grad_enabled():
+        raise InputError(
+            f"gradients of {name} cannot be differentiated again; take them without "
+            "create_graph=True"
+        )
+
+
 def model_dtype(model: object) -> torch.dtype:
     """Return the floating-point type a model computes in: that of its first such parameter."""
     parameters = model.parameters() if isinstance(model, nn.Module) else ()

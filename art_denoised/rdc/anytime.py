@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from art_denoised import checks
-from art_denoised.rdc.classifier import DiffusionClassifier, LevelNoise
+from art_denoised.diffusion.noise import LevelNoise
+from art_denoised.rdc.classifier import DiffusionClassifier
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels

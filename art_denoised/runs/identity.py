@@ -86,6 +86,13 @@ def versions(*libraries: str) -> dict[str, str]:
     return {**found, "python": platform.python_version()}
 
 
+def processor(device: torch.device) -> str:
+    """Return the model of a GPU; of a CPU the instructions that torch chooses its kernels by."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return str(torch.backends.cpu.get_cpu_capability())
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Return in one line what differs between two headers or identities; empty: nothing.
 

@@ -21,11 +21,11 @@ import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from art_denoised.checks import InputError
 from art_denoised.runs.identity import describe, identity, versions
 from art_denoised.runs.journal import Kind, Row, Run, write_whole
+from art_denoised.runs.progress import Progress
 from art_denoised.training.batches import Batches, augment, seeded
 from art_denoised.training.config import (
     TrainingConfig,
@@ -69,6 +69,7 @@ def _upgraded(record: dict[str, Any]) -> dict[str, Any]:
 
 
 TRAINING: Kind[EpochRow] = Kind("train", EpochRow, upgrade=_upgraded, title="training log")
+"""Kind of the journal `train.jsonl`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +162,11 @@ def train(
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     steps = config.epochs * len(batches)
     state, stop = _State(network, config, steps), evaluation.stop if evaluation else None
+    of_step = batches.images / len(batches)
+    total = steps * of_step
     with (
         _saving(state, run, settings, resume) as save,
-        tqdm(None, "train", steps, unit="step", initial=state.step, disable=not progress) as bar,
+        Progress("train", total, done=state.step * of_step, visible=progress) as shown,
     ):
         while state.step < steps and not (stop and state.rows and stop(state.rows)):
             network.train()
@@ -174,8 +177,7 @@ def train(
                     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                         value = loss(network, x, y.to(device), state.step)
                     state.take(value)
-                bar.update()
-                bar.set_postfix_str(f"loss {state.loss:.4f}", refresh=False)
+                shown.update(of_step, lambda: f"loss {state.loss:.4f}")
                 if state.step % len(batches):  # the end of an epoch is saved with its row
                     save(config.checkpoint_every)
             figures: dict[str, float] = {}

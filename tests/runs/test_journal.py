@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import json
 import multiprocessing
@@ -48,6 +49,16 @@ def test_written_rows_are_read_back(tmp_path):
     contents = read_run(tmp_path, OTHERS, ANSWERS)
     assert list(contents.rows.values()) == [Answer(index=i) for i in (3, 1, 2)]
     assert (contents.kind, contents.settings, contents.notices) == (ANSWERS, SETTINGS, ())
+
+
+def test_a_journal_says_when_it_was_begun(tmp_path):
+    before = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+    with Run(tmp_path, ANSWERS, SETTINGS) as run:
+        begun = run.begun
+    after = datetime.datetime.now(datetime.UTC)
+    assert before <= datetime.datetime.fromisoformat(begun) <= after
+    with Run(tmp_path, ANSWERS, SETTINGS, resume=True) as run:
+        assert run.begun == read_run(tmp_path, ANSWERS).begun == begun
 
 
 def test_a_row_may_replace_an_earlier_one_if_it_says_so(tmp_path):
