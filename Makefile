@@ -44,6 +44,7 @@ bench: $(VENV)/installed-test
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/workers.py
 	$(BIN)/python benchmarks/rdc.py
+	$(BIN)/python benchmarks/purification.py
 	$(BIN)/python benchmarks/networks.py
 	$(BIN)/python benchmarks/adversarial.py
 

@@ -189,7 +189,7 @@ def pictures(
         out: Picture to write: .png, .pdf or .svg.
         max: Number of rows at most.
         data: Images of a certify or predict run. By default those that the log names.
-        resize: Length of the shorter side that photographs were resized to, with --data.
+        resize: Length of the shorter side that the photographs of the run were resized to.
         crop: Side of the square that was cut from their centre. By default --resize.
         denoiser: Denoiser of a certify or predict run, for denoised images: a function or a
             checkpoint, as certify takes it.
@@ -202,6 +202,11 @@ def pictures(
     from art_denoised.reports.report import report
 
     if run.name == "attack.jsonl" or (run / "attack.jsonl").exists():
+        if any((data, resize, crop, denoiser)):
+            raise CycloptsError(
+                msg=f"{run} holds pictures of an attack, so data and denoiser would be ignored; "
+                "leave them out, or give certify.jsonl"
+            )
         found = report([run])
         for words in found.notices:
             notice(words)
