@@ -88,7 +88,7 @@ def test_rows_do_not_depend_on_batch_size_or_sigkill(tmp_path, mode):
         assert main(certify(tmp_path / str(size), batch_size=size, **settings)) == 0
     killed = tmp_path / "killed" / "certify.jsonl"
     arguments = certify(killed.parent, batch_size=32, **settings)
-    kill_at(2, killed, forked(main, arguments, environment={"SLOW_SECONDS": "0.05"}))
+    kill_at(2, killed, forked(main, arguments, environment={"SLOW_SECONDS": "0.1"}))
     assert len(read_log(killed).rows) < 4
     assert main(certify(killed.parent, "--resume", **settings)) == 0
     one, many, resumed = (

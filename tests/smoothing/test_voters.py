@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
-import subprocess
-import sys
+import resource
 from collections import Counter
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from art_denoised.checks import InputError
 from art_denoised.smoothing import AtRadii, Draw, Stage, Task, drive, voters
 from art_denoised.smoothing.noise import Gaussian, Stream, StreamKey
 from art_denoised.smoothing.voters import NetworkVoter, memory_order
+from tests.forked import forked
 
-ROOT = Path(__file__).parent.parent.parent
 NOISE = Gaussian(0.5)
 
 
@@ -224,30 +224,35 @@ def test_a_procedure_may_have_nothing_to_ask():
     assert list(answers(small_net(torch.float32), [Task(4, IMAGE, done())])) == [(4, "earlier")]
 
 
-def test_memory_is_flat_in_n_images_and_radii():
+def test_memory_is_flat_in_n_images_and_radii(tmp_path):
     """Peak memory of a process that samples 200 and then 1,500 copies (74 MB of noise)."""
-    script = """
-import resource, torch
-from tests.smoothing.test_voters import AtRadii, Gaussian, Task, answers, counting
-def procedure(n, radii):
-    if not radii:
-        return counting(n)
-    some = [i / 1000 for i in range(radii)]
-    return AtRadii(some, n=n, n0=10).procedure(None, {"sigma": 1.0})
-def peak(n, images, radii=0):
-    tasks = (Task(i, torch.zeros(3, 64, 64), procedure(n, radii)) for i in range(images))
-    base = lambda x: x.flatten(1)[:, :4]
-    for _ in answers(base, tasks, noise=Gaussian(1.0), seed=0, batch_size=50):
-        pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-peak(200, 1), peak(10, 2)
-few = peak(200, 1, radii=2)
-print(*(more - few for more in (peak(1500, 1), peak(3, 500), peak(200, 1, radii=5000))))
-"""
-    grown = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, check=True, cwd=ROOT
-    )
-    assert all(int(kilobytes) < 20_000 for kilobytes in grown.stdout.split())
+    process = forked(write_growth, tmp_path / "growth.json")
+    process.join()
+    grown = json.loads((tmp_path / "growth.json").read_text())
+    assert len(grown) == 3
+    assert all(kilobytes < 20_000 for kilobytes in grown)
+
+
+def write_growth(file: Path) -> None:
+    """Write by how many kB the peak of this process rises with samples, images and radii."""
+
+    def peak(n: int, images: int, radii: int = 0) -> int:
+        def procedure():
+            if not radii:
+                return counting(n)
+            some = [i / 1000 for i in range(radii)]
+            return AtRadii(some, n=n, n0=10).procedure(None, {"sigma": 1.0})
+
+        tasks = (Task(i, torch.zeros(3, 64, 64), procedure()) for i in range(images))
+        base = lambda x: x.flatten(1)[:, :4]  # noqa: E731
+        for _ in answers(base, tasks, noise=Gaussian(1.0), seed=0, batch_size=50):
+            pass
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    peak(200, 1), peak(10, 2)
+    few = peak(200, 1, radii=2)
+    rises = [more - few for more in (peak(1500, 1), peak(3, 500), peak(200, 1, radii=5000))]
+    file.write_text(json.dumps(rises))
 
 
 def test_global_random_state_is_untouched():
