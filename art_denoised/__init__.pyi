@@ -20,6 +20,7 @@ from .diffusion import load_diffusion as load_diffusion
 from .diffusion import noise_levels as noise_levels
 from .estimators import ArtAttack as ArtAttack
 from .estimators import DenoisedSmoothing as DenoisedSmoothing
+from .estimators import DiffusionPurification as DiffusionPurification
 from .estimators import FeatureDenoisingClassifier as FeatureDenoisingClassifier
 from .estimators import RobustDiffusionClassifier as RobustDiffusionClassifier
 from .estimators import RobustTrainer as RobustTrainer

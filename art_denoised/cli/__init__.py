@@ -131,6 +131,7 @@ def build_app() -> App:
     app.register_install_completion_command(help="Install completion for your shell, and exit.")
     for flag in ("--help", "--version", "--install-completion"):
         app[flag].group = _OPTIONS
+
     @app.meta.default
     def run(
         *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],

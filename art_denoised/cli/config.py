@@ -38,7 +38,9 @@ def read_config(path: Path, app: App, words: Sequence[str]) -> list[str]:
         raise CycloptsError(msg=f"{path} is a config of {command!r}; give a command that exists")
     known = {name: option for option in _options(app, command) for name in option.names}
     given = {word.partition("=")[0] for word in words}
-    found = [] if any(not word.startswith("-") for word in words[:1]) else options.pop(_ARGUMENTS, [])
+    found = (
+        [] if any(not word.startswith("-") for word in words[:1]) else options.pop(_ARGUMENTS, [])
+    )
     options.pop(_ARGUMENTS, None)
     for key, values in options.items():
         name = f"--{key.replace('_', '-')}"
@@ -123,7 +125,9 @@ def _read(path: Path) -> dict[str, list[str]]:
     for key, value in root.value:
         parts = value.value if isinstance(value, yaml.SequenceNode) else [value]
         if not all(isinstance(node, yaml.ScalarNode) for node in (key, *parts)):
-            raise CycloptsError(msg=f"{path}: line {key.start_mark.line + 1} is neither a value nor a list")
+            raise CycloptsError(
+                msg=f"{path}: line {key.start_mark.line + 1} is neither a value nor a list"
+            )
         name = key.value.replace("-", "_")
         if name in found:
             raise CycloptsError(msg=f"{path}: {key.value} is there twice; give it once")

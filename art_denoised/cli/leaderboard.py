@@ -93,7 +93,7 @@ def _check(path: Path) -> Iterator[_Checked]:
     from art_denoised.evaluation.rows import Log
     from art_denoised.evaluation.verify import read_verifiable, verify
 
-    if path.suffix == ".json" or any(path.glob("*.json")) and not any(path.glob("*.jsonl")):
+    if path.suffix == ".json" or (any(path.glob("*.json")) and not any(path.glob("*.jsonl"))):
         yield from _check_entries(path)
         return
     for file, log in read_verifiable(path).items():

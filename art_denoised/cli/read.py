@@ -48,7 +48,6 @@ def plot(
     *logs: Logs,
     out: Annotated[Path, Parameter(alias="-o", metavar="FILE")],
     title: str | None = None,
-    json: bool = False,
 ) -> None:
     """Plot certified accuracy against radius.
 
@@ -61,15 +60,11 @@ def plot(
         logs: Folder or log of a certify run, as the table command takes it.
         out: Picture to write: .png, .pdf or .svg.
         title: Title above the plot.
-        json: Print the name of the picture as JSON.
     """
     from art_denoised.reports.plots import plot_certified
 
     plot_certified(_read_all(logs), out, title)
-    if json:
-        print_json({"plot": str(out)})
-    else:
-        print(escaped(f"plot: {out}"))
+    print(escaped(f"plot: {out}"))
 
 
 def report(
@@ -188,5 +183,3 @@ def _read_all(paths: Sequence[Path]) -> dict[str, Log]:
         if log.kind != "certify":
             raise InputError(f"{name} is a log of {log.kind}; give a log of certify, with radii")
     return logs
-
-

@@ -14,7 +14,7 @@ from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier, digits_denoiser
 from art_denoised.evaluation.certify import certify
 from art_denoised.evaluation.rows import write_tsv
-from art_denoised.reports.certified import certified_table
+from art_denoised.reports.certified import CertifiedTable, certified_table
 from art_denoised.reports.plots import plot_certified
 from art_denoised.smoothing.modules import DenoisedClassifier
 from art_denoised.smoothing.smoother import Smoother
@@ -26,7 +26,7 @@ RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 def run_demo(
     out: Path | str, *, images: int = 200, n: int = 1000, seed: int = 0, resume: bool = False
-) -> str:
+) -> CertifiedTable:
     """Certify digits at two noise levels with and without the denoiser; print, log and plot.
 
     Args:
@@ -74,9 +74,9 @@ def run_demo(
                 )
             write_tsv(log, run / "certify.tsv")
             named[name] = log
-    table = str(certified_table(named, RADII))
+    table = certified_table(named, RADII)
     print(f"\n{table}\n")
-    (out / "table.txt").write_text(table + "\n", encoding="utf-8")
+    (out / "table.txt").write_text(f"{table}\n", encoding="utf-8")
     plot = out / "certified_accuracy.png"
     plot_certified(named, plot, title="Handwritten digits, 8x8")
     print(f"table: {out / 'table.txt'}\nplot:  {plot}\nlogs:  {out}/*/certify.jsonl and .tsv")

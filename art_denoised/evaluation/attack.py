@@ -302,7 +302,9 @@ class _Work:
 
 def _standing(rows: Iterable[Any], column: Column) -> str:
     """Return the share of the images of a column so far that are right, in words."""
-    counted = [row.counted for row in rows if isinstance(row, AttackRow) and row.column == column.key]
+    counted = [
+        row.counted for row in rows if isinstance(row, AttackRow) and row.column == column.key
+    ]
     return f"{sum(counted) / len(counted):.1%} right" if counted else ""
 
 

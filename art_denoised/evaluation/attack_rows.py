@@ -12,8 +12,9 @@ import numpy as np
 
 from art_denoised.runs.journal import Kind, Row, read_run
 
-CLEAN = "clean"  # the name of the attack that changes nothing
-CHECKS = (  # the masking checks, all of which a result needs, in the order they are made
+CLEAN = "clean"
+"""Name of the attack that changes nothing."""
+CHECKS = (
     "gradient-free attacks",
     "stronger attack",
     "zero gradients",
@@ -25,6 +26,7 @@ CHECKS = (  # the masking checks, all of which a result needs, in the order they
     "logits",
     "global seed",
 )
+"""Names of the masking checks, in the order they are made. A result needs all of them."""
 
 
 class AttackRow(Row, frozen=True, eq=False, tag_field="kind", tag="attack"):
@@ -188,6 +190,7 @@ class ImageRow(Row, frozen=True, tag_field="kind", tag="image"):
 
 
 ATTACK: Kind[Any] = Kind("attack", AttackRow | CheckRow | ImageRow)
+"""Kind of the journal `attack.jsonl`."""
 
 
 @dataclass(frozen=True)
@@ -284,6 +287,4 @@ def read_attack_log(path: Path | str) -> AttackLog:
         'logits differ'
     """
     contents = read_run(path, ATTACK)
-    return AttackLog.of(
-        contents.settings, contents.rows.values(), contents.notices, contents.begun
-    )
+    return AttackLog.of(contents.settings, contents.rows.values(), contents.notices, contents.begun)

@@ -208,7 +208,9 @@ def _upgrade(record: dict[str, Any]) -> dict[str, Any]:
 
 
 CERTIFY: Kind[Any] = Kind("certify", CertifyRow, _upgrade)
+"""Kind of the journal `certify.jsonl`."""
 PREDICT: Kind[Any] = Kind("predict", PredictRow, _upgrade)
+"""Kind of the journal `predict.jsonl`."""
 
 
 @dataclass(frozen=True)
@@ -278,9 +280,7 @@ def read_log(path: Path | str) -> Log:
                 f"{' '.join(HEADERS['certify'].split())!r}"
             )
     contents = read_run(path, CERTIFY, PREDICT)
-    return Log.of(
-        contents.kind, contents.settings, contents.rows, contents.notices, contents.begun
-    )
+    return Log.of(contents.kind, contents.settings, contents.rows, contents.notices, contents.begun)
 
 
 def write_tsv(log: Log, path: Path | str) -> None:

@@ -238,7 +238,7 @@ def _sound(path: Path) -> Log:
 
 
 def _problems(log: Log) -> list[Finding]:
-    """Return what is wrong with a log; images that were left out may have been chosen by results."""
+    """Return what is wrong with a log; images may have been left out by their results."""
     if log.kind != CERTIFY.name:
         raise InputError(f"the log is of {log.kind}; give a log of certify")
     found = verify(log)

@@ -24,12 +24,12 @@ _INTRODUCTION = """\
 Certified accuracy in percent: the share of images whose label is right and certified at l2 radius r
 (pixels in [0, 1]). An abstention counts as wrong.
 
-- **votes**: the entry comes with the votes of each image. `art-denoised verify` recomputes it. A log
-  cannot show that the votes are those of the network; whoever has the network can repeat the run.
+- **votes**: the entry comes with the votes of each image. `art-denoised verify` recomputes it. A
+  log cannot show that the votes are those of the network; who has the network can repeat the run.
 - **unverified**: published figures, quoted by reference, whose votes are not available.
 
-Entries of different data sets, images or classifiers are not comparable. "best" means that each radius
-has the best of several noise levels.
+Entries of different data sets, images or classifiers are not comparable. "best" means that each
+radius has the best of several noise levels.
 """
 
 

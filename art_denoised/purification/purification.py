@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.diffusion.cost import Part, flop, saved, weights
+from art_denoised.diffusion.cost import Part, flop
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.noise import LevelNoise
+from art_denoised.models.cost import saved, weights
 from art_denoised.purification.samplers import Sampler, named_sampler, vp_sigma
 from art_denoised.straight_through import straight_through
 
@@ -187,7 +188,7 @@ class Purification(nn.Module):
         for number, sigma in enumerate(self.sigmas):
             levels = (0.0, *self.sampler.levels(sigma * self.model.scale, steps, lowest))
             for i in range(steps + 1):
-                moves.append(Move(*levels[i : i + 2], 2 * (number * _LONGEST + i)))
+                moves.append(Move(levels[i], levels[i + 1], 2 * (number * _LONGEST + i)))
         return moves
 
     def move(
@@ -316,5 +317,9 @@ def _sigmas(
     else:
         found = tuple(checks.positive("sigma", value) for value in values)
     for level in found:
-        model.at_least(level)  # it was trained on this much noise
+        if level > model.sigma_max:
+            raise InputError(
+                f"sigma is {level:g}, beyond {model.sigma_max:g}, the highest noise level of the "
+                "diffusion model; purify from a lower one"
+            )
     return found

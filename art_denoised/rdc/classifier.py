@@ -11,10 +11,11 @@ from torch.utils.checkpoint import checkpoint
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.diffusion.cost import Part, flop, saved, weights
+from art_denoised.diffusion.cost import Part, flop
 from art_denoised.diffusion.levels import Levels, noise_levels
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.noise import LevelNoise
+from art_denoised.models.cost import saved, weights
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Logits

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.diffusion.cost import Part, flop, on, saved, weights
+from art_denoised.diffusion.cost import Part, flop, on
 from art_denoised.diffusion.levels import Levels, noise_levels
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.noise import LevelNoise
+from art_denoised.models.cost import saved, weights
 from art_denoised.rdc.classifier import (
     DiffusionClassifier,
     check_levels,

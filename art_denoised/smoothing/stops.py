@@ -24,6 +24,7 @@ FIRST_TURN = 100  # samples of each image before time is spent on more of any
 _SELECTION = 100  # samples that select the class, unless another number is given
 
 Counts: TypeAlias = Mapping[int, int]
+"""Votes by class."""
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -47,6 +48,7 @@ class Draw(NamedTuple):
 
 
 Procedure: TypeAlias = Generator[Draw, Counts, T]
+"""A generator that asks for votes and returns an answer."""
 
 
 def simulate(procedure: Procedure[T], votes: Callable[[Draw], Counts]) -> tuple[T, int]:

@@ -69,6 +69,7 @@ def _upgraded(record: dict[str, Any]) -> dict[str, Any]:
 
 
 TRAINING: Kind[EpochRow] = Kind("train", EpochRow, upgrade=_upgraded, title="training log")
+"""Kind of the journal `train.jsonl`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,9 @@ def arguments(out: object, *flags: str, **changes: object) -> list[str]:
         ({"eps": "0.1,0"}, ["--eps", "0.1", "0"]),
         ({"eps": "8/0"}, ["'8/0'"]),
         ({"noise": "loud"}, ["loud", "fixed", "fresh"]),
+        ({"purify": "folder", "sigma": 0.1}, ["--purify", "--sigma"]),
+        ({"purify": "folder", "purification": "sdee:t=0.1"}, ["'sdee'", "sde"]),
+        ({"purify": "folder", "purification": "sde:eta=1"}, ["'eta'", "t"]),
     ],
     ids=str,
 )

@@ -9,7 +9,7 @@ from torch import nn
 from art_denoised import DiffusionClassifier, LikelihoodMaximization
 from art_denoised.checks import InputError
 from art_denoised.diffusion import noise_levels, preview_cost
-from art_denoised.diffusion.cost import FlopCounter
+from art_denoised.models.cost import FlopCounter
 from art_denoised.rdc import RDC, Momentum
 from tests.rdc.test_classifier import LEVELS, Counting, images, small_model
 

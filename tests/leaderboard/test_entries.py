@@ -56,7 +56,12 @@ def forge_log(entry, edit_row, *, rehash):
 def test_an_entry_holds_what_follows_from_its_log(entry, run):
     (found,) = read_entries(entry.parent).values()
     assert check(entry) == []
-    assert (found.sigma, found.votes.images, found.votes.n, found.votes.alpha) == (0.1, 4, 100, 0.001)
+    assert (found.sigma, found.votes.images, found.votes.n, found.votes.alpha) == (
+        0.1,
+        4,
+        100,
+        0.001,
+    )
     assert found.votes.path == "logs/ours.jsonl"
     content = (run / "certify.jsonl").read_bytes()
     assert found.votes.sha256 == hashlib.sha256(content).hexdigest()
