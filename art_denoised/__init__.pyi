@@ -47,12 +47,13 @@ from .purification import PurifiedClassifier as PurifiedClassifier
 from .rdc import DiffusionClassifier as DiffusionClassifier
 from .rdc import LikelihoodMaximization as LikelihoodMaximization
 from .reports import report as report
+from .runs import Cluster as Cluster
+from .runs import Workers as Workers
 from .smoothing import Anytime as Anytime
 from .smoothing import AtRadii as AtRadii
 from .smoothing import BlackBox as BlackBox
 from .smoothing import Budget as Budget
 from .smoothing import Certificate as Certificate
-from .smoothing import Cluster as Cluster
 from .smoothing import DenoisedClassifier as DenoisedClassifier
 from .smoothing import FixedN as FixedN
 from .smoothing import HttpClassifier as HttpClassifier
@@ -60,7 +61,6 @@ from .smoothing import SmoothedClassifier as SmoothedClassifier
 from .smoothing import Smoother as Smoother
 from .smoothing import Vote as Vote
 from .smoothing import Voting as Voting
-from .smoothing import Workers as Workers
 from .training import RECIPES as RECIPES
 from .training import EDMLoss as EDMLoss
 from .training import Objective as Objective

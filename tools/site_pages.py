@@ -86,12 +86,10 @@ def summary(room: str) -> str:
 
 def name_page(name: Name) -> str:
     return (
-        f"# {name.name}\n\n"
-        f"[Reference](../index.md) / [`art_denoised.{name.room}`](../index.md#{name.room})\n\n"
-        f"```python\nfrom {name.module} import {name.name}\n```\n\n"
+        f"---\ntitle: {name.name}\n---\n\n"
+        f"[Reference](../index.md) / [`art_denoised.{name.room}`](../index.md#{name.room}) · "
+        f"`from {name.module} import {name.name}`\n\n"
         f"::: art_denoised.{name.room}.{name.file}.{name.name}\n"
-        "    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n"
-        "      heading_level: 2\n"
     )
 
 
@@ -174,8 +172,9 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
         return f'<a href="{to(target)}">{match[0]}</a>'
 
     def path(match: re.Match[str]) -> str:
-        url = to(match[1])
-        return match[0] if url is None else f'<a href="{url}">{match[0]}</a>'
+        file = files.get_file_from_path(match[1])
+        title = file.page.title if file and file.page else None
+        return f'<a href="{to(match[1])}">{title}</a>' if title else match[0]
 
     pieces = re.split(r"(<a\b.*?</a>|<h\d.*?</h\d>|<pre.*?</pre>)", html, flags=re.DOTALL)
     for i in range(0, len(pieces), 2):

@@ -40,6 +40,7 @@ _COMMANDS = {  # of each group, with their modules
     "Read results": {
         "table": "read",
         "plot": "read",
+        "pictures": "read",
         "report": "read",
         "merge": "read",
     },

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import inspect
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,6 +26,7 @@ from art_denoised.cli.options import (
     Norm,
     Number,
     RunOptions,
+    WorkerOptions,
     notice,
     notices,
     print_json,
@@ -119,6 +123,11 @@ class AttackedModelOptions(ModelOptions):
         smoothed = SmoothedClassifier(network, sigma=self.sigma, samples=self.samples, seed=seed)
         return smoothed.eval()
 
+    def build(self, seed: int) -> nn.Module:
+        """Return the same for a worker; remarks were made by its driver."""
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            return self.load_defended(seed)
+
     def _purified(self, network: nn.Module, seed: int) -> nn.Module:
         """Return the network behind a purification."""
         from art_denoised.diffusion.folders import load_diffusion
@@ -174,8 +183,16 @@ class AttackOptions:
         return parse_attacks(names, self.eps, self.norm)
 
 
+_HERE = WorkerOptions()
+
+
 def attack(
-    *, model: AttackedModelOptions, data: DataOptions, attack: AttackOptions, run: RunOptions
+    *,
+    model: AttackedModelOptions,
+    data: DataOptions,
+    attack: AttackOptions,
+    workers: WorkerOptions = _HERE,
+    run: RunOptions,
 ) -> None:
     r"""Attack a model, and check that its robust accuracy is reliable.
 
@@ -273,6 +290,7 @@ def attack(
         batch_size=attack.batch_size,
         indices=indices,
         identity={**model.identity, **data.identity(network, denoiser)},
+        workers=workers.place(partial(model.build, attack.seed), model),
         **run.arguments,
     )
     if run.json:

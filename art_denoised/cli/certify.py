@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import CycloptsError, Group, Parameter
+from cyclopts import CycloptsError, Parameter
 from cyclopts.validators import Number as InRange
 
 from art_denoised.cli.api import ApiOptions
@@ -27,6 +27,7 @@ from art_denoised.cli.options import (
     Number,
     Radii,
     RunOptions,
+    WorkerOptions,
     notice,
     notices,
     print_json,
@@ -40,10 +41,9 @@ if TYPE_CHECKING:
     from art_denoised.data import ImageData
     from art_denoised.evaluation.preview import Preview, QueryPreview
     from art_denoised.evaluation.rows import Log
-    from art_denoised.smoothing.cluster import Cluster
+    from art_denoised.runs.crew import Place
     from art_denoised.smoothing.smoother import Smoother
     from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN
-    from art_denoised.smoothing.workers import Workers
     from art_denoised.types import Classifier
 
 
@@ -115,35 +115,6 @@ class CertifiedModelOptions(DenoisedModelOptions):
                 )
 
 
-@Parameter(name="*", group=Group("Workers", sort_key=4))
-@dataclass(frozen=True, kw_only=True)
-class WorkerOptions:
-    """What computes. No result depends on it.
-
-    Attributes:
-        workers: Number of processes that sample, each with a copy of the network, in turn on the
-            GPUs that there are. By default one; with --cluster as many as there is room for. With
-            --api the number of queries at once, by default 4.
-        cluster: Ray cluster whose actors sample: auto, or an address such as ray://HOST:10001.
-            auto takes the cluster that runs on this machine, or starts one.
-    """
-
-    workers: Annotated[int | None, Parameter(metavar="N")] = None
-    cluster: Annotated[str | None, Parameter(metavar="ADDRESS")] = None
-
-    def place(self, model: DenoisedModelOptions, sigma: float) -> Workers | Cluster | None:
-        """Return what samples; None: this process alone."""
-        from art_denoised.smoothing.cluster import Cluster
-        from art_denoised.smoothing.workers import Workers
-
-        build = partial(model.build, sigma)
-        if self.cluster is not None:
-            return Cluster(self.cluster, self.workers, build)
-        if self.workers in (None, 1):
-            return None
-        return Workers(self.workers, build, model.spread())
-
-
 _HERE, _ANY, _NO_API = WorkerOptions(), CertifiedModelOptions(), ApiOptions()
 
 
@@ -179,7 +150,7 @@ class SamplingOptions:
         denoiser: nn.Module | None,
         data: ImageData,
         indices: Sequence[int],
-        workers: Workers | Cluster | None,
+        workers: Place | None,
     ) -> Smoother:
         """Return the smoothed classifier, after a first look at the images."""
         from art_denoised.data.images import Chosen, Shard
@@ -327,7 +298,7 @@ def certify(
         base, denoiser = model.load(), model.load_denoiser(sampling.sigma)
         images, indices = data.load(base, denoiser)
     named = {**model.identity, **data.identity(base, denoiser)}
-    place = workers.place(model, sampling.sigma)
+    place = workers.place(partial(model.build, sampling.sigma), model)
     smoother = sampling.smoother(base, denoiser, images, indices, place)
     if sampling.preview:
         assert not isinstance(stop, Anytime)  # refused with the options
@@ -358,9 +329,14 @@ def _certify_api(
     from art_denoised.smoothing.stops import Anytime
 
     stop = sampling.stop()
-    if isinstance(stop, Anytime) or workers.cluster is not None:
-        option = "--deadline" if isinstance(stop, Anytime) else "--cluster"
+    other = {
+        "--deadline": isinstance(stop, Anytime),
+        "--cluster": workers.cluster is not None,
+        "--gpus": workers.gpus is not None,
+    }
+    for option in (name for name, given in other.items() if given):
         raise CycloptsError(msg=f"--api excludes {option}; leave it out")
+    assert not isinstance(stop, Anytime)
     with waiting("loading the images"):
         box, images, indices = api.load(data, workers.workers)
         denoiser = model.load_denoiser(sampling.sigma)
@@ -445,7 +421,7 @@ def predict(
         base, denoiser = model.load(), model.load_denoiser(sampling.sigma)
         images, indices = data.load(base, denoiser)
     named = {**model.identity, **data.identity(base, denoiser)}
-    place = workers.place(model, sampling.sigma)
+    place = workers.place(partial(model.build, sampling.sigma), model)
     smoother = sampling.smoother(base, denoiser, images, indices, place)
     if sampling.preview:
         with waiting("sampling a few images"):

@@ -38,8 +38,8 @@ def doctor(*, json: bool = False) -> None:
     if json:
         needed = {"python": platform.python_version(), **{name: _version(name) for name in NEEDED}}
         keys = ("version", "extra", "adds")
-        extras = {name: dict(zip(keys, rest, strict=True)) for name, *rest in optional}
-        print_json({"packages": needed, "devices": dict(devices), "optional": extras})
+        added = {name: dict(zip(keys, rest, strict=True)) for name, *rest in optional}
+        print_json({"packages": needed, "devices": dict(devices), "optional": added})
         return
     blocks: list[Block] = [
         Table(

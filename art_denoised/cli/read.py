@@ -4,22 +4,43 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import CycloptsError, Parameter
 
-from art_denoised.cli.options import Radii, notice, print_json
+from art_denoised.cli.options import (
+    Factory,
+    Names,
+    Norm,
+    Numbers,
+    Radii,
+    notice,
+    notices,
+    print_json,
+)
 from art_denoised.reports.terminal import escaped
 from art_denoised.runs.progress import waiting
 
 if TYPE_CHECKING:
+    from art_denoised.data import ImageData
     from art_denoised.evaluation.rows import Log
+    from art_denoised.reports.plots import Look
+    from art_denoised.reports.terminal import Table
 
-Logs = Annotated[Path, Parameter(name="LOG", required=True)]
+Logs = Annotated[str, Parameter(name="LOG", required=True)]
+Out = Annotated[Path, Parameter(alias="-o", metavar="FILE")]
 
 
-def table(*logs: Logs, radii: Radii | None = None, json: bool = False) -> None:
+def table(
+    *logs: Logs,
+    radii: Radii | None = None,
+    json: bool = False,
+    csv: bool = False,
+    latex: bool = False,
+    markdown: bool = False,
+) -> None:
     """Print certified accuracy at chosen radii.
 
     An image counts at radius r if its certified label is right and its radius
@@ -28,43 +49,199 @@ def table(*logs: Logs, radii: Radii | None = None, json: bool = False) -> None:
     For example:
       art-denoised table runs/plain runs/denoised --radii 0,0.25,0.5
 
+    For a paper:
+      art-denoised table plain=runs/1 ours=runs/2 --latex > table.tex
+
     Args:
         logs: Folder of a certify run, its certify.jsonl, or a TSV log with the columns idx, label,
             predict, radius, correct and time (Cohen et al., Salman et al., Carlini et al.).
+            NAME=FOLDER names it.
         radii: l2 radii. By default those that the logs were made for, or a grid.
         json: Print a JSON list of {radius, certified_accuracy, low, high, at_least}, with log if
             there are several. at_least: a lower bound, because the run stopped at other radii.
+        csv: Print one line for each log and radius, as plot --published takes them.
+        latex: Print a tabular of LaTeX, for the package booktabs.
+        markdown: Print a table of Markdown.
     """
     from art_denoised.reports.certified import certified_table
 
+    _only_one(json=json, csv=csv, latex=latex, markdown=markdown)
     found = certified_table(_read_all(logs), radii)
     if json:
         print_json(found.to_json())
+    elif csv:
+        print(found.to_csv(), end="")
+    elif latex or markdown:
+        _print_markup(found.block(), latex=latex)
     else:
         found.show()
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class LookOptions:
+    """What a picture looks like.
+
+    Attributes:
+        title: Title above the picture.
+        size: Width and height in inches. By default one that suits the picture.
+        style: Name of a style of matplotlib, such as seaborn-v0_8-paper, or a style sheet.
+    """
+
+    title: str = ""
+    size: Numbers | None = None
+    style: str | None = None
+
+    def look(self, **labels: Any) -> Look | None:
+        """Return the look, if one was asked for."""
+        from art_denoised.reports.plots import Look
+
+        size = {} if self.size is None else {"size": self.size}
+        given = {**labels, **size, "title": self.title, "style": self.style}
+        return Look(**given) if any(given.values()) else None
+
+
+_PLAIN = LookOptions()
+
+
 def plot(
     *logs: Logs,
-    out: Annotated[Path, Parameter(alias="-o", metavar="FILE")],
-    title: str | None = None,
+    out: Out,
+    names: Names | None = None,
+    norm: Norm | None = None,
+    published: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    look: LookOptions = _PLAIN,
 ) -> None:
-    """Plot certified accuracy against radius.
+    r"""Plot certified accuracy against radius and robust accuracy against eps.
 
-    Each log is a curve with its 95% confidence band.
+    Certified accuracy is a curve with its 95% confidence band. Robust accuracy,
+    of attack runs, is points with 95% bars, on the same axis. Where a certify
+    run stopped sampling at some radii, its curve has a marker at each of them
+    and is a thin lower bound elsewhere.
 
     For example:
       art-denoised plot runs/plain runs/denoised -o accuracy.pdf
 
-    Args:
-        logs: Folder or log of a certify run, as the table command takes it.
-        out: Picture to write: .png, .pdf or .svg.
-        title: Title above the plot.
-    """
-    from art_denoised.reports.plots import plot_certified
+    For a paper, beside curves of other papers:
+      art-denoised plot plain=runs/1 ours=runs/2 -o accuracy.pdf --size 3.3,2.5 \
+          --published cohen.csv
 
-    plot_certified(_read_all(logs), out, title)
+    Args:
+        logs: Folder of a certify or attack run, or its log; a TSV log, as table takes it.
+            NAME=FOLDER names it in the legend.
+        out: Picture to write: .png, .svg (with text as text) or .pdf (with Type 42 fonts).
+        names: Names of the logs in the legend, in their order.
+        norm: Norm of the radii, if attacks in both were made.
+        published: CSV with the columns name, radius and certified_accuracy (shares in [0, 1]),
+            whose curves are drawn as thin lines. table --csv writes such files.
+        xlabel: Label of the horizontal axis.
+        ylabel: Label of the vertical axis.
+        look: Size, style and title.
+    """
+    from art_denoised.reports.plots import accuracy_figure, read_curves, save_figure
+    from art_denoised.reports.report import report
+
+    if names is not None:
+        if len(names) != len(logs):
+            raise CycloptsError(msg=f"--names has {len(names)} names for {len(logs)} logs")
+        logs = tuple(f"{name}={log}" for name, log in zip(names, logs, strict=True))
+    curves = [] if published is None else read_curves(published)
+    found = report(logs)
+    for words in found.notices:
+        notice(words)
+    looked = look.look(xlabel=xlabel, ylabel=ylabel)
+    with waiting("drawing the plot"):
+        figure = accuracy_figure(found.models, norm=norm, published=curves, look=looked)
+        save_figure(figure, out)
     print(escaped(f"plot: {out}"))
+
+
+def pictures(
+    run: Annotated[Path, Parameter(name="RUN", required=True)],
+    *,
+    out: Out,
+    max: Annotated[int, Parameter(metavar="M")] = 8,
+    data: Annotated[str | None, Parameter(metavar="DATA")] = None,
+    resize: Annotated[int | None, Parameter(metavar="PIXELS")] = None,
+    crop: Annotated[int | None, Parameter(metavar="PIXELS")] = None,
+    denoiser: Annotated[Factory | None, Parameter(metavar="FACTORY|FILE")] = None,
+    look: LookOptions = _PLAIN,
+) -> None:
+    r"""Draw images of a run: clean, noisy, denoised, attacked, and the difference.
+
+    Below each image are the predicted class, what the attacks left of it, and
+    its certified radius. An attack run keeps pictures of its first images. The
+    images of a certify or predict run are read again, and must have the pixels
+    that the log tells of.
+
+    For example:
+      art-denoised pictures runs/attacked -o images.pdf
+      art-denoised pictures runs/denoised -o images.png --max 4 \
+          --denoiser art_denoised.demo:digits_denoiser
+
+    Args:
+        run: Folder of an attack, certify or predict run, or its log.
+        out: Picture to write: .png, .pdf or .svg.
+        max: Number of rows at most.
+        data: Images of a certify or predict run. By default those that the log names.
+        resize: Length of the shorter side that the photographs of the run were resized to.
+        crop: Side of the square that was cut from their centre. By default --resize.
+        denoiser: Denoiser of a certify or predict run, for denoised images: a function or a
+            checkpoint, as certify takes it.
+        look: Size, style and title.
+    """
+    from art_denoised.evaluation.rows import read_log
+    from art_denoised.reports.pictures import attacked_strips, certified_strips
+    from art_denoised.reports.plots import picture_figure, save_figure
+    from art_denoised.reports.report import report
+
+    if run.name == "attack.jsonl" or (run / "attack.jsonl").exists():
+        if any((data, resize, crop, denoiser)):
+            raise CycloptsError(
+                msg=f"{run} holds pictures of an attack, so data and denoiser would be ignored; "
+                "leave them out, or give certify.jsonl"
+            )
+        found = report([run])
+        for words in found.notices:
+            notice(words)
+        strips = [strip for model in found.models for strip in attacked_strips(model, max)]
+    else:
+        log = read_log(run)
+        _show_notices(run, log.notices)
+        images = _images(log, data, resize, crop)
+        denoise = _denoiser(log, denoiser)
+        strips = certified_strips(log, images, denoiser=denoise, most=max)
+    with waiting("drawing the pictures"):
+        save_figure(picture_figure(strips, look=look.look()), out)
+    print(escaped(f"pictures: {out}"))
+
+
+def _images(log: Log, data: str | None, resize: int | None, crop: int | None) -> ImageData:
+    """Return the data set of a log."""
+    from art_denoised.data import load_data
+    from art_denoised.models.classifiers import EvalTransform
+
+    named = data or (log.settings or {}).get("data")
+    if not isinstance(named, str):
+        raise CycloptsError(msg="the log names no data; give --data")
+    sides = [side for side in (resize, crop) if side is not None]
+    transform = EvalTransform(sides[0], (sides[-1], sides[-1])) if sides else None
+    return load_data(named, transform=transform)
+
+
+def _denoiser(log: Log, name: str | None) -> Any:
+    """Return a denoiser for the noise of a log; None where none is named."""
+    from art_denoised.denoisers.checkpoints import load_denoiser
+
+    sigma = (log.settings or {}).get("sigma")
+    if name is None:
+        return None
+    if not isinstance(sigma, int | float):
+        raise CycloptsError(msg="the log tells no sigma, so nothing can be denoised as in the run")
+    with notices(UserWarning):
+        return load_denoiser(name, sigma=sigma)
 
 
 def report(
@@ -73,6 +250,8 @@ def report(
     compare: bool = False,
     json: bool = False,
     tsv: bool = False,
+    latex: bool = False,
+    markdown: bool = False,
 ) -> None:
     """Report robust accuracy under attack beside certified accuracy.
 
@@ -95,11 +274,13 @@ def report(
         compare: Print one column for each model, all attacks together.
         json: Print everything as JSON, with the keys of RobustBench.
         tsv: Print one line for each result.
+        latex: Print one row for each model as a tabular of LaTeX, for the package booktabs.
+        markdown: Print one row for each model as a table of Markdown.
     """
     from art_denoised.reports.report import report
+    from art_denoised.reports.tables import model_table
 
-    if json and tsv:
-        raise CycloptsError(msg="--json excludes --tsv; give one of them")
+    _only_one(json=json, tsv=tsv, compare=compare, latex=latex, markdown=markdown)
     found = report(runs)
     if html is not None:
         found.write_page(html)
@@ -110,6 +291,8 @@ def report(
         print(found.to_tsv(), end="")
     elif compare:
         found.show_comparison()
+    elif latex or markdown:
+        _print_markup(model_table(found.models), latex=latex)
     else:
         found.show()
 
@@ -175,11 +358,29 @@ def _show_notices(path: Path, notices: Sequence[str]) -> None:
         notice(f"{path}: {text}")
 
 
-def _read_all(paths: Sequence[Path]) -> dict[str, Log]:
+def _read_all(runs: Sequence[str]) -> dict[str, Log]:
+    """Return logs of certify by name."""
     from art_denoised.checks import InputError
+    from art_denoised.reports.report import named_paths
 
-    logs = {str(path): _read(path) for path in paths}
-    for name, log in logs.items():
+    logs: dict[str, Log] = {}
+    for name, paths in named_paths(runs).items():
+        if len(paths) > 1:
+            raise InputError(f"{len(paths)} logs are called {name}; give each its own name")
+        logs[name] = log = _read(paths[0])
         if log.kind != "certify":
-            raise InputError(f"{name} is a log of {log.kind}; give a log of certify, with radii")
+            raise InputError(f"{paths[0]} is a log of {log.kind}; give a log of certify")
     return logs
+
+
+def _only_one(**forms: bool) -> None:
+    """Refuse two forms of one output."""
+    given = [f"--{name}" for name, wanted in forms.items() if wanted]
+    if given[1:]:
+        raise CycloptsError(msg=f"{given[0]} excludes {given[1]}; give one of them")
+
+
+def _print_markup(table: Table, *, latex: bool) -> None:
+    from art_denoised.reports import markup
+
+    print(markup.latex(table) if latex else markup.markdown(table))

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -28,11 +28,11 @@ from art_denoised.evaluation.attack_rows import (
     CLEAN,
     AttackLog,
     AttackRow,
-    CheckRow,
     ImageRow,
     unmade,
 )
 from art_denoised.evaluation.target import LOOKED, Column, Target, columns
+from art_denoised.runs.crew import Place
 from art_denoised.runs.identity import describe, versions
 from art_denoised.runs.identity import identity as model_identity
 from art_denoised.runs.journal import Run
@@ -59,6 +59,7 @@ def evaluate(
     indices: Sequence[int] | None = None,
     pictures: int = 4,
     identity: Mapping[str, Any] | None = None,
+    workers: Place | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> AttackLog:
@@ -101,6 +102,8 @@ def evaluate(
         identity: Further JSON values that must agree before a run is resumed, such as the names of
             model and data. The weights, structure and attributes of the model, images, labels,
             attacks and versions are always compared.
+        workers: Where batches are attacked: `Workers` or `Cluster`; None: this process. The rows
+            are those of one process, in the same order. The masking checks are made in this one.
         resume: Whether to continue the run in the folder, if there is one.
         progress: Whether to show a progress bar with the time left, on standard error.
 
@@ -149,8 +152,9 @@ def evaluate(
         "attacks": attack_settings(used),
         "probes": asdict(size),
         "versions": versions(*_LIBRARIES),
+        **({"allow_mixed": True} if workers is not None and workers.allow_mixed else {}),
     }
-    work = _Work(target, used, images, seed, batch_size, frozenset(images.whole[:kept]))
+    work = Work(target, used, images, seed, batch_size, frozenset(images.whole[:kept]))
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory()) if run is None else run
         journal = stack.enter_context(Run(folder, ATTACK, settings, resume=resume))
@@ -158,7 +162,12 @@ def evaluate(
         for notice in notices:
             print(f"notice: {notice}", file=sys.stderr)
         stack.enter_context(target.as_asked())
-        work.attack(journal, progress)
+        if workers is None:
+            work.attack(journal, progress)
+        else:
+            from art_denoised.evaluation.spread import attack_elsewhere
+
+            attack_elsewhere(work, journal, workers, x, progress)
         if masking_checks and images.shard is None:
             work.check(journal, undefended, size, progress)
         return AttackLog.of(journal.settings, journal.rows.values(), notices, journal.begun)
@@ -203,7 +212,7 @@ class _NoAttack:
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """The model, the attacks and the images of a run."""
 
     target: Target
@@ -218,26 +227,43 @@ class _Work:
 
         A batch whose pictures alone are missing is attacked again.
         """
+        with self.progress(run, visible) as progress:
+            self.target.tick = progress.tick
+            for column in (self.clean, *self.columns):
+                expected = getattr(column.attack, "nfe", None)
+                for block in self.missing(run, column):
+                    progress.begin(column.name, len(self.rows(run, column, block)), expected)
+                    self._attack(run, self.batch(run, column, block))
+                    expected = progress.nfe / len(block)
+                    progress.end(standing(run.rows.values(), column))
+
+    @property
+    def clean(self) -> Column:
+        """The column of images without attack."""
         norm = self.columns[0].attack.norm if self.columns else NORMS[0]
-        clean = Column(CLEAN, "none", _NoAttack(norm))
+        return Column(CLEAN, "none", _NoAttack(norm))
+
+    def progress(self, run: Run[Any], visible: bool) -> PassProgress:
+        """Return the bar of the rows."""
         total = len(self.images.indices) * (1 + len(self.columns))
         done = sum(isinstance(row, AttackRow) for row in run.rows.values())
-        with PassProgress("attack", total, done=done, visible=visible) as progress:
-            self.target.tick = progress.tick
-            for column in (clean, *self.columns):
-                expected = getattr(column.attack, "nfe", None)
-                for first in range(0, len(self.images.indices), self.batch_size):
-                    block = self.images.indices[first : first + self.batch_size]
-                    rows = {("attack", column.key, index) for index in block} - run.rows.keys()
-                    last = {
-                        ("image", *column.key, index, _stages(column)[-1])
-                        for index in self.pictured.intersection(block)
-                    }
-                    if rows or last - run.rows.keys():
-                        progress.begin(column.name, len(rows), expected)
-                        self._attack(run, column, clean, block)
-                        expected = progress.nfe / len(block)
-                        progress.end(_standing(run.rows.values(), column))
+        return PassProgress("attack", total, done=done, visible=visible)
+
+    def missing(self, run: Run[Any], column: Column) -> Iterator[Sequence[int]]:
+        """Yield the batches of a column of which rows or pictures are missing."""
+        for first in range(0, len(self.images.indices), self.batch_size):
+            block = self.images.indices[first : first + self.batch_size]
+            last = {
+                ("image", *column.key, index, _stages(column)[-1])
+                for index in self.pictured.intersection(block)
+            }
+            if self.rows(run, column, block) or last - run.rows.keys():
+                yield block
+
+    def rows(self, run: Run[Any], column: Column, block: Sequence[int]) -> set[Hashable]:
+        """Return the rows of a batch that are missing."""
+        rows: set[Hashable] = {("attack", column.key, index) for index in block}
+        return rows - run.rows.keys()
 
     def check(
         self, run: Run[Any], undefended: nn.Module | None, probes: masking.Probes, visible: bool
@@ -263,31 +289,33 @@ class _Work:
                 if row != run.rows.get(row.key):
                     run.append([row])
 
-    def _attack(self, run: Run[Any], column: Column, clean: Column, block: Sequence[int]) -> None:
+    def _attack(self, run: Run[Any], batch: Batch) -> None:
         """Attack a batch. Its rows are on the disk before pictures are taken, which may fail."""
-        batch = Batch(column, block, *self._images(block), self._seed(column, block))
-        begin, asked = time.perf_counter(), self.target.queries
-        if column is clean:
-            found = unattacked(self.target, batch)
-        else:
-            known = [run.rows["attack", clean.key, index].clean for index in block]
-            found = attacked(self.target, batch, torch.tensor(known))
-        spent = (time.perf_counter() - begin, self.target.queries - asked)
-        rows = rows_of(batch, found, *spent)
-        run.append(
-            [*(row for row in rows if row.key not in run.rows), *self._flags(run, column, found)]
-        )
+        rows, found = judged(self.target, batch)
+        self.keep(run, batch.column, rows, found.flags)
         run.append(pictures_of(self.target, batch, found.x_adv, self.pictured))
 
-    def _flags(self, run: Run[Any], column: Column, found: Found) -> list[CheckRow]:
-        """Return what AutoAttack says of the model, if it says more than on earlier batches."""
+    def batch(self, run: Run[Any], column: Column, block: Sequence[int]) -> Batch:
+        """Return a batch; that without attack was written before."""
+        x, y = self._images(block)
+        clean = None
+        if column.name != CLEAN:
+            known = [run.rows["attack", self.clean.key, index].clean for index in block]
+            clean = torch.tensor(known)
+        return Batch(column, block, x, y, self._seed(column, block), clean)
+
+    def keep(
+        self, run: Run[Any], column: Column, rows: Iterable[AttackRow], flags: Sequence[str]
+    ) -> None:
+        """Write the rows of a batch, and what AutoAttack says of the model if that is new."""
         name = masking.flags_name(column)
-        row = masking.autoattack_flags(name, found.flags, self.target.randomised)
+        row = masking.autoattack_flags(name, flags, self.target.randomised)
         known = run.rows[row.key].numbers["flags"] if row.key in run.rows else []
-        every = tuple(dict.fromkeys((*known, *found.flags)))
-        if len(every) == len(known):
-            return []
-        return [masking.autoattack_flags(name, every, self.target.randomised)]
+        every = tuple(dict.fromkeys((*known, *flags)))
+        said = []
+        if len(every) > len(known):
+            said.append(masking.autoattack_flags(name, every, self.target.randomised))
+        run.append([*(row for row in rows if row.key not in run.rows), *said])
 
     def _seed(self, column: Column, block: Sequence[int]) -> int:
         """Return the seed of one batch of one column, whatever ran before it."""
@@ -300,7 +328,7 @@ class _Work:
         return x.to(self.target.device), y.to(self.target.device)
 
 
-def _standing(rows: Iterable[Any], column: Column) -> str:
+def standing(rows: Iterable[Any], column: Column) -> str:
     """Return the share of the images of a column so far that are right, in words."""
     counted = [
         row.counted for row in rows if isinstance(row, AttackRow) and row.column == column.key
@@ -309,13 +337,17 @@ def _standing(rows: Iterable[Any], column: Column) -> str:
 
 
 class Batch(NamedTuple):
-    """Images that are attacked together in a column, with random numbers of their own."""
+    """Images that are attacked together in a column, with random numbers of their own.
+
+    ``clean`` says which are right without attack; None: they are not attacked.
+    """
 
     column: Column
     indices: Sequence[int]
     x: Images
     y: Labels
     seed: int
+    clean: Tensor | None
 
 
 class Found(NamedTuple):
@@ -331,6 +363,14 @@ class Found(NamedTuple):
     flags: tuple[str, ...] = ()
 
 
+def judged(target: Target, batch: Batch) -> tuple[list[AttackRow], Found]:
+    """Attack a batch, if it is attacked, and evaluate it."""
+    begin, asked = time.perf_counter(), target.queries
+    found = unattacked(target, batch) if batch.clean is None else attacked(target, batch)
+    spent = (time.perf_counter() - begin, target.queries - asked)
+    return rows_of(batch, found, *spent), found
+
+
 def unattacked(target: Target, batch: Batch) -> Found:
     """Evaluate images without attack."""
     if target.randomised:
@@ -340,8 +380,10 @@ def unattacked(target: Target, batch: Batch) -> Found:
     return Found(batch.x, right.any(0), right[0], right)
 
 
-def attacked(target: Target, batch: Batch, clean: Tensor) -> Found:
+def attacked(target: Target, batch: Batch) -> Found:
     """Attack those images that are right without attack, and evaluate them again."""
+    clean = batch.clean
+    assert clean is not None
     x_adv, counted = batch.x.clone(), torch.zeros(len(clean), dtype=torch.bool)
     right = torch.zeros(target.repeats, len(clean), dtype=torch.bool)
     if not bool(clean.any()):

@@ -23,6 +23,7 @@ from art_denoised.runs.identity import identity as identity_of
 from art_denoised.runs.identity import versions
 from art_denoised.runs.journal import Kind, Run
 from art_denoised.runs.progress import Progress, waiting, watched
+from art_denoised.smoothing.dispatch import Dispatcher
 from art_denoised.smoothing.queries import QueryOnly
 from art_denoised.smoothing.smoother import Smoother
 from art_denoised.smoothing.statistics import Certificate, top_class
@@ -174,6 +175,7 @@ def _sample(
             **stop.settings,
             "seed": smoother.seed,
             "versions": versions(),
+            **({"allow_mixed": True} if getattr(smoother.workers, "allow_mixed", False) else {}),
         }
         run: Run[Any] = stack.enter_context(Run(folder, kind, settings, resume=resume))
         for notice in (*run.notices, *images.notices):
@@ -200,7 +202,11 @@ def _write(
     scale: dict[str, Any] = {"total": len(images), "done": len(run.rows)}
     if isinstance(stop, Anytime):  # an image has a row in each turn
         scale = {"total": None, "unit": "row"}
-    note = partial(_note, run.rows, stop, smoother)
+
+    def note() -> str:
+        where = voter.note() if isinstance(voter, Dispatcher) else ""
+        return ", ".join(filter(None, [where, _note(run.rows, stop, smoother)]))
+
     with Progress(run.kind.name, visible=visible, **scale) as shown:
         for turn, todo in _turns(stop, images.indices, run.rows):
             if isinstance(turn, Anytime):
@@ -281,7 +287,7 @@ def answers(
                 failure.append(error)
                 return
             record, held = smoother.record(x.shape), (earlier or {}).get(index)
-            yield Task(index, x, stop.procedure(labels[index], record, held))
+            yield Task(index, x, stop.procedure(labels[index], record, held), stop.looks)
 
     last = time.perf_counter()
     for index, answer in drive(tasks(), voter, until=until):

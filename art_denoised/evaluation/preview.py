@@ -220,9 +220,9 @@ def preview_queries(
         >>> print(preview_queries(smoother, load_data("digits"), FixedN(100, n0=20), indices=[0]))
         1 image: 120 queries, cost 0.18 at most, 30 seconds at a second a query
     """
-    base: Any = smoother.base
-    if not isinstance(base, QueryOnly):
+    if not isinstance(smoother.base, QueryOnly):
         raise InputError("the base is not query-only; give preview")
+    base: Any = smoother.base
     if not isinstance(stop, (FixedN, AtRadii)):
         raise InputError(f"stop is {stop!r}; a query-only base takes FixedN or AtRadii")
     images = choose(smoother, data, indices)
@@ -255,6 +255,7 @@ class _Pilot:
     """A stop rule that ends after a few samples, with all that is known of an image."""
 
     settings: ClassVar[dict[str, Any]] = {}
+    looks: ClassVar[Sequence[int]] = ()
 
     def procedure(
         self, label: int | None, record: Mapping[str, Any], earlier: object = None

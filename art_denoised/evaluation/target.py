@@ -38,7 +38,8 @@ class Target:
     (1 - p)^16 or so; `steady` may find it later.
 
     The model gets copies of the images, so that it may write into its input. ``tick`` is called
-    with the number of images after each forward pass, for progress bars.
+    with the number of images after each forward pass, for progress bars. ``choices`` are the
+    arguments that make an equal target of an equal model.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Target:
         self._modes: list[Any] = [part for part in parts if _has_modes(part)]
         self._purifier = next((part for part in parts if isinstance(part, Purifies)), None)
         self._noise, self._seed = _checked_noise(noise, bool(self._seeded)), seed
+        self.choices = {"noise": noise, "repeats": repeats, "seed": seed, "batch_size": batch_size}
         self.device = checks.model_device(self.module)
         x = x[:LOOKED].to(self.device)
         self.classes = 0  # not known yet

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import flop_registry
 from art_denoised import checks
 
 if TYPE_CHECKING:
-    from art_denoised.types import Images
+    from art_denoised.types import Classifier, Images
 
 _TEMPORARIES = 1.5  # memory of a gradient over what autograd keeps for it: 1.35 to 1.5 measured
 
@@ -59,7 +59,7 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-class _Meter(FlopCounter):
+class _Meter(FlopCounter):  # type: ignore[no-untyped-call]
     """Counts operations, and the bytes of results that are alive at once."""
 
     def __init__(self) -> None:
@@ -90,11 +90,11 @@ class _Meter(FlopCounter):
 
 
 @torch.no_grad()
-def forward_cost(network: nn.Module, x: Images) -> PassCost:
+def forward_cost(network: Classifier, x: Images) -> PassCost:
     """Return the cost of a forward pass without gradients. It makes one of one image.
 
     Args:
-        network: Module of images.
+        network: Module or function of images.
         x: Images (batch, channels, height, width), of which the first is used.
 
     Example:
@@ -105,7 +105,8 @@ def forward_cost(network: nn.Module, x: Images) -> PassCost:
     x = x[:1].to(checks.model_device(network), checks.model_dtype(network)).clone()
     with _Meter() as meter:
         network(x)
-    return PassCost(meter.flop, weights(network), meter.peak + x.untyped_storage().nbytes())
+    own = weights(network) if isinstance(network, nn.Module) else 0
+    return PassCost(meter.flop, own, meter.peak + x.untyped_storage().nbytes())
 
 
 def gradient_cost(network: nn.Module, x: Images) -> PassCost:
@@ -132,18 +133,18 @@ def gradient_cost(network: nn.Module, x: Images) -> PassCost:
 def saved(function: Callable[[], object], module: nn.Module) -> int:
     """Return the bytes that a call and its gradient hold, weights aside."""
     known = {p.untyped_storage().data_ptr() for p in module.parameters()}
-    kept: dict[int, int] = {}
+    kept: dict[int, torch.UntypedStorage] = {}  # held, because a freed address is used again
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
+            kept[storage.data_ptr()] = storage
         return tensor
 
     with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
         result = function()
     del result
-    return int(_TEMPORARIES * sum(kept.values()))
+    return int(_TEMPORARIES * sum(storage.nbytes() for storage in kept.values()))
 
 
 def weights(module: nn.Module) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -172,6 +173,25 @@ class DiffusionClassifier(nn.Module):
             )
         self.temperature = fitted
         return fitted
+
+    @torch.no_grad()
+    def level_losses(self, x: Images) -> Tensor:
+        """Return w_l ||D - x||^2 of each level and class, before the temperature.
+
+        Args:
+            x: Images in [0, 1], of shape (batch, channels, height, width).
+
+        Returns:
+            Losses of shape (batch, levels, classes); a class is the likelier the lower their sum.
+
+        Raises:
+            InputError: The images leave [0, 1], or the network's answer is not finite.
+        """
+        x, noise = self.checked(x), LevelNoise(self.seed)
+        shape = (len(x), len(self.levels.sigmas), self.classes)
+        rows = torch.arange(math.prod(shape), device=x.device)
+        parts = [self.errors(x[at[0]], at, noise) for at in self.chunks(rows)]
+        return torch.cat(parts).reshape(shape) if parts else x.new_zeros(shape)
 
     def errors(self, rows: Images, at: At, noise: LevelNoise) -> Tensor:
         """Return w_l ||D - x||^2 of rows of images, before the temperature, differentiable."""

@@ -47,6 +47,11 @@ class Survival(NamedTuple):
         """Whether the image is right in at least half of its evaluations, as smoothing votes."""
         return self.fresh >= 0.5
 
+    @property
+    def majority(self) -> bool:
+        """Whether it is right in more than half of them, so that a vote over them is right."""
+        return self.fresh > 0.5
+
 
 def share(values: Sequence[float]) -> Share | None:
     """Return the mean of one value in [0, 1] for each image, with its 95% interval; None of none.
@@ -133,9 +138,12 @@ class Result:
         clean: Accuracy on the same images without attack; None where it was not measured.
         counted: Robust accuracy by the attack's own count.
         fresh: Robust accuracy on fresh noise, mean over evaluations. The result to quote.
+        majority: Robust accuracy if an image counts when more than half of its evaluations on fresh
+            noise are right: a lower bound on that of a vote over so many copies.
         worst: Robust accuracy if an image counts only when it is right in every evaluation,
             including the attack's own.
         seconds: Time of the attack for one image.
+        queries: Number of forward passes of the model for one image; 0 where no log tells.
     """
 
     norm: str
@@ -147,8 +155,10 @@ class Result:
     clean: Share | None
     counted: Share
     fresh: Share
+    majority: Share
     worst: Share
     seconds: float
+    queries: float
 
     @property
     def ball(self) -> Ball:
@@ -202,10 +212,9 @@ class Model:
         pictures: Images before and after attack.
         settings: Title and settings of each log.
         same_images: Whether the logs of attack and certify index the same data.
-        unlike: Why attack and certificate are not of one function, in words; empty if they are, or
-            if older logs do not tell.
         unmade: Names of masking checks that some run has not made.
         incomplete: What runs that were interrupted lack, in words; empty if they are complete.
+        begun: Times at which its logs were begun, in UTC as ISO 8601, those that are known.
     """
 
     name: str
@@ -216,9 +225,9 @@ class Model:
     pictures: tuple[ImageRow, ...] = ()
     settings: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     same_images: bool = True
-    unlike: str = ""
     unmade: tuple[str, ...] = ()
     incomplete: str = ""
+    begun: tuple[str, ...] = ()
 
     @property
     def failed(self) -> tuple[CheckRow, ...]:
@@ -271,7 +280,7 @@ class Model:
     @cached_property
     def agreements(self) -> tuple[Agreement, ...]:
         """Certified accuracy beside robust accuracy, at each eps of the l2 attacks."""
-        if not self.certified or self.unlike:
+        if not self.certified:
             return ()
         balls = [result.ball for result in self.headlines if result.norm == "l2"]
         return tuple(self._agreement(ball) for ball in balls)
@@ -304,18 +313,22 @@ class Model:
         clean = [row.mean for row in self.rows if row.attack == CLEAN and row.index in left]
         shares = (share(values) for values in zip(*left.values(), strict=True))
         counted, fresh, worst = (entry for entry in shares if entry is not None)
-        spent = math.fsum(rows[index].seconds for rows in attacks for index in left)
+        majority = share([image.majority for image in left.values()])
+        assert majority is not None  # there are images
+        made = [rows[index] for rows in attacks for index in left]
         return Result(
             *ball,
             attack=attack,
             gradient=gradient,
             images=len(left),
-            draws=min(len(rows[index].fresh) for rows in attacks for index in left),
+            draws=min(len(row.fresh) for row in made),
             clean=share(clean) if len(clean) == len(left) else None,
             counted=counted,
             fresh=fresh,
+            majority=majority,
             worst=worst,
-            seconds=spent / len(left),
+            seconds=math.fsum(row.seconds for row in made) / len(left),
+            queries=math.fsum(row.queries for row in made) / len(left),
         )
 
     def _agreement(self, ball: Ball) -> Agreement:

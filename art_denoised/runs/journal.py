@@ -18,7 +18,7 @@ from art_denoised.checks import InputError
 from art_denoised.runs.identity import differences
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 VERSION = 2
 _START = '{"art_denoised"'  # how each header begins
@@ -182,7 +182,7 @@ class Run(Generic[R]):
             os.ftruncate(self._file, 0)
             text = ""
         if not text:
-            self.begun = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+            self.begun = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             header = {"art_denoised": self.kind.heading, "version": VERSION, "begun": self.begun}
             self._write([{**header, "settings": self.settings}])
             return

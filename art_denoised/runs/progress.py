@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 PATIENCE = 2.0  # seconds that a wait may last without a word
 _BETWEEN_LINES = 30.0  # seconds
@@ -61,7 +61,7 @@ class Progress:
             self._bar.start()
         self._print()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

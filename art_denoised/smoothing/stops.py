@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from art_denoised import checks
 from art_denoised.checks import InputError
@@ -85,6 +85,11 @@ class Stop(Protocol[T_co]):
         """What the header of a log says of the rule, as JSON values."""
         ...
 
+    @property
+    def looks(self) -> Sequence[int]:
+        """Numbers of estimation samples at which it may stop, if it looks more than once."""
+        ...
+
     def procedure(
         self, label: int | None, record: Mapping[str, Any], earlier: Certificate | None = None
     ) -> Procedure[T_co]:
@@ -119,6 +124,8 @@ class FixedN:
         >>> FixedN(1000).settings
         {'alpha': 0.001, 'n0': 100, 'n': 1000}
     """
+
+    looks: ClassVar[Sequence[int]] = ()
 
     n: int = 10_000
     n0: int = _SELECTION
@@ -205,6 +212,11 @@ class AtRadii:
         """Looks at the votes while samples come in."""
         return Sequential.upto(self.n)
 
+    @property
+    def looks(self) -> Sequence[int]:
+        """Numbers of samples at which it looks at the votes."""
+        return self.bound.counts
+
     def procedure(
         self, label: int | None, record: Mapping[str, Any], earlier: Certificate | None = None
     ) -> Procedure[Certificate]:
@@ -237,6 +249,8 @@ class Anytime:
         >>> Anytime(1000).upto(400).n
         400
     """
+
+    looks: ClassVar[Sequence[int]] = ()
 
     n: int = 100_000
     n0: int = _SELECTION
@@ -293,6 +307,8 @@ class Voting:
         >>> Voting(100).settings
         {'alpha': 0.001, 'n': 100}
     """
+
+    looks: ClassVar[Sequence[int]] = ()
 
     n: int = 1000
     alpha: float = 0.001

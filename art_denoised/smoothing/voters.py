@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from weakref import WeakKeyDictionary
@@ -38,11 +38,14 @@ class Task(Generic[T]):
         index: Index of the image in its data set; selects its noise.
         x: The image (channels, height, width), float32, on the device of the network.
         procedure: Generator that asks for votes and returns the answer.
+        looks: Sample counts at which it may stop, ascending, as far as they are known. Workers that
+            would be idle sample ahead up to them.
     """
 
     index: int
     x: Image
     procedure: Procedure[T]
+    looks: Sequence[int] = ()
 
 
 class Voter(Protocol):

@@ -80,7 +80,7 @@ def test_predict(tmp_path, capsys):
     assert [r.prediction for r in log.rows] == [r.prediction for r in theirs]
 
 
-@pytest.mark.parametrize("mode", [{"n": 300}, {"n": 600, "radii": "0,0.25"}], ids=str)
+@pytest.mark.parametrize("mode", [{"n": 120}, {"n": 300, "radii": "0,0.25"}], ids=str)
 def test_rows_do_not_depend_on_batch_size_or_sigkill(tmp_path, mode):
     """Batch sizes 1 and 64, and a run killed half way, end in identical rows."""
     settings = {"model": "tests.nets:slow", "max": 4, "denoiser": DENOISER, **mode}

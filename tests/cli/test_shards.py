@@ -8,11 +8,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 import tests.forked  # noqa: F401  whose server has imported torch: processes start at once
+from art_denoised import Cluster, Workers
 from art_denoised.cli import main
+from art_denoised.cli.options import DeviceOptions, WorkerOptions
 from art_denoised.evaluation import read_attack_log, read_log
 from tests.cli.command import DENOISER, MODEL, ROOT, certify, refusal, words
+from tests.runs.test_workers import lines
 
 
 @pytest.fixture(autouse=True)
@@ -75,9 +79,24 @@ def test_workers_write_the_same_rows(tmp_path):
     """In any order."""
     assert main(certify(tmp_path / "one", denoiser=DENOISER)) == 0
     assert main(certify(tmp_path / "two", "--workers", "2", denoiser=DENOISER)) == 0
-    logs = [(tmp_path / name / "certify.jsonl").read_text() for name in ("one", "two")]
-    one, two = (sorted(re.sub(r'"seconds": [^,]+', "", log).splitlines()) for log in logs)
+    one, two = (sorted(lines(tmp_path / name / "certify.jsonl")) for name in ("one", "two"))
     assert one == two
+
+
+def test_gpus_are_shared_by_workers(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    device, two = DeviceOptions(device="cpu"), ("cuda:0", "cuda:1")
+    for options, found in (
+        ({"gpus": "all"}, Workers(2, list, two)),
+        ({"gpus": (1,), "workers": 3}, Workers(3, list, two[1:])),
+        ({"workers": 3, "allow_mixed": True}, Workers(3, list, (), allow_mixed=True)),
+        ({"workers": 1}, None),
+        ({"cluster": "auto", "workers": 4}, Cluster("auto", 4, list)),
+    ):
+        assert WorkerOptions(**options).place(list, device) == found
+    assert "--gpus is 0,2" in refusal(capsys, certify(tmp_path, "--gpus", "0,2"))
+    assert "'a,b' are no GPUs" in refusal(capsys, certify(tmp_path, "--gpus", "a,b"))
+    assert "--cluster" in refusal(capsys, certify(tmp_path, "--gpus", "0", "--cluster", "auto"))
 
 
 CALLS = """#!/bin/sh

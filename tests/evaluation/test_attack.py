@@ -62,7 +62,8 @@ def test_rows_say_what_the_model_answers(digits):
     x, y = digits[0][:50], digits[1][:50].clone()
     y[7] = (y[7] + 1) % 10
     model, attack = digits_classifier(), Keeping()
-    log = evaluate(model, TensorDataset(x, y), [attack], batch_size=20, **FAST)
+    options = {**FAST, "pictures": 2}
+    log = evaluate(model, TensorDataset(x, y), [attack], batch_size=20, **options)
     assert [len(call[0]) for call in attack.calls] == [19, 20, 10]
     assert list(log.columns) == [(CLEAN, "none", 0.0), ("keeping", "exact", EPS)]
     clean, attacked = log.columns.values()
@@ -83,6 +84,12 @@ def test_rows_say_what_the_model_answers(digits):
     assert (skipped.index, skipped.counted, skipped.fresh) == (7, False, (False,))
     assert skipped.distance_l2 == 0
     assert log.trusted is None
+    # Without attack the model is asked twice, to detect randomness; after it, once. PGD: 5 steps.
+    assert sum(row.queries for row in clean) == pytest.approx(2 * 50)
+    assert sum(row.queries for row in attacked) == pytest.approx((5 + 1 + 1) * 49, abs=49)
+    for image in log.images:
+        shown = x[image.index] if image.stage == CLEAN else x_adv[image.index]
+        assert image.prediction == int(model(shown[None]).argmax(1))
     assert log.settings["images"] == 50
     assert not log.settings["randomised"]
 

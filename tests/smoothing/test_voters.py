@@ -225,7 +225,7 @@ def test_a_procedure_may_have_nothing_to_ask():
 
 
 def test_memory_is_flat_in_n_images_and_radii():
-    """Peak memory of a process that samples 200 and then 5,000 copies (245 MB of noise)."""
+    """Peak memory of a process that samples 200 and then 1,500 copies (74 MB of noise)."""
     script = """
 import resource, torch
 from tests.smoothing.test_voters import AtRadii, Gaussian, Task, answers, counting
@@ -242,7 +242,7 @@ def peak(n, images, radii=0):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 peak(200, 1), peak(10, 2)
 few = peak(200, 1, radii=2)
-print(*(more - few for more in (peak(5000, 1), peak(10, 500), peak(200, 1, radii=5000))))
+print(*(more - few for more in (peak(1500, 1), peak(3, 500), peak(200, 1, radii=5000))))
 """
     grown = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, check=True, cwd=ROOT

@@ -11,11 +11,11 @@ from typing import Any
 
 
 def serve(connection: Connection, plan: bytes, device: str | None, threads: int) -> None:
-    """Answer bundles until the driver goes away; it alone decides when to stop."""
+    """Answer work until the driver goes away; it alone decides when to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group of processes
     work: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_read, args=(connection, work), daemon=True).start()
-    from art_denoised.smoothing.replica import Replica
+    from art_denoised.runs.replica import Replica
 
     replica = Replica(plan, device, threads)
     try:

@@ -1,9 +1,10 @@
-"""Processes that sample: the answers of one process, whatever dies."""
+"""Processes that sample and attack: the answers of one process, whatever dies."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -12,10 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
+from art_denoised import PGD, certify, evaluate, read_log
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier
-from art_denoised.smoothing import AtRadii, FixedN, Smoother, Voting, Workers
+from art_denoised.runs import Workers
+from art_denoised.smoothing import Anytime, AtRadii, FixedN, Smoother, Voting
 from tests.forked import forked  # whose server has imported torch: processes start at once
 
 
@@ -84,30 +88,68 @@ def smoother(workers: Workers | None = None, base: nn.Module | None = None) -> S
     return Smoother(digits_classifier() if base is None else base, sigma=0.25, workers=workers)
 
 
+def lines(log: Path) -> list[str]:
+    """The lines of a log without its times."""
+    return re.sub(r'"(seconds|begun)": [^,}]+', "", log.read_text(encoding="utf-8")).splitlines()
+
+
 def test_answers_are_those_of_one_process(digits):
-    x, stops = digits[0][:6], (FixedN(700), AtRadii([0.25, 0.5], n=1000))
+    x, stop = digits[0][:6], AtRadii([0.25, 0.5], n=1000)
     many = smoother(Workers(2, build=digits_classifier))
-    assert [many.certify(x, stop) for stop in stops] == [
-        smoother().certify(x, stop) for stop in stops
-    ]
+    assert many.certify(x, stop) == smoother().certify(x, stop)
     assert many.vote(x, Voting(300)) == smoother().vote(x, Voting(300))
     assert not multiprocessing.active_children()
 
 
-def test_processes_that_are_killed_are_replaced(digits, tmp_path):
-    for death in range(6):
-        (tmp_path / str(death)).touch()
-    found = smoother(Workers(2), Mortal(tmp_path).eval()).certify(digits[0][:6], FixedN(1000))
-    assert not list(tmp_path.iterdir())
-    assert found == smoother().certify(digits[0][:6], FixedN(1000))
+def test_a_log_holds_the_same_rows_when_workers_are_killed(digits, tmp_path):
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+    for death in range(5):
+        (deaths / str(death)).touch()
+    x, y = digits
+    data, net = TensorDataset(x[:6], y[:6]), Mortal(deaths).eval()
+    for name, workers in (("one", None), ("many", Workers(3, allow_mixed=True))):
+        certify(smoother(workers, net), data, FixedN(1000), run=tmp_path / name, progress=False)
+    assert not list(deaths.iterdir())
+    one, many = (lines(tmp_path / name / "certify.jsonl") for name in ("one", "many"))
+    assert sorted(many[1:]) == sorted(one[1:])
+    settings = [read_log(tmp_path / name).settings for name in ("one", "many")]
+    assert settings[1] == {**settings[0], "allow_mixed": True}
+
+
+def test_an_attack_writes_the_same_log_when_workers_are_killed(digits, tmp_path):
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+    x, y = digits
+    data, net = TensorDataset(x[:12], y[:12]), Mortal(deaths).eval()
+    attacks = [PGD(0.05, steps=2), PGD(0.1, steps=2)]
+    options = {"batch_size": 2, "masking_checks": False, "pictures": 2, "progress": False}
+    evaluate(net, data, attacks, run=tmp_path / "one", **options)
+    for death in range(3):
+        (deaths / str(death)).touch()
+    evaluate(net, data, attacks, run=tmp_path / "many", workers=Workers(2), **options)
+    assert not list(deaths.iterdir())
+    one, many = (lines(tmp_path / name / "attack.jsonl") for name in ("one", "many"))
+    assert many == one
+    assert not multiprocessing.active_children()
+
+
+def test_a_deadline_ends_all_workers(tmp_path):
+    slow = smoother(Workers(2), Slow(tmp_path).eval())
+    with pytest.raises(InputError, match="there was no time"):
+        slow.certify(torch.rand(9, 1, 8, 8), Anytime(10_000, seconds=0.01))
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
 def test_no_worker_outlives_its_driver(tmp_path, name):
     driver = forked(certify_slowly, tmp_path, errors=tmp_path.with_suffix(".errors"))
-    wait(lambda: bool(pids(tmp_path)))
-    os.kill(driver.pid, getattr(signal, name))
-    driver.join(timeout=30)
+    try:
+        wait(lambda: bool(pids(tmp_path)))
+        os.kill(driver.pid, getattr(signal, name))
+        driver.join(timeout=60)
+    finally:
+        driver.kill()
     assert driver.exitcode == (130 if name == "SIGINT" else -signal.SIGKILL)
     wait(lambda: not any(map(alive, pids(tmp_path))))
     assert "Traceback" not in tmp_path.with_suffix(".errors").read_text()
@@ -125,7 +167,7 @@ def alive(pid: int) -> bool:
 
 
 def wait(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
