@@ -38,6 +38,7 @@ from .networks import SmoothReLU as SmoothReLU
 from .networks import SplitReLU as SplitReLU
 from .networks import add_feature_denoising as add_feature_denoising
 from .networks import attacking as attacking
+from .networks import optimize as optimize
 from .networks import smooth_activations as smooth_activations
 from .rdc import DiffusionClassifier as DiffusionClassifier
 from .rdc import LikelihoodMaximization as LikelihoodMaximization

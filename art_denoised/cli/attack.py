@@ -22,6 +22,7 @@ from art_denoised.cli.options import (
     Norm,
     Number,
     RunOptions,
+    image_shape,
     notice,
     notices,
 )
@@ -87,6 +88,17 @@ class AttackedModelOptions(ModelOptions):
             network = DenoisedClassifier(network, denoiser, sigma=self.sigma)
         smoothed = SmoothedClassifier(network, sigma=self.sigma, samples=self.samples, seed=seed)
         return smoothed.eval()
+
+    def optimized(
+        self, network: nn.Module, shape: Sequence[int], dtype: str | None = None
+    ) -> nn.Module:
+        """Return the network, faster if that is asked for: what certify samples, under noise."""
+        from art_denoised.smoothing.modules import SmoothedClassifier
+
+        if isinstance(network, SmoothedClassifier):
+            network.base = super().optimized(network.base, shape, dtype)
+            return network
+        return super().optimized(network, shape, dtype)
 
     def load_undefended(self) -> nn.Module | None:
         """Return the classifier without its defence, if it is named."""
@@ -180,6 +192,8 @@ def attack(
     denoisers = (getattr(part, "denoiser", None) for part in network.modules())
     denoiser = next(filter(None, denoisers), None)
     images, indices = data.load(network, denoiser)
+    named = {**model.identity, **data.identity(network, denoiser)}
+    network = model.optimized(network, image_shape(images, indices))
     if isinstance(indices, Shard) and not attack.no_checks:
         notice("the masking checks need all shards; merge says how to make them")
     names = attack.attacks or _default_attacks(network, images, indices, model, attack)
@@ -195,7 +209,7 @@ def attack(
         seed=attack.seed,
         batch_size=attack.batch_size,
         indices=indices,
-        identity={**model.identity, **data.identity(network, denoiser)},
+        identity=named,
         **run.arguments,
     )
     if log.rows:

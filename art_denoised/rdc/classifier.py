@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from art_denoised.diffusion.model import DiffusionModel
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Logits
 
-At = tuple[Tensor, Tensor, Tensor]  # indices of image, level and class of each row
+At = tuple[Tensor, Tensor, Tensor]  # image, level and class of each row, on the host
 _MOST_NOISE = 8.0  # standard deviations that noise in an image may reach
 
 
@@ -38,7 +38,7 @@ class LevelNoise:
     Example:
         >>> x = torch.zeros(2, 1, 8, 8)
         >>> noise = LevelNoise(0)
-        >>> a = noise(x, torch.tensor([0, 1]), torch.tensor([3, 3]))
+        >>> a = noise(x, [0, 1], [3, 3])
         >>> torch.equal(a[0], a[1]), torch.equal(LevelNoise(None)(x, [0, 1], [3, 3])[0], a[0])
         (True, False)
     """
@@ -46,21 +46,31 @@ class LevelNoise:
     def __init__(self, seed: int | None, *, stream: tuple[int, ...] = ()) -> None:
         self._stream, self._shared = stream, seed is not None
         self._seed = secrets.randbits(63) if seed is None else seed
-        self._drawn: dict[tuple[int, int], Tensor] = {}
+        self._drawn: dict[tuple[int, ...], Tensor] = {}
 
-    def __call__(self, x: Images, images: Iterable[int], levels: Iterable[int]) -> Images:
-        """Return noise of shape (rows, ...) for rows of (image, level); ``x`` is any such batch."""
-        rows = []
-        for image, level in zip(map(int, images), map(int, levels), strict=True):
-            key = (0 if self._shared else image, level)
-            if key not in self._drawn:
-                if not self._shared:  # rows of an image follow each other: forget those before
-                    self._drawn = {k: v for k, v in self._drawn.items() if k[0] >= image - 1}
-                self._drawn[key] = self._draw(key, x)
-            rows.append(self._drawn[key])
-        return torch.stack(rows)
+    def __call__(self, x: Images, images: Sequence[int], levels: Sequence[int]) -> Images:
+        """Return noise of shape (rows, ...) for rows of (image, level).
 
-    def _draw(self, key: tuple[int, int], x: Images) -> Tensor:
+        Args:
+            x: Any batch of such images: shape, type and device.
+            images: Index of the image of each row, on the host.
+            levels: Index of the level of each row, on the host.
+        """
+        pairs, rows = np.unique(np.stack([images, levels], 1), axis=0, return_inverse=True)
+        if self._shared:
+            pairs[:, 0] = 0
+        elif len(pairs):  # rows of an image follow each other: forget those before
+            first = pairs[0, 0]
+            self._drawn = {k: v for k, v in self._drawn.items() if k[0] >= first - 1}
+        drawn = torch.stack([self._of(x, image, level) for image, level in pairs.tolist()])
+        return drawn[torch.from_numpy(rows.reshape(-1)).to(x.device, non_blocking=True)]
+
+    def _of(self, x: Images, *key: int) -> Tensor:
+        if key not in self._drawn:
+            self._drawn[key] = self._draw(key, x)
+        return self._drawn[key]
+
+    def _draw(self, key: tuple[int, ...], x: Images) -> Tensor:
         generator = torch.Generator(x.device)
         sequence = np.random.SeedSequence(self._seed, spawn_key=(*self._stream, *key))
         # 63 bits: the generator of a GPU takes no more.
@@ -161,6 +171,7 @@ class DiffusionClassifier(nn.Module):
         losses: Tensor = (
             self._train_losses(x, noise) if self.training else _Losses.apply(x, self, noise, along)
         )
+        refuse_infinite(losses)
         return self.log_prior.to(losses) - losses / self.temperature
 
     def checked(self, x: Images) -> Images:
@@ -206,24 +217,31 @@ class DiffusionClassifier(nn.Module):
         """Return w_l ||D - x||^2 of rows of images, before the temperature, differentiable."""
         images, levels, classes = at
         eps = noise(rows, images.tolist(), levels.tolist())
-        sigma = torch.tensor(self.levels.sigmas, device=rows.device)[levels]
-        weight = torch.tensor(self.levels.weights, device=rows.device)[levels]
+        sigma, weight = (
+            torch.tensor(values)[levels].to(rows.device, non_blocking=True)
+            for values in (self.levels.sigmas, self.levels.weights)
+        )
         scaled = (sigma / self.model.scale).to(rows.dtype)
         noisy = rows + scaled.reshape(-1, 1, 1, 1) * eps
         with torch.autocast(rows.device.type, torch.bfloat16, enabled=self.bf16):
             x_hat = self.model(noisy, scaled, classes)
         difference = (x_hat.to(rows.dtype) - rows) * self.model.scale
         error: Tensor = difference.square().flatten(1).sum(1)
-        if not bool(torch.isfinite(error).all()):
-            raise InputError("the diffusion model returned NaN or infinite values")
         return weight.to(error) * error
 
     def chunks(self, rows: Tensor) -> Iterator[At]:
-        """Yield ``max_batch`` rows at a time of a (batch, levels, classes) table, as indices."""
+        """Yield ``max_batch`` rows at a time of a (batch, levels, classes) table, as indices.
+
+        All on the host, where batches are planned: the device is waited for once, by the caller.
+        """
         for chunk in torch.split(rows, self.max_batch) if len(rows) else ():
             per_level = chunk // self.classes
             count = len(self.levels.sigmas)
             yield per_level // count, per_level % count, chunk % self.classes
+
+    def pairs(self, at: At, x: Images) -> Tensor:
+        """Return the number of the (image, class) of each row, on the device of ``x``."""
+        return (at[0] * self.classes + at[2]).to(x.device, non_blocking=True)
 
     def _train_losses(self, x: Images, noise: LevelNoise) -> Tensor:
         """Return the loss of each (image, class), differentiable in the parameters too."""
@@ -232,10 +250,9 @@ class DiffusionClassifier(nn.Module):
             return self.errors(x[at[0]], at, noise)
 
         losses = x.new_zeros(len(x) * self.classes)
-        rows = torch.arange(losses.numel() * len(self.levels.sigmas), device=x.device)
-        for at in self.chunks(rows):
+        for at in self.chunks(torch.arange(losses.numel() * len(self.levels.sigmas))):
             part: Tensor = checkpoint(errors, x, at, use_reentrant=False)
-            losses = losses.index_add(0, at[0] * self.classes + at[2], part)
+            losses = losses.index_add(0, self.pairs(at, x), part)
         return losses.reshape(len(x), self.classes)
 
 
@@ -249,13 +266,12 @@ class _Losses(torch.autograd.Function):
         ctx.classifier, ctx.noise, ctx.along = classifier, noise, along
         pairs = len(x) * classifier.classes
         losses, slopes = x.new_zeros(pairs), x.new_zeros(pairs if along else 0, *x.shape[1:])
-        rows = torch.arange(pairs * len(classifier.levels.sigmas), device=x.device)
-        for at in classifier.chunks(rows):
+        for at in classifier.chunks(torch.arange(pairs * len(classifier.levels.sigmas))):
             with torch.set_grad_enabled(along):
                 clean = x[at[0]].detach().requires_grad_(along)
                 errors = classifier.errors(clean, at, noise)
                 total = errors.sum()
-            pair = at[0] * classifier.classes + at[2]
+            pair = classifier.pairs(at, x)
             losses.index_add_(0, pair, errors.detach())
             if along:
                 slopes.index_add_(0, pair, torch.autograd.grad(total, clean)[0])
@@ -276,16 +292,15 @@ def _recomputed(
     x: Tensor, classifier: DiffusionClassifier, noise: LevelNoise, gradient: Tensor
 ) -> Tensor:
     """The gradient in x of sum gradient * losses, from those classes that have a part in it."""
-    table = gradient[:, None, :].expand(-1, len(classifier.levels.sigmas), -1)
-    rows = table.flatten().nonzero().flatten()
+    has_part = gradient.ne(0).cpu()[:, None, :].expand(-1, len(classifier.levels.sigmas), -1)
     total = torch.zeros_like(x)
-    for at in classifier.chunks(rows):
-        images, _, classes = at
+    for at in classifier.chunks(has_part.flatten().nonzero().flatten()):
+        images = at[0]
         first, last = int(images.min()), int(images.max()) + 1
         with torch.enable_grad():
             part = x[first:last].detach().requires_grad_()
             errors = classifier.errors(part[images - first], at, noise)
-            value = (errors * gradient[images, classes]).sum()
+            value = (errors * gradient.flatten()[classifier.pairs(at, x)]).sum()
             (share,) = torch.autograd.grad(value, part)
         total[first:last] += share
     return total
@@ -300,6 +315,12 @@ def check_levels(model: DiffusionModel, levels: Levels) -> None:
             f"diffusion model was trained on {low:g} to {high:g} (units of the network); give "
             f"levels.within({low:g}, {high:g})"
         )
+
+
+def refuse_infinite(values: Tensor) -> None:
+    """Check once what all passes have summed up: NaN and infinity do not go away in a sum."""
+    if not bool(torch.isfinite(values).all()):
+        raise InputError("the diffusion model returned NaN or infinite values")
 
 
 def refuse_second_derivatives() -> None:

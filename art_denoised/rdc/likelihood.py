@@ -19,6 +19,7 @@ from art_denoised.rdc.classifier import (
     DiffusionClassifier,
     LevelNoise,
     check_levels,
+    refuse_infinite,
     refuse_second_derivatives,
 )
 from art_denoised.straight_through import straight_through
@@ -254,9 +255,8 @@ class LikelihoodMaximization(nn.Module):
         states = [State(start, torch.zeros_like(start), torch.zeros_like(start))]
         for number in range(self.steps):
             after = self.step(start, states[-1], number, noise, False)
-            if not bool(torch.isfinite(after.m).all()):
-                raise InputError("the diffusion model returned NaN or infinite values")
             states.append(State(*(t.detach() for t in after)))
+        refuse_infinite(states[-1].m)
         return states
 
     def _gradient(

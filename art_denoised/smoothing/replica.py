@@ -16,6 +16,7 @@ from art_denoised import checks
 from art_denoised.checks import InputError, one_line
 from art_denoised.runs.identity import identity, versions
 from art_denoised.smoothing.dispatch import Answered, Failed, Piece, Ready, Report
+from art_denoised.smoothing.passes import NearTies
 from art_denoised.smoothing.smoother import Smoother
 from art_denoised.smoothing.stops import Counts, Draw, Procedure, Stage
 from art_denoised.smoothing.voters import Task, Voter
@@ -31,10 +32,12 @@ class Plan:
     Attributes:
         build: Returns the network.
         settings: Arguments of its `Smoother`.
+        near_ties: How the driver decides near ties; every worker must do the same.
     """
 
     build: Callable[[], Classifier]
     settings: Mapping[str, Any]
+    near_ties: NearTies | None = None
 
     @classmethod
     def of(cls, smoother: Smoother, build: Callable[[], Classifier] | None) -> Plan:
@@ -42,7 +45,8 @@ class Plan:
         assert smoother.network is not None  # refused by the smoother
         names = ("sigma", "noise", "seed", "batch_size", "clip_values")
         settings = {name: getattr(smoother, name) for name in names}
-        return cls(_Held(smoother.network) if build is None else build, settings)
+        rule = next((passes.near_ties for passes in smoother.tried.values()), None)
+        return cls(_Held(smoother.network) if build is None else build, settings, rule)
 
     def dumps(self, dump: Callable[[Any], bytes] = pickle.dumps) -> bytes:
         """Return the plan as bytes; refuse a network that cannot be pickled."""
@@ -88,7 +92,9 @@ class Replica:
             if device is not None and isinstance(network, nn.Module):
                 network = network.to(device)
             self._network = network
-            self._voter: Voter = Smoother(network, **made.settings).voter()
+            smoother = Smoother(network, **made.settings)
+            smoother.near_ties = made.near_ties
+            self._voter: Voter = smoother.voter()
         except Exception as error:  # whatever the user's function raises
             self._failure = _failed(error)
 
