@@ -2,12 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DOCS := .venv-docs
 
-.PHONY: demo test fuzz lint bench clean help
+.PHONY: demo test docs package fuzz lint bench clean help
 
 help:
 	@echo "make demo   install, then certify handwritten digits with and without a denoiser"
 	@echo "make test   install the test extras, then run every check that CI runs"
+	@echo "make docs   build the documentation site into site/ and check it (needs no torch)"
+	@echo "make package  build wheel and sdist, and install the wheel into an empty environment"
 	@echo "make fuzz   thousands of damaged logs, images, weights and command lines (an hour)"
 	@echo "make lint   formatting, style, types and the import contract alone"
 	@echo "make bench  time everything beside its peers (an hour)"
@@ -16,8 +19,15 @@ demo: $(VENV)/installed
 	@out=demo-output; if [ -e $$out ]; then out=demo-output-$$(date +%Y%m%d-%H%M%S); fi; \
 	$(BIN)/art-denoised demo --out $$out
 
-test: lint
+test: lint docs package
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+docs: $(DOCS)/installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build
+	$(DOCS)/bin/python tools/check_site.py site
+
+package: $(VENV)/installed-test
+	$(BIN)/python tools/check_package.py
 
 fuzz: $(VENV)/installed-test
 	FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest --numprocesses 2 tests/fuzz
@@ -32,6 +42,7 @@ bench: $(VENV)/installed-test
 	$(BIN)/python benchmarks/certify.py
 	$(BIN)/python benchmarks/replay.py
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/workers.py
 	$(BIN)/python benchmarks/rdc.py
 	$(BIN)/python benchmarks/networks.py
 	$(BIN)/python benchmarks/adversarial.py
@@ -49,5 +60,10 @@ $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[test]'
 	@touch $@ $(VENV)/installed
 
+$(DOCS)/installed: docs/requirements.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --disable-pip-version-check --quiet --requirement docs/requirements.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(DOCS) site dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

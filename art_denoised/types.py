@@ -7,6 +7,7 @@ place that knows about it.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from jaxtyping import Float, Int
@@ -89,4 +90,13 @@ class Purifies(Protocol):
 
     def purify(self, x: Images, /) -> Images:
         """Return cleaned images, shaped and scaled like ``x``."""
+        ...
+
+
+@runtime_checkable
+class Follows(Protocol):
+    """A purifier whose way through noise an attack can follow."""
+
+    def following(self) -> AbstractContextManager[list[Tensor]]:
+        """Collect, of each call, how far the states leave the noised images, (batch,)."""
         ...

@@ -4,7 +4,7 @@
 
 No classifier is trained. The attack runs with the exact gradient and with BPDA. Budgets are small
 (20 images, 8 noise levels, 5 steps), too small to tell the two apart; the notebook
-attack_a_diffusion_classifier and docs/rdc.md compare them.
+attack_a_diffusion_classifier and docs/tutorials/rdc.md compare them.
 """
 
 from __future__ import annotations

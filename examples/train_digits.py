@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from art_denoised import DnCNN, save_denoiser
 from art_denoised.data import digits
@@ -79,7 +78,7 @@ def fit(model: nn.Module, *, steps: int, lr: float, loss: Loss) -> None:
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps)
-    for _ in tqdm(range(steps)):
+    for _ in range(steps):
         batch = torch.randint(len(x), (128,))
         value = loss(shifted(x[batch]), y[batch])
         optimizer.zero_grad()

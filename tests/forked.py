@@ -17,12 +17,25 @@ from typing import Any
 
 import anyio.streams.tls  # noqa: F401
 import httpcore  # noqa: F401
+import hypothesis  # noqa: F401
 import PIL.PngImagePlugin  # noqa: F401
-import sklearn.datasets  # noqa: F401
+import pytest  # noqa: F401
 import tenacity  # noqa: F401
 import torch
 
-from art_denoised import AutoAttack, BlackBox, certify, evaluate, train_robust  # noqa: F401
+import art_denoised.cli.attack
+import art_denoised.cli.certify
+import art_denoised.denoisers.checkpoints
+import art_denoised.evaluation.spread
+import art_denoised.models.classifiers
+import art_denoised.runs.replica
+import art_denoised.smoothing.remote  # noqa: F401
+from art_denoised import AutoAttack, BlackBox, certify, evaluate, load_data, train_robust  # noqa: F401
+from art_denoised.evaluation.verify import verify  # noqa: F401
+from art_denoised.runs.identity import versions
+from art_denoised.smoothing.http import HttpClassifier  # noqa: F401
+
+load_data("digits"), versions()  # both are read from files once a process
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.forked"])

@@ -30,10 +30,13 @@ EVERYWHERE = [
     "had a say",
     "is no success of",
     "what falls short",
+    "if it is certain radii",
+    "; so has eps",
+    "what fresh blocks do",
 ]
 # Words of measurements, which belong to results/ and benchmarks.
 IN_GUIDES = ["falls short", "fall short"]
-GUIDES = [ROOT / "README.md", ROOT / "examples" / "README.md", *(ROOT / "docs").glob("*.md")]
+GUIDES = [ROOT / "README.md", ROOT / "examples" / "README.md", *(ROOT / "docs").rglob("*.md")]
 
 
 @cache
@@ -60,7 +63,7 @@ def test_riddles_do_not_return(phrase):
 
 @pytest.mark.parametrize("phrase", IN_GUIDES)
 def test_guides_do_not_discuss_shortcomings_of_measurements(phrase):
-    pages = [page for page in GUIDES if page.name != "benchmarks.md"]
+    pages = [page for page in GUIDES if not page.name.startswith("benchmarks")]
     assert [page.name for page in pages if phrase in prose(page)] == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def test_python_runs(as_program, capsys):
     code = "\n".join(blocks("python"))
     assert "certify" in code
     exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
-    assert re.search(r"^\d 0\.\d+$", capsys.readouterr().out, re.MULTILINE)  # labels and radii
+    assert re.search(r"^\(\d, 0\.\d+\)$", capsys.readouterr().out, re.MULTILINE)  # labels and radii
 
 
 def test_console_commands_run(as_program, capsys):
@@ -51,11 +52,31 @@ def test_make_targets_exist():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))])
-def test_links_between_pages_lead_somewhere(page):
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md"]
+)
+def test_links_lead_somewhere(page):
+    """Those of the site are checked by `make docs`."""
+    page = ROOT / page
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page.name} -> {target}"
+
+
+def test_badges_are_true():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    python = re.search(r"badge/python-3\.(\d+)_to_3\.(\d+)-", README)
+    assert python is not None
+    first, last = map(int, python.groups())
+    versions = [f"Programming Language :: Python :: 3.{minor}" for minor in range(first, last + 1)]
+    assert [c for c in project["classifiers"] if "Python :: 3." in c] == versions
+    assert project["requires-python"] == f">=3.{first}"
+    assert f"badge/licence-{project['license']}-" in README
+
+
+def test_it_fits_a_screen():
+    """The long parts are on the site."""
+    assert len(README.split()) < 500
 
 
 RUNS = {
@@ -69,7 +90,8 @@ LOGS = ROOT / "tests" / "golden" / "demo"
 def test_demo_table_is_that_of_the_frozen_logs():
     """Those of the whole of `make demo`; the next test says that the demo still writes them."""
     named = {name: read_log(LOGS / f"{run}.tsv") for name, run in RUNS.items()}
-    shown = re.search(r"demo table: begin -->\n```\n(.*?)\n```\n<!-- demo table", README, re.DOTALL)
+    page = (ROOT / "docs" / "how-to" / "install.md").read_text(encoding="utf-8")
+    shown = re.search(r"demo table: begin -->\n```\n(.*?)\n```\n<!-- demo table", page, re.DOTALL)
     assert shown is not None
     assert shown[1] == str(certified_table(named, [0.0, 0.25, 0.5, 0.75, 1.0]))
 

@@ -5,6 +5,8 @@ from .ascent import random_point as random_point
 from .autoattack import AutoAttack as AutoAttack
 from .bpda import BPDA as BPDA
 from .pgd import PGD as PGD
+from .purification import DiffAttack as DiffAttack
+from .purification import DiffHammer as DiffHammer
 from .suites import Outcome as Outcome
 from .suites import Suite as Suite
 from .torchattack import TorchAttack as TorchAttack

@@ -127,6 +127,7 @@ def dlr(logits: Logits, y: Labels, target: Labels | None = None) -> Tensor:
 
 # One number per image, larger the more wrong the classifier is, or the nearer to the target.
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+"""Losses of `PGD` by name."""
 
 
 def ascend(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -24,8 +25,8 @@ class PGD:
     """Projected gradient descent (Madry et al., ICLR 2018): an `Attack`.
 
     It returns the point visited that most draws of the model get wrong, and among those the one
-    with the highest loss. An image is fooled when it is no longer classified as ``y``, also if the
-    steps went towards a target.
+    with the highest loss; or the last point, as many published attacks do. An image is fooled when
+    it is no longer classified as ``y``, also if the steps went towards a target.
 
     Each image has its own random numbers, determined by the seed, the restart and its index in the
     call: results do not depend on ``batch_size``, up to the rounding of the model. The global
@@ -44,6 +45,7 @@ class PGD:
         random_start: Whether to begin at a uniformly random point of the ball instead of the image.
         eot: Number of draws of a randomised model over which gradients are averaged, one after
             another: memory is that of one.
+        keep: Point that is returned: the "worst" one visited, or the "last" one.
         seed: Seed of the starts and random targets.
         batch_size: Number of images at once; None: all.
 
@@ -71,6 +73,7 @@ class PGD:
     restarts: int = 1
     random_start: bool = True
     eot: int = 1
+    keep: Literal["worst", "last"] = "worst"
     seed: int = 0
     batch_size: int | None = None
 
@@ -79,6 +82,7 @@ class PGD:
             value = getattr(self, name)
             if value not in get_args(known) and (name, value) != ("targeted", False):
                 raise InputError(f"{name} is {value!r}; give one of {', '.join(get_args(known))}")
+        checks.choice("keep", self.keep, ("worst", "last"))
         checks.eps(self.eps, self.norm)
         for name in ("steps", "restarts", "eot"):
             checks.count(name, getattr(self, name))
@@ -135,27 +139,42 @@ class PGD:
                     seen += self._draw(model, x_adv, y, target)
             worst.see(x_adv, *seen)
             worst.check()
-        return worst.x_adv
+        return worst.x_adv if self.keep == "worst" else x_adv
 
     def _gradient(
         self, model: nn.Module, x_adv: Images, y: Labels, target: Labels | None
     ) -> tuple[Images, Tensor]:
         """Return the gradient of the loss, and what `_draw` returns, each summed over draws."""
         gradient, seen = torch.zeros_like(x_adv), x_adv.new_zeros(2, len(x_adv))
+        for one, draw in self._gradients(model, x_adv, y, target):
+            gradient += one
+            seen += draw
+        return gradient, seen
+
+    def _gradients(
+        self, model: nn.Module, x_adv: Images, y: Labels, target: Labels | None
+    ) -> Iterator[tuple[Images, Tensor]]:
+        """Yield the gradient of the loss, and what `_draw` returns, of each draw."""
         for _ in range(self.eot):
             leaf = x_adv.detach().requires_grad_()
             draw = self._draw(model, leaf, y, target)
             # In the images alone: weights take part in no gradient and accumulate none.
-            gradient += torch.autograd.grad(draw[1].sum(), leaf)[0]
-            seen += draw.detach()
-        return gradient, seen
+            yield torch.autograd.grad(draw[1].sum(), leaf)[0], draw.detach()
 
     def _draw(self, model: nn.Module, x_adv: Images, y: Labels, target: Labels | None) -> Tensor:
         """Return whether each image is fooled, NaN if there is no answer, and its loss."""
-        logits = model(x_adv.clone())  # it may write into its input
-        losses = LOSSES[self.loss](logits, y, target)
+        logits, losses = self._losses(
+            model, x_adv.clone(), y, target
+        )  # it may write into its input
         fooled = (logits.argmax(1) != y).to(losses.dtype)
         return torch.stack([fooled.masked_fill(logits.isnan().any(1), torch.nan), losses])
+
+    def _losses(
+        self, model: nn.Module, x_adv: Images, y: Labels, target: Labels | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits, and the loss of each image that is climbed."""
+        logits = model(x_adv)
+        return logits, LOSSES[self.loss](logits, y, target)
 
     @torch.no_grad()
     def _wrong_classes(self, model: nn.Module, x: Images, y: Labels) -> Labels | None:

@@ -5,6 +5,8 @@ from .models import classifier as classifier
 from .models import denoises as denoises
 from .models import dense as dense
 from .models import eval_mode as eval_mode
+from .models import finite_answer as finite_answer
+from .models import first_derivative as first_derivative
 from .models import images as images
 from .models import in_training as in_training
 from .models import labels as labels

@@ -248,6 +248,12 @@ def nan_logits() -> InputError:
     return InputError("the model returned NaN logits; a label cannot be read from them")
 
 
+def finite_answer(values: Tensor) -> None:
+    """Check once what all passes of a diffusion model add up to: NaN does not go away in a sum."""
+    if not bool(torch.isfinite(values).all()):
+        raise InputError("the diffusion model returned NaN or infinite values")
+
+
 def logit_rows(output: Any, batch: int) -> Logits:
     """Return what `logits` does, without waiting for the device: rows may hold NaN."""
     output = unwrapped(output)
@@ -282,6 +288,15 @@ def denoises(denoiser: Callable[..., Any], x: Images, sigma: float) -> None:
         raise InputError(
             f"the denoiser returned {what} for an image of shape {tuple(x.shape)}; it must return "
             "an image of that shape"
+        )
+
+
+def first_derivative(name: str) -> None:
+    """Raise in a backward pass that autograd records: its derivative would be wrong, unnoticed."""
+    if torch.is_grad_enabled():
+        raise InputError(
+            f"gradients of {name} cannot be differentiated again; take them without "
+            "create_graph=True"
         )
 
 

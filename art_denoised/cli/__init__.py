@@ -6,7 +6,8 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.help import HelpEntry, HelpPanel
@@ -14,9 +15,18 @@ from rich.console import Console, ConsoleOptions
 from rich.text import Text
 
 from art_denoised import __version__
+from art_denoised.cli.config import read_config, write_config
 from art_denoised.reports.terminal import escaped
 
 _PROGRAM = "art-denoised"
+# Errors are printed here, as one line.
+_RUN: Mapping[str, Any] = {
+    "exit_on_error": False,
+    "print_error": False,
+    "result_action": "return_value",
+}
+_OPTIONS = Group("Options", sort_key=100)
+_FILE = Parameter(group=Group("Config", sort_key=101), metavar="FILE")
 _WIDEST = 26  # of the left column of a help page; a longer label has a line of its own
 _COMMANDS = {  # of each group, with their modules
     "Start here": {"demo": "certify", "models": "doctor", "doctor": "doctor"},
@@ -30,9 +40,14 @@ _COMMANDS = {  # of each group, with their modules
     "Read results": {
         "table": "read",
         "plot": "read",
+        "pictures": "read",
         "report": "read",
-        "verify": "read",
         "merge": "read",
+    },
+    "Check and share": {
+        "verify": "leaderboard",
+        "submit": "leaderboard",
+        "leaderboard": "leaderboard",
     },
 }
 _FIRST_STEPS = """\
@@ -70,13 +85,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_FIRST_STEPS)
         return 0
     app = build_app()
-    options: Mapping[str, Any] = {"exit_on_error": False, "print_error": False}
     try:
         _refuse_empty(words)
         if words[0] in app.help_flags:
             for name in chain(*_COMMANDS.values()):
                 app[name]  # imports the command, whose summary the page shows
-        return app(words, result_action="return_value", **options) or 0
+        return app.meta(words, **_RUN) or 0
     except BrokenPipeError:
         sys.stderr.close()  # the reader has gone, as in `... | head`
         return 0
@@ -106,7 +120,7 @@ def build_app() -> App:
         help_format="plaintext",
         suppress_keyboard_interrupt=False,
         help_formatter=_show_group,
-        group_parameters=Group("Options", sort_key=100),
+        group_parameters=_OPTIONS,
         # The last one counts where an option is repeated, as in `wrapper --sigma 0.5 "$@"`.
         default_parameter=Parameter(negative=(), allow_repeating=True, show_env_var=False),
     )
@@ -115,7 +129,30 @@ def build_app() -> App:
         for place, (name, module) in enumerate(commands.items()):
             function = f"art_denoised.cli.{module}:{name.replace('-', '_')}"
             app.command(function, name=name, group=group, sort_key=place)
-    app["--help"].group = app["--version"].group = Group("Options", sort_key=100)
+    app.register_install_completion_command(help="Install completion for your shell, and exit.")
+    for flag in ("--help", "--version", "--install-completion"):
+        app[flag].group = _OPTIONS
+
+    @app.meta.default
+    def run(
+        *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+        config: Annotated[Path | None, _FILE] = None,
+        save_config: Annotated[Path | None, _FILE] = None,
+    ) -> int | None:
+        """Run a command.
+
+        Args:
+            words: Words of the command line.
+            config: YAML file with options; those on the command line replace them.
+            save_config: YAML file to write with all options of this run; then run it.
+        """
+        if config is not None:
+            words = tuple(read_config(config, app, words))
+        if save_config is not None:
+            app.parse_args(words, exit_on_error=False, print_error=False)
+            write_config(save_config, app, words)
+        return app(words, **_RUN)
+
     return app
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import inspect
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import CycloptsError, Group, Parameter
@@ -22,19 +26,32 @@ from art_denoised.cli.options import (
     Norm,
     Number,
     RunOptions,
+    WorkerOptions,
     image_shape,
     notice,
     notices,
+    print_json,
 )
 from art_denoised.reports.terminal import escaped
+from art_denoised.runs.progress import waiting
 
 if TYPE_CHECKING:
     from torch import nn
 
     from art_denoised.data import ImageData
+    from art_denoised.purification import Sampler
 
 PARTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
-KNOWN = ("pgd", "autoattack", "autoattack-rand", *PARTS, "torchattacks:NAME", "art:NAME")
+KNOWN = (
+    "pgd",
+    "diffattack",
+    "diffhammer",
+    "autoattack",
+    "autoattack-rand",
+    *PARTS,
+    "torchattacks:NAME",
+    "art:NAME",
+)
 _MEANT = {"iters": "steps", "iterations": "steps", "max_iter": "steps", "stepsize": "step_size"}
 DETERMINISTIC = ("autoattack",)
 RANDOMISED = ("pgd:eot=20:loss=margin", "autoattack-rand", "square")
@@ -55,6 +72,11 @@ class AttackedModelOptions(ModelOptions):
         denoiser: Denoiser in front of the network, as in certify; needs --sigma.
         sigma: Noise level of certify: the smoothed classifier that certify certifies is attacked.
         samples: Number of noisy copies that the smoothed classifier averages.
+        purify: Diffusion model that purifies images in front of the network: a diffusers folder, a
+            file of EDM or OpenAI, a model of the Hugging Face hub, or a function.
+        purification: Sampler of --purify with options after colons: ddpm, ddim (eta), sde, euler,
+            heun or gdmp (scale); t or sigma, several joined by commas for several passes; steps,
+            surrogate_steps, copies, vote (mean, majority).
     """
 
     undefended: Annotated[Model | None, Parameter(name=("--undefended", "--bare"))] = None
@@ -63,23 +85,36 @@ class AttackedModelOptions(ModelOptions):
     denoiser: Annotated[Factory | None, Parameter(metavar="FACTORY|FILE")] = None
     sigma: Number | None = None
     samples: int = 32
+    purify: Annotated[Factory | None, Parameter(metavar="FOLDER|FACTORY")] = None
+    purification: Annotated[str, Parameter(metavar="SAMPLER:OPTION=VALUE")] = "sde:t=0.1:steps=20"
 
     def __post_init__(self) -> None:
-        """Refuse a denoiser without its noise."""
+        """Refuse a denoiser without its noise, and two defences at once."""
+        if self.purify is not None and (self.sigma is not None or self.denoiser is not None):
+            raise CycloptsError(msg="--purify adds its own noise; leave out --sigma and --denoiser")
         if self.denoiser is not None and self.sigma is None:
             raise CycloptsError(msg="--denoiser needs noise; give --sigma as well")
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a log says of the choice."""
-        return {**super().identity, "undefended": self.undefended, "denoiser": self.denoiser}
+        named = {"undefended": self.undefended, "denoiser": self.denoiser}
+        if self.purify is not None:
+            named |= {"purify": self.purify, "purification": self.purification}
+        return {**super().identity, **named}
 
     def load_defended(self, seed: int) -> nn.Module:
-        """Return the network, or with --sigma the classifier under noise that certify certifies."""
+        """Return the network, alone or behind its defence.
+
+        With --sigma that is the classifier under noise that certify certifies.
+        """
         from art_denoised.denoisers.checkpoints import load_denoiser
         from art_denoised.smoothing.modules import DenoisedClassifier, SmoothedClassifier
 
+        parse_purification(self.purification)  # what is wrong is found before anything is loaded
         network = self.load()
+        if self.purify is not None:
+            return self._purified(network, seed)
         if self.sigma is None:
             return network
         if self.denoiser is not None:
@@ -99,6 +134,26 @@ class AttackedModelOptions(ModelOptions):
             network.base = super().optimized(network.base, shape, dtype)
             return network
         return super().optimized(network, shape, dtype)
+
+    def build(self, seed: int, shape: Sequence[int]) -> nn.Module:
+        """Return the same for a worker; remarks were made by its driver."""
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            return self.optimized(self.load_defended(seed), shape)
+
+    def _purified(self, network: nn.Module, seed: int) -> nn.Module:
+        """Return the network behind a purification."""
+        from art_denoised.diffusion.folders import load_diffusion
+        from art_denoised.models.loading import load_module
+        from art_denoised.purification.classifier import PurifiedClassifier
+        from art_denoised.purification.purification import Purification
+
+        sampler, options, voting = parse_purification(self.purification)
+        source = str(self.purify)
+        is_factory = ":" in source and not Path(source).exists()
+        model: Any = load_module(source) if is_factory else load_diffusion(source)
+        model = model.to(self.find_device()).eval()
+        purification = Purification(model, sampler=sampler, seed=seed, **options)
+        return PurifiedClassifier(purification, network, **voting).eval()
 
     def load_undefended(self) -> nn.Module | None:
         """Return the classifier without its defence, if it is named."""
@@ -121,6 +176,7 @@ class AttackOptions:
             pgd:eot=20:loss=margin,autoattack-rand,square.
         repeats: Number of evaluations of a randomised model with fresh noise.
         no_checks: Skip the masking checks; the result is then marked as not checked.
+        preview: Only estimate forward passes, operations, memory and time; write no log.
         seed: Seed of all random choices.
         batch_size: Number of images attacked at once; random starts depend on it.
     """
@@ -130,6 +186,7 @@ class AttackOptions:
     attacks: Names | None = None
     repeats: int = 10
     no_checks: bool = False
+    preview: bool = False
     seed: int = 0
     batch_size: int = 64
 
@@ -138,8 +195,16 @@ class AttackOptions:
         return parse_attacks(names, self.eps, self.norm)
 
 
+_HERE = WorkerOptions()
+
+
 def attack(
-    *, model: AttackedModelOptions, data: DataOptions, attack: AttackOptions, run: RunOptions
+    *,
+    model: AttackedModelOptions,
+    data: DataOptions,
+    attack: AttackOptions,
+    workers: WorkerOptions = _HERE,
+    run: RunOptions,
 ) -> None:
     r"""Attack a model, and check that its robust accuracy is reliable.
 
@@ -147,7 +212,7 @@ def attack(
     are evaluated twice: as the attack itself counted, and in --repeats later
     evaluations with fresh noise (their mean, and the worst of them). Masking
     checks then look for signs that the attacks failed although the model is not
-    robust; a failed check marks the result as not reliable (docs/attack.md).
+    robust; a failed check marks the result as not reliable (docs/tutorials/attack.md).
     Rows are written to DIR/attack.jsonl as batches are finished.
 
     Attacks, joined by commas, with options after colons as in pgd:steps=100:eot=20:
@@ -155,6 +220,8 @@ def attack(
                           eot, targeted
       autoattack          AutoAttack's standard version, for deterministic models
       autoattack-rand     AutoAttack for randomised models: EOT over 20 draws
+      diffattack          PGD that drives --purify off its path: path_weight
+      diffhammer          PGD on the draws of --purify that break together: eot
       apgd-ce apgd-dlr apgd-t fab fab-t square
                           its parts: steps, queries, eot
       torchattacks:NAME   any attack of torchattacks: torchattacks:PGD:steps=50
@@ -174,6 +241,12 @@ def attack(
           --denoiser art_denoised.demo:digits_denoiser --sigma 0.25 \
           --data digits --norm l2 --eps 0.25 --attacks pgd --out runs/denoised
 
+    DiffPure with your own diffusion model, in front of a classifier:
+      art-denoised attack --model art_denoised.demo:digits_classifier \\
+          --purify art_denoised.demo:digits_diffusion \\
+          --purification sde:t=0.1:steps=5 --data digits --eps 0.1 \\
+          --attacks pgd:steps=5,diffattack:steps=5 --max 20 --out runs/purified
+
     A defence of your own, beside the classifier it protects:
       art-denoised attack --model mynets:defended --undefended mynets:resnet \
           --data torchvision:CIFAR10:data --eps 8/255 \
@@ -182,21 +255,43 @@ def attack(
     from art_denoised import checks
     from art_denoised.data import Shard
     from art_denoised.evaluation.attack import evaluate
+    from art_denoised.evaluation.attack_preview import preview_attack
     from art_denoised.reports.report import report
 
     # What is wrong with the attacks is found before anything is loaded.
     checks.count("seed", attack.seed, 0)
     checks.count("batch_size", attack.batch_size)
     attack.parse(attack.attacks or DETERMINISTIC)
-    network, undefended = model.load_defended(attack.seed), model.load_undefended()
+    with waiting("loading the network"):
+        network, undefended = model.load_defended(attack.seed), model.load_undefended()
     denoisers = (getattr(part, "denoiser", None) for part in network.modules())
     denoiser = next(filter(None, denoisers), None)
-    images, indices = data.load(network, denoiser)
+    with waiting("loading the images"):
+        images, indices = data.load(network, denoiser)
     named = {**model.identity, **data.identity(network, denoiser)}
-    network = model.optimized(network, image_shape(images, indices))
+    shape = image_shape(images, indices)
+    network = model.optimized(network, shape)
     if isinstance(indices, Shard) and not attack.no_checks:
         notice("the masking checks need all shards; merge says how to make them")
-    names = attack.attacks or _default_attacks(network, images, indices, model, attack)
+    with waiting("calling the model repeatedly to detect randomness"):
+        names = attack.attacks or _default_attacks(network, images, indices, model, attack)
+    if attack.preview:
+        with waiting("timing one batch"):
+            cost = preview_attack(
+                network,
+                images,
+                attack.parse(names),
+                indices=indices,
+                noise=model.noise,
+                gradients=model.gradients,
+                repeats=attack.repeats,
+                batch_size=attack.batch_size,
+            )
+        if run.json:
+            print_json(asdict(cost))
+        else:
+            print(cost)
+        return
     log = evaluate(
         network,
         images,
@@ -210,8 +305,12 @@ def attack(
         batch_size=attack.batch_size,
         indices=indices,
         identity=named,
+        workers=workers.place(partial(model.build, attack.seed, shape), model),
         **run.arguments,
     )
+    if run.json:
+        print_json(report([run.out]).to_json())
+        return
     if log.rows:
         report([run.out]).show()
     print(escaped(f"log: {run.out / 'attack.jsonl'}"))
@@ -243,6 +342,7 @@ def parse_attacks(specs: Sequence[str], eps: Sequence[float], norm: str) -> list
 def _parse(spec: str, eps: float, norm: Any) -> Any:
     from art_denoised.attacks.autoattack import AutoAttack
     from art_denoised.attacks.pgd import PGD
+    from art_denoised.attacks.purification import DiffAttack, DiffHammer
     from art_denoised.attacks.torchattack import TorchAttack
 
     head, *rest = spec.split(":")
@@ -259,9 +359,10 @@ def _parse(spec: str, eps: float, norm: Any) -> Any:
 
         return ArtAttack(eps, norm=norm, kind=kind, options=options)
     options = dict(_option(spec, text) for text in rest)
-    if head == "pgd":
-        _check_options(spec, options, PGD)
-        return PGD(eps, norm=norm, **options)
+    by_pgd: dict[str, Any] = {"pgd": PGD, "diffattack": DiffAttack, "diffhammer": DiffHammer}
+    if head in by_pgd:
+        _check_options(spec, options, by_pgd[head])
+        return by_pgd[head](eps, norm=norm, **options)
     if head not in KNOWN:
         raise CycloptsError(msg=f"there is no attack {head!r}; {_hint(head, KNOWN)}")
     _check_options(spec, options, AutoAttack)
@@ -269,6 +370,25 @@ def _parse(spec: str, eps: float, norm: Any) -> Any:
         return AutoAttack(eps, norm=norm, parts=(head,), **options)
     version: Any = "rand" if head.endswith("rand") else "standard"
     return AutoAttack(eps, norm=norm, version=version, **options)
+
+
+def parse_purification(spec: str) -> tuple[Sampler, dict[str, Any], dict[str, Any]]:
+    """Return the sampler, and arguments of `Purification` and of `PurifiedClassifier`."""
+    from art_denoised.purification.samplers import named_sampler
+
+    name, *rest = spec.split(":")
+    options = dict(_option(spec, text) for text in rest)
+    of_sampler = {"ddim": ("eta",), "gdmp": ("scale",)}.get(name, ())
+    groups = (of_sampler, ("sigma", "t", "steps", "surrogate_steps"), ("copies", "vote"))
+    known = [option for group in groups for option in group]
+    for option in options:
+        if option not in known:
+            words = f"purification {spec!r} has no option {option!r}"
+            raise CycloptsError(msg=f"{words}; {_hint(option, known)}")
+    own, purification, voting = (
+        {option: options[option] for option in group if option in options} for group in groups
+    )
+    return named_sampler(name, **own), purification, voting
 
 
 def _option(spec: str, text: str) -> tuple[str, Any]:

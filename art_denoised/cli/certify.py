@@ -3,41 +3,48 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import CycloptsError, Group, Parameter
+from cyclopts import CycloptsError, Parameter
 from cyclopts.validators import Number as InRange
 
+from art_denoised.cli.api import ApiOptions
 from art_denoised.cli.options import (
     MODEL,
     SAMPLING,
     DataOptions,
     Duration,
     Factory,
+    Model,
     ModelOptions,
     Number,
     Radii,
     RunOptions,
+    WorkerOptions,
     image_shape,
     notice,
     notices,
+    print_json,
 )
 from art_denoised.reports.terminal import escaped
+from art_denoised.runs.progress import waiting
 
 if TYPE_CHECKING:
     from torch import nn
 
     from art_denoised.data import ImageData
+    from art_denoised.evaluation.preview import Preview, QueryPreview
     from art_denoised.evaluation.rows import Log
-    from art_denoised.smoothing.cluster import Cluster
+    from art_denoised.runs.crew import Place
     from art_denoised.smoothing.smoother import Smoother
     from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN
-    from art_denoised.smoothing.workers import Workers
     from art_denoised.types import Classifier
 
 
@@ -99,37 +106,25 @@ class DenoisedModelOptions(ModelOptions):
         return network.to(getattr(torch, self.dtype))
 
 
-@Parameter(name="*", group=Group("Workers", sort_key=4))
 @dataclass(frozen=True, kw_only=True)
-class WorkerOptions:
-    """What computes. No result depends on it.
+class CertifiedModelOptions(DenoisedModelOptions):
+    """Which classifier, unless it is behind --api, and which denoiser in front of it."""
 
-    Attributes:
-        workers: Number of processes that sample, each with a copy of the network, in turn on the
-            GPUs that there are. By default one; with --cluster as many as there is room for.
-        cluster: Ray cluster whose actors sample: auto, or an address such as ray://HOST:10001.
-            auto takes the cluster that runs on this machine, or starts one.
-    """
+    model: Model | None = None  # type: ignore[assignment]
 
-    workers: Annotated[int | None, Parameter(metavar="N")] = None
-    cluster: Annotated[str | None, Parameter(metavar="ADDRESS")] = None
-
-    def place(
-        self, model: DenoisedModelOptions, sigma: float, shape: Sequence[int]
-    ) -> Workers | Cluster | None:
-        """Return what samples; None: this process alone."""
-        from art_denoised.smoothing.cluster import Cluster
-        from art_denoised.smoothing.workers import Workers
-
-        build = partial(model.build, sigma, shape)
-        if self.cluster is not None:
-            return Cluster(self.cluster, self.workers, build)
-        if self.workers in (None, 1):
-            return None
-        return Workers(self.workers, build, model.spread())
+    def check(self, api: ApiOptions) -> None:
+        """Refuse two classifiers, or none."""
+        if (self.model is None) == (api.api is None):
+            raise CycloptsError(msg="the classifier is not clear; give either --model or --api")
+        own = ("weights", "num_classes", "mean", "std", "dtype", "optimize")
+        for name in own if api.api is not None else ():
+            if getattr(self, name) is not None:
+                raise CycloptsError(
+                    msg=f"--{name.replace('_', '-')} is of a network; leave it out with --api"
+                )
 
 
-_HERE = WorkerOptions()
+_HERE, _ANY, _NO_API = WorkerOptions(), CertifiedModelOptions(), ApiOptions()
 
 
 @Parameter(name="*", group=SAMPLING)
@@ -146,6 +141,8 @@ class SamplingOptions:
         batch_size: Number of noisy copies in every pass; auto measures what is fastest, and takes
             that of the run with --resume, and 64 with --shard. Votes of near ties depend on it.
         tsv: Also write a TSV log with the columns of Cohen et al.
+        preview: Only estimate samples, operations, memory and time, from a few images; write no
+            log.
     """
 
     sigma: Number
@@ -154,13 +151,14 @@ class SamplingOptions:
     seed: int = 0
     batch_size: int | Literal["auto"] = "auto"
     tsv: bool = False
+    preview: bool = False
 
     def smoother(
         self,
         network: nn.Module,
         data: ImageData,
         indices: Sequence[int],
-        workers: Workers | Cluster | None,
+        workers: Place | None,
         run: RunOptions,
     ) -> Smoother:
         """Return the smoothed classifier, after a first look at the images."""
@@ -179,14 +177,16 @@ class SamplingOptions:
         )
         sharded = isinstance(indices, Shard)
         whole = indices.whole if isinstance(indices, Shard) else indices
-        notice(str(first_look(smoother, data, whole)))
+        with waiting("classifying the first images"):
+            notice(str(first_look(smoother, data, whole)))
         if self.batch_size != "auto" or smoother.network is None:
             return smoother
         if run.resume and (begun := batch_size_of(run.out)) is not None:
             smoother.batch_size = begun
         elif not sharded:  # shards of one run must agree
             x, _ = Chosen(data).stack(whole[:1])
-            smoother.batch_size = best_batch_size(smoother.network, smoother.prepare(x)[0])
+            with waiting("measuring the fastest batch size"):
+                smoother.batch_size = best_batch_size(smoother.network, smoother.prepare(x)[0])
         return smoother
 
 
@@ -207,7 +207,6 @@ class CertifyOptions(SamplingOptions):
             They count as wrong in any case.
         true_class: With --radii, certify the true class of each image and select none: this saves
             the n0 samples, and is sound because the true class depends on no sample.
-        preview: Only estimate samples, time and cost from a few images; write no log.
         cost_per_sample: Price of a sample, for --preview.
     """
 
@@ -217,7 +216,6 @@ class CertifyOptions(SamplingOptions):
     deadline: Duration | None = None
     all_images: bool = False
     true_class: bool = False
-    preview: bool = False
     cost_per_sample: Annotated[Number, Parameter(validator=InRange(gte=0))] = 0.0
 
     def __post_init__(self) -> None:
@@ -258,7 +256,8 @@ class PredictOptions(SamplingOptions):
 
 def certify(
     *,
-    model: DenoisedModelOptions,
+    model: CertifiedModelOptions = _ANY,
+    api: ApiOptions = _NO_API,
     data: DataOptions,
     sampling: CertifyOptions,
     workers: WorkerOptions = _HERE,
@@ -272,7 +271,7 @@ def certify(
     or an abstention, -1 (Cohen et al. 2019; with a denoiser, Salman et al.
     2020). Rows are written to DIR/certify.jsonl as images are finished.
 
-    How much to sample, all at the same alpha (docs/sequential.md):
+    How much to sample, all at the same alpha (docs/explanation/sequential.md):
       --n N             N samples for every image: its full radius
       --radii R,R,...   until each radius is proved or out of reach: the table of
                         certified accuracy from about a fifteenth of the samples
@@ -284,7 +283,7 @@ def certify(
           --sigma 0.25 --n 1000 --max 100 --out runs/denoised
       art-denoised table runs/denoised
 
-    Several machines, each with a part of the images (docs/cluster.md):
+    Several machines, each with a part of the images (docs/how-to/many-machines.md):
       art-denoised certify ... --shard 1/8 --out runs/parts/1
       art-denoised merge runs/all runs/parts/*
 
@@ -292,41 +291,119 @@ def certify(
       art-denoised certify --model mynets:resnet20 --denoiser dncnn.pth.tar \
           --data torchvision:CIFAR10:data --sigma 0.25 --radii 0,0.25,0.5 \
           --skip 20 --out runs/cifar10
+
+    A paid API; queries, cost and time are printed before the first query:
+      art-denoised certify --api https://example.org/classify \
+          --answer predictions.0.label --classes classes.txt \
+          --price .0015 --budget 50 --data imagefolder:photos --resize 224 \
+          --crop 224 --sigma 0.25 --n 100 --n0 20 --out runs/api
     """
     from art_denoised.evaluation.certify import certify
     from art_denoised.evaluation.preview import preview
-    from art_denoised.evaluation.rows import write_tsv
     from art_denoised.smoothing.stops import Anytime
 
-    stop, base, denoiser = sampling.stop(), model.load(), model.load_denoiser(sampling.sigma)
-    images, indices = data.load(base, denoiser)
+    model.check(api)
+    stop = sampling.stop()
+    if api.api is not None:
+        _certify_api(model, api, data, sampling, workers, run)
+        return
+    with waiting("loading the network and the images"):
+        base, denoiser = model.load(), model.load_denoiser(sampling.sigma)
+        images, indices = data.load(base, denoiser)
     named = {**model.identity, **data.identity(base, denoiser)}
     shape = image_shape(images, indices)
-    place = workers.place(model, sampling.sigma, shape)
+    place = workers.place(partial(model.build, sampling.sigma, shape), model)
     network = model.sampled(base, denoiser, sampling.sigma, shape)
     smoother = sampling.smoother(network, images, indices, place, run)
     if sampling.preview:
         assert not isinstance(stop, Anytime)  # refused with the options
         cost = sampling.cost_per_sample
-        print(preview(smoother, images, stop, indices=indices, cost_per_sample=cost))
+        with waiting("sampling a few images"):
+            found = preview(smoother, images, stop, indices=indices, cost_per_sample=cost)
+        _show_preview(found, run)
         return
     log = certify(smoother, images, stop, indices=indices, identity=named, **run.arguments)
+    _finish(log, indices, sampling, run)
+
+
+def _certify_api(
+    model: CertifiedModelOptions,
+    api: ApiOptions,
+    data: DataOptions,
+    sampling: CertifyOptions,
+    workers: WorkerOptions,
+    run: RunOptions,
+) -> None:
+    """Certify a classifier that is paid by the query."""
+    from torch import nn
+
+    from art_denoised.checks import InputError
+    from art_denoised.evaluation.certify import certify
+    from art_denoised.evaluation.preview import preview_queries
+    from art_denoised.smoothing.smoother import Smoother
+    from art_denoised.smoothing.stops import Anytime
+
+    stop = sampling.stop()
+    other = {
+        "--deadline": isinstance(stop, Anytime),
+        "--cluster": workers.cluster is not None,
+        "--gpus": workers.gpus is not None,
+    }
+    for option in (name for name, given in other.items() if given):
+        raise CycloptsError(msg=f"--api excludes {option}; leave it out")
+    assert not isinstance(stop, Anytime)
+    with waiting("loading the images"):
+        box, images, indices = api.load(data, workers.workers)
+        denoiser = model.load_denoiser(sampling.sigma)
+    smoother = Smoother(
+        box, sigma=sampling.sigma, denoiser=denoiser, noise=sampling.noise, seed=sampling.seed
+    )
+    earlier = run.out if run.resume else None
+    cost = preview_queries(smoother, images, stop, run=earlier, indices=indices)
+    if sampling.preview:
+        _show_preview(cost, run)
+        return
+    notice(str(cost))
+    if cost.fewest > cost.limit:
+        raise InputError(
+            f"{cost.fewest:,} queries are needed, but the budget allows {max(cost.limit, 0):,.0f}; "
+            "raise it, or take fewer images or samples"
+        )
+    named = data.identity(nn.Identity())
+    log = certify(smoother, images, stop, indices=indices, identity=named, **run.arguments)
+    paid = f", {box.spent * api.price:,.2f} paid" if api.price else ""
+    notice(f"{box.spent:,} queries so far{paid}")
+    _finish(log, indices, sampling, run)
+
+
+def _show_preview(found: Preview | QueryPreview, run: RunOptions) -> None:
+    if run.json:
+        limits = {name: value for name, value in asdict(found).items() if value != math.inf}
+        print_json(limits)
+    else:
+        print(found)
+
+
+def _finish(log: Log, indices: Sequence[int], sampling: CertifyOptions, run: RunOptions) -> None:
+    """Print what a certify run found and what it cost."""
+    from art_denoised.evaluation.rows import write_tsv
+    from art_denoised.reports.certified import certified_table
+
     if sampling.tsv:
         write_tsv(log, run.out / "certify.tsv")
     if missing := len(set(indices) - {row.index for row in log.rows}):
         notice(f"{missing} images were not reached; pass --resume to continue")
-    _summary(log, run.out)
-
-
-def _summary(log: Log, folder: Path) -> None:
-    """Print what a certify run found and what it cost."""
-    from art_denoised.reports.certified import certified_table
-
-    if log.rows:
-        certified_table({folder.name or "run": log}).show()
-    print(escaped(f"log: {folder / 'certify.jsonl'}"))
     samples = sum(row.n0 + row.drawn for row in log.rows)
-    print(f"{samples:,} samples for {len(log.rows)} images")
+    path, images = run.out / "certify.jsonl", len(log.rows)
+    table = certified_table({run.out.name or "run": log}) if log.rows else None
+    if run.json:
+        rows = [] if table is None else table.to_json()
+        print_json({"log": str(path), "images": images, "samples": samples, "table": rows})
+        return
+    if table is not None:
+        table.show()
+    print(escaped(f"log: {path}"))
+    print(f"{samples:,} samples for {images} images")
 
 
 def predict(
@@ -350,24 +427,36 @@ def predict(
           --sigma 0.25 --max 100 --out runs/predicted
     """
     from art_denoised.evaluation.certify import predict
+    from art_denoised.evaluation.preview import preview
     from art_denoised.evaluation.rows import write_tsv
     from art_denoised.smoothing.stops import Voting
 
     stop = Voting(sampling.n, alpha=sampling.alpha)
-    base, denoiser = model.load(), model.load_denoiser(sampling.sigma)
-    images, indices = data.load(base, denoiser)
+    with waiting("loading the network and the images"):
+        base, denoiser = model.load(), model.load_denoiser(sampling.sigma)
+        images, indices = data.load(base, denoiser)
     named = {**model.identity, **data.identity(base, denoiser)}
     shape = image_shape(images, indices)
-    place = workers.place(model, sampling.sigma, shape)
+    place = workers.place(partial(model.build, sampling.sigma, shape), model)
     network = model.sampled(base, denoiser, sampling.sigma, shape)
     smoother = sampling.smoother(network, images, indices, place, run)
+    if sampling.preview:
+        with waiting("sampling a few images"):
+            found = preview(smoother, images, stop, indices=indices)
+        _show_preview(found, run)
+        return
     log = predict(smoother, images, stop, indices=indices, identity=named, **run.arguments)
     if sampling.tsv:
         write_tsv(log, run.out / "predict.tsv")
     correct = sum(row.correct for row in log.rows)
     abstained = sum(row.prediction == -1 for row in log.rows)
-    print(f"{correct} of {len(log.rows)} images correct, {abstained} abstentions")
-    print(escaped(f"log: {run.out / 'predict.jsonl'}"))
+    path, total = run.out / "predict.jsonl", len(log.rows)
+    if run.json:
+        found_by_votes = {"images": total, "correct": correct, "abstained": abstained}
+        print_json({"log": str(path), **found_by_votes})
+        return
+    print(f"{correct} of {total} images correct, {abstained} abstentions")
+    print(escaped(f"log: {path}"))
 
 
 def demo(
@@ -377,6 +466,7 @@ def demo(
     n: int = 1000,
     seed: int = 0,
     resume: bool = False,
+    json: bool = False,
 ) -> None:
     """Certify digits with and without a denoiser, in about a minute.
 
@@ -390,7 +480,12 @@ def demo(
         n: Number of samples for each image.
         seed: Seed of the noise.
         resume: Continue an interrupted demo.
+        json: Print the table as JSON; what is done is printed on standard error.
     """
-    from art_denoised.demo.run import run_demo
+    with waiting("loading PyTorch"):
+        from art_denoised.demo.run import run_demo
 
-    run_demo(out, images=images, n=n, seed=seed, resume=resume)
+    with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
+        table = run_demo(out, images=images, n=n, seed=seed, resume=resume)
+    if json:
+        print_json(table.to_json())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from art_denoised.cli.options import print_json
 from art_denoised.reports.terminal import escaped
+from art_denoised.runs.progress import waiting
 
 
 def convert(
@@ -18,6 +19,7 @@ def convert(
     *,
     openai: str | None = None,
     classes: int | None = None,
+    json: bool = False,
 ) -> None:
     """Write a diffusion model of EDM or OpenAI as safetensors and a config.
 
@@ -33,6 +35,7 @@ def convert(
         openai: Name of the published model, such as imagenet256-uncond, or a JSON object of flags.
             By default the name of the file decides.
         classes: Number of classes, if the network embeds one more as null class.
+        json: Print the result as JSON.
     """
     from art_denoised.checks import InputError
     from art_denoised.diffusion.folders import load_diffusion, save_diffusion
@@ -41,19 +44,25 @@ def convert(
         raise InputError(f"{source} is no file; give a .pkl of EDM or a .pt of OpenAI")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not an empty folder; give another")
-    model = load_diffusion(source, openai=_flags(openai), classes=classes)
-    save_diffusion(model, out)
-    count = sum(p.numel() for p in model.parameters()) / 1e6
+    with waiting(f"converting {escaped(str(source))}"):
+        model = load_diffusion(source, openai=_flags(openai), classes=classes)
+        save_diffusion(model, out)
+    count = sum(p.numel() for p in model.parameters())
+    if json:
+        print_json({"folder": str(out), "parameters": count, "classes": model.classes})
+        return
     known = "no classes" if model.classes is None else f"{model.classes} classes"
-    print(escaped(f"{out}: {count:.1f} million parameters, {known}"))
+    print(escaped(f"{out}: {count / 1e6:.1f} million parameters, {known}"))
 
 
 def _flags(text: str | None) -> str | dict[str, Any] | None:
+    from json import loads
+
     from art_denoised.checks import InputError
 
     if text is None or not text.lstrip().startswith("{"):
         return text
     try:
-        return dict(json.loads(text))
+        return dict(loads(text))
     except ValueError as error:
         raise InputError(f"--openai is no JSON object: {error}; give a name or flags") from None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 
+from art_denoised.cli.options import print_json
 from art_denoised.reports.terminal import Block, Column, Lines, Table, show
+from art_denoised.runs.progress import waiting
 
 _ABSENT = "not installed"
 NEEDED = ("art-denoised", "torch", "numpy", "adversarial-robustness-toolbox", "diffusers")
@@ -22,18 +24,29 @@ OPTIONAL = (
 )
 
 
-def doctor() -> None:
+def doctor(*, json: bool = False) -> None:
     """Show versions, devices and optional packages, and what each would add.
 
     Include this page when you report a problem.
+
+    Args:
+        json: Print everything as JSON.
     """
     optional = [(name, _version(name), f"[{extra}]", adds) for name, extra, adds in OPTIONAL]
+    with waiting("looking for devices"):
+        devices = _devices()
+    if json:
+        needed = {"python": platform.python_version(), **{name: _version(name) for name in NEEDED}}
+        keys = ("version", "extra", "adds")
+        added = {name: dict(zip(keys, rest, strict=True)) for name, *rest in optional}
+        print_json({"packages": needed, "devices": dict(devices), "optional": added})
+        return
     blocks: list[Block] = [
         Table(
             (Column("package", left=True), Column("version", left=True)),
             (("python", platform.python_version()), *((name, _version(name)) for name in NEEDED)),
         ),
-        Table((Column("device", left=True), Column("hardware", left=True)), tuple(_devices())),
+        Table((Column("device", left=True), Column("hardware", left=True)), tuple(devices)),
         Table(
             tuple(Column(head, left=True) for head in ("optional", "version", "extra", "adds")),
             tuple(optional),
@@ -45,7 +58,7 @@ def doctor() -> None:
     show(blocks)
 
 
-def models(pattern: str = "*", /) -> None:
+def models(pattern: str = "*", /, *, json: bool = False) -> None:
     """List the names of networks that --model takes.
 
     Names of timm and torchvision are listed, where they are installed. hf:OWNER/NAME (Hugging
@@ -56,15 +69,19 @@ def models(pattern: str = "*", /) -> None:
 
     Args:
         pattern: Pattern of names with * and ?, or a part of them.
+        json: Print the names as a JSON list.
     """
     from art_denoised.checks import InputError
     from art_denoised.models.classifiers import list_classifiers
 
-    names = list_classifiers(pattern)
+    with waiting("asking timm and torchvision for their names"):
+        names = list_classifiers(pattern)
     if not names:
         raise InputError(f"no network is named {pattern!r}; give another pattern")
-    for name in names:
-        print(name)
+    if json:
+        print_json(names)
+    else:
+        print("\n".join(names))
 
 
 def _version(package: str) -> str:

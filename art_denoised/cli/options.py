@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: cyclopts reads the types of inherited fields in the
 # module of the subclass, which need not know their names.
+import json
 import math
 import os
 import re
@@ -24,11 +25,17 @@ if TYPE_CHECKING:
 
     from art_denoised.data import ImageData
     from art_denoised.models.classifiers import EvalTransform
+    from art_denoised.runs.crew import Place
 
 
 def notice(text: str) -> None:
     """Print what the user should know on standard error."""
     print(escaped(f"notice: {text}"), file=sys.stderr)
+
+
+def print_json(value: object) -> None:
+    """Print a result for programs."""
+    print(json.dumps(value, indent=2, allow_nan=False))
 
 
 @contextmanager
@@ -125,6 +132,15 @@ def slurm_shard(environment: Mapping[str, str]) -> tuple[int, int] | None:
     return part + 1, parts
 
 
+def gpus(text: str) -> tuple[int, ...] | Literal["all"]:
+    """Parse numbers of GPUs joined by commas, or all."""
+    if text == "all":
+        return "all"
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise ValueError(f"{text!r} are no GPUs; give all, or numbers such as 0,1")
+    return tuple(dict.fromkeys(map(int, text.split(","))))
+
+
 def norm(text: str) -> str:
     """Parse a norm in any spelling, such as Linf or L_2."""
     plain = text.lower().replace("_", "")
@@ -165,6 +181,7 @@ Names: TypeAlias = Annotated[tuple[str, ...], _reads(names, "A,A,...")]
 Duration: TypeAlias = Annotated[float, _reads(duration, "TIME")]
 Factory: TypeAlias = Annotated[str, _reads(factory, "FACTORY")]
 Part: TypeAlias = Annotated[tuple[int, int], _reads(shard, "I/N")]
+Gpus: TypeAlias = Annotated[tuple[int, ...] | Literal["all"], _reads(gpus, "all|I,I,...")]
 Model: TypeAlias = Annotated[str, _reads(factory, "NAME")]
 Norm: TypeAlias = Annotated[Literal["linf", "l2"], _reads(norm, "NORM")]
 
@@ -348,6 +365,60 @@ def image_shape(data: "ImageData", indices: Sequence[int]) -> tuple[int, ...]:
     return tuple(Chosen(data)[whole[0]][0].shape)
 
 
+@Parameter(name="*", group=Group("Workers", sort_key=4))
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """What computes. No result depends on it.
+
+    Attributes:
+        workers: Number of processes, each with a copy of the network, in turn on the GPUs that
+            there are. By default one, with --gpus one for each GPU, with --cluster as many as there
+            is room for. With certify --api the number of queries at once, by default 4.
+        gpus: GPUs of this machine that the processes use in turn: all, or numbers such as 0,1.
+        cluster: Ray cluster whose actors compute: auto, or an address such as ray://HOST:10001.
+            auto takes the cluster that runs on this machine, or starts one.
+        allow_mixed: Accept workers with other models of GPU or CPU than this process, on which
+            votes close to a tie may depend; the log says so.
+    """
+
+    workers: Annotated[int | None, Parameter(metavar="N")] = None
+    gpus: Gpus | None = None
+    cluster: Annotated[str | None, Parameter(metavar="ADDRESS")] = None
+    allow_mixed: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse options that exclude each other."""
+        if self.gpus is not None and self.cluster is not None:
+            raise CycloptsError(
+                msg="--gpus names GPUs of this machine; leave it out with --cluster"
+            )
+
+    def place(self, build: Callable[[], Any], device: DeviceOptions) -> "Place | None":
+        """Return where workers run that call ``build`` for their network; None: there are none."""
+        from art_denoised.runs import Cluster, Workers
+
+        mixed = self.allow_mixed
+        if self.cluster is not None:
+            return Cluster(self.cluster, self.workers, build, allow_mixed=mixed)
+        if self.gpus is None and self.workers in (None, 1):
+            return None
+        devices = device.spread() if self.gpus is None else self._gpus()
+        count = len(devices) if self.workers is None else self.workers
+        return Workers(count, build, devices, allow_mixed=mixed)
+
+    def _gpus(self) -> tuple[str, ...]:
+        import torch
+
+        known = range(torch.cuda.device_count())
+        chosen = known if self.gpus == "all" else self.gpus or ()
+        if not chosen or not set(chosen) <= set(known):
+            asked = "all" if self.gpus == "all" else ",".join(map(str, chosen))
+            raise CycloptsError(
+                msg=f"--gpus is {asked}, and this machine has {len(known)} GPUs; name some of them"
+            )
+        return tuple(f"cuda:{number}" for number in chosen)
+
+
 @Parameter(name="*", group=RUN)
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
@@ -356,12 +427,14 @@ class RunOptions:
     Attributes:
         out: Folder of the run.
         resume: Continue the run in that folder.
-        quiet: Show no progress bar.
+        quiet: Show no progress.
+        json: Print the result as JSON.
     """
 
     out: Annotated[Path, Parameter(metavar="DIR")]
     resume: bool = False
     quiet: bool = False
+    json: bool = False
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -1,26 +1,46 @@
-"""Commands that read logs: table, plot, report, verify and merge."""
+"""Commands that read logs: table, plot, report and merge."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import CycloptsError, Parameter
 
-from art_denoised.cli.options import Radii, notice
+from art_denoised.cli.options import (
+    Factory,
+    Names,
+    Norm,
+    Numbers,
+    Radii,
+    notice,
+    notices,
+    print_json,
+)
 from art_denoised.reports.terminal import escaped
+from art_denoised.runs.progress import waiting
 
 if TYPE_CHECKING:
+    from art_denoised.data import ImageData
     from art_denoised.evaluation.rows import Log
+    from art_denoised.reports.plots import Look
+    from art_denoised.reports.terminal import Table
 
-Logs = Annotated[Path, Parameter(name="LOG", required=True)]
+Logs = Annotated[str, Parameter(name="LOG", required=True)]
+Out = Annotated[Path, Parameter(alias="-o", metavar="FILE")]
 
 
-def table(*logs: Logs, radii: Radii | None = None, json: bool = False) -> None:
+def table(
+    *logs: Logs,
+    radii: Radii | None = None,
+    json: bool = False,
+    csv: bool = False,
+    latex: bool = False,
+    markdown: bool = False,
+) -> None:
     """Print certified accuracy at chosen radii.
 
     An image counts at radius r if its certified label is right and its radius
@@ -29,43 +49,194 @@ def table(*logs: Logs, radii: Radii | None = None, json: bool = False) -> None:
     For example:
       art-denoised table runs/plain runs/denoised --radii 0,0.25,0.5
 
+    For a paper:
+      art-denoised table plain=runs/1 ours=runs/2 --latex > table.tex
+
     Args:
         logs: Folder of a certify run, its certify.jsonl, or a TSV log with the columns idx, label,
             predict, radius, correct and time (Cohen et al., Salman et al., Carlini et al.).
+            NAME=FOLDER names it.
         radii: l2 radii. By default those that the logs were made for, or a grid.
         json: Print a JSON list of {radius, certified_accuracy, low, high, at_least}, with log if
             there are several. at_least: a lower bound, because the run stopped at other radii.
+        csv: Print one line for each log and radius, as plot --published takes them.
+        latex: Print a tabular of LaTeX, for the package booktabs.
+        markdown: Print a table of Markdown.
     """
     from art_denoised.reports.certified import certified_table
 
+    _only_one(json=json, csv=csv, latex=latex, markdown=markdown)
     found = certified_table(_read_all(logs), radii)
     if json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
+    elif csv:
+        print(found.to_csv(), end="")
+    elif latex or markdown:
+        _print_markup(found.block(), latex=latex)
     else:
         found.show()
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class LookOptions:
+    """What a picture looks like.
+
+    Attributes:
+        title: Title above the picture.
+        size: Width and height in inches. By default one that suits the picture.
+        style: Name of a style of matplotlib, such as seaborn-v0_8-paper, or a style sheet.
+    """
+
+    title: str = ""
+    size: Numbers | None = None
+    style: str | None = None
+
+    def look(self, **labels: Any) -> Look | None:
+        """Return the look, if one was asked for."""
+        from art_denoised.reports.plots import Look
+
+        size = {} if self.size is None else {"size": self.size}
+        given = {**labels, **size, "title": self.title, "style": self.style}
+        return Look(**given) if any(given.values()) else None
+
+
+_PLAIN = LookOptions()
+
+
 def plot(
     *logs: Logs,
-    out: Annotated[Path, Parameter(alias="-o", metavar="FILE")],
-    title: str | None = None,
+    out: Out,
+    names: Names | None = None,
+    norm: Norm | None = None,
+    published: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    look: LookOptions = _PLAIN,
 ) -> None:
-    """Plot certified accuracy against radius.
+    r"""Plot certified accuracy against radius and robust accuracy against eps.
 
-    Each log is a curve with its 95% confidence band.
+    Certified accuracy is a curve with its 95% confidence band. Robust accuracy,
+    of attack runs, is points with 95% bars, on the same axis. Where a certify
+    run stopped sampling at some radii, its curve has a marker at each of them
+    and is a thin lower bound elsewhere.
 
     For example:
       art-denoised plot runs/plain runs/denoised -o accuracy.pdf
 
-    Args:
-        logs: Folder or log of a certify run, as the table command takes it.
-        out: Picture to write: .png, .pdf or .svg.
-        title: Title above the plot.
-    """
-    from art_denoised.reports.plots import plot_certified
+    For a paper, beside curves of other papers:
+      art-denoised plot plain=runs/1 ours=runs/2 -o accuracy.pdf --size 3.3,2.5 \
+          --published cohen.csv
 
-    plot_certified(_read_all(logs), out, title)
+    Args:
+        logs: Folder of a certify or attack run, or its log; a TSV log, as table takes it.
+            NAME=FOLDER names it in the legend.
+        out: Picture to write: .png, .svg (with text as text) or .pdf (with Type 42 fonts).
+        names: Names of the logs in the legend, in their order.
+        norm: Norm of the radii, if attacks in both were made.
+        published: CSV with the columns name, radius and certified_accuracy (shares in [0, 1]),
+            whose curves are drawn as thin lines. table --csv writes such files.
+        xlabel: Label of the horizontal axis.
+        ylabel: Label of the vertical axis.
+        look: Size, style and title.
+    """
+    from art_denoised.reports.plots import accuracy_figure, read_curves, save_figure
+    from art_denoised.reports.report import report
+
+    if names is not None:
+        if len(names) != len(logs):
+            raise CycloptsError(msg=f"--names has {len(names)} names for {len(logs)} logs")
+        logs = tuple(f"{name}={log}" for name, log in zip(names, logs, strict=True))
+    curves = [] if published is None else read_curves(published)
+    found = report(logs)
+    for words in found.notices:
+        notice(words)
+    looked = look.look(xlabel=xlabel, ylabel=ylabel)
+    with waiting("drawing the plot"):
+        figure = accuracy_figure(found.models, norm=norm, published=curves, look=looked)
+        save_figure(figure, out)
     print(escaped(f"plot: {out}"))
+
+
+def pictures(
+    run: Annotated[Path, Parameter(name="RUN", required=True)],
+    *,
+    out: Out,
+    max: Annotated[int, Parameter(metavar="M")] = 8,
+    data: Annotated[str | None, Parameter(metavar="DATA")] = None,
+    resize: Annotated[int | None, Parameter(metavar="PIXELS")] = None,
+    crop: Annotated[int | None, Parameter(metavar="PIXELS")] = None,
+    denoiser: Annotated[Factory | None, Parameter(metavar="FACTORY|FILE")] = None,
+    look: LookOptions = _PLAIN,
+) -> None:
+    r"""Draw images of a run: clean, noisy, denoised, attacked, and the difference.
+
+    Below each image are the predicted class, what the attacks left of it, and
+    its certified radius. An attack run keeps pictures of its first images. The
+    images of a certify or predict run are read again, and must have the pixels
+    that the log tells of.
+
+    For example:
+      art-denoised pictures runs/attacked -o images.pdf
+      art-denoised pictures runs/denoised -o images.png --max 4 \
+          --denoiser art_denoised.demo:digits_denoiser
+
+    Args:
+        run: Folder of an attack, certify or predict run, or its log.
+        out: Picture to write: .png, .pdf or .svg.
+        max: Number of rows at most.
+        data: Images of a certify or predict run. By default those that the log names.
+        resize: Length of the shorter side that photographs were resized to, with --data.
+        crop: Side of the square that was cut from their centre. By default --resize.
+        denoiser: Denoiser of a certify or predict run, for denoised images: a function or a
+            checkpoint, as certify takes it.
+        look: Size, style and title.
+    """
+    from art_denoised.evaluation.rows import read_log
+    from art_denoised.reports.pictures import attacked_strips, certified_strips
+    from art_denoised.reports.plots import picture_figure, save_figure
+    from art_denoised.reports.report import report
+
+    if run.name == "attack.jsonl" or (run / "attack.jsonl").exists():
+        found = report([run])
+        for words in found.notices:
+            notice(words)
+        strips = [strip for model in found.models for strip in attacked_strips(model, max)]
+    else:
+        log = read_log(run)
+        _show_notices(run, log.notices)
+        images = _images(log, data, resize, crop)
+        denoise = _denoiser(log, denoiser)
+        strips = certified_strips(log, images, denoiser=denoise, most=max)
+    with waiting("drawing the pictures"):
+        save_figure(picture_figure(strips, look=look.look()), out)
+    print(escaped(f"pictures: {out}"))
+
+
+def _images(log: Log, data: str | None, resize: int | None, crop: int | None) -> ImageData:
+    """Return the data set of a log."""
+    from art_denoised.data import load_data
+    from art_denoised.models.classifiers import EvalTransform
+
+    named = data or (log.settings or {}).get("data")
+    if not isinstance(named, str):
+        raise CycloptsError(msg="the log names no data; give --data")
+    sides = [side for side in (resize, crop) if side is not None]
+    transform = EvalTransform(sides[0], (sides[-1], sides[-1])) if sides else None
+    return load_data(named, transform=transform)
+
+
+def _denoiser(log: Log, name: str | None) -> Any:
+    """Return a denoiser for the noise of a log; None where none is named."""
+    from art_denoised.denoisers.checkpoints import load_denoiser
+
+    sigma = (log.settings or {}).get("sigma")
+    if name is None:
+        return None
+    if not isinstance(sigma, int | float):
+        raise CycloptsError(msg="the log tells no sigma, so nothing can be denoised as in the run")
+    with notices(UserWarning):
+        return load_denoiser(name, sigma=sigma)
 
 
 def report(
@@ -74,6 +245,8 @@ def report(
     compare: bool = False,
     json: bool = False,
     tsv: bool = False,
+    latex: bool = False,
+    markdown: bool = False,
 ) -> None:
     """Report robust accuracy under attack beside certified accuracy.
 
@@ -81,7 +254,7 @@ def report(
     counted it and on fresh noise, for each attack and for all together.
     Certified accuracy stands beside it and must not be larger. A result whose
     masking checks failed is marked as not reliable. Several models are compared
-    on the images they share. docs/report.md explains every result.
+    on the images they share. docs/how-to/report.md explains every result.
 
     Two models side by side, and a page to send:
       art-denoised report runs/plain runs/denoised --compare --html report.html
@@ -96,70 +269,27 @@ def report(
         compare: Print one column for each model, all attacks together.
         json: Print everything as JSON, with the keys of RobustBench.
         tsv: Print one line for each result.
+        latex: Print one row for each model as a tabular of LaTeX, for the package booktabs.
+        markdown: Print one row for each model as a table of Markdown.
     """
     from art_denoised.reports.report import report
+    from art_denoised.reports.tables import model_table
 
-    if json and tsv:
-        raise CycloptsError(msg="--json excludes --tsv; give one of them")
+    _only_one(json=json, tsv=tsv, compare=compare, latex=latex, markdown=markdown)
     found = report(runs)
     if html is not None:
         found.write_page(html)
         print(escaped(f"page: {html}"), file=sys.stderr)
     if json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     elif tsv:
         print(found.to_tsv(), end="")
     elif compare:
         found.show_comparison()
+    elif latex or markdown:
+        _print_markup(model_table(found.models), latex=latex)
     else:
         found.show()
-
-
-def verify(
-    *logs: Annotated[Path, Parameter(name="LOG", required=True)],
-    family_alpha: Annotated[float | None, Parameter(metavar="A")] = None,
-    family_images: Annotated[int | None, Parameter(metavar="M")] = None,
-) -> int:
-    """Check all logs of a run: votes and radii of certify, balls of attacks.
-
-    Label, bound and radius of each row are recomputed from its votes, alpha,
-    sigma and mode; attacked images must lie in their ball. Exit code 0: all
-    rows are consistent; 1: some are not. A log cannot show that the votes are
-    those of the network.
-
-    To also print a table whose certificates hold all together:
-      art-denoised verify runs/denoised --family-alpha 0.05
-
-    Args:
-        logs: Folder of a run, whose logs of certify, predict and attack are all checked, or one of
-            these logs.
-        family_alpha: Also print the table at alpha = A / images, where all certificates of a log
-            hold together with probability 1 - A. Needs a log whose rows are all consistent.
-        family_images: Number of images that the run was planned for, if the log has fewer. It must
-            be fixed before the votes are seen. By default the number in the log.
-    """
-    from art_denoised.evaluation.rows import Log
-    from art_denoised.evaluation.verify import family_wise, read_verifiable, verify
-    from art_denoised.reports.certified import certified_table
-
-    if family_images is not None and family_alpha is None:
-        raise CycloptsError(msg="--family-images needs --family-alpha; give both")
-    wrong = 0
-    for path, log in chain(*(read_verifiable(path).items() for path in logs)):
-        _show_notices(path, log.notices)
-        findings = verify(log)
-        for finding in findings:
-            where = "" if finding.index is None else f"image {finding.index}: "
-            print(escaped(f"{path}: {where}{finding.problem}"))
-        bad = len({row.index for row in log.rows} & {finding.index for finding in findings})
-        wrong += len(findings)
-        total = len(log.rows)
-        whom = "their votes" if isinstance(log, Log) else "the plan of the run"
-        print(escaped(f"{path}: {total - bad} of {total} rows are consistent with {whom}"))
-        if family_alpha is not None and isinstance(log, Log) and not findings:
-            together = family_wise(log, family_alpha, images=family_images)
-            certified_table({"each": log, f"all together, {1 - family_alpha:g}": together}).show()
-    return 1 if wrong else 0
 
 
 def merge(
@@ -167,6 +297,7 @@ def merge(
     *runs: Annotated[Path, Parameter(name="RUN", required=True)],
     partial: bool = False,
     tsv: bool = False,
+    json: bool = False,
 ) -> None:
     """Join shards of certify, predict or attack into one log.
 
@@ -185,12 +316,15 @@ def merge(
         runs: Folders of the shards.
         partial: Accept missing shards and rows, and name them.
         tsv: Also write a TSV log with the columns of Cohen et al.
+        json: Print a JSON list of {log, rows}.
     """
     from art_denoised.evaluation import ATTACK, AttackLog, write_tsv
     from art_denoised.evaluation.attack_rows import unmade
     from art_denoised.evaluation.merge import merge
 
-    for path, log in merge(out, runs, partial=partial).items():
+    with waiting("joining the rows of all shards"):
+        merged = merge(out, runs, partial=partial)
+    for path, log in merged.items():
         _show_notices(path, log.notices)
         if isinstance(log, AttackLog):
             if unmade(log.checks):
@@ -200,7 +334,10 @@ def merge(
                 )
         elif tsv:
             write_tsv(log, path.with_suffix(".tsv"))
-        print(escaped(f"log: {path}, {len(log.rows)} rows"))
+        if not json:
+            print(escaped(f"log: {path}, {len(log.rows)} rows"))
+    if json:
+        print_json([{"log": str(path), "rows": len(log.rows)} for path, log in merged.items()])
 
 
 def _read(path: Path) -> Log:
@@ -216,15 +353,29 @@ def _show_notices(path: Path, notices: Sequence[str]) -> None:
         notice(f"{path}: {text}")
 
 
-def _read_all(paths: Sequence[Path]) -> dict[str, Log]:
+def _read_all(runs: Sequence[str]) -> dict[str, Log]:
+    """Return logs of certify by name."""
     from art_denoised.checks import InputError
+    from art_denoised.reports.report import named_paths
 
-    logs = {str(path): _read(path) for path in paths}
-    for name, log in logs.items():
+    logs: dict[str, Log] = {}
+    for name, paths in named_paths(runs).items():
+        if len(paths) > 1:
+            raise InputError(f"{len(paths)} logs are called {name}; give each its own name")
+        logs[name] = log = _read(paths[0])
         if log.kind != "certify":
-            raise InputError(f"{name} is a log of {log.kind}; give a log of certify, with radii")
+            raise InputError(f"{paths[0]} is a log of {log.kind}; give a log of certify")
     return logs
 
 
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, allow_nan=False))
+def _only_one(**forms: bool) -> None:
+    """Refuse two forms of one output."""
+    given = [f"--{name}" for name, wanted in forms.items() if wanted]
+    if given[1:]:
+        raise CycloptsError(msg=f"{given[0]} excludes {given[1]}; give one of them")
+
+
+def _print_markup(table: Table, *, latex: bool) -> None:
+    from art_denoised.reports import markup
+
+    print(markup.latex(table) if latex else markup.markdown(table))

@@ -3,6 +3,7 @@
 # No `from __future__ import annotations`: cyclopts reads the types of inherited fields in the
 # module of the subclass, which need not know their names.
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import CycloptsError, Parameter
@@ -18,7 +19,10 @@ from art_denoised.cli.options import (
     RunOptions,
     Widths,
     notice,
+    print_json,
 )
+from art_denoised.reports.terminal import escaped
+from art_denoised.runs.progress import waiting
 
 if TYPE_CHECKING:
     import torch
@@ -130,10 +134,14 @@ class TrainingOptions(DeviceOptions):
         return TrainingConfig(**options)
 
 
-def print_row(row: "EpochRow") -> None:
-    """Print the figures of an epoch."""
+def print_trained(what: str, path: Path, row: "EpochRow", *, json: bool) -> None:
+    """Print what was written, and the figures of its epoch."""
     figures = {"epoch": row.epoch, "loss": row.loss, **row.figures}
+    if json:
+        print_json({what.replace(" ", "_"): str(path), **figures})
+        return
     print(", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in figures.items()))
+    print(escaped(f"{what}: {path}"))
 
 
 @Parameter(name="*", group=MODEL)
@@ -285,9 +293,10 @@ def train_denoiser(
         raise InputError(f"{path} already exists; choose another folder", resume=True)
     if denoiser.surrogate and data.validation and denoiser.classifier is None:
         notice("without --classifier, the accuracy is that of the first surrogate")
-    objective = denoiser.load(device)
-    transform = next(map(eval_transform, objective.classifiers), None)
-    images = data.load(transform)
+    with waiting("loading the classifiers and the images"):
+        objective = denoiser.load(device)
+        transform = next(map(eval_transform, objective.classifiers), None)
+        images = data.load(transform)
     with seeded(training.seed, device):
         network = denoiser.build(len(images[0][0]))
     check_saveable(network)
@@ -301,8 +310,7 @@ def train_denoiser(
         **run.arguments,
     )
     save_denoiser(network.cpu(), path, sigma=objective.levels)
-    print_row(rows[-1])
-    print(f"denoiser: {path}")
+    print_trained("denoiser", path, rows[-1], json=run.json)
 
 
 def train_diffusion(
@@ -342,5 +350,4 @@ def train_diffusion(
         **run.arguments,
     )
     save_diffusion(model.cpu(), run.out)
-    print_row(rows[-1])
-    print(f"diffusion model: {run.out}")
+    print_trained("diffusion model", run.out, rows[-1], json=run.json)

@@ -16,7 +16,7 @@ from art_denoised.cli.train import (
     Schedule,
     TrainingOptions,
     ValidatedData,
-    print_row,
+    print_trained,
 )
 
 if TYPE_CHECKING:
@@ -206,8 +206,8 @@ def train_robust(
     path = run.out / "model.safetensors"
     note = {"model": classifier.model, **classifier.changes, "input_shape": shape}
     _save(model, path, {**note, "recipe": recipe.recipe})
-    print_row(max(rows, key=lambda row: row.figures["robust"]) if recipe.best else rows[-1])
-    print(f"model: {path}")
+    kept = max(rows, key=lambda row: row.figures["robust"]) if recipe.best else rows[-1]
+    print_trained("model", path, kept, json=run.json)
 
 
 def _save(model: nn.Module, path: Path, note: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,13 +88,20 @@ def digits(*, train: bool) -> ImageData:
         >>> len(digits(train=True)), len(digits(train=False))
         (1297, 500)
     """
-    from sklearn.datasets import load_digits
-
-    x, y = load_digits(return_X_y=True)
+    x, y = _digits()
     order = np.random.RandomState(0).permutation(len(x))  # numpy keeps this stream for ever
     order = order[500:] if train else order[:500]
     images = torch.from_numpy(x[order].reshape(-1, 1, 8, 8) / 16).float()
     return _Pairs(images, torch.from_numpy(y[order]))
+
+
+@cache  # scikit-learn reads them from text, which takes longer than all that we do with them
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Return all 1,797 digits, as rows of 64 grey values from 0 to 16, and their classes."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    return x, y
 
 
 def select(data: Sized, skip: int = 1, limit: int | None = None) -> Sequence[int]:

@@ -14,8 +14,9 @@ from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier, digits_denoiser
 from art_denoised.evaluation.certify import certify
 from art_denoised.evaluation.rows import write_tsv
-from art_denoised.reports.certified import certified_table
-from art_denoised.reports.plots import plot_certified
+from art_denoised.reports.certified import CertifiedTable, certified_table
+from art_denoised.reports.plots import Look, accuracy_figure, save_figure
+from art_denoised.reports.results import Model
 from art_denoised.smoothing.modules import DenoisedClassifier
 from art_denoised.smoothing.smoother import Smoother
 from art_denoised.smoothing.stops import FixedN
@@ -26,7 +27,7 @@ RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 def run_demo(
     out: Path | str, *, images: int = 200, n: int = 1000, seed: int = 0, resume: bool = False
-) -> str:
+) -> CertifiedTable:
     """Certify digits at two noise levels with and without the denoiser; print, log and plot.
 
     Args:
@@ -74,11 +75,12 @@ def run_demo(
                 )
             write_tsv(log, run / "certify.tsv")
             named[name] = log
-    table = str(certified_table(named, RADII))
+    table = certified_table(named, RADII)
     print(f"\n{table}\n")
-    (out / "table.txt").write_text(table + "\n", encoding="utf-8")
+    (out / "table.txt").write_text(f"{table}\n", encoding="utf-8")
     plot = out / "certified_accuracy.png"
-    plot_certified(named, plot, title="Handwritten digits, 8x8")
+    models = [Model(name, certified=log.rows) for name, log in named.items()]
+    save_figure(accuracy_figure(models, look=Look(title="Handwritten digits, 8x8")), plot)
     print(f"table: {out / 'table.txt'}\nplot:  {plot}\nlogs:  {out}/*/certify.jsonl and .tsv")
     return table
 

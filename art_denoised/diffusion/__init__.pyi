@@ -1,3 +1,5 @@
+from .cost import Cost as Cost
+from .cost import preview_cost as preview_cost
 from .edm import edm_diffusion as edm_diffusion
 from .folders import load_diffusion as load_diffusion
 from .folders import save_diffusion as save_diffusion
@@ -10,6 +12,7 @@ from .model import DiffusionModel as DiffusionModel
 from .model import NoisedDiffusion as NoisedDiffusion
 from .model import SelfTest as SelfTest
 from .model import self_test as self_test
+from .noise import LevelNoise as LevelNoise
 from .openai import openai_diffusion as openai_diffusion
 from .preconditioning import DDPM as DDPM
 from .preconditioning import EDM as EDM

@@ -23,7 +23,9 @@ from art_denoised.diffusion.preconditioning import DDPM, Preconditioning
 Weighting = Literal["edm", "vp_uniform", "elbo", "rdc_legacy"]
 Spacing = Literal["lognormal", "linear"]
 
-P_MEAN, P_STD, SIGMA_DATA = -1.2, 1.2, 0.5  # Karras et al. 2022, table 1
+P_MEAN, P_STD = -1.2, 1.2  # Karras et al. 2022, table 1
+SIGMA_DATA = 0.5
+"""Standard deviation of images in [-1, 1] that EDM assumes (Karras et al. 2022, table 1)."""
 
 
 @dataclass(frozen=True)

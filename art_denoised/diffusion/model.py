@@ -166,7 +166,7 @@ class NoisedDiffusion(DiffusionModel):
     this is the exact posterior noised diffusion classifier (EPNDC) of Chen et al., "Your Diffusion
     Model is Secretly a Certifiably Robust Classifier" (NeurIPS 2024, arXiv 2402.02316): its loss
     at a step from rho to rho' is (1 / rho^2 - 1 / rho'^2) / 2 times the squared error at rho'
-    (docs/rdc.md). An evaluation takes one call of the network, as on clean images.
+    (docs/tutorials/rdc.md). An evaluation takes one call of the network, as on clean images.
 
     Args:
         model: Diffusion model of clean images.

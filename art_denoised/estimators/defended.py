@@ -18,7 +18,7 @@ from art_denoised import checks
 from art_denoised.checks import InputError
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 
 def optimizer_like(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:

@@ -11,12 +11,12 @@ from torch import nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError
+from art_denoised.diffusion.cost import Cost, preview_cost
 from art_denoised.diffusion.levels import Levels
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.estimators.defended import DefendedClassifier
 from art_denoised.rdc.chen2024 import chen2024_settings
 from art_denoised.rdc.classifier import DiffusionClassifier
-from art_denoised.rdc.cost import Cost, preview_cost
 from art_denoised.rdc.likelihood import Form, FormName, Gradient, LikelihoodMaximization, named_form
 
 

@@ -198,7 +198,7 @@ class DenoisedSmoothing(DefendedClassifier, RandomizedSmoothingMixin):
     ) -> list[Certificate]:
         """Return what `certify` rests on: a `Certificate` for each image, with counts and seed.
 
-        ``noise`` may be "quantised" for 8-bit images (docs/certificates.md).
+        ``noise`` may be "quantised" for 8-bit images (docs/explanation/certificates.md).
         """
         stop = FixedN(n, n0=self.sample_size, alpha=self.alpha)
         smoother, images = self.smoother(batch_size, noise=noise), self._clean(x)
@@ -218,7 +218,8 @@ class DenoisedSmoothing(DefendedClassifier, RandomizedSmoothingMixin):
         """Return certified accuracy at each radius, from as few samples as that takes.
 
         Each image is sampled until every radius is proved or out of reach. Its certificate states
-        the largest radius that was proved, at the alpha of `certify` (docs/sequential.md).
+        the largest radius that was proved, at the alpha of `certify`
+        (docs/explanation/sequential.md).
 
         Args:
             x: Images (batch, channels, height, width) within ``clip_values``, at least one.

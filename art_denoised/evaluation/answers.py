@@ -123,6 +123,25 @@ class Answers:
         stage, samples = int(draw.stage), range(draw.start, draw.stop)
         return Counter(self._classes[index, stage, sample] for sample in samples)
 
+    def needed(
+        self, index: int, label: int, stop: FixedN | AtRadii, record: Mapping[str, Any]
+    ) -> int:
+        """Return the fewest queries that an image will still take."""
+        try:
+            simulate(stop.procedure(label, record), partial(self.votes, index))
+        except MissingError as missing:
+            # With labels the selection alone may show that the image is misclassified.
+            by_labels = isinstance(stop, AtRadii) and stop.labels is True
+            first = stop.bound.first
+            return max(
+                len(missing.samples), stop.n0 + (0 if by_labels else first) - self.held(index)
+            )
+        return 0
+
+    def held(self, index: int) -> int:
+        """Return the number of answers about an image."""
+        return sum(key[0] == index for key in self._classes)
+
     def check(self, index: int, x: Image, label: int) -> None:
         """Refuse an image or label that is not the one that the answers are about."""
         asked = self._asked.get(index)
@@ -204,7 +223,11 @@ class AnswerRun(Answers):
 
     def finished(self) -> list[int]:
         """Return the images whose certificates follow from the answers that are here."""
-        return [index for index, label in self.labels.items() if not self._needed(index, label)]
+        return [
+            index
+            for index, label in self.labels.items()
+            if not self.needed(index, label, self._stop, self._record)
+        ]
 
     def begin(self, index: int, x: Image, label: int) -> None:
         """Note the class of an image, and which one it is, before it is asked about."""
@@ -237,21 +260,8 @@ class AnswerRun(Answers):
         needed = 0
         for index, x, label in images:
             self.check(index, x, label)
-            needed += self._needed(index, label)
+            needed += self.needed(index, label, self._stop, self._record)
         self._box.budget.check(self._box.spent, needed)
-
-    def _needed(self, index: int, label: int) -> int:
-        """Return the fewest queries that an image will still take."""
-        stop = self._stop
-        try:
-            simulate(stop.procedure(label, self._record), partial(self.votes, index))
-        except MissingError as missing:
-            # With labels the selection alone may show that the image is misclassified.
-            by_labels = isinstance(stop, AtRadii) and stop.labels is True
-            first = stop.bound.first
-            held = sum(key[0] == index for key in self._classes)
-            return max(len(missing.samples), stop.n0 + (0 if by_labels else first) - held)
-        return 0
 
     def _append(self, row: Row) -> None:
         self._run.append([row])

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from art_denoised import checks
 from art_denoised.attacks.ascent import NORMS, distances, within
@@ -29,14 +28,15 @@ from art_denoised.evaluation.attack_rows import (
     CLEAN,
     AttackLog,
     AttackRow,
-    CheckRow,
     ImageRow,
     unmade,
 )
 from art_denoised.evaluation.target import LOOKED, Column, Target, columns
+from art_denoised.runs.crew import Place
 from art_denoised.runs.identity import describe, versions
 from art_denoised.runs.identity import identity as model_identity
 from art_denoised.runs.journal import Run
+from art_denoised.runs.progress import Progress, watched
 from art_denoised.types import Images, Labels, Smoothed
 
 _LIBRARIES = ("adversarial-robustness-toolbox", "torchattacks", "pyautoattack", "autoattack")
@@ -59,6 +59,7 @@ def evaluate(
     indices: Sequence[int] | None = None,
     pictures: int = 4,
     identity: Mapping[str, Any] | None = None,
+    workers: Place | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> AttackLog:
@@ -80,7 +81,7 @@ def evaluate(
         attacks: Callables ``attack(model, x, y) -> x_adv`` with ``eps`` and ``norm``, such as
             `PGD`, `AutoAttack`, `TorchAttack` and `ArtAttack`; or pairs of a name and an attack, or
             a mapping of names to attacks. An attack may be given with several eps. Optional
-            attributes are described in docs/attack.md.
+            attributes are described in docs/tutorials/attack.md.
         run: Folder for ``attack.jsonl``; None keeps no file.
         repeats: Number of later evaluations of each image, for randomised models.
         noise: "fixed" or "fresh" noise in all seeded parts; None leaves it as the model comes. An
@@ -101,6 +102,8 @@ def evaluate(
         identity: Further JSON values that must agree before a run is resumed, such as the names of
             model and data. The weights, structure and attributes of the model, images, labels,
             attacks and versions are always compared.
+        workers: Where batches are attacked: `Workers` or `Cluster`; None: this process. The rows
+            are those of one process, in the same order. The masking checks are made in this one.
         resume: Whether to continue the run in the folder, if there is one.
         progress: Whether to show a progress bar with the time left, on standard error.
 
@@ -135,7 +138,7 @@ def evaluate(
     target = Target(model, x, noise=noise, repeats=repeats, seed=seed, batch_size=batch_size)
     used = _usable(list(columns(attacks, target.gradients(gradients))), target)
     images.classes = target.classes
-    bar = partial(tqdm, desc="reading", unit="image", leave=False, delay=2, disable=not progress)
+    reading = partial(watched, what="reading", visible=progress)
     size = probes or masking.Probes()
     settings = {
         **(identity or {}),
@@ -143,25 +146,31 @@ def evaluate(
         **_smoothed(target.module),
         **({} if undefended is None else {"undefended_identity": model_identity(undefended)}),
         **target.settings,
-        **images.settings(bar),
+        **images.settings(reading),
         "seed": seed,
         "batch_size": batch_size,
         "attacks": attack_settings(used),
         "probes": asdict(size),
         "versions": versions(*_LIBRARIES),
+        **({"allow_mixed": True} if workers is not None and workers.allow_mixed else {}),
     }
-    work = _Work(target, used, images, seed, batch_size, frozenset(images.whole[:kept]))
+    work = Work(target, used, images, seed, batch_size, frozenset(images.whole[:kept]))
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory()) if run is None else run
         journal = stack.enter_context(Run(folder, ATTACK, settings, resume=resume))
         notices = [*journal.notices, *images.notices]
         for notice in notices:
-            tqdm.write(f"notice: {notice}", file=sys.stderr)
+            print(f"notice: {notice}", file=sys.stderr)
         stack.enter_context(target.as_asked())
-        work.attack(journal, progress)
+        if workers is None:
+            work.attack(journal, progress)
+        else:
+            from art_denoised.evaluation.spread import attack_elsewhere
+
+            attack_elsewhere(work, journal, workers, x, progress)
         if masking_checks and images.shard is None:
             work.check(journal, undefended, size, progress)
-        return AttackLog.of(journal.settings, journal.rows.values(), notices)
+        return AttackLog.of(journal.settings, journal.rows.values(), notices, journal.begun)
 
 
 def _smoothed(module: nn.Module) -> dict[str, Any]:
@@ -203,7 +212,7 @@ class _NoAttack:
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """The model, the attacks and the images of a run."""
 
     target: Target
@@ -218,26 +227,43 @@ class _Work:
 
         A batch whose pictures alone are missing is attacked again.
         """
+        with self.progress(run, visible) as progress:
+            self.target.tick = progress.tick
+            for column in (self.clean, *self.columns):
+                expected = getattr(column.attack, "nfe", None)
+                for block in self.missing(run, column):
+                    progress.begin(column.name, len(self.rows(run, column, block)), expected)
+                    self._attack(run, self.batch(run, column, block))
+                    expected = progress.nfe / len(block)
+                    progress.end(standing(run.rows.values(), column))
+
+    @property
+    def clean(self) -> Column:
+        """The column of images without attack."""
         norm = self.columns[0].attack.norm if self.columns else NORMS[0]
-        clean = Column(CLEAN, "none", _NoAttack(norm))
+        return Column(CLEAN, "none", _NoAttack(norm))
+
+    def progress(self, run: Run[Any], visible: bool) -> PassProgress:
+        """Return the bar of the rows."""
         total = len(self.images.indices) * (1 + len(self.columns))
         done = sum(isinstance(row, AttackRow) for row in run.rows.values())
-        with Progress(total, done, visible=visible) as progress:
-            self.target.tick = progress.tick
-            for column in (clean, *self.columns):
-                expected = getattr(column.attack, "nfe", None)
-                for first in range(0, len(self.images.indices), self.batch_size):
-                    block = self.images.indices[first : first + self.batch_size]
-                    rows = {("attack", column.key, index) for index in block} - run.rows.keys()
-                    last = {
-                        ("image", *column.key, index, _stages(column)[-1])
-                        for index in self.pictured.intersection(block)
-                    }
-                    if rows or last - run.rows.keys():
-                        progress.begin(column.name, len(rows), expected)
-                        self._attack(run, column, clean, block)
-                        expected = progress.nfe / len(block)
-                        progress.end()
+        return PassProgress("attack", total, done=done, visible=visible)
+
+    def missing(self, run: Run[Any], column: Column) -> Iterator[Sequence[int]]:
+        """Yield the batches of a column of which rows or pictures are missing."""
+        for first in range(0, len(self.images.indices), self.batch_size):
+            block = self.images.indices[first : first + self.batch_size]
+            last = {
+                ("image", *column.key, index, _stages(column)[-1])
+                for index in self.pictured.intersection(block)
+            }
+            if self.rows(run, column, block) or last - run.rows.keys():
+                yield block
+
+    def rows(self, run: Run[Any], column: Column, block: Sequence[int]) -> set[Hashable]:
+        """Return the rows of a batch that are missing."""
+        rows: set[Hashable] = {("attack", column.key, index) for index in block}
+        return rows - run.rows.keys()
 
     def check(
         self, run: Run[Any], undefended: nn.Module | None, probes: masking.Probes, visible: bool
@@ -251,7 +277,9 @@ class _Work:
         subject = masking.Subject(self.target, x, y, chosen, log.rows, used, undefended, probes)
         todo = unmade(log.checks)
         done = len(CHECKS) - len(todo)
-        with Progress(len(CHECKS), done, visible=visible, unit="check") as progress:
+        with PassProgress(
+            "masking checks", len(CHECKS), done=done, visible=visible, unit="check"
+        ) as progress:
             self.target.tick = progress.tick
             for name in todo:
                 progress.begin(name, 1, None)
@@ -261,30 +289,33 @@ class _Work:
                 if row != run.rows.get(row.key):
                     run.append([row])
 
-    def _attack(self, run: Run[Any], column: Column, clean: Column, block: Sequence[int]) -> None:
+    def _attack(self, run: Run[Any], batch: Batch) -> None:
         """Attack a batch. Its rows are on the disk before pictures are taken, which may fail."""
-        batch = Batch(column, block, *self._images(block), self._seed(column, block))
-        begin = time.perf_counter()
-        if column is clean:
-            found = unattacked(self.target, batch)
-        else:
-            known = [run.rows["attack", clean.key, index].clean for index in block]
-            found = attacked(self.target, batch, torch.tensor(known))
-        rows = rows_of(batch, found, time.perf_counter() - begin)
-        run.append(
-            [*(row for row in rows if row.key not in run.rows), *self._flags(run, column, found)]
-        )
+        rows, found = judged(self.target, batch)
+        self.keep(run, batch.column, rows, found.flags)
         run.append(pictures_of(self.target, batch, found.x_adv, self.pictured))
 
-    def _flags(self, run: Run[Any], column: Column, found: Found) -> list[CheckRow]:
-        """Return what AutoAttack says of the model, if it says more than on earlier batches."""
+    def batch(self, run: Run[Any], column: Column, block: Sequence[int]) -> Batch:
+        """Return a batch; that without attack was written before."""
+        x, y = self._images(block)
+        clean = None
+        if column.name != CLEAN:
+            known = [run.rows["attack", self.clean.key, index].clean for index in block]
+            clean = torch.tensor(known)
+        return Batch(column, block, x, y, self._seed(column, block), clean)
+
+    def keep(
+        self, run: Run[Any], column: Column, rows: Iterable[AttackRow], flags: Sequence[str]
+    ) -> None:
+        """Write the rows of a batch, and what AutoAttack says of the model if that is new."""
         name = masking.flags_name(column)
-        row = masking.autoattack_flags(name, found.flags, self.target.randomised)
+        row = masking.autoattack_flags(name, flags, self.target.randomised)
         known = run.rows[row.key].numbers["flags"] if row.key in run.rows else []
-        every = tuple(dict.fromkeys((*known, *found.flags)))
-        if len(every) == len(known):
-            return []
-        return [masking.autoattack_flags(name, every, self.target.randomised)]
+        every = tuple(dict.fromkeys((*known, *flags)))
+        said = []
+        if len(every) > len(known):
+            said.append(masking.autoattack_flags(name, every, self.target.randomised))
+        run.append([*(row for row in rows if row.key not in run.rows), *said])
 
     def _seed(self, column: Column, block: Sequence[int]) -> int:
         """Return the seed of one batch of one column, whatever ran before it."""
@@ -297,14 +328,26 @@ class _Work:
         return x.to(self.target.device), y.to(self.target.device)
 
 
+def standing(rows: Iterable[Any], column: Column) -> str:
+    """Return the share of the images of a column so far that are right, in words."""
+    counted = [
+        row.counted for row in rows if isinstance(row, AttackRow) and row.column == column.key
+    ]
+    return f"{sum(counted) / len(counted):.1%} right" if counted else ""
+
+
 class Batch(NamedTuple):
-    """Images that are attacked together in a column, with random numbers of their own."""
+    """Images that are attacked together in a column, with random numbers of their own.
+
+    ``clean`` says which are right without attack; None: they are not attacked.
+    """
 
     column: Column
     indices: Sequence[int]
     x: Images
     y: Labels
     seed: int
+    clean: Tensor | None
 
 
 class Found(NamedTuple):
@@ -320,6 +363,14 @@ class Found(NamedTuple):
     flags: tuple[str, ...] = ()
 
 
+def judged(target: Target, batch: Batch) -> tuple[list[AttackRow], Found]:
+    """Attack a batch, if it is attacked, and evaluate it."""
+    begin, asked = time.perf_counter(), target.queries
+    found = unattacked(target, batch) if batch.clean is None else attacked(target, batch)
+    spent = (time.perf_counter() - begin, target.queries - asked)
+    return rows_of(batch, found, *spent), found
+
+
 def unattacked(target: Target, batch: Batch) -> Found:
     """Evaluate images without attack."""
     if target.randomised:
@@ -329,8 +380,10 @@ def unattacked(target: Target, batch: Batch) -> Found:
     return Found(batch.x, right.any(0), right[0], right)
 
 
-def attacked(target: Target, batch: Batch, clean: Tensor) -> Found:
+def attacked(target: Target, batch: Batch) -> Found:
     """Attack those images that are right without attack, and evaluate them again."""
+    clean = batch.clean
+    assert clean is not None
     x_adv, counted = batch.x.clone(), torch.zeros(len(clean), dtype=torch.bool)
     right = torch.zeros(target.repeats, len(clean), dtype=torch.bool)
     if not bool(clean.any()):
@@ -375,11 +428,11 @@ def verified(column: Column, indices: Sequence[int], x: Images, x_adv: Any) -> I
     return x_adv
 
 
-def rows_of(batch: Batch, found: Found, seconds: float) -> list[AttackRow]:
-    """Return one row for each image; the time is divided over those that were attacked."""
+def rows_of(batch: Batch, found: Found, seconds: float, queries: int) -> list[AttackRow]:
+    """Return one row for each image; the cost is divided over those that were attacked."""
     attack, gradient, eps = batch.column.key
     norm, far = batch.column.attack.norm, distances(batch.x, found.x_adv)
-    each = round(seconds / max(int(found.clean.sum()), 1), 6)
+    each = [round(cost / max(int(found.clean.sum()), 1), 6) for cost in (seconds, queries)]
     tensors = (batch.y, found.clean, found.counted, found.right.T, far["linf"], far["l2"])
     outcomes = zip(batch.indices, *(tensor.tolist() for tensor in tensors), strict=True)
     return [
@@ -395,7 +448,7 @@ def rows_of(batch: Batch, found: Found, seconds: float) -> list[AttackRow]:
             tuple(fresh),
             linf,
             l2,
-            each if clean else 0.0,
+            *(each if clean else (0.0, 0.0)),
         )
         for index, label, clean, counted, fresh, linf, l2 in outcomes
     ]
@@ -408,8 +461,8 @@ def pictures_of(
     attack, gradient, eps = batch.column.key
     for i, index in enumerate(batch.indices):
         for stage in _stages(batch.column) if index in wanted else ():
-            x = x_adv[i : i + 1]
-            image = target.denoised(x) if stage.endswith("denoised") else x
+            x, inside = x_adv[i : i + 1], stage.endswith("denoised")
+            image = target.denoised(x) if inside else x
             if image is not None:
                 yield ImageRow.of(
                     image[0].detach().cpu(),
@@ -418,6 +471,7 @@ def pictures_of(
                     gradient=gradient,
                     eps=eps,
                     stage=stage,
+                    prediction=None if inside else target.predicted(x, batch.seed + 3),
                 )
 
 
@@ -426,51 +480,38 @@ def _stages(column: Column) -> tuple[str, ...]:
     return ("denoised", CLEAN) if column.name == CLEAN else ("attacked and denoised", "attacked")
 
 
-class Progress:
-    """A bar that moves with each forward pass, with the time left.
+class PassProgress(Progress):
+    """Progress that moves with each forward pass.
 
     Within a batch it shows the NFE (number of function evaluations: forward passes of one image)
-    and, if the number to expect is known, moves by the share of it that is done. ``done`` of
-    ``total`` units were done before; ``interval`` is the time between two refreshes in seconds.
+    and, if the number to expect is known, moves by the share of it that is done.
+
+    Attributes:
+        nfe: Number of function evaluations in this batch.
+        found: What was found so far, in words.
     """
 
-    def __init__(
-        self, total: int, done: int, *, visible: bool, unit: str = "image", interval: float = 0.5
-    ) -> None:
-        self.nfe = 0
-        self._bar = tqdm(total=total, initial=done, unit=unit, disable=not visible)
-        self._interval, self._shown = interval, 0.0
-        self._done, self._images, self._expected = float(done), 0, 0
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
+    nfe, found = 0, ""
+    _images, _expected, _before = 0, 0, 0.0
 
     def begin(self, name: str, images: int, expected: float | None) -> None:
         """Begin a batch of ``images``, each of which is expected to take ``expected`` NFE."""
-        self.nfe, self._images = 0, images
+        self.nfe, self._images, self._before = 0, images, self.n
         self._expected = round(images * (expected or 0))
-        self._bar.set_description(name, refresh=False)
-        self._show()
+        self.move(self.n, self._words, what=name)
 
     def tick(self, images: int) -> None:
         """Count a forward pass of ``images``."""
         self.nfe += images
-        if time.monotonic() - self._shown >= self._interval:
-            self._show()
-
-    def end(self) -> None:
-        """End the batch."""
-        self._done += self._images
-        self._images = 0
-        self._show()
-
-    def _show(self) -> None:
-        self._shown = time.monotonic()
         share = min(self.nfe / self._expected, 1.0) if self._expected else 0.0
-        self._bar.n = round(self._done + share * self._images, 1)
+        self.move(self._before + share * self._images)
+
+    def end(self, found: str = "") -> None:
+        """End the batch, with what was found so far."""
+        self.found = found
+        self.move(self._before + self._images)
+        self._images = 0
+
+    def _words(self) -> str:
         of = f" of {self._expected:,}" if self._expected else ""
-        self._bar.set_postfix_str(f"NFE {self.nfe:,}{of}", refresh=False)
-        self._bar.refresh()
+        return ", ".join(filter(None, [f"NFE {self.nfe:,}{of}", self.found]))

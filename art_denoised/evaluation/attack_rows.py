@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import numpy as np
 
 from art_denoised.runs.journal import Kind, Row, read_run
 
-CLEAN = "clean"  # the name of the attack that changes nothing
-CHECKS = (  # the masking checks, all of which a result needs, in the order they are made
+CLEAN = "clean"
+"""Name of the attack that changes nothing."""
+CHECKS = (
     "gradient-free attacks",
     "stronger attack",
     "zero gradients",
@@ -25,10 +26,11 @@ CHECKS = (  # the masking checks, all of which a result needs, in the order they
     "logits",
     "global seed",
 )
+"""Names of the masking checks, in the order they are made. A result needs all of them."""
 
 
 class AttackRow(Row, frozen=True, eq=False, tag_field="kind", tag="attack"):
-    """What one attack did to one image. Rows that differ in ``seconds`` alone are equal.
+    """What one attack did to one image. Rows that differ in their cost alone are equal.
 
     Every run holds a row of the attack "clean" for each image: eps is 0 and nothing is changed.
 
@@ -49,6 +51,8 @@ class AttackRow(Row, frozen=True, eq=False, tag_field="kind", tag="attack"):
         distance_linf: Largest change of a pixel; 0 where it was not attacked.
         distance_l2: Euclidean length of the change.
         seconds: Wall-clock time of the attack, divided over the images of its batch.
+        queries: Number of forward passes of the model for the image, in the attack and the later
+            evaluations, divided over the images of its batch; 0 in earlier logs.
     """
 
     index: int
@@ -63,6 +67,7 @@ class AttackRow(Row, frozen=True, eq=False, tag_field="kind", tag="attack"):
     distance_linf: float
     distance_l2: float
     seconds: float
+    queries: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.fresh:
@@ -98,7 +103,7 @@ class AttackRow(Row, frozen=True, eq=False, tag_field="kind", tag="attack"):
 
     @property
     def _untimed(self) -> tuple[Any, ...]:
-        return msgspec.structs.astuple(self)[:-1]
+        return msgspec.structs.astuple(self)[:-2]
 
 
 class CheckRow(Row, frozen=True, tag_field="kind", tag="check"):
@@ -137,6 +142,8 @@ class ImageRow(Row, frozen=True, tag_field="kind", tag="image"):
         stage: "clean", "attacked", "denoised" or "attacked and denoised".
         shape: (channels, height, width).
         pixels: Bytes, in base64 in the file.
+        prediction: Class that the model gave the image in one evaluation; None for pictures inside
+            the model and in earlier logs.
     """
 
     index: int
@@ -146,6 +153,7 @@ class ImageRow(Row, frozen=True, tag_field="kind", tag="image"):
     stage: str
     shape: tuple[int, int, int]
     pixels: bytes
+    prediction: int | None = None
 
     @property
     def key(self) -> Hashable:
@@ -158,13 +166,22 @@ class ImageRow(Row, frozen=True, tag_field="kind", tag="image"):
 
     @classmethod
     def of(
-        cls, image: Any, *, index: int, attack: str, gradient: str, eps: float, stage: str
+        cls,
+        image: Any,
+        *,
+        index: int,
+        attack: str,
+        gradient: str,
+        eps: float,
+        stage: str,
+        prediction: int | None = None,
     ) -> ImageRow:
         """Return the row of an image (channels, height, width) in [0, 1]."""
         array = np.asarray(image, dtype=np.float64)
         pixels = np.clip(np.rint(array * 255), 0, 255).astype(np.uint8).tobytes()
         channels, height, width = array.shape
-        return cls(index, attack, gradient, eps, stage, (channels, height, width), pixels)
+        shape = (channels, height, width)
+        return cls(index, attack, gradient, eps, stage, shape, pixels, prediction)
 
     @property
     def array(self) -> np.ndarray:
@@ -173,6 +190,7 @@ class ImageRow(Row, frozen=True, tag_field="kind", tag="image"):
 
 
 ATTACK: Kind[Any] = Kind("attack", AttackRow | CheckRow | ImageRow)
+"""Kind of the journal `attack.jsonl`."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +208,7 @@ class AttackLog:
         checks: Masking checks in the order they were made; empty before the run comes to them.
         images: Pictures of the first images.
         notices: Remarks for the user, such as what the reader had to repair.
+        begun: Time at which the log was begun, in UTC as ISO 8601; empty in earlier logs.
     """
 
     settings: Mapping[str, Any]
@@ -197,10 +216,15 @@ class AttackLog:
     checks: tuple[CheckRow, ...] = ()
     images: tuple[ImageRow, ...] = ()
     notices: tuple[str, ...] = ()
+    begun: str = field(default="", compare=False)
 
     @classmethod
     def of(
-        cls, settings: Mapping[str, Any], rows: Iterable[Any], notices: Iterable[str] = ()
+        cls,
+        settings: Mapping[str, Any],
+        rows: Iterable[Any],
+        notices: Iterable[str] = (),
+        begun: str = "",
     ) -> AttackLog:
         """Return the log that holds ``rows``, which may come in any order."""
         rows = list(rows)
@@ -212,6 +236,7 @@ class AttackLog:
             tuple(row for row in rows if isinstance(row, CheckRow)),
             tuple(row for row in rows if isinstance(row, ImageRow)),
             tuple(notices),
+            begun,
         )
 
     @property
@@ -262,4 +287,4 @@ def read_attack_log(path: Path | str) -> AttackLog:
         'logits differ'
     """
     contents = read_run(path, ATTACK)
-    return AttackLog.of(contents.settings, contents.rows.values(), contents.notices)
+    return AttackLog.of(contents.settings, contents.rows.values(), contents.notices, contents.begun)

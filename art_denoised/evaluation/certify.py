@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from art_denoised import checks
 from art_denoised.checks import InputError
@@ -24,6 +23,8 @@ from art_denoised.evaluation.rows import CERTIFY, PREDICT, CertifyRow, Log
 from art_denoised.runs.identity import identity as identity_of
 from art_denoised.runs.identity import versions
 from art_denoised.runs.journal import Kind, Run, read_run
+from art_denoised.runs.progress import Progress, waiting, watched
+from art_denoised.smoothing.dispatch import Dispatcher
 from art_denoised.smoothing.queries import QueryOnly
 from art_denoised.smoothing.smoother import Smoother
 from art_denoised.smoothing.statistics import Certificate, top_class
@@ -31,6 +32,7 @@ from art_denoised.smoothing.stops import FIRST_TURN, Anytime, AtRadii, FixedN, S
 from art_denoised.smoothing.voters import Task, Voter, drive
 
 _FIRST_LOOK_IMAGES = 32
+_SHOWN_RADII = 3  # beside the bar
 
 
 def certify(
@@ -148,9 +150,9 @@ def _sample(
     progress: bool,
 ) -> Log:
     """Check images and model, open the log, sample what is missing in it, and return it."""
-    bar = partial(tqdm, unit="image", disable=not progress, dynamic_ncols=True)
-    reading = partial(bar, desc="reading", delay=2, leave=False)
-    images = choose(smoother, data, indices)
+    reading = partial(watched, what="reading", visible=progress)
+    with waiting("trying the classifier on the first image", visible=progress):
+        images = choose(smoother, data, indices)
     of_images = images.settings(reading)
     with ExitStack() as stack:
         ledger: AnswerRun | None = None
@@ -175,16 +177,17 @@ def _sample(
             **_passes(smoother, images),
             "seed": smoother.seed,
             "versions": versions(),
+            **({"allow_mixed": True} if getattr(smoother.workers, "allow_mixed", False) else {}),
         }
         run: Run[Any] = stack.enter_context(Run(folder, kind, settings, resume=resume))
         for notice in (*run.notices, *images.notices):
-            tqdm.write(f"notice: {notice}", file=sys.stderr)
+            print(f"notice: {notice}", file=sys.stderr)
         voter = stack.enter_context(closing(smoother.voter(ledger)))
         if ledger is not None:
             for image in images:
                 ledger.begin(*image)
-        _write(run, smoother, images, stop, voter, bar)
-        return Log.of(kind, run.settings, run.rows)
+        _write(run, smoother, images, stop, voter, progress)
+        return Log.of(kind, run.settings, run.rows, begun=run.begun)
 
 
 def _passes(smoother: Smoother, images: Chosen) -> dict[str, Any]:
@@ -210,24 +213,47 @@ def _write(
     images: Chosen,
     stop: Stop[Any],
     voter: Voter,
-    bar: partial[tqdm[Any]],
+    visible: bool,
 ) -> None:
     """Write the rows that are missing; under `Anytime` in turns, until the time is up."""
     seconds = stop.seconds if isinstance(stop, Anytime) else None
     end = None if seconds is None else time.monotonic() + seconds
-    scale: dict[str, Any] = {"initial": len(run.rows), "total": len(images)}
-    if isinstance(stop, Anytime):
-        scale = {"unit": "row"}
-    with bar(desc=run.kind.name, **scale) as shown:
+    scale: dict[str, Any] = {"total": len(images), "done": len(run.rows)}
+    if isinstance(stop, Anytime):  # an image has a row in each turn
+        scale = {"total": None, "unit": "row"}
+
+    def note() -> str:
+        where = voter.note() if isinstance(voter, Dispatcher) else ""
+        return ", ".join(filter(None, [where, _note(run.rows, stop, smoother)]))
+
+    with Progress(run.kind.name, visible=visible, **scale) as shown:
         for turn, todo in _turns(stop, images.indices, run.rows):
             if isinstance(turn, Anytime):
-                shown.set_postfix_str(f"{turn.n:,} samples an image")
+                shown.move(shown.n, what=f"{run.kind.name}, {turn.n:,} samples an image")
             earlier = {i: run.rows[i].certificate for i in todo if i in run.rows}
             for found in answers(smoother, images, turn, todo, voter, earlier=earlier, until=end):
                 run.append([run.kind.row.of(*found)])
-                shown.update()
+                shown.update(note=note)
             if end is not None and time.monotonic() >= end:
                 return
+
+
+def _note(rows: Mapping[Any, Any], stop: Stop[Any], smoother: Smoother) -> str:
+    """Return what was found so far: certified accuracy at some radii, or accuracy."""
+    found, words = list(rows.values()), []
+    if not found:
+        return ""
+    if isinstance(stop, Voting):
+        words.append(f"{sum(row.correct for row in found) / len(found):.1%} correct")
+    else:
+        radii = stop.radii if isinstance(stop, AtRadii) else (0.0, float(smoother.sigma))
+        for radius in radii[:_SHOWN_RADII]:
+            held = sum(row.correct and row.radius >= radius for row in found)
+            words.append(f"{held / len(found):.1%} at r={radius:g}")
+        words[0] = f"certified {words[0]}"
+    if isinstance(smoother.base, QueryOnly):
+        words.append(f"{smoother.base.spent:,} queries")
+    return ", ".join(words)
 
 
 def _turns(
@@ -280,7 +306,7 @@ def answers(
                 failure.append(error)
                 return
             record, held = smoother.record(x.shape), (earlier or {}).get(index)
-            yield Task(index, x, stop.procedure(labels[index], record, held))
+            yield Task(index, x, stop.procedure(labels[index], record, held), stop.looks)
 
     last = time.perf_counter()
     for index, answer in drive(tasks(), voter, until=until):

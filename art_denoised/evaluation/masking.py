@@ -7,7 +7,7 @@ Each check counts images among a few. It fails if, at confidence 99 %, the share
 speak against the result exceeds its tolerance. For a randomised model, an image is broken by one
 attack and not by another only if it is right in at most a quarter of its evaluations under the one
 and in at least three quarters under the other: smaller differences are chance.
-docs/attack.md says what to do about a failed check.
+docs/tutorials/attack.md says what to do about a failed check.
 """
 
 from __future__ import annotations

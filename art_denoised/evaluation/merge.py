@@ -164,8 +164,8 @@ class _Whole:
             run.append(self._rows())
             notices += self.gaps
             if self.kind is ATTACK:
-                return AttackLog.of(run.settings, run.rows.values(), notices)
-            return Log.of(self.kind, run.settings, run.rows, tuple(notices))
+                return AttackLog.of(run.settings, run.rows.values(), notices, run.begun)
+            return Log.of(self.kind, run.settings, run.rows, tuple(notices), run.begun)
 
     def _rows(self) -> Iterator[Any]:
         rows = {k: row for p in self._parts.values() for k, row in p.contents.rows.items()}

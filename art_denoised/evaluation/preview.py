@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,10 +14,23 @@ import numpy as np
 from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.data.images import ImageData
+from art_denoised.evaluation.answers import ANSWERS, Answers
 from art_denoised.evaluation.certify import answers, choose
+from art_denoised.models.cost import forward_cost, in_words
+from art_denoised.runs.journal import read_run
+from art_denoised.smoothing.blackbox import Budget
 from art_denoised.smoothing.queries import QueryOnly
 from art_denoised.smoothing.smoother import Smoother
-from art_denoised.smoothing.stops import AtRadii, Counts, Draw, FixedN, Procedure, Stage, simulate
+from art_denoised.smoothing.stops import (
+    AtRadii,
+    Counts,
+    Draw,
+    FixedN,
+    Procedure,
+    Stage,
+    Voting,
+    simulate,
+)
 
 _SIMULATIONS = 4  # for each pilot image
 _PILOT_SAMPLES = 100
@@ -34,6 +48,8 @@ class Preview:
         fixed: Number of samples if none were saved by stopping early.
         seconds: Expected time at the pilot's speed.
         cost: Expected cost, in the unit of the cost of a sample.
+        flop: Floating-point operations for these samples.
+        memory: Estimate of the bytes held at once, with the batch size of the smoother.
     """
 
     images: int
@@ -43,36 +59,41 @@ class Preview:
     fixed: int
     seconds: float
     cost: float
+    flop: float = 0.0
+    memory: int = 0
 
     def __str__(self) -> str:
         """Return it in words, for the terminal."""
         ratio = self.fixed / self.samples
         saving = f", {ratio:.1f}x fewer than without early stopping"
-        words = (
-            f"{self.images} images: about {self.samples:,.0f} samples "
-            f"({self.low:,.0f} to {self.high:,.0f}{saving if ratio > 1 else ''}), "
-            f"{_duration(self.seconds)}"
-        )
-        return words + (f", cost {self.cost:,.2f}" if self.cost else "")
+        samples = f"{self.fixed:,} samples"
+        if self.low < self.high or ratio > 1:
+            samples = (
+                f"about {self.samples:,.0f} samples "
+                f"({self.low:,.0f} to {self.high:,.0f}{saving if ratio > 1 else ''})"
+            )
+        words = f"{self.images} images: {samples}, {duration(self.seconds)}"
+        words += f", cost {self.cost:,.2f}" if self.cost else ""
+        return words + machine(self.flop, self.memory)
 
 
 def preview(
     smoother: Smoother,
     data: ImageData,
-    stop: FixedN | AtRadii,
+    stop: FixedN | AtRadii | Voting,
     *,
     indices: Sequence[int] | None = None,
     pilot: int = 16,
     cost_per_sample: float = 0.0,
 ) -> Preview:
-    """Estimate samples, time and cost of `certify` before it is begun.
+    """Estimate samples, operations, memory and time of `certify` or `predict` beforehand.
 
     A few images, evenly spaced, are sampled a little, from a noise stream of its own: none of the
     samples, nor any choice made from them, enters a certificate. The stop rule's own procedure is
     then simulated on class probabilities drawn from what the pilot leaves possible.
 
     Args:
-        smoother: What will be certified.
+        smoother: What will be certified, or predict.
         data: Pairs of an image and its class.
         stop: When an image is done. `Anytime` has no cost of its own.
         indices: Indices of the images; None: all.
@@ -90,10 +111,10 @@ def preview(
         >>> cost.images, cost.samples < 500 * 10_100, cost.fixed
         (500, True, 5050000)
     """
-    if not isinstance(stop, (FixedN, AtRadii)):
-        raise InputError(f"stop is {stop!r}; a preview needs FixedN or AtRadii")
-    if isinstance(smoother.base, QueryOnly):
-        raise InputError("a preview would pay for its pilot; multiply n by the price of a query")
+    if not isinstance(stop, (FixedN, AtRadii, Voting)):
+        raise InputError(f"stop is {stop!r}; a preview needs FixedN, AtRadii or Voting")
+    if smoother.network is None:
+        raise InputError("the pilot of a preview would be paid; give preview_queries")
     if not 0 <= cost_per_sample < float("inf"):
         raise InputError(f"cost_per_sample is {cost_per_sample}; give a number >= 0")
     images = choose(smoother, data, indices)
@@ -115,7 +136,10 @@ def preview(
     means = np.reshape(needed, (pilot, _SIMULATIONS)).mean(1)
     mean = float(means.mean())
     half = 1.96 * float(means.std(ddof=1)) / pilot**0.5 if pilot > 1 else mean
-    total, fixed = len(images) * mean, len(images) * (stop.n0 + stop.n)
+    n0 = 0 if isinstance(stop, Voting) else stop.n0
+    total, fixed = len(images) * mean, len(images) * (n0 + stop.n)
+    x, _ = images[chosen[0]]
+    one = forward_cost(smoother.network, smoother.prepare(x[None]))
     return Preview(
         images=len(images),
         samples=total,
@@ -124,6 +148,106 @@ def preview(
         fixed=fixed,
         seconds=total / samples_a_second,
         cost=total * cost_per_sample,
+        flop=total * one.flop,
+        memory=one.memory(smoother.batch_size),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class QueryPreview:
+    """The expected cost of certifying a classifier that is paid by the query.
+
+    Attributes:
+        images: Number of images of the run.
+        fewest: Smallest number of queries that are still to be sent, if none fails.
+        most: Largest number.
+        answered: Number of queries that the journal of the run answers already.
+        cost: Cost of ``most`` queries.
+        seconds: Time of ``most`` queries, if each takes a second.
+        limit: Number of queries that the budget still allows, infinite without one.
+    """
+
+    images: int
+    fewest: int
+    most: int
+    answered: int
+    cost: float
+    seconds: float
+    limit: float
+
+    def __str__(self) -> str:
+        """Return it in words, for the terminal."""
+        images = "1 image" if self.images == 1 else f"{self.images:,} images"
+        number = f"{self.most:,}"
+        if self.fewest < self.most:
+            number = f"{self.fewest:,} to {number}"
+        words = f"{images}: {number} queries"
+        words += f", cost {self.cost:,.2f} at most" if self.cost else ""
+        words += f", {duration(self.seconds)} at a second a query"
+        words += f", {self.answered:,} already answered" if self.answered else ""
+        if self.limit < self.most:
+            words += f"; the budget allows {max(self.limit, 0):,.0f}"
+        return words
+
+
+def preview_queries(
+    smoother: Smoother,
+    data: ImageData,
+    stop: FixedN | AtRadii,
+    *,
+    run: Path | str | None = None,
+    indices: Sequence[int] | None = None,
+) -> QueryPreview:
+    """Return what `certify` of a query-only classifier will cost. It sends no query.
+
+    Args:
+        smoother: A smoother of a `BlackBox`.
+        data: Pairs of an image and its class.
+        stop: When an image is done.
+        run: Folder of a run to continue, whose answers are not paid for again.
+        indices: Indices of the images; None: all.
+
+    Raises:
+        InputError: The base is not query-only, there are no images, or the journal is damaged.
+
+    Example:
+        >>> from art_denoised.data import load_data
+        >>> from art_denoised.smoothing import BlackBox, Budget
+        >>> price = Budget(cost=1.0, cost_per_query=0.0015)
+        >>> names = ["zero", "one", "two"]
+        >>> box = BlackBox(lambda images: ["two"] * len(images), names, budget=price)
+        >>> smoother = Smoother(box, sigma=0.25)
+        >>> print(preview_queries(smoother, load_data("digits"), FixedN(100, n0=20), indices=[0]))
+        1 image: 120 queries, cost 0.18 at most, 30 seconds at a second a query
+    """
+    if not isinstance(smoother.base, QueryOnly):
+        raise InputError("the base is not query-only; give preview")
+    base: Any = smoother.base
+    if not isinstance(stop, (FixedN, AtRadii)):
+        raise InputError(f"stop is {stop!r}; a query-only base takes FixedN or AtRadii")
+    images = choose(smoother, data, indices)
+    if not len(images):
+        raise InputError("there are no images; give at least one")
+    rows: Iterable[Any] = ()
+    if run is not None and Path(run, f"{ANSWERS.name}.jsonl").exists():
+        rows = read_run(run, ANSWERS).rows.values()
+    journal = Answers(base.words, rows)
+    record = smoother.record(images.shape or (1, 1, 1))
+    fewest = most = answered = 0
+    for index, x, label in images:
+        journal.check(index, x, label)
+        held, needed = journal.held(index), journal.needed(index, label, stop, record)
+        answered, fewest = answered + held, fewest + needed
+        most += stop.n0 + stop.n - held if needed else 0
+    budget = getattr(base, "budget", Budget())
+    return QueryPreview(
+        images=len(images),
+        fewest=fewest,
+        most=most,
+        answered=answered,
+        cost=most * budget.cost_per_query,
+        seconds=most / (base.workers * base.batch_size),
+        limit=budget.limit - max(base.spent, journal.spent),
     )
 
 
@@ -131,6 +255,7 @@ class _Pilot:
     """A stop rule that ends after a few samples, with all that is known of an image."""
 
     settings: ClassVar[dict[str, Any]] = {}
+    looks: ClassVar[Sequence[int]] = ()
 
     def procedure(
         self, label: int | None, record: Mapping[str, Any], earlier: object = None
@@ -152,7 +277,13 @@ def _votes(counts: Counts, rng: np.random.Generator) -> Callable[[Draw], Counts]
     return votes
 
 
-def _duration(seconds: float) -> str:
+def machine(flop: float, memory: int) -> str:
+    """Return operations and memory in words."""
+    return f", {in_words(flop)}, about {memory / 2**20:,.0f} MiB at once" if flop else ""
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words."""
     for unit, size in (("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"

@@ -7,7 +7,7 @@ import datetime
 import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -208,7 +208,9 @@ def _upgrade(record: dict[str, Any]) -> dict[str, Any]:
 
 
 CERTIFY: Kind[Any] = Kind("certify", CertifyRow, _upgrade)
+"""Kind of the journal `certify.jsonl`."""
 PREDICT: Kind[Any] = Kind("predict", PredictRow, _upgrade)
+"""Kind of the journal `predict.jsonl`."""
 
 
 @dataclass(frozen=True)
@@ -220,12 +222,14 @@ class Log:
         settings: Settings of the run; None for a TSV.
         rows: By index; those of a TSV in the order of the file.
         notices: What the reader had to repair or recompute, for the user to see.
+        begun: Time at which the log was begun, in UTC as ISO 8601; empty in TSV and earlier logs.
     """
 
     kind: str
     settings: Mapping[str, Any] | None
     rows: tuple[Any, ...]
     notices: tuple[str, ...] = ()
+    begun: str = field(default="", compare=False)
 
     @classmethod
     def of(
@@ -234,9 +238,11 @@ class Log:
         settings: Mapping[str, Any],
         rows: Mapping[Any, LabelledRow],
         notices: tuple[str, ...] = (),
+        begun: str = "",
     ) -> Log:
         """Return the log that holds these rows, by index."""
-        return cls(kind.name, dict(settings), tuple(rows[i] for i in sorted(rows)), notices)
+        ordered = tuple(rows[index] for index in sorted(rows))
+        return cls(kind.name, dict(settings), ordered, notices, begun)
 
 
 def read_log(path: Path | str) -> Log:
@@ -274,7 +280,7 @@ def read_log(path: Path | str) -> Log:
                 f"{' '.join(HEADERS['certify'].split())!r}"
             )
     contents = read_run(path, CERTIFY, PREDICT)
-    return Log.of(contents.kind, contents.settings, contents.rows, contents.notices)
+    return Log.of(contents.kind, contents.settings, contents.rows, contents.notices, contents.begun)
 
 
 def write_tsv(log: Log, path: Path | str) -> None:

@@ -38,7 +38,8 @@ class Target:
     (1 - p)^16 or so; `steady` may find it later.
 
     The model gets copies of the images, so that it may write into its input. ``tick`` is called
-    with the number of images after each forward pass, for progress bars.
+    with the number of images after each forward pass, for progress bars. ``choices`` are the
+    arguments that make an equal target of an equal model.
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class Target:
                 "evaluation takes images in [0, 1], so put the scaling into its preprocessing"
             )
         self.tick: Callable[[int], object] = lambda images: None
+        self.queries = 0  # forward passes of one image so far
         checks.eval_mode(self.module)
         parts = list(self.module.modules())
         self._seeded: list[Any] = [part for part in parts if _has_seed(part)]
         self._modes: list[Any] = [part for part in parts if _has_modes(part)]
         self._purifier = next((part for part in parts if isinstance(part, Purifies)), None)
         self._noise, self._seed = _checked_noise(noise, bool(self._seeded)), seed
+        self.choices = {"noise": noise, "repeats": repeats, "seed": seed, "batch_size": batch_size}
         self.device = checks.model_device(self.module)
         x = x[:LOOKED].to(self.device)
         self.classes = 0  # not known yet
@@ -121,6 +124,7 @@ class Target:
                     f"the model returned shape {shape} for {batch} images; at first it returned "
                     f"{self.classes} logits for each"
                 )
+            self.queries += batch
             self.tick(batch)
             return output
 
@@ -171,6 +175,12 @@ class Target:
         with self.session(seed):
             answers = [self.logits(x).argmax(1) == y for _ in range(repeats or self.repeats)]
         return torch.stack(answers).cpu()
+
+    @torch.no_grad()
+    def predicted(self, x: Images, seed: int) -> int:
+        """Return the class of one image, (1, ...), in one evaluation."""
+        with self.session(seed):
+            return int(self.logits(x).argmax(1))
 
     @torch.no_grad()
     def steady(self, x: Images, y: Labels, seed: int, indices: Sequence[int]) -> Tensor:

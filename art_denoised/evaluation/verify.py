@@ -58,7 +58,7 @@ def verify(log: Log | AttackLog) -> list[Finding]:
     label, p_lower, p-value and radius follow. Of an attack it is checked that the settings plan it,
     that its images lie in the ball, and that the rows of an image agree. Images and labels must be
     those of the header. It cannot be checked that the votes or the outcomes are those of the
-    network (docs/logs.md).
+    network (docs/reference/logs.md).
 
     Args:
         log: Log as `read_log` or `read_attack_log` returns it.

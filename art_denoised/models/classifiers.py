@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from art_denoised import checks
 from art_denoised.checks import InputError, one_line
@@ -165,6 +166,14 @@ def eval_transform(model: nn.Module) -> EvalTransform | None:
     """Return the transform of the classifier in a model, behind whatever defends it."""
     found = (getattr(part, "transform", None) for part in model.modules())
     return next((one for one in found if isinstance(one, EvalTransform)), None)
+
+
+def to_input_size(classifier: object, x: Images) -> Images:
+    """Resize images of another size than the ``input_size`` of a classifier, where it has one."""
+    size = getattr(classifier, "input_size", None)
+    if size is None or x.shape[-2:] == torch.Size(size):
+        return x
+    return F.interpolate(x, size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def image_size(denoiser: nn.Module | None) -> int | None:

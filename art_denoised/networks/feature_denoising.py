@@ -24,6 +24,7 @@ Operation = Literal[
     "median",
     "none",
 ]
+"""Names of the denoising operations."""
 
 
 class _Kind(NamedTuple):

@@ -44,7 +44,7 @@ def add_feature_denoising(
 
     A residual block is a module with a convolution in it whose forward adds two things that both
     come from its input; of nested ones the outermost counts. A stage is a run of residual blocks,
-    in the order of their calls, whose outputs have one shape (docs/surgery.md).
+    in the order of their calls, whose outputs have one shape (docs/how-to/change-a-network.md).
 
     Args:
         model: Any network. Its mode, device and dtype are kept.

@@ -3,9 +3,6 @@ from .anytime import disagreement as disagreement
 from .anytime import predict_anytime as predict_anytime
 from .chen2024 import chen2024 as chen2024
 from .classifier import DiffusionClassifier as DiffusionClassifier
-from .classifier import LevelNoise as LevelNoise
-from .cost import Cost as Cost
-from .cost import preview_cost as preview_cost
 from .likelihood import RDC as RDC
 from .likelihood import Adam as Adam
 from .likelihood import LikelihoodMaximization as LikelihoodMaximization

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from art_denoised import checks
-from art_denoised.rdc.classifier import DiffusionClassifier, LevelNoise, refuse_infinite
+from art_denoised.diffusion.noise import LevelNoise
+from art_denoised.rdc.classifier import DiffusionClassifier
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels
@@ -100,7 +101,7 @@ def predict_anytime(
                 image, label = part.unbind(1)
                 at = (image, torch.full_like(image, level), label)
                 losses[image, label, position] = classifier.errors(x[image], at, noise).double()
-        refuse_infinite(losses)
+        checks.finite_answer(losses)
         spent += len(rows) * len(chunk)
         seen = start + len(chunk)
         done[racing] = seen

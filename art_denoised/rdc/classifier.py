@@ -2,80 +2,27 @@
 
 from __future__ import annotations
 
-import secrets
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from art_denoised import checks
 from art_denoised.checks import InputError
+from art_denoised.diffusion.cost import Part, flop
 from art_denoised.diffusion.levels import Levels, noise_levels
 from art_denoised.diffusion.model import DiffusionModel
+from art_denoised.diffusion.noise import LevelNoise
+from art_denoised.models.cost import saved, weights
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Logits
 
 At = tuple[Tensor, Tensor, Tensor]  # image, level and class of each row, on the host
 _MOST_NOISE = 8.0  # standard deviations that noise in an image may reach
-
-
-class LevelNoise:
-    """Standard normal noise for each (image, level), the same in a forward pass and its gradient.
-
-    With a seed, all images share the noise of a level: the result for an image is then a
-    deterministic function of its pixels, whatever its batch. Without one, every image of every call
-    has its own noise, so copies of an image in a batch (EOT) see independent noise. The global
-    random state is neither read nor changed.
-
-    Args:
-        seed: Seed of the noise; None: fresh noise.
-        stream: Name of the user of the seed; other streams of a seed are independent.
-
-    Example:
-        >>> x = torch.zeros(2, 1, 8, 8)
-        >>> noise = LevelNoise(0)
-        >>> a = noise(x, [0, 1], [3, 3])
-        >>> torch.equal(a[0], a[1]), torch.equal(LevelNoise(None)(x, [0, 1], [3, 3])[0], a[0])
-        (True, False)
-    """
-
-    def __init__(self, seed: int | None, *, stream: tuple[int, ...] = ()) -> None:
-        self._stream, self._shared = stream, seed is not None
-        self._seed = secrets.randbits(63) if seed is None else seed
-        self._drawn: dict[tuple[int, ...], Tensor] = {}
-
-    def __call__(self, x: Images, images: Sequence[int], levels: Sequence[int]) -> Images:
-        """Return noise of shape (rows, ...) for rows of (image, level).
-
-        Args:
-            x: Any batch of such images: shape, type and device.
-            images: Index of the image of each row, on the host.
-            levels: Index of the level of each row, on the host.
-        """
-        pairs, rows = np.unique(np.stack([images, levels], 1), axis=0, return_inverse=True)
-        if self._shared:
-            pairs[:, 0] = 0
-        elif len(pairs):  # rows of an image follow each other: forget those before
-            first = pairs[0, 0]
-            self._drawn = {k: v for k, v in self._drawn.items() if k[0] >= first - 1}
-        drawn = torch.stack([self._of(x, image, level) for image, level in pairs.tolist()])
-        return drawn[torch.from_numpy(rows.reshape(-1)).to(x.device, non_blocking=True)]
-
-    def _of(self, x: Images, *key: int) -> Tensor:
-        if key not in self._drawn:
-            self._drawn[key] = self._draw(key, x)
-        return self._drawn[key]
-
-    def _draw(self, key: tuple[int, ...], x: Images) -> Tensor:
-        generator = torch.Generator(x.device)
-        sequence = np.random.SeedSequence(self._seed, spawn_key=(*self._stream, *key))
-        # 63 bits: the generator of a GPU takes no more.
-        generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
-        return torch.randn(x.shape[1:], generator=generator, device=x.device, dtype=x.dtype)
 
 
 class DiffusionClassifier(nn.Module):
@@ -101,7 +48,8 @@ class DiffusionClassifier(nn.Module):
         prior: Probabilities p(y) of the classes; None: uniform.
         temperature: Divisor of the likelihood term; 1 is Bayes' rule if the loss were an exact
             bound. It changes no prediction. But an attack on cross-entropy gets weaker the further
-            it is off, which flatters the defence: use `fit_temperature` first (docs/rdc.md).
+            it is off, which flatters the defence: use `fit_temperature` first
+            (docs/tutorials/rdc.md).
         max_batch: Number of network evaluations at once.
         bf16: Whether the network is autocast to bfloat16.
         recompute: Whether the backward pass evaluates the network again. False: the forward pass
@@ -171,7 +119,7 @@ class DiffusionClassifier(nn.Module):
         losses: Tensor = (
             self._train_losses(x, noise) if self.training else _Losses.apply(x, self, noise, along)
         )
-        refuse_infinite(losses)
+        checks.finite_answer(losses)
         return self.log_prior.to(losses) - losses / self.temperature
 
     def checked(self, x: Images) -> Images:
@@ -181,6 +129,20 @@ class DiffusionClassifier(nn.Module):
     def nfe(self, images: int = 1) -> int:
         """Return the number of network evaluations (NFE) of a prediction."""
         return images * self.classes * len(self.levels.sigmas)
+
+    def part(self, x: Images, images: int, batch: int) -> Part:
+        """Return the cost on so many images; ``x`` is one of them (`preview_cost`)."""
+        nfe = self.nfe(images)
+
+        def evaluate(x: Images) -> Tensor:
+            zero = torch.zeros(1, dtype=torch.long)
+            return self.errors(x, (zero, zero, zero), LevelNoise(0))
+
+        forward, both = flop(evaluate, x)
+        kept = saved(lambda: evaluate(x.detach().requires_grad_()), self)
+        gradient = both + forward if self.recompute else both
+        memory = weights(self) + kept * min(self.max_batch, nfe)
+        return Part(nfe, forward * nfe, gradient * nfe, memory)
 
     @torch.no_grad()
     def fit_temperature(self, x: Images, y: Labels) -> float:
@@ -212,6 +174,27 @@ class DiffusionClassifier(nn.Module):
             )
         self.temperature = fitted
         return fitted
+
+    @torch.no_grad()
+    def level_losses(self, x: Images) -> Tensor:
+        """Return w_l ||D - x||^2 of each level and class, before the temperature.
+
+        Args:
+            x: Images in [0, 1], of shape (batch, channels, height, width).
+
+        Returns:
+            Losses of shape (batch, levels, classes); a class is the likelier the lower their sum.
+
+        Raises:
+            InputError: The images leave [0, 1], or the network's answer is not finite.
+        """
+        x, noise = self.checked(x), LevelNoise(self.seed)
+        shape = (len(x), len(self.levels.sigmas), self.classes)
+        rows = torch.arange(math.prod(shape))
+        parts = [self.errors(x[at[0]], at, noise) for at in self.chunks(rows)]
+        losses = torch.cat(parts).reshape(shape) if parts else x.new_zeros(shape)
+        checks.finite_answer(losses)
+        return losses
 
     def errors(self, rows: Images, at: At, noise: LevelNoise) -> Tensor:
         """Return w_l ||D - x||^2 of rows of images, before the temperature, differentiable."""
@@ -280,7 +263,7 @@ class _Losses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
-        refuse_second_derivatives()
+        checks.first_derivative("a diffusion classifier")
         (saved,), (gradient,) = ctx.saved_tensors, gradients
         if ctx.along:
             slopes = saved.reshape(*gradient.shape, *saved.shape[1:])
@@ -314,21 +297,6 @@ def check_levels(model: DiffusionModel, levels: Levels) -> None:
             f"noise levels go from {min(levels.sigmas):g} to {max(levels.sigmas):g}, but the "
             f"diffusion model was trained on {low:g} to {high:g} (units of the network); give "
             f"levels.within({low:g}, {high:g})"
-        )
-
-
-def refuse_infinite(values: Tensor) -> None:
-    """Check once what all passes have summed up: NaN and infinity do not go away in a sum."""
-    if not bool(torch.isfinite(values).all()):
-        raise InputError("the diffusion model returned NaN or infinite values")
-
-
-def refuse_second_derivatives() -> None:
-    """Raise in a backward pass that autograd records: its derivative would be wrong, unnoticed."""
-    if torch.is_grad_enabled():
-        raise InputError(
-            "gradients of a diffusion classifier or of likelihood maximization cannot be "
-            "differentiated again; take them without create_graph=True"
         )
 
 

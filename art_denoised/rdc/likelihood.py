@@ -13,15 +13,12 @@ from torch import Tensor, nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError
+from art_denoised.diffusion.cost import Part, flop, on
 from art_denoised.diffusion.levels import Levels, noise_levels
 from art_denoised.diffusion.model import DiffusionModel
-from art_denoised.rdc.classifier import (
-    DiffusionClassifier,
-    LevelNoise,
-    check_levels,
-    refuse_infinite,
-    refuse_second_derivatives,
-)
+from art_denoised.diffusion.noise import LevelNoise
+from art_denoised.models.cost import saved, weights
+from art_denoised.rdc.classifier import DiffusionClassifier, check_levels
 from art_denoised.straight_through import straight_through
 
 if TYPE_CHECKING:
@@ -236,6 +233,26 @@ class LikelihoodMaximization(nn.Module):
         """Return the number of network evaluations (NFE) for some images."""
         return images * self.steps * self.form.nfe
 
+    def part(self, x: Images, images: int, batch: int) -> Part:
+        """Return the cost on so many images; ``x`` is one of them (`preview_cost`)."""
+        form = self.form
+        if isinstance(form, Momentum):  # its levels are evaluated one after another
+            form = Momentum(Levels(form.levels.sigmas[:1], form.levels.weights[:1]))
+        one = LikelihoodMaximization(
+            self.model, steps=1, form=form, gradient=self.gradient, seed=0, bf16=self.bf16
+        )
+        exact, nfe = self.gradient == "exact", self.nfe(images)
+        forward, both = flop(one, x)
+        zero = torch.zeros_like(x)
+
+        def step() -> object:
+            leaf = x.detach().requires_grad_()
+            return one.step(leaf, State(leaf, zero, zero), 0, LevelNoise(0), exact)
+
+        states = 3 * x.numel() * x.element_size() * (self.steps if exact else 1)
+        memory = weights(self) + (saved(step, self) + states) * batch
+        return Part(nfe, forward * nfe, both * nfe, memory)
+
     def step(
         self, start: Tensor, state: State, number: int, noise: LevelNoise, exact: bool
     ) -> State:
@@ -256,7 +273,7 @@ class LikelihoodMaximization(nn.Module):
         for number in range(self.steps):
             after = self.step(start, states[-1], number, noise, False)
             states.append(State(*(t.detach() for t in after)))
-        refuse_infinite(states[-1].m)
+        checks.finite_answer(states[-1].m)
         return states
 
     def _gradient(
@@ -291,7 +308,7 @@ class _Exact(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        refuse_second_derivatives()
+        checks.first_derivative("likelihood maximization")
         start, *saved = ctx.saved_tensors
         flow = State(gradients[0], *(torch.zeros_like(start) for _ in range(2)))
         total = torch.zeros_like(start)
@@ -366,6 +383,12 @@ class RDC(nn.Module):
     def nfe(self, images: int = 1) -> int:
         """Return the number of network evaluations (NFE) of a prediction."""
         return self.maximization.nfe(images) + self.classifier.nfe(images)
+
+    def part(self, x: Images, images: int, batch: int) -> Part:
+        """Return the cost on so many images; ``x`` is one of them (`preview_cost`)."""
+        parts = self.maximization, self.classifier
+        first, second = (part.part(on(part, x), images, batch) for part in parts)
+        return first.then(second)
 
     @torch.no_grad()
     def fit_temperature(self, x: Images, y: Labels) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from typing import Any
 
 from art_denoised.checks import InputError
 from art_denoised.evaluation.rows import CertifyRow, Log
-from art_denoised.reports.terminal import Column, Table, show, text
+from art_denoised.reports.terminal import Column, Table, escaped, show, text
 from art_denoised.smoothing.statistics import (
     ABSTAIN,
     TableRow,
@@ -17,6 +19,10 @@ from art_denoised.smoothing.statistics import (
     average_certified_radius,
 )
 
+CSV_COLUMNS = (
+    *("name", "images", "radius", "certified_accuracy", "low", "high", "at_least"),
+    *("abstained", "acr"),
+)
 LOWER_BOUND = ">=: a lower bound, because the run stopped sampling at other radii."
 
 
@@ -145,6 +151,18 @@ class CertifiedTable:
             for run in self.runs
             for entry, at_least in zip(run.accuracy, run.at_least, strict=True)
         ]
+
+    def to_csv(self) -> str:
+        """Return one line for each run and radius, with shares in [0, 1], for `read_curves`."""
+        file = io.StringIO()
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(CSV_COLUMNS)
+        for run in self.runs:
+            for entry, at_least in zip(run.accuracy, run.at_least, strict=True):
+                lines.writerow(
+                    [escaped(run.name), run.images, *entry, at_least, run.abstained, run.acr]
+                )
+        return file.getvalue()
 
 
 def certified_table(

@@ -1,4 +1,4 @@
-"""The report for programs: JSON and TSV. docs/report.md names the keys."""
+"""The report for programs: JSON and TSV. docs/how-to/report.md names the keys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _THREATS = {"linf": "Linf", "l2": "L2"}  # as RobustBench spells them
 COLUMNS = (
     *("model", "norm", "eps", "attack", "gradient", "images", "draws"),
     *(f"{name}{end}" for name in SHARES for end in ("", "_low", "_high")),
-    *("seconds", "trusted"),
+    *("seconds", "queries", "trusted"),
 )
 
 

@@ -12,19 +12,20 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-import msgspec
 import numpy as np
 from markupsafe import Markup
 
-from art_denoised.evaluation.attack_rows import AttackRow
 from art_denoised.reports import tables
 from art_denoised.reports.certified import is_lower_bound
-from art_denoised.reports.plots import look, robust_figure
-from art_denoised.reports.results import ALL, Model, differences, eps_name
+from art_denoised.reports.facts import FACTS, facts
+from art_denoised.reports.pictures import STAGES, Strip, attacked_strips
+from art_denoised.reports.plots import appearance, page_figure
+from art_denoised.reports.results import ALL, Model, differences
 from art_denoised.reports.terminal import escaped
 
 if TYPE_CHECKING:
@@ -35,50 +36,67 @@ _LARGEST = 128  # pixels of a picture's side
 
 def page(models: Sequence[Model], notices: Sequence[str] = ()) -> str:
     """Return the page of one model or more, with remarks on the logs."""
+    found = list(tables.measures(models))
     return (
         _environment()
         .get_template("report.html")
         .render(
             style=Markup(_source("report.css")),
+            title=tables.title_words(models),
+            summary=tables.summary_words(models),
             models=models,
-            images=sorted({result.images for model in models for result in model.headlines}),
             alarms=list(tables.shouts(models)),
             notices=[*tables.conflicts(models), *notices],
+            chart=_chart(models),
+            attacked=[one for one in found if not one.certified],
+            certified=[one for one in found if one.certified],
             differences=differences(models),
-            drawings=list(_drawings(models)),
-            radii=(radii := tables.certified_radii(models)),
             bounds=list(filter(None, map(tables.lower_bound_words, models))),
-            radius_heads=[f"r = {radius:g}" for radius in radii],
+            **_facts(models),
         )
     )
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """The accuracy of all models in one norm."""
+class Chart:
+    """The accuracy of all models, for wide and for narrow pages; the words say what it shows."""
 
-    norm: str
-    certified: bool  # whether certified accuracy is in it
-    words: str  # what it shows
-    svg: Markup
-    seen: tuple[int, ...]  # numbers of the models in it
+    words: str
+    wide: Markup
+    narrow: Markup
 
 
-def _drawings(models: Sequence[Model]) -> Iterator[Drawing]:
+def _chart(models: Sequence[Model]) -> Chart | None:
     norms = {ball.norm for model in models for ball in model.columns}
-    any_certified = any(model.certified for model in models)
-    for i, norm in enumerate(sorted(norms | {"l2"} if any_certified else norms)):
-        certified = norm == "l2" and any_certified
-        kinds = ["robust accuracy against eps (points, bars)"] * (norm in norms)
-        kinds += ["certified accuracy against radius (dashed steps, bands)"] * certified
-        shown = " and ".join(kinds)
-        drawn = svg(robust_figure(models, norm), f"figure{i}", f"{norm}: {shown}; in tables below")
-        seen = tuple(
-            j
-            for j, model in enumerate(models)
-            if any(ball.norm == norm for ball in model.columns) or (certified and model.certified)
-        )
-        yield Drawing(norm, certified, shown[0].upper() + shown[1:], drawn, seen)
+    certified = any(model.certified for model in models)
+    shown = sorted(norms | {"l2"} if certified else norms)
+    if not shown:
+        return None
+    kinds = ["robust accuracy against eps (points with bars)"] * bool(norms)
+    kinds += ["certified accuracy against radius (steps)"] * certified
+    words = f"{' and '.join(kinds)}, in {' and '.join(shown)}"
+    drawn = (
+        svg(page_figure(models, shown, wide=wide), name, f"Chart of {words}; in tables below")
+        for name, wide in (("wide", True), ("narrow", False))
+    )
+    return Chart(words[0].upper() + words[1:], *drawn)
+
+
+def _facts(models: Sequence[Model]) -> dict[str, Any]:
+    """Return how the models were measured: what they have in common, and where they differ."""
+    found = [facts(model) for model in models]
+    known = [name for name in FACTS if any(one[name] for one in found) or name == "begun"]
+    common = {name: found[0][name] for name in known if len({one[name] for one in found}) == 1}
+    return {
+        "common": {FACTS[name]: value or "not recorded" for name, value in common.items()},
+        "differing": [name for name in known if name not in common],
+        "facts": found,
+    }
+
+
+def _stages(strips: Sequence[Strip]) -> list[str]:
+    """Return the stages that some picture shows."""
+    return [stage for stage in STAGES if any(stage in strip.pictures for strip in strips)]
 
 
 def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
@@ -122,50 +140,6 @@ class Picture:
         return cls(f"data:image/png;base64,{encoded}", *image.size)
 
 
-@dataclass(frozen=True)
-class PictureRow:
-    """One attacked image beside what it was made of."""
-
-    image: str
-    attack: str
-    outcome: str
-    pictures: Mapping[str, Picture]  # by stage, those that the run kept
-
-    @property
-    def denoised(self) -> bool:
-        """Whether the run kept a denoised picture."""
-        return any("denoised" in stage for stage in self.pictures)
-
-
-def picture_rows(model: Model, most: int = 10) -> list[PictureRow]:
-    """Return the first attacked images that a run kept pictures of, ``most`` at most."""
-    kept = {row.key: row.array for row in model.pictures}
-    alone = {(row.index, row.stage): row.array for row in model.pictures}
-    results = {(row.index, *row.column): row for row in model.rows}
-    attacked = [row for row in model.pictures if row.stage == "attacked"]
-    found = []
-    for row in attacked[:most]:
-        result = results.get((row.index, row.attack, row.gradient, row.eps))
-        before = alone.get((row.index, "clean"))
-        denoised = msgspec.structs.replace(row, stage="attacked and denoised")
-        stages = {
-            "before": before,
-            "denoised": alone.get((row.index, "denoised")),
-            "attacked": row.array,
-            "attacked, denoised": kept.get(denoised.key),
-            "change": _change(before, row.array),
-        }
-        found.append(
-            PictureRow(
-                f"image {row.index}" + (f", class {result.label}" if result else ""),
-                f"{row.attack} {row.gradient} eps {eps_name(row.eps)}",
-                _outcome(result),
-                {name: Picture.of(one) for name, one in stages.items() if one is not None},
-            )
-        )
-    return found
-
-
 def svg(figure: Figure, name: str, description: str) -> Markup:
     """Return a figure, whose text is ours, as an inline drawing that says what it shows.
 
@@ -188,22 +162,6 @@ def svg(figure: Figure, name: str, description: str) -> Markup:
     return head + Markup(text[text.index(">") + 1 :].strip())
 
 
-def _change(before: np.ndarray | None, after: np.ndarray) -> np.ndarray | None:
-    if before is None or before.shape != after.shape:
-        return None
-    change = after.astype(int) - before
-    stretched = 127.5 + 127.5 * change / max(abs(change).max(), 1)
-    return np.rint(stretched).astype(np.uint8)
-
-
-def _outcome(row: AttackRow | None) -> str:
-    if row is None:
-        return ""
-    if not row.clean:
-        return "wrong before, not attacked"
-    return f"right in {sum(row.fresh)} of {len(row.fresh)}"
-
-
 def _shown(value: Any) -> Any:
     """Return a value as the template shows it: control characters become escapes, None nothing."""
     if isinstance(value, Markup):
@@ -215,6 +173,7 @@ def _source(name: str) -> str:
     return files("art_denoised.reports").joinpath("templates", name).read_text(encoding="utf-8")
 
 
+@cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_source),
@@ -226,11 +185,13 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "agreement": tables.agreement_words,
-        "brief": tables.brief_words,
         "flat": _flat,
         "interval": tables.interval,
         "percent": tables.percent,
-        "pictures": picture_rows,
+        "heading": FACTS.__getitem__,
+        "picture": Picture.of,
+        "stages": _stages,
+        "strips": attacked_strips,
         "trust": tables.trust_words,
         "verdict": tables.verdict_words,
     }
@@ -238,6 +199,7 @@ def _environment() -> jinja2.Environment:
         "ALL": ALL,
         "SHARES": tables.SHARES,
         "is_lower_bound": is_lower_bound,
-        "look": look,
+        "STAGES": STAGES,
+        "appearance": appearance,
     }
     return environment

@@ -76,7 +76,7 @@ class Report:
         write_whole(Path(path), self.page().encode())
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as plain JSON values. docs/report.md names the keys."""
+        """Return the report as plain JSON values. docs/how-to/report.md names the keys."""
         from art_denoised.reports.export import to_json
 
         return to_json(self.models, self.notices)
@@ -94,7 +94,9 @@ def report(runs: Sequence[str | Path]) -> Report:
     Args:
         runs: Runs, each a folder with ``attack.jsonl``, ``certify.jsonl`` or both, or such a file.
             "NAME=FOLDER" names the model, else it is named like the folder. Runs of one name are
-            one model: other attacks on it, or other images.
+            one model: other attacks on it, or other images. Attacks and certificates of one name
+            are joined only if their logs show that they are of one function; else they become two
+            models, with a notice.
 
     Returns:
         The report; print it, or write it as a page.
@@ -120,35 +122,48 @@ def report(runs: Sequence[str | Path]) -> Report:
     """
     notices: list[str] = []
     models = []
-    for name, paths in _named([str(run) for run in runs]).items():
+    for name, paths in named_paths([str(run) for run in runs]).items():
         logs = [log for path in paths for log in _read(path)]
         notices += [f"{path}: {notice}" for path, log in logs for notice in log.notices]
-        models.append(_model(name, logs))
+        found, apart = _models(name, logs)
+        models += found
+        notices += apart
         if paths[1:]:
             notices.append(f"{name} is made of {len(paths)} runs: {', '.join(map(str, paths))}")
     return Report(tuple(models), (*notices, *_same_weights(models)))
 
 
-def _named(runs: Sequence[str]) -> dict[str, list[Path]]:
+def named_paths(runs: Sequence[str]) -> dict[str, list[Path]]:
     """Return the paths of each model by its name, which is the folder's where none is given."""
+    split = [_split(run) for run in runs]
+    given = {name for name, _ in split if name}
+    plain = [_run_name(path) for name, path in split if not name]
     named: dict[str, list[Path]] = {}
-    plain = []
-    for run in runs:
-        name, equals, folder = run.partition("=")
-        if equals and not Path(run).exists():
-            if not (name.strip() and folder.strip()):
-                raise InputError(f"run {run!r} has an empty name or folder; give NAME=FOLDER")
-            named.setdefault(name, []).append(Path(folder))
-        else:
-            plain.append(Path(run))
-    names = [(path if path.is_dir() else path.parent).resolve().name for path in plain]
-    for path, name in zip(plain, names, strict=True):
-        alone = names.count(name) == 1 and name not in named
-        whole = name if alone else str(path)
-        if whole in named:
+    for name, path in split:
+        short = _run_name(path)
+        alone = plain.count(short) == 1 and short not in given
+        whole = name or (short if alone else str(path))
+        if not name and whole in named:
             raise InputError(f"run {path} is given twice; give every run once")
-        named[whole] = [path]
+        named.setdefault(whole, []).append(path)
     return named
+
+
+def _split(run: str) -> tuple[str, Path]:
+    """Return name and path of a run; the name is empty where none is given."""
+    name, equals, folder = run.partition("=")
+    if not equals or Path(run).exists():
+        return "", Path(run)
+    if not (name.strip() and folder.strip()):
+        raise InputError(f"run {run!r} has an empty name or folder; give NAME=FOLDER")
+    return name, Path(folder)
+
+
+def _run_name(path: Path) -> str:
+    """Return the name of a run's folder; that of the file for a log under another name."""
+    if path.is_file() and path.name not in ("attack.jsonl", "certify.jsonl"):
+        return path.stem
+    return (path if path.is_dir() else path.parent).resolve().name
 
 
 def _read(path: Path) -> Iterator[tuple[Path, AttackLog | Log]]:
@@ -208,6 +223,18 @@ def _certify_log(path: Path) -> Log:
     return log
 
 
+def _models(
+    name: str, logs: Sequence[tuple[Path, AttackLog | Log]]
+) -> tuple[list[Model], list[str]]:
+    """Return the model of these logs; if they are not of one function two, and why."""
+    attacks = [(path, log) for path, log in logs if isinstance(log, AttackLog)]
+    certificates = [(path, log) for path, log in logs if isinstance(log, Log)]
+    if not (reason := _apart(attacks, certificates)):
+        return [_model(name, logs)], []
+    apart = [_model(f"{name} (attacked)", attacks), _model(f"{name} (certified)", certificates)]
+    return apart, [f"{name}: {reason}, so its attacks and certificates are not compared"]
+
+
 def _model(name: str, logs: Sequence[tuple[Path, AttackLog | Log]]) -> Model:
     attacks = [(path, log) for path, log in logs if isinstance(log, AttackLog)]
     certificates = [(path, log) for path, log in logs if isinstance(log, Log)]
@@ -231,9 +258,9 @@ def _model(name: str, logs: Sequence[tuple[Path, AttackLog | Log]]) -> Model:
         pictures=tuple(picture for _, log in attacks for picture in log.images),
         settings=tuple(settings),
         same_images=_same_images([of_log for _, of_log in settings], (*rows, *certified)),
-        unlike=_unlike(attacks, certificates),
         unmade=tuple(check for check in CHECKS if check in missing),
         incomplete="; ".join(filter(None, (_lacking(log) for _, log in attacks))),
+        begun=tuple(log.begun for _, log in logs if log.begun),
     )
 
 
@@ -295,25 +322,24 @@ def _same_images(settings: Sequence[Mapping[str, Any]], rows: Sequence[Any]) -> 
     )
 
 
-def _unlike(
+def _apart(
     attacks: Sequence[tuple[Path, AttackLog]], certificates: Sequence[tuple[Path, Log]]
 ) -> str:
-    """Return why an attack and a certificate are not of one function; empty: they may be."""
+    """Return why attacks and certificates are not of one function, in words; empty: they are."""
     for (_, attack), (_, certificate) in itertools.product(attacks, certificates):
         attacked, certified = attack.settings, certificate.settings or {}
-        if "structure" not in certified or "weights" not in attacked:
-            continue  # an older log or a TSV, which does not tell
         smoothed = attacked.get("smoothed")
-        if smoothed is None and attacked["weights"] == certified["weights"]:
+        if smoothed is None and attacked.get("weights", 0) == certified.get("weights"):
             return "the attacks are on the classifier without noise, the certificates with noise"
-        if smoothed is None and "structure" in attacked:
-            return "the attacked model adds no noise, and certificates are of one with noise"
-        if isinstance(smoothed, Mapping):
-            # A function is the same on any device. Attacked classifiers add Gaussian noise.
-            told = {"noise": "gaussian", **smoothed}
-            told.pop("device", None)
-            if changes := differences({name: certified.get(name) for name in told}, told):
-                return f"the function that was attacked is not the certified one ({changes})"
+        if not isinstance(smoothed, Mapping) and "structure" in attacked:
+            return "the attacked model is not a classifier under noise that certify certifies"
+        if not isinstance(smoothed, Mapping) or "structure" not in certified:
+            return "the logs do not say that the attacked function is the certified one"
+        # A function is the same on any device. Attacked classifiers add Gaussian noise.
+        told = {"noise": "gaussian", **smoothed}
+        told.pop("device", None)
+        if changes := differences({name: certified.get(name) for name in told}, told):
+            return f"the function that was attacked is not the certified one ({changes})"
     return ""
 
 

@@ -1,6 +1,6 @@
 """Results of attacked models and how models differ, with intervals: pure functions of rows.
 
-docs/report.md explains every result. `tables`, `plots` and `page` show them.
+docs/how-to/report.md explains every result. `tables`, `plots` and `page` show them.
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ class Result:
         worst: Robust accuracy if an image counts only when it is right in every evaluation,
             including the attack's own.
         seconds: Time of the attack for one image.
+        queries: Number of forward passes of the model for one image; 0 where no log tells.
     """
 
     norm: str
@@ -149,6 +150,7 @@ class Result:
     fresh: Share
     worst: Share
     seconds: float
+    queries: float
 
     @property
     def ball(self) -> Ball:
@@ -202,10 +204,9 @@ class Model:
         pictures: Images before and after attack.
         settings: Title and settings of each log.
         same_images: Whether the logs of attack and certify index the same data.
-        unlike: Why attack and certificate are not of one function, in words; empty if they are, or
-            if older logs do not tell.
         unmade: Names of masking checks that some run has not made.
         incomplete: What runs that were interrupted lack, in words; empty if they are complete.
+        begun: Times at which its logs were begun, in UTC as ISO 8601, those that are known.
     """
 
     name: str
@@ -216,9 +217,9 @@ class Model:
     pictures: tuple[ImageRow, ...] = ()
     settings: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     same_images: bool = True
-    unlike: str = ""
     unmade: tuple[str, ...] = ()
     incomplete: str = ""
+    begun: tuple[str, ...] = ()
 
     @property
     def failed(self) -> tuple[CheckRow, ...]:
@@ -271,7 +272,7 @@ class Model:
     @cached_property
     def agreements(self) -> tuple[Agreement, ...]:
         """Certified accuracy beside robust accuracy, at each eps of the l2 attacks."""
-        if not self.certified or self.unlike:
+        if not self.certified:
             return ()
         balls = [result.ball for result in self.headlines if result.norm == "l2"]
         return tuple(self._agreement(ball) for ball in balls)
@@ -304,18 +305,19 @@ class Model:
         clean = [row.mean for row in self.rows if row.attack == CLEAN and row.index in left]
         shares = (share(values) for values in zip(*left.values(), strict=True))
         counted, fresh, worst = (entry for entry in shares if entry is not None)
-        spent = math.fsum(rows[index].seconds for rows in attacks for index in left)
+        made = [rows[index] for rows in attacks for index in left]
         return Result(
             *ball,
             attack=attack,
             gradient=gradient,
             images=len(left),
-            draws=min(len(rows[index].fresh) for rows in attacks for index in left),
+            draws=min(len(row.fresh) for row in made),
             clean=share(clean) if len(clean) == len(left) else None,
             counted=counted,
             fresh=fresh,
             worst=worst,
-            seconds=spent / len(left),
+            seconds=math.fsum(row.seconds for row in made) / len(left),
+            queries=math.fsum(row.queries for row in made) / len(left),
         )
 
     def _agreement(self, ball: Ball) -> Agreement:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from art_denoised.evaluation.attack_rows import CHECKS
 from art_denoised.evaluation.rows import Log
@@ -48,12 +48,10 @@ def comparison_blocks(models: Sequence[Model], notices: Sequence[str] = ()) -> l
     """Return the report with one column for each model: accuracy on fresh noise, all attacks."""
     verdicts = [_mark(model) + verdict_words(model) if model.columns else "" for model in models]
     names = tuple(Column(model.name, width=16) for model in models)
-    shown = certified_radii(models)
-    bounds = [any(is_lower_bound(radius, model.asked) for radius in shown) for model in models]
-    note = (LOWER_BOUND,) if any(bounds) else ()
-    table = Table(
-        (Column("", left=True), *names), (*_comparison_rows(models), ("", *verdicts)), note=note
-    )
+    found = list(measures(models))
+    note = (LOWER_BOUND,) if any(">=" in measure.marks for measure in found) else ()
+    rows = ((measure.name, *measure.cells) for measure in found)
+    table = Table((Column("", left=True), *names), (*rows, ("", *verdicts)), note=note)
     changes = Lines(tuple(map(difference_words, differences(models))))
     return _filled([_alarm(models), table, changes, _notices(models, notices)])
 
@@ -102,16 +100,58 @@ def _ball_table(model: Model, ball: Ball, width: int) -> Table:
     return Table(tuple(columns), tuple(rows))
 
 
-def _comparison_rows(models: Sequence[Model]) -> Iterator[tuple[Cell, ...]]:
+@dataclass(frozen=True)
+class Measure:
+    """One quantity of several models.
+
+    Attributes:
+        name: What was measured, such as "l2 eps 0.5".
+        shares: The share of each model; None where it was not measured.
+        marks: What stands before each share: "! " if it is not reliable, ">=" if it is a lower
+            bound.
+        certified: Whether it is certified accuracy.
+    """
+
+    name: str
+    shares: tuple[Share | None, ...]
+    marks: tuple[str, ...]
+    certified: bool = False
+
+    @property
+    def known(self) -> dict[int, Share]:
+        """The share of each model in which it was measured."""
+        return {i: share for i, share in enumerate(self.shares) if share is not None}
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """The shares with their intervals, as cells of a table."""
+        return tuple(map(_share_cell, self.shares, self.marks))
+
+
+def measures(models: Sequence[Model]) -> Iterator[Measure]:
+    """Yield clean accuracy, robust accuracy in each ball and certified accuracy at each radius."""
     if any(model.clean for model in models):
-        yield ("clean", *(_share_cell(model.clean) for model in models))
+        yield Measure("clean", tuple(model.clean for model in models), ("",) * len(models))
     for ball in sorted({ball for model in models for ball in model.columns}):
-        found = [{r.ball: r.fresh for r in model.headlines}.get(ball) for model in models]
-        yield (str(ball), *map(_share_cell, found, map(_mark, models)))
+        found = ({r.ball: r.fresh for r in model.headlines}.get(ball) for model in models)
+        yield Measure(str(ball), tuple(found), tuple(map(_mark, models)))
     for radius in certified_radii(models):
-        found = [model.certified_share(radius) for model in models]
-        marks = [">=" * is_lower_bound(radius, model.asked) for model in models]
-        yield (f"certified, l2 r={radius:g}", *map(_share_cell, found, marks))
+        shares = tuple(model.certified_share(radius) for model in models)
+        marks = tuple(">=" * is_lower_bound(radius, model.asked) for model in models)
+        yield Measure(f"certified, l2 r={radius:g}", shares, marks, certified=True)
+
+
+def model_table(models: Sequence[Model]) -> Table:
+    """Return one row for each model, with balls and radii as columns."""
+    found = list(measures(models))
+    columns = (Column("model", left=True), *(Column(measure.name) for measure in found))
+    cells = zip(*(measure.cells for measure in found), strict=True)
+    rows = tuple((model.name, *row) for model, row in zip(models, cells, strict=True))
+    marks = {mark for measure in found for mark in measure.marks}
+    note = [_LEGEND[0].partition(" counted:")[0]]
+    note += ["!: not reliable, because a check failed."] * ("! " in marks)
+    note += [LOWER_BOUND] * (">=" in marks)
+    return Table(columns, rows, "accuracy (%) of each model", tuple(note))
 
 
 def _mark(model: Model) -> str:
@@ -128,6 +168,72 @@ def _certify_log(model: Model) -> Log:
 
 def _filled(blocks: Sequence[Block]) -> list[Block]:
     return [block for block in blocks if isinstance(block, Table) or block.lines]
+
+
+def title_words(models: Sequence[Model]) -> str:
+    """Return the title of a report: what was measured, and of which models.
+
+    Example:
+        >>> title_words([Model("a"), Model("b")])
+        'Certified accuracy of a and b'
+    """
+    attacked, certified = (
+        any(getattr(model, n) for model in models) for n in ("rows", "certified")
+    )
+    what = (
+        "Robust and certified" if attacked and certified else "Robust" if attacked else "Certified"
+    )
+    names = [model.name for model in models]
+    whom = _listed(names) if len(names) <= 3 else f"{len(names)} models"
+    return f"{what} accuracy of {whom}"
+
+
+def summary_words(models: Sequence[Model]) -> str:
+    """Return the results in one sentence.
+
+    It is about the middle eps of those at which most models were attacked; without attacks, about
+    the middle radius.
+    """
+    found = list(measures(models))
+    attacked = [measure for measure in found if measure.name != "clean" and not measure.certified]
+    chosen = attacked or [measure for measure in found if measure.certified]
+    if not chosen:
+        return "No image was attacked or certified."
+    most = max(len(measure.known) for measure in chosen)
+    widest = [measure for measure in chosen if len(measure.known) == most]
+    measure = widest[len(widest) // 2]
+    where = measure.name.removeprefix("certified, ").replace("r=", "radius ")
+    best = sorted(measure.known, key=lambda i: -measure.known[i].value)
+    verb = "stays right on" if attacked else "is proved right on"
+    each = [
+        f"{models[i].name} {'on' if i != best[0] else verb} "
+        f"{'at least ' * (measure.marks[i] == '>=')}{percent(measure.known[i])}% "
+        f"({'95% interval ' * (i == best[0])}{interval(measure.known[i])})"
+        for i in best
+    ]
+    shown = each if len(each) <= 3 else [each[0], f"{len(each) - 2} others on less", each[-1]]
+    tail = f" under all attacks; {_reliability(models)}" if attacked else ""
+    return f"At {where}, {_listed(shown)} of images{tail}."
+
+
+def _reliability(models: Sequence[Model]) -> str:
+    """Return in words which results under attack are reliable."""
+    attacked = [model for model in models if model.columns]
+    wanted: tuple[tuple[bool | None, str], ...] = (
+        (False, "the result of {} is not reliable"),
+        (None, "{} not checked for masked gradients"),
+    )
+    for trusted, words in wanted:
+        if names := [model.name for model in attacked if model.trusted is trusted]:
+            verb = "" if trusted is False else " was" if len(names) == 1 else " were"
+            return words.format(
+                _listed(names) + verb if len(names) <= 3 else f"{len(names)} models{verb}"
+            )
+    return "the checks for masked gradients passed"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def shouts(models: Iterable[Model]) -> Iterator[str]:
@@ -212,19 +318,6 @@ def verdict_words(model: Model) -> str:
     return "checks passed" if model.trusted else "not checked"
 
 
-def brief_words(model: Model) -> str:
-    """Return the verdict for a narrow column."""
-    incomplete = [f"incomplete: {model.incomplete}"] * bool(model.incomplete)
-    if model.trusted is None:
-        return ", ".join(incomplete) or "not checked"
-    counts = [
-        f"{sum(check.passed is passed for check in model.checks)} {word}"
-        for passed, word in ((True, "passed"), (False, "failed"), (None, "no verdict"))
-        if any(check.passed is passed for check in model.checks)
-    ]
-    return ", ".join(incomplete + counts + ["certified above robust"] * bool(model.inversions))
-
-
 def lower_bound_words(model: Model) -> str:
     """Return the notice on a model whose certify run stopped at some radii; empty for others."""
     if not model.asked:
@@ -232,7 +325,7 @@ def lower_bound_words(model: Model) -> str:
     radii = ", ".join(f"{radius:g}" for radius in model.asked)
     return (
         f"{model.name} was certified at radii {radii}; at others certified accuracy is a lower "
-        "bound"
+        "bound (≥)"
     )
 
 
@@ -293,8 +386,6 @@ def _within(model: Model) -> Iterator[str]:
                 f"{model.name}: attacks in {ball} tried other images ({counts}); "
                 f"'{ALL}' is over the {len(common)} in common"
             )
-    if model.certified and model.unlike:
-        yield f"{model.name}: {model.unlike}, so they are not compared"
     if model.certified and not model.same_images:
         yield f"{model.name}: attacks and certificates are of other data, so nothing is paired"
 

@@ -1,6 +1,17 @@
+from .cluster import Cluster as Cluster
+from .crew import Answered as Answered
+from .crew import Crew as Crew
+from .crew import Failed as Failed
+from .crew import Lost as Lost
+from .crew import Parcel as Parcel
+from .crew import Place as Place
+from .crew import Plan as Plan
+from .crew import Ready as Ready
+from .crew import Server as Server
 from .identity import differences as differences
 from .identity import identity as identity
 from .journal import Kind as Kind
 from .journal import Row as Row
 from .journal import Run as Run
 from .journal import read_run as read_run
+from .workers import Workers as Workers

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 _OPENED = 3  # objects inside objects that are looked into
 _HASH = re.compile(r"[0-9a-f]{16}")
 _PACKAGES = ("torch", "numpy", "art-denoised")
+_version = functools.cache(metadata.version)  # which reads a file
 _BEGUN: ContextVar[frozenset[int]] = ContextVar("begun", default=frozenset())  # ids of modules
 
 
@@ -78,11 +79,18 @@ def versions(*libraries: str) -> dict[str, str]:
 
     Of these ``libraries`` those that are not installed are left out.
     """
-    found = {name: metadata.version(name) for name in _PACKAGES}
+    found = {name: _version(name) for name in _PACKAGES}
     for name in libraries:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
+            found[name] = _version(name)
     return {**found, "python": platform.python_version()}
+
+
+def processor(device: torch.device) -> str:
+    """Return the model of a GPU; of a CPU the instructions that torch chooses its kernels by."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return str(torch.backends.cpu.get_cpu_capability())
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

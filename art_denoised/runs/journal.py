@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -17,7 +18,7 @@ from art_denoised.checks import InputError
 from art_denoised.runs.identity import differences
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 VERSION = 2
 _START = '{"art_denoised"'  # how each header begins
@@ -61,7 +62,10 @@ class Kind(Generic[R]):
 
 @dataclass(frozen=True)
 class Contents(Generic[R]):
-    """A journal as read, its rows by key; notices say what the reader had to repair."""
+    """A journal as read, its rows by key; notices say what the reader had to repair.
+
+    ``begun`` is the time at which it was begun, in UTC as ISO 8601; empty in earlier journals.
+    """
 
     kind: Kind[R]
     settings: Mapping[str, Any]
@@ -69,6 +73,7 @@ class Contents(Generic[R]):
     version: int = VERSION
     notices: tuple[str, ...] = ()
     whole: int = 0  # bytes of the lines that are not torn
+    begun: str = ""
 
 
 class Run(Generic[R]):
@@ -86,6 +91,7 @@ class Run(Generic[R]):
     Attributes:
         rows: The valid row of each key, of those read and those appended.
         notices: What had to be repaired.
+        begun: Time at which the journal was begun, in UTC as ISO 8601; empty in earlier ones.
 
     Raises:
         InputError: The journal exists and ``resume`` is false, is of another kind or other
@@ -121,6 +127,7 @@ class Run(Generic[R]):
         self.path = _make_folder(Path(folder)) / f"{kind.name}.jsonl"
         self.rows: dict[Hashable, R] = {}
         self.notices: list[str] = []
+        self.begun = ""
         with ExitStack() as stack:
             stack.callback(_locked(self.path).release)
             self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
@@ -175,7 +182,8 @@ class Run(Generic[R]):
             os.ftruncate(self._file, 0)
             text = ""
         if not text:
-            header = {"art_denoised": self.kind.heading, "version": VERSION}
+            self.begun = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            header = {"art_denoised": self.kind.heading, "version": VERSION, "begun": self.begun}
             self._write([{**header, "settings": self.settings}])
             return
         contents = read_run(self.path, self.kind)
@@ -192,7 +200,7 @@ class Run(Generic[R]):
                 f"{self.path} was written with different settings ({changes}); {remedy}"
             )
         os.ftruncate(self._file, contents.whole)
-        self.rows = dict(contents.rows)
+        self.rows, self.begun = dict(contents.rows), contents.begun
         self.notices += [f"{self.path}: {notice}" for notice in contents.notices]
 
 
@@ -236,7 +244,8 @@ def read_run(path: Path | str, *kinds: Kind[Any]) -> Contents[Any]:
             raise InputError(f"{path}:{number} holds {key} a second time; remove one of them")
         rows[key] = row
     notices = ("a torn last line was left out",) if torn.strip() else ()
-    return Contents(kind, header.settings, rows, header.version, notices, raw.rfind(b"\n") + 1)
+    whole = raw.rfind(b"\n") + 1
+    return Contents(kind, header.settings, rows, header.version, notices, whole, header.begun)
 
 
 def _key(row: Row, number: int) -> Hashable:
@@ -258,6 +267,7 @@ class _Header(msgspec.Struct):
     art_denoised: str
     version: int
     settings: dict[str, Any]
+    begun: str = ""
 
 
 def write_whole(path: Path, content: bytes) -> None:

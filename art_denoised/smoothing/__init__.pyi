@@ -4,14 +4,8 @@ from .blackbox import BudgetError as BudgetError
 from .blackbox import Retry as Retry
 from .blackbox import TransientError as TransientError
 from .bounds import lower_confidence_bound as lower_confidence_bound
-from .cluster import Cluster as Cluster
-from .dispatch import Answered as Answered
-from .dispatch import Crew as Crew
 from .dispatch import Dispatcher as Dispatcher
-from .dispatch import Failed as Failed
-from .dispatch import Lost as Lost
 from .dispatch import Piece as Piece
-from .dispatch import Ready as Ready
 from .http import HttpClassifier as HttpClassifier
 from .modules import DenoisedClassifier as DenoisedClassifier
 from .modules import SmoothedClassifier as SmoothedClassifier
@@ -42,4 +36,3 @@ from .stops import simulate as simulate
 from .voters import Task as Task
 from .voters import Voter as Voter
 from .voters import drive as drive
-from .workers import Workers as Workers

@@ -1,7 +1,7 @@
 """Lower confidence bounds on a class probability: at one sample count, and at any time.
 
 A certificate is a lower bound on the probability of a class, put through Theorem 1 of Cohen et al.
-The ways of this file, of which docs/sequential.md has the theorems:
+The ways of this file, of which docs/explanation/sequential.md has the theorems:
 
 - all samples first, then one bound: Clopper-Pearson, `Looks.fixed`;
 - a bound that holds at all sample counts at once, whoever stops for whatever reason: `Mixture`

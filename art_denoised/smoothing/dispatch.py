@@ -2,29 +2,32 @@
 
 A worker answers a bundle of pieces of draws at a time. Bundles take about a quarter of a second, so
 that messages cost little and no worker waits for another one at the end; each worker has one more
-bundle ahead. What a worker took with it when it died is handed out again.
+bundle ahead. Where all that was asked for is under way, idle workers sample ahead: an image asks
+for a few samples after the other, and most likely asks for the next ones, too. What a worker took
+with it when it died is handed out again.
 """
 
 from __future__ import annotations
 
+import time
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
-from weakref import ref
+from heapq import heapify, heappop, heappush
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
-from art_denoised.checks import InputError
-from art_denoised.runs.identity import differences
+from art_denoised.runs.crew import AHEAD, Crew, Finished, Team
 from art_denoised.smoothing.noise import PART
-from art_denoised.smoothing.stops import Counts, Draw
+from art_denoised.smoothing.stops import Counts, Draw, Stage
 from art_denoised.smoothing.voters import Task
 
-AHEAD = 2  # bundles that a worker holds: the one that it computes and the next one
 _SECONDS = 0.25  # that a bundle should take: an image that stops early waits for each look
 _LARGEST = 100 * PART  # samples of a bundle
-_DEATHS = 5  # for each worker, without an answer in between; then something kills them all
+_FARTHEST = 2  # times the samples of an image: that far it is sampled ahead
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -36,81 +39,76 @@ class Piece:
     draw: Draw
 
 
-@dataclass(frozen=True)
-class Ready:
-    """A worker has built its network, whose identity this is, and can be given work."""
+class _Image:
+    """What is known of a task's image; the task itself is held by the driver alone.
 
-    identity: Mapping[str, Any]
+    Attributes:
+        asked: Samples of its present stage that were asked for.
+        sent: Samples that are under way or answered; those above ``asked`` are ahead.
+        answered: Votes of samples ahead, by the first one.
+        turn: Number of its turn to be sampled ahead, in the order in which turns were given.
+    """
 
+    __slots__ = ("answered", "asked", "index", "looks", "sent", "stage", "task", "turn", "x")
 
-@dataclass(frozen=True)
-class Answered:
-    """A worker has answered its oldest bundle: votes of each piece, in seconds of work."""
+    def __init__(self, task: Task[Any]) -> None:
+        self.task, self.index, self.looks = ref(task), task.index, task.looks
+        self.x = task.x.cpu().numpy()
+        self.turn = 0
+        self.begin(Draw(Stage.PILOT, 0, 0))
 
-    votes: Sequence[Counts]
-    seconds: float
+    def begin(self, draw: Draw) -> None:
+        """Forget samples ahead."""
+        self.stage, self.asked, self.sent = draw.stage, draw.start, draw.start
+        self.answered: dict[int, tuple[Draw, Counts]] = {}
 
-
-@dataclass(frozen=True)
-class Failed:
-    """A worker's network or images cannot be used; ``problem`` is one line."""
-
-    problem: str
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A worker died, for a reason in words. One in its place reports when it is ready."""
-
-    reason: str
-
-
-Report: TypeAlias = Ready | Answered | Failed | Lost
-
-
-class Crew(Protocol):
-    """Workers by number: what a `Dispatcher` needs of processes, actors or a simulation."""
-
-    @property
-    def size(self) -> int:
-        """Number of workers, ready or not."""
-        ...
-
-    def send(self, worker: int, bundle: Sequence[Piece], /) -> None:
-        """Send work to a worker that is ready; it is answered in order, or the worker is lost."""
-        ...
-
-    def receive(self) -> tuple[int, Report]:
-        """Wait for the next report of any worker."""
-        ...
-
-    def close(self) -> None:
-        """End all workers at once."""
-        ...
+    def ahead(self, most: int) -> Draw | None:
+        """Return samples of the next look that are not under way; None: that is far, or none."""
+        place = bisect_right(self.looks, self.sent)
+        if self.stage is not Stage.ESTIMATION or place == len(self.looks):
+            return None
+        stop = self.looks[place]
+        if stop > _FARTHEST * self.asked or self.task() is None:
+            return None
+        return _cut(Draw(self.stage, self.sent, stop), most)[0]
 
 
 class _Part:
-    """A part of a draw on its way; the task is held by the driver alone."""
+    """A part of a draw of an image, asked for or ahead; out of date once the image began anew."""
 
-    __slots__ = ("draw", "task")
+    __slots__ = ("answers", "draw", "image")
 
-    def __init__(self, task: ref[Task[Any]], draw: Draw) -> None:
-        self.task, self.draw = task, draw
+    def __init__(self, image: _Image, draw: Draw) -> None:
+        self.image, self.draw = image, draw
+        self.answers = image.answered  # replaced where the image begins anew
 
     @property
     def size(self) -> int:
         return self.draw.stop - self.draw.start
 
+    @property
+    def wanted(self) -> bool:
+        """Whether its task lives, and has not gone another way."""
+        return self.image.task() is not None and self.answers is self.image.answered
 
-_Bundle: TypeAlias = "list[tuple[_Part, Piece]]"
+    @property
+    def asked(self) -> bool:
+        """Whether it was asked for."""
+        return self.draw.stop <= self.image.asked
+
+
+_Bundle: TypeAlias = "list[_Part]"
 
 
 class Dispatcher:
     """A `Voter` that hands draws out to a crew, and asks again for what was lost.
 
+    Its own cost of a bundle does not depend on the number of workers.
+
     Args:
         crew: The workers; closed with the voter.
-        identity: What every worker must say of its network, as JSON values.
+        identity: What every worker must say of itself, as JSON values.
+        allow_mixed: Whether the ``processor`` of workers may differ.
 
     Attributes:
         pending: Number of samples submitted and not yet returned.
@@ -119,6 +117,7 @@ class Dispatcher:
         InputError: When results are taken: a worker failed or differs, or workers only die.
 
     Example:
+        >>> from art_denoised.runs import Answered, Ready
         >>> class Alone:
         ...     size, reports = 1, [Ready({})]
         ...     def send(self, worker, bundle):
@@ -134,99 +133,151 @@ class Dispatcher:
         [(7, {3: 150})]
     """
 
-    def __init__(self, crew: Crew, identity: Mapping[str, Any]) -> None:
-        self._crew, self._identity = crew, identity
+    def __init__(
+        self, crew: Crew, identity: Mapping[str, Any], *, allow_mixed: bool = False
+    ) -> None:
+        self._team: Team[_Bundle] = Team(crew, identity, allow_mixed=allow_mixed)
+        self._images: WeakKeyDictionary[Task[Any], _Image] = WeakKeyDictionary()
+        # Images to sample ahead, first those with the smallest share ahead. The chance that an
+        # image stops depends on that share, whatever its samples.
+        self._turns: list[tuple[float, int, _Image]] = []
+        self._turn = 0
         self._queue: deque[_Part] = deque()
-        self._held: dict[int, deque[_Bundle]] = {}  # by workers that are ready, oldest first
         self._done: deque[tuple[Task[Any], Draw, Counts]] = deque()
         self._queued = 0  # samples in the queue
-        self._grain = PART
-        self._deaths = 0
+        self._grains = [PART] * crew.size  # samples of the next bundle of each worker
+        self._appetite = AHEAD * PART * crew.size
+        self._begin, self._answered = time.monotonic(), 0
         self.pending = 0
 
     @property
     def appetite(self) -> int:
         """Number of samples that keeps all workers busy."""
-        return AHEAD * self._grain * self._crew.size
+        return self._appetite
+
+    def note(self) -> str:
+        """Return how many workers are ready, and their speed, in words."""
+        speed = self._answered / max(time.monotonic() - self._begin, 1e-9)
+        return f"{self._team}, {speed:,.0f} samples/s"
 
     def submit(self, task: Task[Any], draw: Draw) -> None:
-        """Accept a draw."""
-        self._queue.append(_Part(ref(task), draw))
-        self._queued += draw.stop - draw.start
+        """Accept a draw; a part of it may have been sampled ahead."""
         self.pending += draw.stop - draw.start
+        image = self._images.get(task)
+        if image is None:
+            image = self._images[task] = _Image(task)
+        known = (image.stage, image.asked) == (draw.stage, draw.start)
+        if not known or (image.sent > draw.stop and draw.stop not in image.looks):
+            image.begin(draw)
+        image.asked = draw.stop
+        for start in [start for start in image.answered if start < draw.stop]:
+            self._done.append((task, *image.answered.pop(start)))
+        if image.sent < draw.stop:
+            self._queue.append(_Part(image, Draw(draw.stage, image.sent, draw.stop)))
+            self._queued += draw.stop - image.sent
+            image.sent = draw.stop
+        self._line_up(image)
 
     def next(self) -> tuple[Task[Any], Draw, Counts]:
         """Return a part of a submitted draw with its votes."""
         while not self._done:
             self._hand_out()
-            self._take_in(*self._crew.receive())
+            finished = self._team.receive()
+            if finished is not None:
+                self._count(finished)
+            while self._team.lost:
+                lost = self._team.lost.pop()
+                self._queue.extendleft(reversed(lost))
+                self._queued += sum(part.size for part in lost)
         task, draw, votes = self._done.popleft()
         self.pending -= draw.stop - draw.start
         return task, draw, votes
 
     def close(self) -> None:
         """End all workers; what they are computing is dropped."""
-        self._crew.close()
+        self._team.close()
 
     def _hand_out(self) -> None:
         """Fill up the workers, first those that have nothing to do."""
-        for depth in range(AHEAD):
-            for worker, held in self._held.items():
-                if len(held) == depth and (bundle := self._bundle()):
-                    held.append(bundle)
-                    self._crew.send(worker, [piece for _, piece in bundle])
+        while self._queue and (worker := self._team.free()) is not None:
+            share = -(-self._queued // len(self._team.held))
+            self._give(worker, self._bundle(min(self._grains[worker], max(PART, share))))
+        while self._turns and (worker := self._team.free(most=0)) is not None:
+            if not (bundle := self._guess(PART)):
+                return
+            self._give(worker, bundle)
 
-    def _bundle(self) -> _Bundle:
-        """Take work from the queue, no more than a fair share of it."""
-        room = min(self._grain, max(PART, -(-self._queued // len(self._held))))
+    def _give(self, worker: int, bundle: _Bundle) -> None:
+        if bundle:  # it is empty if nobody waits for the queue any more
+            pieces = [Piece(part.image.index, part.image.x, part.draw) for part in bundle]
+            self._team.give(worker, bundle, pieces)
+
+    def _bundle(self, room: int) -> _Bundle:
+        """Take work from the queue."""
         bundle: _Bundle = []
         while room > 0 and self._queue:
             part = self._queue.popleft()
-            task, (stage, start, stop) = part.task(), part.draw
-            if task is None:  # the driver has dropped it
-                self._queued -= part.size
-                self.pending -= part.size
-                continue
-            if part.size > room:
-                cut = start + room
-                cut -= cut % PART if cut - cut % PART > start else 0  # a stream's parts stay whole
-                self._queue.appendleft(_Part(part.task, Draw(stage, cut, stop)))
-                part = _Part(part.task, Draw(stage, start, cut))
-            room -= part.size
             self._queued -= part.size
-            bundle.append((part, Piece(task.index, task.x.cpu().numpy(), part.draw)))
+            if not part.wanted:
+                self._drop(part)
+                continue
+            draw, rest = _cut(part.draw, room)
+            if rest.start < rest.stop:
+                self._queue.appendleft(_Part(part.image, rest))
+                self._queued += rest.stop - rest.start
+            bundle.append(_Part(part.image, draw))
+            room -= draw.stop - draw.start
         return bundle
 
-    def _take_in(self, worker: int, report: Report) -> None:
-        if isinstance(report, Ready):
-            if changes := differences(self._identity, report.identity):
-                raise InputError(
-                    f"a worker has another network or other packages ({changes}); give all workers "
-                    "the same"
-                )
-            self._held[worker] = deque()
-        elif isinstance(report, Answered):
-            self._count(self._held[worker].popleft(), report)
-        elif isinstance(report, Failed):
-            raise InputError(report.problem)
-        else:
-            for bundle in reversed(self._held.pop(worker, deque())):
-                self._queue.extendleft(part for part, _ in reversed(bundle))
-                self._queued += sum(part.size for part, _ in bundle)
-            self._deaths += 1
-            if self._deaths > _DEATHS * self._crew.size:
-                raise InputError(
-                    f"workers end before they answer ({report.reason}); give them more memory, or "
-                    "fewer of them, and guard a script by `if __name__ == '__main__':`"
-                )
+    def _guess(self, room: int) -> _Bundle:
+        """Sample images ahead, in turn up to the next look of each."""
+        bundle: _Bundle = []
+        while room > 0 and self._turns:
+            _, turn, image = heappop(self._turns)
+            if turn == image.turn and (draw := image.ahead(room)):
+                image.sent = draw.stop
+                bundle.append(_Part(image, draw))
+                room -= draw.stop - draw.start
+                self._line_up(image)
+        return bundle
 
-    def _count(self, bundle: _Bundle, report: Answered) -> None:
-        self._deaths = 0
-        samples = sum(part.size for part, _ in bundle)
-        wanted = PART * round(_SECONDS * samples / max(report.seconds, 1e-6) / PART)
-        self._grain = min(max(wanted, PART), 2 * self._grain, _LARGEST)
-        for (part, _), votes in zip(bundle, report.votes, strict=True):
-            if (task := part.task()) is None:
-                self.pending -= part.size
-            else:
+    def _line_up(self, image: _Image) -> None:
+        """Let an image wait for its turn to be sampled ahead."""
+        if image.looks and image.stage is Stage.ESTIMATION:
+            self._turn += 1
+            image.turn = self._turn
+            heappush(self._turns, (image.sent / image.asked, image.turn, image))
+            if len(self._turns) > 2 * len(self._images) + PART:  # drop turns that are out of date
+                self._turns = [turn for turn in self._turns if turn[1] == turn[2].turn]
+                heapify(self._turns)
+
+    def _count(self, finished: Finished[_Bundle]) -> None:
+        samples = sum(part.size for part in finished.work)
+        self._answered += samples
+        was = self._grains[finished.worker]
+        wanted = PART * round(_SECONDS * samples / max(finished.seconds, 1e-6) / PART)
+        grain = min(max(wanted, PART), 2 * was, _LARGEST)
+        self._grains[finished.worker] = grain
+        self._appetite += AHEAD * (grain - was)
+        for part, votes in zip(finished.work, finished.answer, strict=True):
+            task = part.image.task()
+            if task is None or not part.wanted:
+                self._drop(part)
+            elif part.asked:
                 self._done.append((task, part.draw, votes))
+            else:
+                part.answers[part.draw.start] = (part.draw, votes)
+
+    def _drop(self, part: _Part) -> None:
+        """Forget a part that nobody waits for any more."""
+        if part.asked and part.answers is part.image.answered:
+            self.pending -= part.size
+
+
+def _cut(draw: Draw, most: int) -> tuple[Draw, Draw]:
+    """Return the first samples of a draw, and the rest; parts of a noise stream stay whole."""
+    stage, start, stop = draw
+    cut = min(start + most, stop)
+    if cut < stop and cut - cut % PART > start:
+        cut -= cut % PART
+    return Draw(stage, start, cut), Draw(stage, cut, stop)

@@ -99,7 +99,7 @@ class HttpClassifier:
         try:
             # httpx limits the time between bytes; a server may send one now and then for ever.
             return asyncio.run(asyncio.wait_for(self._post(body, headers), self.timeout))
-        except (TimeoutError, asyncio.TimeoutError):
+        except TimeoutError:
             raise TransientError(f"no reply within {self.timeout:g} seconds") from None
         except (httpx.HTTPError, OSError) as error:
             raise TransientError(f"{type(error).__name__}: {error}") from None

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from art_denoised import checks
 from art_denoised.checks import InputError
+from art_denoised.models.classifiers import to_input_size
 from art_denoised.smoothing.noise import Gaussian, Stream, StreamKey, fresh_seed
 from art_denoised.smoothing.stops import Stage
 
@@ -56,10 +56,7 @@ class DenoisedClassifier(nn.Module):
 
     def forward(self, x_noisy: Images) -> Logits:
         """Return the classifier's logits on the denoised images."""
-        x = self.purify(x_noisy)
-        size = getattr(self.classifier, "input_size", None)
-        if size is not None and x.shape[-2:] != torch.Size(size):
-            x = functional.interpolate(x, size, mode="bicubic", antialias=True).clamp(0, 1)
+        x = to_input_size(self.classifier, self.purify(x_noisy))
         logits: Logits = checks.unwrapped(self.classifier(x))
         return logits
 

@@ -85,7 +85,7 @@ class Noise(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Gaussian:
-    """N(0, sigma^2 I) in float32. What it does not guarantee: docs/certificates.md."""
+    """N(0, sigma^2 I) in float32. What it does not guarantee: docs/explanation/certificates.md."""
 
     sigma: float
     name: ClassVar[str] = "gaussian"

@@ -6,9 +6,9 @@ probability that they ever do is computed exactly, by recursion over the looks: 
 at p0, hence at every smaller p. The radii of a table are tested in ascending order, each at the
 full alpha, the next one only once the last is proved (fixed-sequence gatekeeping).
 
-docs/sequential.md has theorem and proof. Sources: Jennison and Turnbull, "Group Sequential Methods"
-(2000), section 12.1 (exact binomial tests); Lan and DeMets (Biometrika 1983, error spending);
-Maurer, Hothorn and Lehmacher (1995, fixed sequences).
+docs/explanation/sequential.md has theorem and proof. Sources: Jennison and Turnbull, "Group
+Sequential Methods" (2000), section 12.1 (exact binomial tests); Lan and DeMets (Biometrika 1983,
+error spending); Maurer, Hothorn and Lehmacher (1995, fixed sequences).
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from art_denoised.smoothing.stops import FIRST_TURN, Anytime, Stop, Voting
 from art_denoised.smoothing.voters import NetworkVoter, Task, Voter, drive
 
 if TYPE_CHECKING:
+    from art_denoised.runs.crew import Place
     from art_denoised.types import Classifier, Denoiser, Image, Images
 
 T = TypeVar("T")
@@ -43,12 +44,12 @@ class Smoother:
         denoiser: ``denoiser(x_noisy, sigma) -> x_hat``, in front of the base; None: plain
             randomized smoothing. For a query-only base it runs here, before an image is sent.
         noise: "gaussian"; or "quantised" for 8-bit images, whose certificates also hold in
-            floating-point arithmetic (docs/certificates.md).
+            floating-point arithmetic (docs/explanation/certificates.md).
         seed: Non-negative seed of the noise.
         batch_size: Number of noisy images in every pass of the network. It may change the votes of
             near ties.
         clip_values: Smallest and largest pixel value; ``sigma`` is in the same units.
-        workers: What answers draws: `Workers`, `Cluster`, or any function that is given this
+        workers: Where draws are answered: `Workers`, `Cluster`, or any function that is given this
             smoother and returns a `Voter`; None: this process. It changes only the speed.
 
     Attributes:
@@ -83,7 +84,7 @@ class Smoother:
         seed: int = 0,
         batch_size: int = 64,
         clip_values: tuple[Any, Any] = (0.0, 1.0),
-        workers: Callable[[Smoother], Voter] | None = None,
+        workers: Place | Callable[[Smoother], Voter] | None = None,
     ) -> None:
         self._noise = find_noise(noise, sigma, clip_values)
         self.base, self.denoiser = base, denoiser
@@ -182,8 +183,12 @@ class Smoother:
         Args:
             ledger: Keeps the answers of a query-only base; None: they are kept in memory.
         """
-        if self.workers is not None:
+        if callable(self.workers):
             return self.workers(self)
+        if self.workers is not None:
+            from art_denoised.smoothing.remote import dispatched
+
+            return dispatched(self, self.workers)
         if self.network is not None:
             return NetworkVoter(
                 self.network,
@@ -307,7 +312,7 @@ class Smoother:
                     turn.procedure(label, record, held.get(i)) for i, label in enumerate(labels)
                 ]
                 tasks = (
-                    Task(first_index + i, x, procedure)
+                    Task(first_index + i, x, procedure, turn.looks)
                     for i, (x, procedure) in enumerate(zip(images, procedures, strict=True))
                 )
                 yield from drive(tasks, voter, until=end)

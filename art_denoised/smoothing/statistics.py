@@ -21,6 +21,7 @@ from art_denoised.smoothing.bounds import Looks, Mixture
 from art_denoised.smoothing.sequential import Look, Proof, Sequential
 
 ABSTAIN = -1
+"""Label of an abstention."""
 _DECIMALS = 6
 
 Bound: TypeAlias = Looks | Mixture | Sequential

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from art_denoised import checks
 from art_denoised.checks import InputError
@@ -24,6 +24,7 @@ FIRST_TURN = 100  # samples of each image before time is spent on more of any
 _SELECTION = 100  # samples that select the class, unless another number is given
 
 Counts: TypeAlias = Mapping[int, int]
+"""Votes by class."""
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -47,6 +48,7 @@ class Draw(NamedTuple):
 
 
 Procedure: TypeAlias = Generator[Draw, Counts, T]
+"""A generator that asks for votes and returns an answer."""
 
 
 def simulate(procedure: Procedure[T], votes: Callable[[Draw], Counts]) -> tuple[T, int]:
@@ -81,6 +83,11 @@ class Stop(Protocol[T_co]):
     @property
     def settings(self) -> dict[str, Any]:
         """What the header of a log says of the rule, as JSON values."""
+        ...
+
+    @property
+    def looks(self) -> Sequence[int]:
+        """Numbers of estimation samples at which it may stop, if it looks more than once."""
         ...
 
     def procedure(
@@ -118,6 +125,8 @@ class FixedN:
         {'alpha': 0.001, 'n0': 100, 'n': 1000}
     """
 
+    looks: ClassVar[Sequence[int]] = ()
+
     n: int = 10_000
     n0: int = _SELECTION
     alpha: float = 0.001
@@ -148,9 +157,9 @@ class AtRadii:
     """Sample until each of some radii is proved or out of reach.
 
     The radii are tested in ascending order by exact group-sequential tests at the full alpha
-    (docs/sequential.md). A certificate states the largest radius of the table that was proved, and
-    is an abstention if none was; with probability at least 1 - alpha it is true. It usually takes a
-    fifteenth of the samples of `FixedN`.
+    (docs/explanation/sequential.md). A certificate states the largest radius of the table that was
+    proved, and is an abstention if none was; with probability at least 1 - alpha it is true. It
+    usually takes a fifteenth of the samples of `FixedN`.
 
     Attributes:
         radii: l2 radii in image units, at least one; kept in ascending order.
@@ -203,6 +212,11 @@ class AtRadii:
         """Looks at the votes while samples come in."""
         return Sequential.upto(self.n)
 
+    @property
+    def looks(self) -> Sequence[int]:
+        """Numbers of samples at which it looks at the votes."""
+        return self.bound.counts
+
     def procedure(
         self, label: int | None, record: Mapping[str, Any], earlier: Certificate | None = None
     ) -> Procedure[Certificate]:
@@ -217,9 +231,9 @@ class AtRadii:
 class Anytime:
     """Sample until the time is up, and go on later: sound whenever it was stopped.
 
-    The bound holds at all sample counts at once (a confidence sequence, docs/sequential.md), so a
-    certificate may be looked at, and sampling continued from it, as often as one likes. At equal
-    n its radius is a few percent smaller than that of `FixedN`.
+    The bound holds at all sample counts at once (a confidence sequence,
+    docs/explanation/sequential.md), so a certificate may be looked at, and sampling continued from
+    it, as often as one likes. At equal n its radius is a few percent smaller than that of `FixedN`.
 
     Attributes:
         n: Largest number of estimation samples, those of an earlier certificate included.
@@ -235,6 +249,8 @@ class Anytime:
         >>> Anytime(1000).upto(400).n
         400
     """
+
+    looks: ClassVar[Sequence[int]] = ()
 
     n: int = 100_000
     n0: int = _SELECTION
@@ -291,6 +307,8 @@ class Voting:
         >>> Voting(100).settings
         {'alpha': 0.001, 'n': 100}
     """
+
+    looks: ClassVar[Sequence[int]] = ()
 
     n: int = 1000
     alpha: float = 0.001

@@ -36,11 +36,14 @@ class Task(Generic[T]):
         index: Index of the image in its data set; selects its noise.
         x: The image (channels, height, width), float32, on the device of the network.
         procedure: Generator that asks for votes and returns the answer.
+        looks: Sample counts at which it may stop, ascending, as far as they are known. Workers that
+            would be idle sample ahead up to them.
     """
 
     index: int
     x: Image
     procedure: Procedure[T]
+    looks: Sequence[int] = ()
 
 
 class Voter(Protocol):

@@ -21,11 +21,11 @@ import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from art_denoised.checks import InputError
 from art_denoised.runs.identity import describe, identity, versions
 from art_denoised.runs.journal import Kind, Row, Run, write_whole
+from art_denoised.runs.progress import Progress
 from art_denoised.training.batches import Batches, augment, seeded
 from art_denoised.training.config import (
     TrainingConfig,
@@ -70,6 +70,7 @@ def _upgraded(record: dict[str, Any]) -> dict[str, Any]:
 
 
 TRAINING: Kind[EpochRow] = Kind("train", EpochRow, upgrade=_upgraded, title="training log")
+"""Kind of the journal `train.jsonl`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +163,11 @@ def train(
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     steps = config.epochs * len(batches)
     state, stop = _State(network, config, steps), evaluation.stop if evaluation else None
+    of_step = batches.images / len(batches)
+    total = steps * of_step
     with (
         _saving(state, run, settings, resume) as save,
-        tqdm(None, "train", steps, unit="step", initial=state.step, disable=not progress) as bar,
+        Progress("train", total, done=state.step * of_step, visible=progress) as shown,
     ):
         while state.step < steps and not (stop and state.rows and stop(state.rows)):
             network.train()
@@ -176,9 +179,9 @@ def train(
                         y = y.to(device, non_blocking=True)
                         value = loss(network, x, y, state.step)
                     state.take(value)
-                bar.update()
                 if state.is_late:
-                    bar.set_postfix_str(f"loss {state.read():.4f}", refresh=False)
+                    state.read()
+                shown.update(of_step, lambda: f"loss {state.loss:.4f}")
                 if state.step % len(batches):  # the end of an epoch is saved with its row
                     save(config.checkpoint_every)
             state.read()
@@ -289,19 +292,23 @@ class _State:
         self.step += 1
 
     @property
+    def loss(self) -> float:
+        """The last loss that was read."""
+        return self._losses[-1] if self._losses else math.nan
+
+    @property
     def is_late(self) -> bool:
         """Whether losses are to be read: a GPU is waited for at times, not in each step."""
         return time.monotonic() - self._read > _TICK
 
-    def read(self) -> float:
-        """Read the losses since the last time, which must be finite, and return the last one."""
+    def read(self) -> None:
+        """Read the losses since the last time, which must be finite."""
         unread, self._unread, self._read = self._unread, [], time.monotonic()
         losses = torch.stack([loss.reshape(()) for loss in unread]).tolist() if unread else []
         for step, value in enumerate(losses, start=self.step - len(losses)):
             if not math.isfinite(value):
                 raise InputError(f"the loss became {value} at step {step}; train with a smaller lr")
         self._losses += losses
-        return self._losses[-1]
 
     @property
     def result(self) -> nn.Module:

@@ -229,10 +229,12 @@ RECIPES: dict[str, Adversarial | Trades] = {
     ),
     "trades": Trades(),
 }
+"""Recipes of adversarial training by name (docs/tutorials/robust-training.md)."""
 
 ROBUST_CONFIG = TrainingConfig(
     optimizer="sgd", lr=0.1, weight_decay=5e-4, clip=0.0, schedule="one-cycle", average=0.995
 )
+"""Settings of `train_robust` unless others are given."""
 
 
 class OverfittingWarning(UserWarning):

@@ -19,7 +19,7 @@ from torch import nn
 from art_denoised import PGD, DiffusionClassifier, LikelihoodMaximization, noise_levels
 from art_denoised.data import digits
 from art_denoised.demo import digits_diffusion
-from art_denoised.rdc import preview_cost
+from art_denoised.diffusion import preview_cost
 from art_denoised.smoothing import proportion_interval
 
 

@@ -27,7 +27,7 @@ from networks import HERE, adversarial, held_out, plain
 from torch import nn
 
 from art_denoised import PGD
-from art_denoised.rdc import preview_cost
+from art_denoised.diffusion import preview_cost
 from art_denoised.runs import Kind, Row, Run, read_run
 
 DRAWS, BATCH, SEED = 10, 10, 0

@@ -19,8 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from art_denoised import PGD, DiffusionClassifier
-from art_denoised.diffusion import SIGMA_DATA, Levels
-from art_denoised.rdc import LevelNoise
+from art_denoised.diffusion import SIGMA_DATA, LevelNoise, Levels
 
 
 def validation(count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -41,6 +41,9 @@ def arguments(out: object, *flags: str, **changes: object) -> list[str]:
         ({"eps": "0.1,0"}, ["--eps", "0.1", "0"]),
         ({"eps": "8/0"}, ["'8/0'"]),
         ({"noise": "loud"}, ["loud", "fixed", "fresh"]),
+        ({"purify": "folder", "sigma": 0.1}, ["--purify", "--sigma"]),
+        ({"purify": "folder", "purification": "sdee:t=0.1"}, ["'sdee'", "sde"]),
+        ({"purify": "folder", "purification": "sde:eta=1"}, ["'eta'", "t"]),
     ],
     ids=str,
 )
@@ -107,7 +110,7 @@ def test_the_function_that_was_certified_is_the_one_that_is_attacked(tmp_path, c
     for name, out in runs.items():
         capsys.readouterr()
         assert main(["report", out, "--json"]) == 0
-        (model,) = json.loads(capsys.readouterr().out)["models"]
-        found[name] = len(model["certified_against_robust"])
-    assert found == {"both": 1, "bare": 0, "other": 0}
+        models = json.loads(capsys.readouterr().out)["models"]
+        found[name] = [len(model["certified_against_robust"]) for model in models]
+    assert found == {"both": [1], "bare": [0, 0], "other": [0, 0]}
     assert main(["attack", *network, *noise[:2], *attack, "--out", str(tmp_path / "no")]) == 2

@@ -40,8 +40,8 @@ def test_a_table_of_a_log_or_of_its_folder(runs, capsys, name):
 
 def test_several_logs_are_named(runs, capsys):
     logs = [str(runs / name) for name in ("all", "radii")]
-    table = printed_json(capsys, ["table", *logs, "--radii", "0"])
-    assert [entry["log"] for entry in table] == logs
+    table = printed_json(capsys, ["table", f"ours={logs[1]}", logs[0], "--radii", "0"])
+    assert [entry["log"] for entry in table] == ["ours", "all"]
 
 
 def test_the_radii_of_a_run_are_the_default(runs, capsys):
@@ -63,6 +63,36 @@ def test_other_radii_than_those_of_the_run_are_lower_bounds(runs, capsys):
 def test_plot(runs, tmp_path, name, start):
     assert main(["plot", str(runs / "all"), "-o", str(tmp_path / name), "--title", "Digits"]) == 0
     assert (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_a_plot_of_named_runs_beside_published_curves(runs, tmp_path, capsys):
+    """What `table --csv` prints is a file of curves."""
+    logs = [str(runs / name) for name in ("all", "radii")]
+    assert main(["table", f"theirs={logs[0]}", "--csv"]) == 0
+    (tmp_path / "theirs.csv").write_text(capsys.readouterr().out)
+    out = tmp_path / "a.svg"
+    options = {"names": "A,B", "size": "3,2", "published": str(tmp_path / "theirs.csv")}
+    assert main([*words("plot", *logs, **options), "-o", str(out), "--ylabel", "share"]) == 0
+    drawn = out.read_text()
+    for text in ("A", "B", "theirs", "share", "between markers: a lower bound"):
+        assert f">{text}</text>" in drawn, text
+
+
+def test_a_table_for_a_paper(runs, capsys):
+    for option, first in (("--latex", "all & 20 & "), ("--markdown", "| all | 20 | ")):
+        assert main(["table", str(runs / "all"), option]) == 0
+        assert sum(line.startswith(first) for line in capsys.readouterr().out.splitlines()) == 1
+    assert main(["report", str(runs / "all"), "--latex"]) == 0
+    assert r"model & certified, l2 r=0 & " in capsys.readouterr().out
+
+
+def test_pictures_of_a_certify_run(runs, tmp_path, capsys):
+    out = tmp_path / "a.svg"
+    arguments = ["pictures", str(runs / "all"), "-o", str(out), "--max", "1"]
+    assert main([*arguments, "--denoiser", DENOISER]) == 0
+    assert all(f">{stage}</text>" in out.read_text() for stage in ("clean", "noisy", "denoised"))
+    message = refusal(capsys, [*arguments, "--data", "imagefolder:none"])
+    assert "none" in message
 
 
 def test_verify_counts_rows(runs, capsys):
@@ -95,6 +125,10 @@ def test_a_log_of_predict_has_no_radii(tmp_path, capsys):
         (["verify", "missing.jsonl"], ["missing.jsonl"]),
         (["verify", "README.md", "--family-images", "9"], ["--family-alpha"]),
         (["report", "x", "--json", "--tsv"], ["--json", "--tsv"]),
+        (["table", "x", "--latex", "--csv"], ["--latex", "--csv"]),
+        (["plot", "x", "-o", "a.png", "--names", "A,B"], ["2 names", "1 log"]),
+        (["plot", "tests/golden/logs/fixed", "-o", "a.png", "--size", "3"], ["(3.0,)"]),
+        (["pictures", "missing", "-o", "a.png"], ["missing"]),
         (["report", "missing"], ["missing"]),
     ],
 )

@@ -8,9 +8,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 import tests.forked  # noqa: F401  whose server has imported torch: processes start at once
+from art_denoised import Cluster, Workers
 from art_denoised.cli import main
+from art_denoised.cli.options import DeviceOptions, WorkerOptions
 from art_denoised.evaluation import read_attack_log, read_log
 from tests.cli.command import DENOISER, MODEL, ROOT, certify, refusal, words
 
@@ -81,6 +84,22 @@ def test_workers_write_the_same_rows(tmp_path):
     assert one == two
 
 
+def test_gpus_are_shared_by_workers(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    device, two = DeviceOptions(device="cpu"), ("cuda:0", "cuda:1")
+    for options, found in (
+        ({"gpus": "all"}, Workers(2, list, two)),
+        ({"gpus": (1,), "workers": 3}, Workers(3, list, two[1:])),
+        ({"workers": 3, "allow_mixed": True}, Workers(3, list, (), allow_mixed=True)),
+        ({"workers": 1}, None),
+        ({"cluster": "auto", "workers": 4}, Cluster("auto", 4, list)),
+    ):
+        assert WorkerOptions(**options).place(list, device) == found
+    assert "--gpus is 0,2" in refusal(capsys, certify(tmp_path, "--gpus", "0,2"))
+    assert "'a,b' are no GPUs" in refusal(capsys, certify(tmp_path, "--gpus", "a,b"))
+    assert "--cluster" in refusal(capsys, certify(tmp_path, "--gpus", "0", "--cluster", "auto"))
+
+
 CALLS = """#!/bin/sh
 line=$(printf '%s\\037' "$@")
 echo "$line" >> "$CALLS"
@@ -102,7 +121,7 @@ def commands(script: str, folder: Path, **environment: str) -> list[list[str]]:
 
 
 def test_the_scripts_of_the_guide_work(tmp_path, monkeypatch):
-    page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "many-machines.md").read_text(encoding="utf-8")
     loop, array, attack, _ = re.findall(r"```sh\n(.*?)```", page, re.S)
     monkeypatch.chdir(tmp_path)
     for script in (loop, attack):

@@ -14,7 +14,9 @@ import torch
 from art_denoised import (
     DenoisedSmoothing,
     DiffusionClassifier,
+    DiffusionPurification,
     FeatureDenoisingClassifier,
+    Purification,
     RobustDiffusionClassifier,
     TrainingConfig,
     train_robust,
@@ -76,6 +78,19 @@ def rdc(levels: int = 4, **options: object) -> RobustDiffusionClassifier:
     )
 
 
+def purification(steps: int = 2, **options: object) -> DiffusionPurification:
+    own = {"gradient": "exact", "seed": 0}
+    own = {name: options.pop(name, value) for name, value in own.items()}
+    purify = Purification(digits_diffusion(), t=0.05, steps=steps, sampler="sde", **own)  # type: ignore[arg-type]
+    return DiffusionPurification(
+        purify,
+        digits_classifier(),
+        input_shape=(1, 8, 8),
+        nb_classes=10,
+        **options,  # type: ignore[arg-type]
+    )
+
+
 def network(**options: object) -> FeatureDenoisingClassifier:
     return FeatureDenoisingClassifier(
         digits_classifier(), input_shape=(1, 8, 8), nb_classes=10, device_type="cpu", **options
@@ -127,6 +142,9 @@ DEFENCES = {
         chunked=({"levels": 4, "max_batch": 20}, {"levels": 16, "max_batch": 20}),
         bpda={"gradient": "bpda"},
         light={"levels": 2, "steps": 1},
+    ),
+    "purification": Defence(
+        purification, noisy=True, bpda={"gradient": "bpda"}, light={"steps": 1}
     ),
     "feature denoising": Defence(
         partial(robust_network, operation="gaussian", where="3"), noisy=False

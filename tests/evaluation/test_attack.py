@@ -32,7 +32,7 @@ from art_denoised.demo import digits_classifier, digits_diffusion
 from art_denoised.diffusion import NoisedDiffusion, noise_levels
 from art_denoised.estimators.adapters import ArtAttack, without_preprocessing
 from art_denoised.evaluation import CLEAN, Probes, read_attack_log
-from art_denoised.evaluation.attack import Progress
+from art_denoised.evaluation.attack import PassProgress
 from art_denoised.evaluation.target import Target, columns
 from art_denoised.runs import identity
 from art_denoised.runs.identity import describe
@@ -62,7 +62,8 @@ def test_rows_say_what_the_model_answers(digits):
     x, y = digits[0][:50], digits[1][:50].clone()
     y[7] = (y[7] + 1) % 10
     model, attack = digits_classifier(), Keeping()
-    log = evaluate(model, TensorDataset(x, y), [attack], batch_size=20, **FAST)
+    options = {**FAST, "pictures": 2}
+    log = evaluate(model, TensorDataset(x, y), [attack], batch_size=20, **options)
     assert [len(call[0]) for call in attack.calls] == [19, 20, 10]
     assert list(log.columns) == [(CLEAN, "none", 0.0), ("keeping", "exact", EPS)]
     clean, attacked = log.columns.values()
@@ -83,6 +84,12 @@ def test_rows_say_what_the_model_answers(digits):
     assert (skipped.index, skipped.counted, skipped.fresh) == (7, False, (False,))
     assert skipped.distance_l2 == 0
     assert log.trusted is None
+    # Without attack the model is asked twice, to detect randomness; after it, once. PGD: 5 steps.
+    assert sum(row.queries for row in clean) == pytest.approx(2 * 50)
+    assert sum(row.queries for row in attacked) == pytest.approx((5 + 1 + 1) * 49, abs=49)
+    for image in log.images:
+        shown = x[image.index] if image.stage == CLEAN else x_adv[image.index]
+        assert image.prediction == int(model(shown[None]).argmax(1))
     assert log.settings["images"] == 50
     assert not log.settings["randomised"]
 
@@ -603,20 +610,20 @@ def test_images_of_one_class_alone_are_remarked(digits, capsys):
 
 
 def test_progress_moves_within_a_batch_and_says_what_is_left(capsys):
-    with Progress(8, done=0, visible=True, interval=0.0) as progress:
+    with PassProgress("attack", 8, interval=0.0) as progress:
         progress.begin("square", images=4, expected=10)
         progress.tick(4)
         progress.tick(16)
-        shown = capsys.readouterr().err.split("\r")[-1]
+        shown = capsys.readouterr().err.splitlines()[-1]
         assert "square" in shown
-        assert "2.0/8" in shown
+        assert "2/8 images" in shown
+        assert "left" in shown
         assert "NFE 20 of 40" in shown
-        assert "?" not in shown, "the time left is known"
-        progress.end()
+        progress.end("50.0% right")
         progress.begin("new", images=4, expected=None)
         progress.tick(3)
-        assert "4.0/8" in (shown := capsys.readouterr().err.split("\r")[-1])
-        assert "NFE 3" in shown
+        assert "4/8 images" in (shown := capsys.readouterr().err.splitlines()[-1])
+        assert "NFE 3, 50.0% right" in shown
 
 
 def test_forward_passes_of_an_attack_are_counted(digits):

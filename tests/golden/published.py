@@ -202,7 +202,7 @@ def edm(repository: Path) -> dict[str, Any]:
 
 def rdc(repository: Path) -> dict[str, Any]:
     """Run the release of RDC on the noise that this package draws."""
-    from art_denoised.rdc import LevelNoise
+    from art_denoised.diffusion import LevelNoise
 
     def package(name: str, folder: str) -> None:  # without its __init__, which imports everything
         module = types.ModuleType(name)

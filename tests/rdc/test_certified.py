@@ -21,12 +21,13 @@ from art_denoised.demo import digits_diffusion
 from art_denoised.diffusion import (
     EDM,
     DiffusionModel,
+    LevelNoise,
     Levels,
     Native,
     NoisedDiffusion,
     noise_levels,
 )
-from art_denoised.rdc import LevelNoise, predict_anytime
+from art_denoised.rdc import predict_anytime
 from art_denoised.smoothing import DenoisedClassifier
 from tests.rdc.test_classifier import images, small_model
 

@@ -14,11 +14,11 @@ from art_denoised.demo import DigitsMLP, digits_diffusion
 from art_denoised.diffusion import (
     EDM,
     DiffusionModel,
+    LevelNoise,
     Levels,
     Native,
     noise_levels,
 )
-from art_denoised.rdc import LevelNoise
 
 LEVELS = Levels((0.2, 0.5, 1.0), (3.0, 1.0, 0.5))
 

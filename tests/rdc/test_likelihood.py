@@ -13,8 +13,8 @@ from art_denoised import DiffusionClassifier, LikelihoodMaximization
 from art_denoised.checks import InputError
 from art_denoised.data import digits
 from art_denoised.demo import digits_diffusion
-from art_denoised.diffusion import EDM, DiffusionModel, Levels, Native
-from art_denoised.rdc import RDC, Adam, LevelNoise, Momentum
+from art_denoised.diffusion import EDM, DiffusionModel, LevelNoise, Levels, Native
+from art_denoised.rdc import RDC, Adam, Momentum
 from art_denoised.types import GradientModes, Purifies, Seeded
 from tests.rdc.test_classifier import LEVELS, Counting, Nan, images, small_model
 

@@ -61,7 +61,9 @@ def write_run(
     """A whole run: two attacks at two eps, checks, pictures; with certificates if asked."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    known: dict[str, Any] = {"model": name, "data": "digits", "weights": name, "noise": "fresh"}
+    base = {"weights": name, "structure": "net", "sigma": 0.25}
+    known: dict[str, Any] = {"model": name, "data": "digits", "weights": f"noisy {name}"}
+    known |= {"structure": "noisy net", "smoothed": base, "noise": "fresh", "repeats": 4}
     known |= {"attacks": [{"name": "pgd", "eps": 0.5, "steps": 20}], "versions": {"torch": "2"}}
     with Run(folder, ATTACK, known | (settings or {})) as log:
         for index in range(images):
@@ -77,13 +79,11 @@ def write_run(
         if failed:
             log.append([CheckRow("gradient-free attacks", False, f"{name}: Square", {"gap": 0.5})])
         x = rng.random((1, 8, 8))
-        for stage, attack, eps in (("clean", CLEAN, 0.0), ("attacked", "pgd", 0.5)):
-            gradient = "none" if attack == CLEAN else "exact"
-            log.append(
-                [ImageRow.of(x, index=0, attack=attack, gradient=gradient, eps=eps, stage=stage)]
-            )
+        for stage, attack, eps, said in (("clean", CLEAN, 0.0, 1), ("attacked", "pgd", 0.5, 7)):
+            known = {"attack": attack, "gradient": "none" if attack == CLEAN else "exact"}
+            log.append([ImageRow.of(x, index=0, eps=eps, stage=stage, prediction=said, **known)])
     if certified is not None:
-        of_certify = {"model": name, "data": "digits", "sigma": 0.25}
+        of_certify = {"model": name, "data": "digits", "noise": "gaussian", **base}
         with Run(folder, CERTIFY, of_certify | ({"radii": list(radii)} if radii else {})) as log:
             log.append([certificate(index, certified) for index in range(images)])
     return folder

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from art_denoised.checks import InputError
 from art_denoised.cli import main
 from art_denoised.evaluation import CERTIFY, CertifyRow, Log
-from art_denoised.reports import accuracy_table, certified_table, draw_certified, plot_certified
+from art_denoised.reports import accuracy_table, certified_table, read_curves
 from art_denoised.reports.certified import default_radii
-from art_denoised.reports.plots import certified_figure
+from art_denoised.reports.markup import latex, markdown
 from art_denoised.runs import Run
 from art_denoised.smoothing.statistics import proportion_interval
 
@@ -122,43 +121,45 @@ def test_errors_and_notices_show_escapes(tmp_path, capsys):
     assert "\x1b" not in printed.err + printed.out
 
 
-def test_curve_is_the_certified_accuracy_at_every_radius():
-    """Read off the drawn step function between and at its knots."""
-    axes = certified_figure({"ours": log()}, title="t").axes[0]
-    x, y = axes.lines[0].get_data()
-    assert axes.lines[0].get_drawstyle() == "steps-pre"
-    for radius in (0.1, 0.25, 0.3, 0.5):
-        drawn = y[np.searchsorted(x, radius)]  # steps-pre: y[i] holds on (x[i-1], x[i]]
-        assert drawn == pytest.approx(100 * accuracy_table(ROWS, [radius])[0].certified_accuracy)
-    assert (x[0], y[0]) == (0, 50)
-    assert (x[-1], y[-1]) == (0.5, 0)
-    assert axes.get_title() == "t"
-    again = certified_figure({"other": log(ROWS[:1])}).axes[0]
-    draw_certified(again, ROWS, "black")
-    np.testing.assert_array_equal(again.lines[1].get_data(), (x, y))
+def test_a_table_for_papers():
+    found = certified_table({"50% & [more]": log(radii=[0.5])}, [0.25, 0.5])
+    lines = latex(found.block()).splitlines()
+    row = next(line for line in lines if line.startswith("50"))
+    cells = [cell.strip() for cell in row.split(" & ")]
+    assert row.startswith(r"50\% \& [more] & 4 & ")
+    assert cells[2].startswith(r"$\geq$50.0 {\scriptsize ")
+    assert lines[-1] == r"\end{tabular}"
+    assert r"\begin{tabular}{lrrrrr}" in lines
+    rows = [line for line in markdown(found.block()).splitlines() if line.startswith("|")]
+    assert [line.count(" | ") for line in rows] == [5, 5, 5]
+    assert rows[2].startswith(r"| 50% & \[more\] | 4 | \>=50.0 (")
 
 
-def test_names_in_a_plot_are_no_formulas(tmp_path):
-    name = r"$\frac{$ red" + "\x1b[31m"
-    plot_certified({name: log(radii=[0.5])}, tmp_path / "a.svg", title=name)
-    axes = certified_figure({name: log(radii=[0.5])}).axes[0]
-    assert axes.get_legend_handles_labels()[1][0].endswith("(lower bound except at r = 0.5)")
+def test_a_csv_holds_the_shares_and_is_a_file_of_curves(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(certified_table({"ours": log(), "b, c": log(ROWS[:2])}, [0.5, 0.0]).to_csv())
+    first, second = read_curves(path)
+    assert (first.name, first.radii, first.accuracy) == ("ours", (0.0, 0.5), (0.5, 0.25))
+    assert (second.name, second.accuracy) == ("b, c", (1.0, 0.5))
 
 
-@pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])
-def test_plot_files(tmp_path, suffix):
-    plot_certified({"ours": log(), "none right": log(ROWS[2:])}, tmp_path / f"a{suffix}")
-    assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
-    assert (tmp_path / f"a{suffix}").stat().st_size > 1000
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("name,radius,certified_accuracy\na,0.5,61\n", "61"),  # percent
+        ("name,radius,certified_accuracy\na,-1,0.5\n", "-1"),
+        ("name,radius,certified_accuracy\na,x,0.5\n", ":2"),
+        ("name,radius\na,0.5\n", ":2"),
+        ("name,radius,certified_accuracy\n", "no curves"),
+    ],
+)
+def test_curves_that_are_not_shares_are_refused(tmp_path, text, value):
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=value):
+        read_curves(path)
 
 
-def test_refusals(tmp_path):
-    with pytest.raises(InputError, match=r"\.png"):
-        plot_certified({"ours": log()}, tmp_path / "a.doc")
+def test_refusals():
     with pytest.raises(InputError, match="no rows"):
         accuracy_table([], [0.0])
-    with pytest.raises(InputError, match=r"missing/a\.png cannot be written"):
-        plot_certified({"ours": log()}, tmp_path / "missing" / "a.png")
-    with pytest.raises(InputError, match="no rows"):
-        plot_certified({"ours": log([])}, tmp_path / "a.png")
-    assert not list(tmp_path.iterdir())

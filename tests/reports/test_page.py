@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import io
+import itertools
 import re
 import shutil
 import subprocess
@@ -11,7 +13,6 @@ from collections import Counter
 from functools import cache
 from html.parser import HTMLParser
 from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ class Elements(HTMLParser):
         self.words.append(data)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.text(min_size=1))
 def test_text_cannot_leave_its_place(text):
     model = Model(text, (row(0, True, attack=text),), settings=((text, {text: text}),))
@@ -116,6 +117,7 @@ def test_identifiers_are_unique(tmp_path):
         if "id" in attributes
     ]
     assert len(ids) > 10
+    assert "results" in ids  # where the skip link leads
     assert len(ids) == len(set(ids))
 
 
@@ -134,7 +136,10 @@ def test_accessible_structure(tmp_path):
     levels = [int(name[1]) for name, _ in found if re.fullmatch(r"h[1-6]", name)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert max(levels) == 2
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    regions = [a for name, a in found if a.get("role") == "region"]
+    assert all(a["tabindex"] == "0" and a["aria-label"] for a in regions)
+    assert len(regions) == sum(name == "table" for name, _ in found)
 
 
 def luminance(colour: str) -> float:
@@ -189,54 +194,120 @@ def browser_path() -> str:
     pytest.skip("no Chromium that runs on this machine: apt-get install chromium")
 
 
-def test_a_browser_reads_the_page_offline(tmp_path: Path):
+@pytest.mark.parametrize("certified", [None, 0.3], ids=["attacked", "both"])
+def test_the_first_screen_is_the_title_and_one_sentence(tmp_path, certified):
+    found = report([write_run(tmp_path / "ours", certified=certified)])
+    head = found.page().partition("</header>")[0]
+    words = " ".join("".join(Elements(head.partition("<header>")[2]).words).split())
+    kind = "Robust and certified" if certified else "Robust"
+    share = found.models[0].headlines[1].fresh
+    assert words.startswith(f"{kind} accuracy of ours At l2 eps 0.5, ours stays right on ")
+    low, high = f"{100 * share.low:.0f}", f"{100 * share.high:.0f}"
+    assert f"{100 * share.value:.1f}% (95% interval {low}-{high}) of images" in words
+    assert words.endswith("; the checks for masked gradients passed.")
+
+
+def test_a_report_of_certificates_alone_says_so(tmp_path):
+    folder = write_run(tmp_path / "ours", certified=0.3)
+    page = report([folder / "certify.jsonl"]).page()
+    assert "<title>Certified accuracy of ours</title>" in page
+    assert "ours is proved right on 100.0% (95% interval 74-100) of images." in page
+    assert "attack" not in page.partition("<h2>Details</h2>")[0].partition("<body>")[2]
+
+
+def test_a_failed_check_is_in_the_sentence(tmp_path):
+    runs = [write_run(tmp_path / name, name=name, failed=name == "b") for name in "abc"]
+    assert "; the result of b is not reliable." in report(runs).page().partition("</header>")[0]
+
+
+def test_how_it_was_measured_is_in_the_open(tmp_path):
+    settings = {"seed": 7, "batch_size": 4}
+    page = report([write_run(tmp_path / "ours", settings=settings, certified=0.3)]).page()
+    words = " ".join(" ".join(Elements(page.partition("<h2>What was tried</h2>")[2]).words).split())
+    for said in ("data digits", "12 attacked, 12 certified", "pgd (steps 20)", "seed 7"):
+        assert said in words
+    assert "sigma 0.25, gaussian; attacked with fresh noise of sigma 0.25, 4 evaluations" in words
+    today = datetime.datetime.now(datetime.UTC).date()
+    assert {str(today), str(today - datetime.timedelta(days=1))} & set(words.split())
+
+
+@pytest.fixture(scope="module")
+def browser():
     executable = browser_path()
     from playwright.sync_api import sync_playwright
 
-    ours = write_run(tmp_path / "denoised", name="d", certified=0.3)
-    plain = write_run(tmp_path / "plain", name="p", failed=True)
-    both = report([ours, plain])
-    whole = Report((*both.models, hostile_model()), both.notices)
-    path = tmp_path / "report.html"
-    whole.write_page(path)
-
-    asked: list[str] = []
-    complaints: list[str] = []
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1200, "height": 900}, offline=True)
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.on("console", lambda message: complaints.append(message.text))
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.goto(path.as_uri())
-        headings = tab.locator("h1, h2").all_inner_texts()
-        read = "rows => rows.map(r => [...r.querySelectorAll('.value')].map(c => c.innerText))"
-        values = tab.eval_on_selector_all("table.figures tbody tr", read)
-        verdicts = tab.locator("table.figures td:last-child").all_inner_texts()
-        pictures = tab.eval_on_selector_all("img", "all => all.map(i => i.naturalWidth)")
-        width = "document.documentElement.scrollWidth"
-        widths = [tab.evaluate(width)]
-        tab.set_viewport_size({"width": 400, "height": 800})
-        widths.append(tab.evaluate(width))
-        drawing = tab.locator("figure svg").first.bounding_box()
-        tab.close()
+        yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A report of three models, one with text from an attacker, and the page it is written to."""
+    folder = tmp_path_factory.mktemp("page")
+    ours = write_run(folder / "denoised", name="d", certified=0.3)
+    plain = write_run(folder / "plain", name="p", failed=True)
+    both = report([ours, plain])
+    whole = Report((*both.models, hostile_model()), both.notices)
+    whole.write_page(folder / "report.html")
+    return whole, (folder / "report.html").as_uri()
+
+
+@pytest.mark.parametrize("width", [1200, 800, 390])
+def test_a_browser_reads_the_page_offline(browser, written, width):
+    whole, address = written
+    asked: list[str] = []
+    complaints: list[str] = []
+    tab = browser.new_page(viewport={"width": width, "height": 900}, offline=True)
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.goto(address)
+    folded = tab.evaluate("document.documentElement.scrollHeight")
+    tab.eval_on_selector_all("details", "all => all.forEach(one => one.open = true)")
+    headings = tab.locator("h1, h2").all_inner_texts()
+    read = "rows => rows.map(r => [...r.querySelectorAll('.value')].map(c => c.innerText))"
+    values = tab.eval_on_selector_all("table.figures tbody tr", read)
+    verdicts = tab.locator("table.figures td:last-child").all_inner_texts()
+    pictures = tab.eval_on_selector_all("img", "all => all.map(i => i.naturalWidth)")
+    reach = tab.evaluate("document.documentElement.scrollWidth")
+    drawings = [box for one in tab.locator("figure svg").all() if (box := one.bounding_box())]
+    tab.close()
 
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     assert complaints == []
-    assert headings[0] == "Robustness report"
-    assert headings[1] == "Read this first"
-    assert {"In short", "Accuracy in l2", "denoised", "plain"} <= {h.strip() for h in headings}
+    assert headings[0].startswith("Robust and certified accuracy of denoised, plain and ")
+    assert [h.strip() for h in headings[1:]] == [
+        *("Read this first", "Accuracy", "Results", "What was tried", "Details")
+    ]
     figures = [figure for model in whole.to_json()["models"] for figure in model["figures"]]
     expected = [
         [f"{100 * figure[name]['value']:.1f}" for name in ("clean", "counted", "fresh", "worst")]
         for figure in figures
     ]
     assert values == expected
-    assert verdicts[:6] == ["checks passed"] * 6
-    assert {verdict.strip() for verdict in verdicts[6:]} == {"not reliable"}
-    assert pictures == [8] * 6
-    assert widths[0] <= 1200
-    assert widths[1] <= 400
-    assert drawing is not None
-    assert drawing["width"] > 300
+    assert [verdict.split("\n")[-1] for verdict in verdicts[:6]] == ["checks passed"] * 6
+    assert {verdict.split("\n")[-1].strip() for verdict in verdicts[6:]} == {"not reliable"}
+    assert pictures == [8] * 8
+    assert reach <= width
+    (drawing,) = drawings  # the wide or the narrow one, across the page
+    assert drawing["width"] > 0.85 * width
+    assert folded < 8 * 900
+
+
+def test_the_page_is_used_with_keys_and_printed_whole(browser, written):
+    tab = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme="dark")
+    tab.goto(written[1])
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.getAttribute('href')") == "#results"
+    tab.locator("summary").first.focus()
+    tab.keyboard.press("Enter")
+    assert tab.evaluate("document.querySelector('details').open")
+    paper = "getComputedStyle(document.body).backgroundColor"
+    dark = tab.evaluate(paper)
+    tab.emulate_media(media="print")
+    assert (dark, tab.evaluate(paper)) == ("rgb(21, 23, 26)", "rgb(255, 255, 255)")
+    closed = tab.locator("details:not([open]) table").first
+    assert closed.bounding_box()["height"] > 20
+    tab.close()

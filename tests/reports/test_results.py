@@ -186,11 +186,14 @@ def test_images_are_told_by_their_pixels_where_no_data_is_named(tmp_path):
     def header(pixels, **more):
         return {"indices": "0:2:1", "pixels": pixels, **more}
 
+    base = {"weights": "w", "structure": "s", "sigma": 0.5}
+
     def write(name, pixels, certified=None, label=1, attack="pgd"):
-        with Run(tmp_path / name, ATTACK, header(pixels, weights=name[0])) as run:
+        attacked = header(pixels, weights=name[0], smoothed=base)
+        with Run(tmp_path / name, ATTACK, attacked) as run:
             run.append([row(i, True, attack=attack) for i in range(2)])
         if certified:
-            with Run(tmp_path / name, CERTIFY, header(certified)) as run:
+            with Run(tmp_path / name, CERTIFY, header(certified, noise="gaussian", **base)) as run:
                 run.append([certificate(i, 1.0, label=label) for i in range(2)])
         return str(tmp_path / name)
 
@@ -221,10 +224,28 @@ def test_an_attack_is_joined_with_a_certificate_of_the_same_function_alone(
         run.append([row(0, True)])
     with Run(tmp_path, CERTIFY, {**base, "noise": "gaussian", **change}) as run:
         run.append([certificate(0, 1.0)])
-    model = report([tmp_path]).models[0]
-    assert len(model.agreements) == compared
-    said = [f"{name} is {value!r}" for name, value in change.items() if not compared]
-    assert all(words in model.unlike for words in said)
+    found = report([f"ours={tmp_path}"])
+    assert len(found.models[0].agreements) == compared
+    if not compared:
+        assert [model.name for model in found.models] == ["ours (attacked)", "ours (certified)"]
+        (name, value), *_ = change.items()
+        assert any(f"{name} is {value!r}" in notice for notice in found.notices)
+
+
+@pytest.mark.parametrize(
+    "attacked",
+    [{"weights": "w", "structure": "s"}, {"weights": "other", "structure": "t"}, {}],
+    ids=["without its noise", "another model", "a log that does not tell"],
+)
+def test_an_attack_on_anything_else_is_a_model_of_its_own(tmp_path, attacked):
+    """The attack on the undefended classifier in the folder of the denoised one's certificate."""
+    with Run(tmp_path, ATTACK, attacked) as run:
+        run.append([row(0, True)])
+    with Run(tmp_path, CERTIFY, {"weights": "w", "structure": "s", "noise": "gaussian"}) as run:
+        run.append([certificate(0, 1.0)])
+    attack, certified = report([tmp_path]).models
+    assert (len(attack.rows), attack.certified) == (1, ())
+    assert (len(certified.certified), certified.rows) == (1, ())
 
 
 def test_linf_figures_are_not_set_beside_l2_certificates():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from torch import nn
 from art_denoised.demo import digits_classifier
 from art_denoised.runs import differences, identity
 from art_denoised.runs.identity import describe
+from tests.forked import forked
 
 
 class Extra(nn.Linear):
@@ -109,15 +110,16 @@ def test_functions_are_told_by_the_network_that_they_call(monkeypatch):
     assert before != identity(by_global)
 
 
-def test_identities_are_equal_in_every_process():
-    code = (
-        "from art_denoised.demo import digits_classifier; from art_denoised.runs import identity;"
-        "print(sorted(identity(digits_classifier()).items()))"
-    )
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
-    here = sorted(identity(digits_classifier()).items())
-    assert there == f"{here}\n"
+def test_identities_are_equal_in_every_process(tmp_path):
+    process = forked(write_identity, tmp_path / "there.json")
+    process.join()
+    there = json.loads((tmp_path / "there.json").read_text())
+    assert there == identity(digits_classifier())
     assert "weights" in there
+
+
+def write_identity(file: Path) -> None:
+    file.write_text(json.dumps(identity(digits_classifier())))
 
 
 def test_differences_are_one_line():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import json
 import multiprocessing
@@ -13,6 +14,7 @@ import pytest
 from art_denoised.checks import InputError
 from art_denoised.runs import Kind, Row, Run, read_run
 from art_denoised.runs.journal import write_whole
+from tests.forked import forked
 
 SETTINGS = {"sigma": 0.25, "n": 100, "model": "a:b", "denoiser": None}
 
@@ -47,6 +49,16 @@ def test_written_rows_are_read_back(tmp_path):
     contents = read_run(tmp_path, OTHERS, ANSWERS)
     assert list(contents.rows.values()) == [Answer(index=i) for i in (3, 1, 2)]
     assert (contents.kind, contents.settings, contents.notices) == (ANSWERS, SETTINGS, ())
+
+
+def test_a_journal_says_when_it_was_begun(tmp_path):
+    before = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+    with Run(tmp_path, ANSWERS, SETTINGS) as run:
+        begun = run.begun
+    after = datetime.datetime.now(datetime.UTC)
+    assert before <= datetime.datetime.fromisoformat(begun) <= after
+    with Run(tmp_path, ANSWERS, SETTINGS, resume=True) as run:
+        assert run.begun == read_run(tmp_path, ANSWERS).begun == begun
 
 
 def test_a_row_may_replace_an_earlier_one_if_it_says_so(tmp_path):
@@ -154,10 +166,9 @@ def hold(folder: Path, ready, done) -> None:
 
 
 def test_two_processes_cannot_write_one_run(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     ready, done = context.Event(), context.Event()
-    other = context.Process(target=hold, args=(tmp_path, ready, done))
-    other.start()
+    other = forked(hold, tmp_path, ready, done)
     assert ready.wait(60)
     with pytest.raises(InputError, match="another process"):
         Run(tmp_path, ANSWERS, SETTINGS, resume=True)

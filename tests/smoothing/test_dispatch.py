@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from itertools import pairwise
 
 import pytest
 import torch
 
 from art_denoised.checks import InputError
-from art_denoised.smoothing import (
-    Answered,
-    Dispatcher,
-    Draw,
-    Failed,
-    FixedN,
-    Lost,
-    Ready,
-    Smoother,
-    Stage,
-    Task,
-    drive,
-)
+from art_denoised.runs import Answered, Failed, Lost, Ready
+from art_denoised.smoothing import Dispatcher, Draw, FixedN, Smoother, Stage, Task, drive
 
 X = torch.zeros(1, 2, 2)
 SAME = {"weights": "a"}
@@ -53,7 +43,7 @@ class Crew:
     def send(self, worker, bundle):
         assert worker not in self.starting
         self.held[worker].append(bundle)
-        self.sent.append(sum(piece.draw.stop - piece.draw.start for piece in bundle))
+        self.sent.append(self.size_of(bundle))
 
     def receive(self):
         busy = [w for w in range(self.size) if w in self.starting or self.held[w]]
@@ -66,8 +56,13 @@ class Crew:
             self.held[worker].clear()
             self.starting.add(worker)
             return worker, Lost("exit code -9")
-        bundle = self.held[worker].popleft()
-        return worker, Answered([votes(p.index, p.draw) for p in bundle], self.seconds)
+        return worker, self.answer(self.held[worker].popleft())
+
+    def answer(self, bundle):
+        return Answered([votes(p.index, p.draw) for p in bundle], self.seconds)
+
+    def size_of(self, bundle):
+        return sum(piece.draw.stop - piece.draw.start for piece in bundle)
 
     def close(self):
         self.closed = True
@@ -105,6 +100,26 @@ def test_bundles_grow_until_they_take_long_enough():
         dict(drive([Task(i, X, asking(50_000)) for i in range(3)], Dispatcher(crew, SAME)))
     assert max(quick.sent) == 10_000
     assert max(slow.sent) == 100
+
+
+def steps(stops: tuple[int, ...]) -> list[int]:
+    return [stop - start for start, stop in pairwise((0, *stops))]
+
+
+@pytest.mark.parametrize("deaths", [0, 30])
+def test_idle_workers_sample_ahead(deaths):
+    """Of looks that were announced; one procedure stops early, and one goes another way."""
+    looks = tuple(range(40, 4000, 40))
+    stops = [looks, looks[:30], (*looks[:10], 417, 900), *[looks[:5]] * 5]
+    crew = Crew(size=8, deaths=deaths)
+    voter = Dispatcher(crew, SAME)
+    tasks = [Task(i, X, asking(*steps(known)), looks) for i, known in enumerate(stops)]
+    found = dict(drive(tasks, voter))
+    assert found == {i: whole(i, known[-1]) for i, known in enumerate(stops)}
+    assert voter.pending == 0
+    asked = sum(known[-1] for known in stops)
+    assert asked < sum(crew.sent)
+    assert deaths or sum(crew.sent) < 2 * asked
 
 
 def test_few_samples_are_shared_by_all_workers():

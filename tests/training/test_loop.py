@@ -174,7 +174,7 @@ def test_the_seed_is_all_that_matters():
 FORKED = False
 
 
-def must_be_spawned(_worker: int) -> None:
+def must_not_be_a_fork(_worker: int) -> None:
     assert not FORKED, "a forked process has the variables of its parent"
 
 
@@ -183,8 +183,8 @@ def test_a_data_loader_keeps_its_workers_and_gets_our_order(monkeypatch):
     config = TrainingConfig(epochs=1, batch_size=8)
     train(nets[0], data(), noisy, config, progress=False)
     loader = DataLoader(
-        data(), batch_size=3, shuffle=True, num_workers=1, multiprocessing_context="spawn",
-        worker_init_fn=must_be_spawned,
+        data(), batch_size=3, shuffle=True, num_workers=1, multiprocessing_context="forkserver",
+        worker_init_fn=must_not_be_a_fork,
     )  # fmt: skip
     monkeypatch.setattr(sys.modules[__name__], "FORKED", True)
     train(nets[1], loader, noisy, config, progress=False)

@@ -1,0 +1,293 @@
+"""Entries of a leaderboard: one JSON file each, with the log that it follows from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from art_denoised.checks import InputError
+from art_denoised.data.images import index_range
+from art_denoised.evaluation.rows import CERTIFY, Log, read_log
+from art_denoised.evaluation.verify import Finding, verify
+from art_denoised.reports.certified import accuracy_table, default_radii
+
+_NAME = r"[a-z0-9][a-z0-9._-]*"
+Radius = Annotated[float, Meta(ge=0, le=1e6)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Text = Annotated[str, Meta(min_length=1, max_length=300)]
+
+
+class Votes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The log of an entry, and what follows from it.
+
+    Attributes:
+        path: Log of certify, relative to the folder of the entry.
+        sha256: Hash of the file.
+        images: Number of images.
+        n: Largest number of samples of an image.
+        alpha: Failure probability of each certificate.
+        seed: Seed of the noise.
+        weights: Hash of the weights that the run recorded; None in logs that have none.
+    """
+
+    path: Text
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+    images: int
+    n: int
+    alpha: float
+    seed: int
+    weights: str | None = None
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A row of the leaderboard.
+
+    Attributes:
+        schema: Version of the format.
+        name: Name of the entry and of its file: lower-case letters, digits, dots and hyphens.
+        defence: What makes the classifier robust, in words.
+        model: The classifier, in words.
+        data: Data set and which of its images, in words.
+        source: Where it comes from: a paper with its table, or a page.
+        sigma: Noise level; None if each radius has the best of several.
+        accuracy: Certified accuracy in [0, 1] at each l2 radius in image units.
+        votes: The log with its votes; None for published figures, which are not verified.
+
+    Example:
+        >>> Entry(
+        ...     name="paper", defence="none", model="ResNet-110", data="CIFAR-10",
+        ...     source="Somebody et al. 2020, table 1", accuracy={0.25: 0.07},
+        ... ).votes is None
+        True
+    """
+
+    schema: Literal[1] = 1
+    name: Annotated[str, Meta(pattern=f"^{_NAME}$", max_length=80)]
+    defence: Text
+    model: Text
+    data: Text
+    source: Text
+    sigma: float | None = None
+    accuracy: dict[Radius, Share]
+    votes: Votes | None = None
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a log does not say of a run, in words; see `Entry`."""
+
+    name: str
+    defence: str
+    model: str
+    data: str
+    source: str
+
+
+def submit(
+    run: Path | str,
+    folder: Path | str,
+    *,
+    name: str,
+    defence: str,
+    model: str,
+    data: str,
+    source: str,
+    radii: Sequence[float] | None = None,
+) -> Path:
+    """Make the entry of a certify run.
+
+    The log is copied to ``folder/logs``, unless it lies beside the folder: then it is referred to.
+
+    Args:
+        run: Folder of the run, or its certify.jsonl.
+        folder: Folder of the leaderboard, created where it is missing.
+        name: Name of the entry.
+        defence: What makes the classifier robust, in words.
+        model: The classifier, in words.
+        data: Data set and which of its images, in words.
+        source: Where the run is described, such as a URL.
+        radii: l2 radii in image units; None: those that the run stopped at, or round steps.
+
+    Returns:
+        The file of the entry.
+
+    Raises:
+        InputError: The log has no votes, lacks images of its run, or is not consistent; a value is
+            empty; or an entry of that name exists.
+
+    Example:
+        >>> import tempfile
+        >>> from art_denoised import FixedN, Smoother, certify, load_data
+        >>> from art_denoised.demo import digits_classifier
+        >>> smoother, data = Smoother(digits_classifier(), sigma=0.1), load_data("digits")
+        >>> with tempfile.TemporaryDirectory() as top:
+        ...     _ = certify(
+        ...         smoother, data, FixedN(100), run=f"{top}/run", indices=range(3), progress=False
+        ...     )
+        ...     entry = submit(
+        ...         f"{top}/run", f"{top}/board", name="digits", defence="noise", model="small CNN",
+        ...         data="3 digits", source="this example",
+        ...     )
+        ...     check(entry)
+        []
+    """
+    path, folder = Path(run), Path(folder)
+    path = path / f"{CERTIFY.name}.jsonl" if path.is_dir() else path
+    log = _sound(path)
+    target = folder / f"{name}.json"
+    if target.exists():
+        raise InputError(f"{target} exists; choose another name")
+    described = Described(name, defence, model, data, source)
+    at = default_radii([log]) if radii is None else radii
+    beside = path.resolve().is_relative_to(folder.resolve().parent)
+    held = path if beside else folder / "logs" / f"{name}.jsonl"
+    entry = _valid(_entry(described, log, _relative(held, folder), path.read_bytes(), at))
+    held.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not beside:
+        shutil.copyfile(path, held)
+    text = json.dumps(msgspec.to_builtins(entry, str_keys=True), indent=2, ensure_ascii=False)
+    target.write_text(text + "\n", encoding="utf-8")
+    return target
+
+
+def read_entries(folder: Path | str) -> dict[Path, Entry]:
+    """Read the entries of a folder, or the one in a file.
+
+    Raises:
+        InputError: There are none, or one does not follow the format.
+
+    Example:
+        >>> read_entries("no/such/folder")
+        Traceback (most recent call last):
+            ...
+        art_denoised.checks.values.InputError: no/such/folder holds no entries; ...
+    """
+    folder = Path(folder)
+    files = [folder] if folder.is_file() else sorted(folder.glob("*.json"))
+    if not files:
+        raise InputError(f"{folder} holds no entries; make one with submit")
+    entries = {}
+    for file in files:
+        try:
+            entries[file] = msgspec.json.decode(file.read_bytes(), type=Entry)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise InputError(f"{file} is no entry of a leaderboard: {error}") from None
+        if entries[file].name != file.stem:
+            raise InputError(f"{file} is the entry {entries[file].name!r}; name the file like it")
+    return entries
+
+
+def check(file: Path | str) -> list[Finding]:
+    """Recompute an entry from the votes of its log.
+
+    The log must be the file that was submitted, each row must follow from its votes (`verify`), and
+    the figures of the entry from the rows. Consistently forged votes are not found: only the run
+    repeated at its seed shows them.
+
+    Args:
+        file: File of the entry.
+
+    Returns:
+        What is wrong; nothing for a sound entry, and nothing for one without votes.
+
+    Raises:
+        InputError: The entry does not follow the format.
+
+    Example:
+        >>> check("no-such-entry.json")
+        Traceback (most recent call last):
+            ...
+        art_denoised.checks.values.InputError: no-such-entry.json holds no entries; ...
+    """
+    file = Path(file)
+    (entry,) = read_entries(file).values()
+    votes = entry.votes
+    if votes is None:
+        return []
+    path = (file.parent / votes.path).resolve()
+    if not path.is_relative_to(file.resolve().parent.parent):
+        return [Finding(None, f"the log {votes.path} lies outside the folder of the leaderboard")]
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return [Finding(None, f"the log {votes.path} cannot be read ({error.strerror})")]
+    try:
+        log = read_log(path)
+        found = _problems(log)
+        again = _entry(entry, log, votes.path, content, list(entry.accuracy))
+    except InputError as error:
+        return [Finding(None, str(error))]
+    return found + [Finding(None, what) for what in _differences(entry, again)]
+
+
+def _sound(path: Path) -> Log:
+    log = read_log(path)
+    if found := _problems(log):
+        raise InputError(f"{path} is not consistent: {found[0].problem}; see verify")
+    return log
+
+
+def _problems(log: Log) -> list[Finding]:
+    """Return what is wrong with a log; images may have been left out by their results."""
+    if log.kind != CERTIFY.name:
+        raise InputError(f"the log is of {log.kind}; give a log of certify")
+    found = verify(log)
+    planned = (log.settings or {}).get("indices")
+    if planned is not None and not found and len(log.rows) < len(index_range(planned)):
+        missing = len(index_range(planned)) - len(log.rows)
+        found.append(Finding(None, f"{missing} of the run's images lack a row; finish the run"))
+    return found
+
+
+def _entry(
+    words: Described | Entry, log: Log, path: str, content: bytes, radii: Sequence[float]
+) -> Entry:
+    settings: Mapping[str, Any] = log.settings or {}
+    found = accuracy_table(log.rows, radii)
+    return Entry(
+        **{name: getattr(words, name) for name in Described.__dataclass_fields__},
+        sigma=settings["sigma"],
+        accuracy={row.radius: row.certified_accuracy for row in found},
+        votes=Votes(
+            path=path,
+            sha256=hashlib.sha256(content).hexdigest(),
+            images=len(log.rows),
+            n=max(row.n for row in log.rows),
+            alpha=settings["alpha"],
+            seed=settings["seed"],
+            weights=settings.get("weights"),
+        ),
+    )
+
+
+def _valid(entry: Entry) -> Entry:
+    try:
+        return msgspec.convert(msgspec.to_builtins(entry), Entry)
+    except msgspec.ValidationError as error:
+        raise InputError(f"this is no entry of a leaderboard: {error}") from None
+
+
+def _differences(entry: Entry, again: Entry) -> list[str]:
+    """Compare what an entry says with what follows from its log."""
+    said, found = (msgspec.to_builtins(one, str_keys=True) for one in (entry, again))
+    pairs = [("sigma", said["sigma"], found["sigma"])]
+    pairs += [(name, said["votes"][name], found["votes"][name]) for name in found["votes"]]
+    pairs += [
+        (f"accuracy at {radius}", value, found["accuracy"][radius])
+        for radius, value in said["accuracy"].items()
+    ]
+    return [f"{name} is {a}, the log gives {b}" for name, a, b in pairs if a != b]
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()

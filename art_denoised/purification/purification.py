@@ -1,0 +1,325 @@
+"""Purification by a diffusion model, with exact gradients in the memory of one step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from art_denoised import checks
+from art_denoised.checks import InputError
+from art_denoised.diffusion.cost import Part, flop
+from art_denoised.diffusion.model import DiffusionModel
+from art_denoised.diffusion.noise import LevelNoise
+from art_denoised.models.cost import saved, weights
+from art_denoised.purification.samplers import Sampler, named_sampler, vp_sigma
+from art_denoised.straight_through import straight_through
+
+if TYPE_CHECKING:
+    from art_denoised.types import Images
+
+Gradient = Literal["exact", "bpda", "surrogate"]
+_STREAM = (2,)  # RDC with the same seed draws other noise
+_LONGEST = 2**20  # steps of a pass, in the numbering of the noise
+
+
+class Move(NamedTuple):
+    """From one noise level to the next: up from 0 by noising, down by a step of the sampler.
+
+    ``first`` numbers its noise.
+    """
+
+    sigma: float
+    after: float
+    first: int
+
+
+class State(NamedTuple):
+    """The state u, and the state before its pass was noised."""
+
+    u: Tensor
+    base: Tensor
+
+
+class Purification(nn.Module):
+    """Noise images to a level and run a diffusion model backwards from there.
+
+    Gradients: "exact" differentiates through every step. The backward pass recomputes one step
+    after another from stored states with the same noise, so its memory is that of one step and one
+    image for each step, and its time twice that of the forward pass. "bpda" takes the identity, and
+    "surrogate" the exact gradient of a run of fewer steps, as published attacks do; **neither is
+    the gradient**, and attacks with them flatter the defence.
+
+    The result may leave [0, 1] a little, as in DiffPure. It starts in eval mode, where weights of
+    the diffusion model get no gradient.
+
+    Sources: Nie et al., "Diffusion Models for Adversarial Purification" (ICML 2022, arXiv
+    2205.07460); Lee and Kim (ICCV 2023, arXiv 2303.09051) for the surrogate.
+
+    Args:
+        model: Diffusion model that is unconditional or has a null class.
+        sigma: Noise level to start from, image units. Several make one pass each, from the result
+            of the one before: equal ones repeat, others purify at several scales.
+        t: The same as time of the variance-preserving SDE, 0 to 1; give sigma or t.
+        steps: Number of steps of each pass.
+        sampler: "ddpm" (`DDIM` with eta 1), "ddim", "sde" (`ReverseSDE`), "euler", "heun"
+            (`Heun`), "gdmp" (`Guided`), or a `Sampler`.
+        gradient: "exact", "bpda" or "surrogate".
+        surrogate_steps: Number of steps of the surrogate; None: a quarter of ``steps``.
+        seed: Seed of the noise; None: fresh noise in every call.
+
+    Attributes:
+        seed: Seed of the noise; None: fresh noise in every call. It may be set.
+        gradient: The way of taking gradients, one of ``gradients``. It may be set.
+
+    Raises:
+        InputError: The model has no unconditional answer, describes noised images or was not
+            trained on such noise; or a value is out of range.
+
+    Example:
+        >>> from art_denoised.demo import digits_diffusion
+        >>> purify = Purification(digits_diffusion(), t=0.1, steps=5, sampler="sde", seed=0)
+        >>> x = torch.rand(2, 1, 8, 8, requires_grad=True)
+        >>> purify(x).sum().backward()
+        >>> purify.nfe(), bool(x.grad.abs().sum() > 0)
+        (5, True)
+    """
+
+    gradients: tuple[str, ...] = get_args(Gradient)
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        *,
+        sigma: float | Sequence[float] | None = None,
+        t: float | Sequence[float] | None = None,
+        steps: int = 20,
+        sampler: str | Sampler = "ddpm",
+        gradient: str = "exact",
+        surrogate_steps: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        _check_model(model)
+        self.model, self.gradient = model, checks.choice("gradient", gradient, self.gradients)
+        self.sigmas = _sigmas(model, sigma, t)
+        self.steps = checks.count("steps", steps)
+        self.sampler = named_sampler(sampler) if isinstance(sampler, str) else sampler
+        fewer = max(1, self.steps // 4) if surrogate_steps is None else surrogate_steps
+        self.surrogate_steps = checks.count("surrogate_steps", fewer)
+        if self.surrogate_steps > self.steps:
+            raise InputError(
+                f"surrogate_steps is {surrogate_steps}, more than {steps} steps; give fewer"
+            )
+        self.seed = seed if seed is None else checks.count("seed", seed, 0)
+        self._followers: list[list[Tensor]] = []
+        self.eval()
+
+    # Recomputed gradients cannot be traced: compile the network instead.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, x: Images) -> Images:
+        """Return purified images, also under ``no_grad`` and ``inference_mode``.
+
+        Raises:
+            InputError: The images leave [0, 1] by more than half its length, or the answer of the
+                diffusion model is not finite.
+        """
+        if len(x) == 0:
+            return x
+        x = checks.attacked_images(x)
+        low, scale = self.model.image_range[0], self.model.scale
+        u, deviation = self._purified(low + scale * x, LevelNoise(self.seed, stream=_STREAM))
+        if self._followers:
+            self._followers[-1].append(deviation)
+        return (u - low) / scale
+
+    @torch.no_grad()
+    def purify(self, x: Images) -> Images:
+        """Return purified images, without a gradient."""
+        return self(x)
+
+    def nfe(self, images: int = 1) -> int:
+        """Return the number of network evaluations (NFE) for some images."""
+        return images * len(self.sigmas) * self.sampler.nfe(self.steps)
+
+    @contextmanager
+    def following(self) -> Iterator[list[Tensor]]:
+        """Collect how far each call leaves the path of its noised images: a loss for attacks.
+
+        Each call within the context appends a tensor (batch,): the mean over steps and pixels of
+        abar ||z - z_t||^2, with z the state after a step and z_t the images at the same noise level
+        with the noise of the forward process. Its gradient is that of ``gradient``; "bpda" has
+        none.
+
+        Source: Kang et al., "DiffAttack" (NeurIPS 2023, arXiv 2311.16124), section 3.2.
+        """
+        found: list[Tensor] = []
+        self._followers.append(found)
+        try:
+            yield found
+        finally:
+            self._followers.remove(found)
+
+    def part(self, x: Images, images: int, batch: int) -> Part:
+        """Return the cost on so many images; ``x`` is one of them (`preview_cost`)."""
+        nfe = self.nfe(images)
+        level = torch.tensor(min(self.sigmas))
+
+        def evaluate(x: Images) -> Images:
+            return self.model(x, level)
+
+        forward, both = flop(evaluate, x)
+        steps = {"exact": self.steps, "bpda": 0, "surrogate": self.surrogate_steps}[self.gradient]
+        again = images * len(self.sigmas) * self.sampler.nfe(steps) if steps else 0
+        extra = forward * (again if self.gradient == "surrogate" else 0)
+        at_once = 2 if self.nfe() > len(self.sigmas) * self.steps else 1  # Heun evaluates twice
+        kept = saved(lambda: evaluate(x.detach().requires_grad_()), self) if steps else 0
+        states = len(self.moves(steps)) * x.numel() * x.element_size() if steps else 0
+        memory = weights(self) + (at_once * kept + states) * batch
+        return Part(nfe, forward * nfe, forward * nfe + extra + both * again, memory)
+
+    def moves(self, steps: int) -> list[Move]:
+        """Return the way from the images through all passes, of so many steps each."""
+        lowest = self.model.sigma_min * self.model.scale
+        moves = []
+        for number, sigma in enumerate(self.sigmas):
+            levels = (0.0, *self.sampler.levels(sigma * self.model.scale, steps, lowest))
+            for i in range(steps + 1):
+                moves.append(Move(levels[i], levels[i + 1], 2 * (number * _LONGEST + i)))
+        return moves
+
+    def move(
+        self, state: State, start: Tensor, move: Move, noise: LevelNoise
+    ) -> tuple[State, Tensor]:
+        """Return the state after a move, and its deviation from the noised images, (batch,)."""
+        u, base = state
+        if move.sigma == 0:
+            noised = u + move.after * self._draw(noise, u, move.first)
+            return State(noised, u), u.new_zeros(len(u))
+        draws = [self._draw(noise, u, move.first + i) for i in range(self.sampler.draws)]
+        u = self.sampler.step(self._denoise, u, move[:2], draws, start)
+        # abar (z - z_t)^2 = abar^2 (u - u_t)^2, with the noise of the pass, whose move came first
+        forward = self._draw(noise, u, move.first // (2 * _LONGEST) * 2 * _LONGEST)
+        distance = (u - base - move.after * forward).square().flatten(1).mean(1)
+        return State(u, base), distance / ((1 + move.after**2) ** 2 * self.steps)
+
+    def _purified(self, start: Tensor, noise: LevelNoise) -> tuple[Tensor, Tensor]:
+        """Return the last state and the deviation, with the gradient that was chosen."""
+        if torch.is_inference_mode_enabled() or not (
+            torch.is_grad_enabled() and start.requires_grad
+        ):
+            return _run(self, start.detach(), noise, self.steps)[1:]
+        if self.gradient == "exact":
+            found: tuple[Tensor, Tensor] = _Exact.apply(start, self, noise, self.steps)
+            return found
+        value = _run(self, start.detach(), noise, self.steps)[1:]
+        if self.gradient == "bpda":  # Athalye et al., ICML 2018
+            return straight_through(value[0], start), value[1]
+        stand_in = _Exact.apply(start, self, noise, self.surrogate_steps)
+        u, deviation = map(straight_through, value, stand_in)
+        return u, deviation
+
+    def _denoise(self, u: Tensor, sigma: float) -> Tensor:
+        """Return E[x | u] in the units of the network."""
+        low, scale = self.model.image_range[0], self.model.scale
+        level = torch.full((len(u),), sigma / scale, dtype=torch.float64, device=u.device)
+        x_hat: Tensor = self.model((u - low) / scale, level.to(u.dtype))
+        return low + scale * x_hat
+
+    @staticmethod
+    def _draw(noise: LevelNoise, u: Tensor, number: int) -> Tensor:
+        return noise(u, range(len(u)), [number] * len(u))
+
+
+@torch.no_grad()
+def _run(
+    purification: Purification, start: Tensor, noise: LevelNoise, steps: int
+) -> tuple[list[State], Tensor, Tensor]:
+    """Return the state before each move, the last one, and the deviation, without a graph."""
+    state, states, total = State(start, start), [], start.new_zeros(len(start))
+    for move in purification.moves(steps):
+        states.append(state)
+        state, deviation = purification.move(state, start, move, noise)
+        total += deviation
+    if not bool(torch.isfinite(state.u).all()):
+        raise InputError("the diffusion model returned NaN or infinite values")
+    return states, state.u, total
+
+
+class _Exact(torch.autograd.Function):
+    """The moves, and the gradient through them: each is recomputed from the state before it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, start: Tensor, purification: Purification, noise: LevelNoise, steps: int
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)  # most attacks do not follow the path
+        states, u, deviation = _run(purification, start.detach(), noise, steps)
+        ctx.purification, ctx.noise, ctx.steps = purification, noise, steps
+        ctx.save_for_backward(start, *(t for state in states for t in state))
+        return u, deviation
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, None, None, None]:
+        checks.first_derivative("a purification")
+        start, *saved = ctx.saved_tensors
+        of_u, of_deviation = gradients
+        flow = State(torch.zeros_like(start) if of_u is None else of_u, torch.zeros_like(start))
+        total = torch.zeros_like(start)
+        for number, move in reversed(list(enumerate(ctx.purification.moves(ctx.steps)))):
+            with torch.enable_grad():
+                inputs = [t.detach().requires_grad_() for t in saved[2 * number : 2 * number + 2]]
+                origin = start.detach().requires_grad_()
+                after, deviation = ctx.purification.move(State(*inputs), origin, move, ctx.noise)
+                ends = [(after.u, flow.u), (after.base, flow.base)]
+                if of_deviation is not None and deviation.requires_grad:
+                    ends.append((deviation, of_deviation))
+                origin_part, *parts = torch.autograd.grad(
+                    [end for end, _ in ends],
+                    [origin, *inputs],
+                    [gradient for _, gradient in ends],
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+            total += origin_part
+            flow = State(*parts)
+        return total + flow.u + flow.base, None, None, None
+
+
+def _check_model(model: DiffusionModel) -> None:
+    if model.classes is not None and model.null_class is None:
+        raise InputError(
+            "the diffusion model has no null class; give one that has, or an unconditional one"
+        )
+    if model.noise:
+        raise InputError(
+            f"the model describes images with noise {model.noise:g}; give the model of clean images"
+        )
+
+
+def _sigmas(
+    model: DiffusionModel,
+    sigma: float | Sequence[float] | None,
+    t: float | Sequence[float] | None,
+) -> tuple[float, ...]:
+    """Return the noise level of each pass, image units."""
+    if (sigma is None) == (t is None):
+        raise InputError(f"sigma is {sigma} and t is {t}; give one of them")
+    given: Any = t if sigma is None else sigma
+    values = tuple(given) if isinstance(given, Sequence) else (given,)
+    if not values:
+        raise InputError("there are no noise levels; give at least one")
+    if sigma is None:
+        found = tuple(vp_sigma(value) / model.scale for value in values)
+    else:
+        found = tuple(checks.positive("sigma", value) for value in values)
+    for level in found:
+        if level > model.sigma_max:
+            raise InputError(
+                f"sigma is {level:g}, beyond {model.sigma_max:g}, the highest noise level of the "
+                "diffusion model; purify from a lower one"
+            )
+    return found

@@ -1,0 +1,187 @@
+"""What a person sees while a run works: a bar on a terminal, now and then a line elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Self, TypeVar
+
+PATIENCE = 2.0  # seconds that a wait may last without a word
+_BETWEEN_LINES = 30.0  # seconds
+T = TypeVar("T")
+
+
+class Progress:
+    """Progress of a run on standard error: what is done, units a second, time left and a note.
+
+    A terminal shows a bar that moves. A file or a pipe gets a line at the start, one at each
+    ``interval``, and a last one: a bar would fill it with control characters.
+
+    Args:
+        what: Name of what is done.
+        total: Number of units; None: unknown.
+        done: Number of units that were done before.
+        unit: Name of a unit, in the singular.
+        visible: Whether anything is shown.
+        interval: Number of seconds between two lines.
+
+    Attributes:
+        n: Number of units done.
+
+    Example:
+        >>> with Progress("count", 3, visible=False) as progress:
+        ...     for _ in range(3):
+        ...         progress.update()
+        >>> progress.n
+        3.0
+    """
+
+    def __init__(
+        self,
+        what: str,
+        total: float | None,
+        *,
+        done: float = 0,
+        unit: str = "image",
+        visible: bool = True,
+        interval: float = _BETWEEN_LINES,
+    ) -> None:
+        self.n = float(done)
+        self._what, self._total, self._done, self._unit = what, total, done, unit
+        self._note: Callable[[], str] = str
+        self._begin = self._shown = time.monotonic()
+        self._interval = interval
+        self._bar = _bar(self) if visible and sys.stderr.isatty() else None
+        self._lines = visible and self._bar is None
+        if self._bar is not None:
+            self._bar.start()
+        self._print()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def update(self, n: float = 1, note: Callable[[], str] | None = None) -> None:
+        """Count ``n`` units. The note is called when it is shown."""
+        self.move(self.n + n, note)
+
+    def move(
+        self, n: float, note: Callable[[], str] | None = None, *, what: str | None = None
+    ) -> None:
+        """Set the number of units done, the note and the name of what is done now."""
+        self.n = n
+        self._note = self._note if note is None else note
+        self._what = self._what if what is None else what
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=n, description=self._what)
+        elif time.monotonic() - self._shown >= self._interval:
+            self._print()
+
+    def close(self) -> None:
+        """Show the last state and stop."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._print()
+        self._bar, self._lines = None, False
+
+    @property
+    def total(self) -> float | None:
+        """Number of units; None: unknown."""
+        return self._total
+
+    @property
+    def name(self) -> str:
+        """Name of what is done now."""
+        return self._what
+
+    def words(self) -> str:
+        """Return what is done, the speed, the time left and the note."""
+        seconds, made = time.monotonic() - self._begin, self.n - self._done
+        of = "" if self._total is None else f"/{self._total:,.0f}"
+        done = f"{self.n:,.0f}" if self.n >= 100 or self.n == int(self.n) else f"{self.n:.1f}"
+        words = [f"{done}{of} {self._unit}s"]
+        if made > 0 and seconds > 0:
+            words.append(f"{made / seconds:.3g} {self._unit}s/s")
+            if self._total is not None and self.n < self._total:
+                left = round((self._total - self.n) * seconds / made)
+                words.append(f"{timedelta(seconds=left)} left")
+        return ", ".join(filter(None, [*words, self._note()]))
+
+    def _print(self) -> None:
+        if self._lines:
+            print(f"{self._what}: {self.words()}", file=sys.stderr, flush=True)
+            self._shown = time.monotonic()
+
+
+def _bar(progress: Progress) -> Any:
+    """Return a bar of rich on standard error; the words are made anew with each refresh."""
+    from rich.console import Console
+    from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
+    from rich.progress import Progress as Bar
+    from rich.text import Text
+
+    class Words(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(progress.words())
+
+    name = TextColumn("{task.description}", markup=False)
+    bar = Bar(name, BarColumn(20), Words(), console=Console(stderr=True), refresh_per_second=4)
+    bar.add_task(progress.name, total=progress.total, completed=round(progress.n))
+    return bar
+
+
+def watched(items: Collection[T], what: str, *, visible: bool = True) -> Iterator[T]:
+    """Yield items, with `Progress` once it has taken two seconds.
+
+    Args:
+        items: What is iterated over.
+        what: What is done, such as "reading".
+        visible: Whether anything is shown.
+
+    Example:
+        >>> list(watched([3, 1], "reading"))
+        [3, 1]
+    """
+    begin, progress = time.monotonic(), None
+    try:
+        for done, item in enumerate(items):
+            if progress is None and visible and time.monotonic() - begin >= PATIENCE:
+                progress = Progress(what, len(items), done=done)
+            yield item
+            if progress is not None:
+                progress.update()
+    finally:
+        if progress is not None:
+            progress.close()
+
+
+@contextmanager
+def waiting(what: str, *, visible: bool = True) -> Iterator[None]:
+    """Say on standard error what is done, once it has taken two seconds.
+
+    Args:
+        what: What is done, such as "loading the network".
+        visible: Whether anything is shown.
+
+    Example:
+        >>> with waiting("adding numbers"):
+        ...     total = 1 + 1
+    """
+
+    def tell() -> None:
+        print(f"notice: {what} ...", file=sys.stderr, flush=True)
+
+    timer = threading.Timer(PATIENCE, tell)
+    timer.daemon = True
+    if visible:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,0 +1,147 @@
+"""Steps agree with the schedulers of diffusers, with DiffPure's formula and with closed forms."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, HeunDiscreteScheduler
+
+from art_denoised.checks import InputError
+from art_denoised.purification import DDIM, Guided, Heun, ReverseSDE, vp_sigma, vp_time
+
+SHAPE = (2, 1, 4, 4)
+
+
+def normal(seed: int, shape=SHAPE) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def network(z: torch.Tensor) -> torch.Tensor:
+    """Noise that depends on the state, not linearly."""
+    return torch.tanh(0.7 * z + 0.1)
+
+
+def denoise(u: torch.Tensor, sigma: float) -> torch.Tensor:
+    return u - sigma * network(u / math.sqrt(1 + sigma**2))
+
+
+def sigma_of(scheduler, t: int) -> float:
+    abar = float(scheduler.alphas_cumprod[t]) if t >= 0 else 1.0
+    return math.sqrt((1 - abar) / abar)
+
+
+def vp(u: torch.Tensor, sigma: float) -> torch.Tensor:
+    return u / math.sqrt(1 + sigma**2)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+def test_ddim_is_that_of_diffusers(eta):
+    scheduler = DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(20)
+    u = sigma_of(scheduler, 950) * normal(0)
+    for i, t in enumerate(scheduler.timesteps.tolist()):
+        levels, n = (sigma_of(scheduler, t), sigma_of(scheduler, t - 50)), normal(i + 1)
+        z = vp(u, levels[0])
+        theirs = scheduler.step(network(z), t, z, eta=eta, variance_noise=n).prev_sample
+        u = DDIM(eta).step(denoise, u, levels, [n], u)
+        torch.testing.assert_close(vp(u, levels[1]), theirs, rtol=1e-5, atol=1e-5)  # abar: float32
+
+
+def test_eta_one_is_the_ancestral_sampling_of_diffusers():
+    scheduler = DDPMScheduler(clip_sample=False, variance_type="fixed_small")
+    scheduler.set_timesteps(20)
+    u = sigma_of(scheduler, 950) * normal(0)
+    for i, t in enumerate(scheduler.timesteps.tolist()):
+        levels, n = (sigma_of(scheduler, t), sigma_of(scheduler, t - 50)), normal(i + 1)
+        z, same = vp(u, levels[0]), torch.Generator().manual_seed(i + 1)
+        theirs = scheduler.step(network(z), t, z, generator=same).prev_sample
+        u = DDIM(1.0).step(denoise, u, levels, [n], u)
+        torch.testing.assert_close(vp(u, levels[1]), theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # of numpy 2 about conversions in diffusers
+def test_heun_is_that_of_diffusers_at_the_levels_of_edm():
+    scheduler = HeunDiscreteScheduler(use_karras_sigmas=True)
+    scheduler.set_timesteps(8)
+    high, low = float(scheduler.sigmas[0]), float(scheduler.sigmas[-2])
+    levels = Heun().levels(high, 8, low)
+    their_levels = scheduler.sigmas[[0, *range(1, 16, 2)]].tolist()
+    assert levels == pytest.approx(their_levels, rel=1e-5)
+    ours = theirs = high * normal(0)
+    for t in scheduler.timesteps:
+        z = scheduler.scale_model_input(theirs, t)
+        theirs = scheduler.step(network(z), t, theirs).prev_sample
+    for pair in pairwise(levels):
+        ours = Heun().step(denoise, ours, pair, (), ours)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_the_reverse_sde_is_the_euler_maruyama_step_of_diffpure():
+    t, dt = 0.15, 0.01
+    levels, u, n = (vp_sigma(t), vp_sigma(t - dt)), normal(0), normal(1)
+    z, beta = vp(u, levels[0]), 0.1 + 19.9 * t
+    abar = math.exp(-0.5 * 19.9 * t**2 - 0.1 * t)
+    score = -network(z) / math.sqrt(1 - abar)
+    drift = -0.5 * beta * z - beta * score
+    expected = z - drift * dt + math.sqrt(beta * dt) * n
+    found = ReverseSDE().step(denoise, u, levels, [n], u)
+    torch.testing.assert_close(vp(found, levels[1]), expected)
+
+
+def test_guidance_is_the_gradient_of_the_squared_distance():
+    levels, u, image, noise = (0.8, 0.6), normal(0), normal(1), [normal(2), normal(3)]
+    z = vp(u, 0.8).requires_grad_()
+    reference = vp(image + 0.8 * noise[1], 0.8)
+    (pull,) = torch.autograd.grad(-0.5 * (z - reference).square().sum(), z)
+    abar, abar_after = 1 / 1.64, 1 / 1.36
+    variance = (1 - abar_after) / (1 - abar) * (1 - abar / abar_after)  # Ho et al., equation 7
+    plain = DDIM(1.0).step(denoise, u, levels, noise[:1], image)
+    expected = vp(plain, 0.6) + 3 * 0.8 * variance * pull
+    torch.testing.assert_close(
+        vp(Guided(3.0).step(denoise, u, levels, noise, image), 0.6), expected
+    )
+
+
+V, MU, X, SIGMA = 0.3, -0.2, 0.9, 1.2  # variance and mean of the data, an image, and a noise level
+KEPT = V / (V + SIGMA**2)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "share", "variance"),
+    [
+        # A sample of the posterior of x given the noised image.
+        (DDIM(1.0), KEPT, V * (1 - KEPT) + (KEPT * SIGMA) ** 2),
+        (ReverseSDE(), KEPT, V * (1 - KEPT) + (KEPT * SIGMA) ** 2),
+        # The flow, which maps N(mu, v + sigma^2) to N(mu, v).
+        (DDIM(0.0), KEPT**0.5, KEPT * SIGMA**2),
+        (DDIM(0.0, "edm"), KEPT**0.5, KEPT * SIGMA**2),
+        (Heun(), KEPT**0.5, KEPT * SIGMA**2),
+    ],
+    ids=str,
+)
+def test_purified_gaussians_have_the_mean_and_variance_of_the_closed_form(sampler, share, variance):
+    u = X + SIGMA * normal(0, (10_000,))
+    levels = sampler.levels(SIGMA, 200, 0.002)
+    for i, pair in enumerate(pairwise(levels)):
+        noise = [normal(i + 1, (10_000,))]
+        u = sampler.step(lambda u, s: (V * u + s**2 * MU) / (V + s**2), u, pair, noise, u)
+    assert float(u.mean()) == pytest.approx(MU + share * (X - MU), abs=0.02)
+    assert float(u.var()) == pytest.approx(variance, rel=0.05)
+
+
+def test_time_and_noise_level_are_inverse():
+    assert vp_time(vp_sigma(0.37)) == pytest.approx(0.37)
+    assert ReverseSDE().levels(vp_sigma(0.4), 4, 0.0) == pytest.approx(
+        [*map(vp_sigma, (0.4, 0.3, 0.2, 0.1)), 0]
+    )
+
+
+def test_bad_input():
+    for make, value in ((lambda: DDIM(1.5), "1.5"), (lambda: Guided(-1), "-1")):
+        with pytest.raises(InputError, match=value):
+            make()
+    with pytest.raises(InputError, match="t is 2"):
+        vp_sigma(2)

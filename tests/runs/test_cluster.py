@@ -1,0 +1,139 @@
+"""Actors of Ray that sample and attack: the answers of one process, whatever dies.
+
+All of it is on this machine: one cluster of two nodes, of which one is removed.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import art_denoised
+from art_denoised.checks import InputError
+from art_denoised.cli import main
+from art_denoised.demo import digits_classifier
+from art_denoised.runs import Cluster
+from art_denoised.smoothing import AtRadii, FixedN, Smoother
+from tests.cli.command import MODEL, words
+from tests.runs.test_workers import Mortal, lines
+
+pytestmark = pytest.mark.filterwarnings("default")  # of Ray
+HEAD = {"num_cpus": 1, "include_dashboard": False}
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """A node of one core, on 127.0.0.1 alone; a test adds another one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # how Ray is told so
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        pytest.importorskip("ray")
+        from ray.cluster_utils import Cluster as Nodes
+
+        nodes = Nodes(initialize_head=True, head_node_args=HEAD)
+        assert nodes.address.startswith("127.0.0.1:")
+        patch.setenv("RAY_ADDRESS", nodes.address)
+        yield nodes
+        nodes.shutdown()
+
+
+class OnNodes(nn.Module):
+    """Names the nodes on which it runs by files, is mortal, and slow until one of them is lost."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.net, self.folder = Mortal(folder / "deaths"), str(folder)
+        self.driver = os.getpid()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if os.getpid() != self.driver:
+            import ray
+
+            Path(self.folder, ray.get_runtime_context().get_node_id()).touch()
+            if not Path(self.folder, "lost").exists():
+                time.sleep(0.1)
+        return self.net(x)
+
+
+def smoother(workers=None, base=None) -> Smoother:
+    return Smoother(digits_classifier() if base is None else base, sigma=0.25, workers=workers)
+
+
+def test_answers_are_those_of_one_process_when_an_actor_and_a_node_are_lost(
+    nodes, digits, tmp_path
+):
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+    (deaths / "one").touch()
+    second = nodes.add_node(num_cpus=1)
+    known = [tmp_path / node.node_id for node in (second, nodes.head_node)]
+
+    def lose_node() -> None:
+        while any(deaths.iterdir()) or not all(node.exists() for node in known):
+            time.sleep(0.05)
+        nodes.remove_node(second)
+        (tmp_path / "lost").touch()
+
+    loser = threading.Thread(target=lose_node, daemon=True)
+    loser.start()
+    stop, x = AtRadii([0.25, 0.5], n=3000), digits[0][:6]
+    found = smoother(Cluster(count=2), OnNodes(tmp_path).eval()).certify(x, stop)
+    loser.join(timeout=30)
+    assert (tmp_path / "lost").exists()
+    assert found == smoother().certify(x, stop)
+
+
+def test_the_command_line_attacks_on_a_cluster(nodes, tmp_path):
+    """The network is built by the actor."""
+    options = {"model": MODEL, "data": "digits", "eps": 0.1, "attacks": "pgd:steps=2"}
+    options |= {"max": 6, "batch_size": 3}
+    for name, flags in (("one", ()), ("many", ("--cluster", "auto"))):
+        flags = ("--quiet", "--no-checks", *flags)
+        assert main(words("attack", *flags, **options, out=tmp_path / name)) == 0
+    assert lines(tmp_path / "many" / "attack.jsonl") == lines(tmp_path / "one" / "attack.jsonl")
+    import ray
+
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_a_cluster_that_cannot_be_reached_is_one_line(digits, address):
+    with pytest.raises(InputError, match=f"the cluster {address} cannot be reached"):
+        smoother(Cluster(address)).certify(digits[0][:1], FixedN(100))
+
+
+def test_without_ray_one_line_says_what_to_install(digits, monkeypatch):
+    known = builtins.__import__
+
+    def missing(name, *rest):
+        if name == "ray":
+            raise ImportError(name)
+        return known(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(InputError, match=r"pip install '.\[cluster\]'"):
+        smoother(Cluster()).certify(digits[0][:1], FixedN(100))
+
+
+def test_a_cluster_of_nobody_is_refused():
+    with pytest.raises(InputError):
+        Cluster(count=0)
+
+
+def test_ray_is_imported_by_one_function_alone():
+    package = Path(art_denoised.__file__).parent
+    texts = {path.name: path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
+    lines = {name: re.findall(r"^\s*(?:import|from) ray\b.*", t, re.M) for name, t in texts.items()}
+    assert {name: found for name, found in lines.items() if found} == {
+        "cluster.py": ["        import ray"]
+    }
