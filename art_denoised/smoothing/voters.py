@@ -224,9 +224,11 @@ class NetworkVoter:
     def next(self) -> tuple[Task[Any], Draw, Counts]:
         """Return a submitted draw or a part of one with its votes."""
         while not self._done:
-            if not self._countable():
+            held = self._countable()
+            if not held:
                 self._launch()
-            reading = _Reading(self._countable())
+                held = self._countable()
+            reading = _Reading(held)
             if self._ahead and self._wanted >= self._batch_size:
                 self._launch()
             self._done.extend(reading.votes())
