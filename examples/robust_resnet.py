@@ -49,8 +49,8 @@ def main() -> None:
         x[: arguments.images], y[: arguments.images]
     )
 
-    x, y = (part[:50] for part in arrays(train=False))
-    pgd = ProjectedGradientDescent(classifier, eps=EPS, eps_step=0.025, max_iter=10, verbose=False)
+    x, y = (part[:25] for part in arrays(train=False))
+    pgd = ProjectedGradientDescent(classifier, eps=EPS, eps_step=0.04, max_iter=5, verbose=False)
     for name, shown in {"clean": x, f"PGD at {EPS}": pgd.generate(x, y)}.items():
         print(f"{name:10} {np.mean(classifier.predict(shown).argmax(1) == y):.0%}")
 

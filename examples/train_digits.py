@@ -32,11 +32,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("art_denoised/demo"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="a hundredth of the steps")
+    parser.add_argument("--quick", action="store_true", help="a few steps")
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(1)  # weights depend on the number of threads, through rounding
-    share = 100 if arguments.quick else 1
+    share = 500 if arguments.quick else 1
     train, test = tensors(train=True), tensors(train=False)
 
     classifier = digits_network()

@@ -29,13 +29,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("art_denoised/demo"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="a hundredth of the steps")
+    parser.add_argument("--quick", action="store_true", help="a few steps")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # weights depend on the number of threads, through rounding
     torch.manual_seed(arguments.seed)
     model = digits_diffusion_network()
     config = TrainingConfig(
-        epochs=8 if arguments.quick else 800,
+        epochs=2 if arguments.quick else 800,
         batch_size=256,
         lr=2e-3,
         weight_decay=0.0,

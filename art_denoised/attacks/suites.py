@@ -226,7 +226,10 @@ class Generators(NamedTuple):
         """Return states that depend on seed and stream alone; the current ones do not change."""
         before = cls.now()
         number = int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
-        torch.manual_seed(number)
+        if any(kind.is_available() for kind in (torch.cuda, torch.xpu, torch.backends.mps)):
+            torch.manual_seed(number)
+        else:  # it would keep each call, with its stack, for devices that may come: 10 ms
+            torch.default_generator.manual_seed(number)
         np.random.seed(number)  # noqa: NPY002
         random.seed(number)
         states = cls.now()

@@ -44,8 +44,8 @@ def test_a_denoiser_is_trained_and_certified_with(tmp_path, capsys):
     assert "stability" in log[0]["settings"]["loss"]["objective"]
     assert main([*arguments, "--resume"]) == 0
     assert denoiser.read_bytes() == first
-    assert main(certify(tmp_path / "with", denoiser=denoiser, max=30)) == 0
-    assert main(certify(tmp_path / "without", max=30)) == 0
+    assert main(certify(tmp_path / "with", denoiser=denoiser, max=20)) == 0
+    assert main(certify(tmp_path / "without", max=20)) == 0
     accuracy = [
         sum(row.correct for row in read_log(tmp_path / run / "certify.jsonl").rows)
         for run in ("with", "without")
@@ -154,11 +154,13 @@ def test_a_diffusion_model_is_trained_and_loaded(tmp_path, capsys):
     assert "loss 0." in capsys.readouterr().out
     model = load_diffusion(tmp_path / "a", classes=10)
     classifier = DiffusionClassifier(model, levels=noise_levels(4), seed=0)
-    data = [digits(train=False)[i] for i in range(100)]
+    data = [digits(train=False)[i] for i in range(50)]
     x, y = torch.stack([x for x, _ in data]), torch.tensor([y for _, y in data])
     with torch.no_grad():
         assert (classifier(x).argmax(1) == y).double().mean() > 0.5
+    np.savez(tmp_path / "few.npz", x=x, y=y)
     more = {"init": tmp_path / "a", "lr": 1e-9, "classes": 10, "epochs": 1}
+    more["data"] = f"npz:{tmp_path / 'few.npz'}"
     assert main(diffusion(tmp_path / "more", **more)) == 0
     again = load_diffusion(tmp_path / "more", classes=10)
     assert torch.allclose(again(x, 0.5, y), model(x, 0.5, y), atol=1e-4)

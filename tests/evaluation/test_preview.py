@@ -17,11 +17,11 @@ RADII = [0.0, 0.25, 0.5]
 
 def test_a_preview_is_near_the_cost_of_the_run(tmp_path):
     smoother, data = Smoother(digits_classifier(), sigma=0.25), load_data("digits")
-    stop, indices = AtRadii(RADII, 20_000), range(0, 500, 10)
+    stop, indices = AtRadii(RADII, 5_000), range(0, 500, 10)
     expected = preview(smoother, data, stop, indices=indices, pilot=25)
     log = certify(smoother, data, stop, run=tmp_path, indices=indices, progress=False)
     drawn = sum(row.n0 + row.drawn for row in log.rows)
-    assert expected.low < expected.samples < expected.high <= expected.fixed == 50 * 20_100
+    assert expected.low < expected.samples < expected.high <= expected.fixed == 50 * 5_100
     assert drawn / 2.5 < expected.samples < drawn * 2.5
     assert expected.seconds > 0
 

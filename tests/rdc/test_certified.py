@@ -40,7 +40,7 @@ def test_the_diffusion_classifier_is_certified_behind_its_own_denoiser():
     base = DenoisedClassifier(classifier, OneShotDenoiser(model), sigma=sigma).eval()
     data = [digits(train=False)[i] for i in range(8)]
     x = torch.stack([x for x, _ in data])
-    found = Smoother(base, sigma=sigma).certify(x, FixedN(200, n0=20))
+    found = Smoother(base, sigma=sigma).certify(x, FixedN(120, n0=20))
     right = [c for c, (_, y) in zip(found, data, strict=True) if c.label == y]
     assert len(right) >= 7
     assert sum(c.radius for c in right) / len(data) > 0.2
@@ -97,7 +97,7 @@ def test_epndc_is_certified():
     base = DiffusionClassifier(NoisedDiffusion(model, sigma), levels=levels, seed=0)
     data = [digits(train=False)[i] for i in range(8)]
     x = torch.stack([x for x, _ in data])
-    found = Smoother(base, sigma=sigma).certify(x, FixedN(200, n0=20))
+    found = Smoother(base, sigma=sigma).certify(x, FixedN(120, n0=20))
     assert sum(c.label == y and c.radius > 0.2 for c, (_, y) in zip(found, data, strict=True)) >= 7
 
 

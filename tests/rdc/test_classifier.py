@@ -207,7 +207,7 @@ def test_digits_are_classified():
 def test_temperature_makes_probabilities_of_likelihoods():
     x, y = map(list, zip(*digits(train=False), strict=True))
     x, y = torch.stack(x[:200]), torch.tensor(y[:200])
-    dc = DiffusionClassifier(digits_diffusion(), levels=noise_levels(8), seed=0)
+    dc = DiffusionClassifier(digits_diffusion(), levels=noise_levels(4), seed=0)
 
     def cross_entropy() -> float:
         with torch.no_grad():
