@@ -69,8 +69,8 @@ def preview_attack(
         data: Pairs of an image and its class.
         attacks: Attacks, as in `evaluate`.
         indices: Indices of the images; None: all.
-        noise: As in `evaluate`.
-        gradients: As in `evaluate`.
+        noise: Noise of the model, see `evaluate`.
+        gradients: Gradients to attack with, see `evaluate`.
         repeats: Number of later evaluations of a randomised model.
         batch_size: Number of images attacked at once.
 
