@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+SIDE, COUNT = 64, 6000
 PHOTOGRAPHS = {
     "skimage": [
         *("data/astronaut.png", "data/retina.jpg", "data/ihc.png", "data/hubble_deep_field.jpg"),
@@ -37,44 +38,40 @@ def main() -> None:
         for package, files in PHOTOGRAPHS.items()
         for file in files
     ]
-    for side, count in ((64, 6000), (112, 3000)):
-        x = [_enlarged(path, side, rng) for path in small[: count // 2]]
-        x += [
-            _crop(photographs[i % len(photographs)], side, rng) for i in range(count - count // 2)
-        ]
-        x = x if side == 64 else x[::12]  # a step through the classifier is dear
-        save(options.out / f"train-{side}.npz", x, [0] * len(x))
+    x = [_enlarged(path, rng) for path in small[: COUNT // 2]]
+    x += [_crop(photographs[i % len(photographs)], rng) for i in range(COUNT // 2)]
+    _save(options.out / "train.npz", x, COUNT * [0])  # no class is trained on
     held = sorted((resources.files("foolbox") / "data").glob("imagenet_*.jpg"))
     labels = [int(path.stem.split("_")[2]) for path in held]
-    save(options.out / "validation.npz", [_central(Image.open(path)) for path in held], labels)
+    _save(options.out / "validation.npz", [_central(Image.open(path)) for path in held], labels)
 
 
-def save(path: Path, x: list[np.ndarray], y: list[int]) -> None:
+def _save(path: Path, x: list[np.ndarray], y: list[int]) -> None:
     """Write images of 8 bits, channels first, and their labels."""
     np.savez(path, x=np.stack(x).transpose(0, 3, 1, 2), y=np.array(y))
 
 
-def _enlarged(path: Path, side: int, rng: np.random.Generator) -> np.ndarray:
-    """Return an image of 32x32 pixels, enlarged 2 to 3.5 times, or a crop of it."""
-    size = max(side, int(rng.integers(64, 113)))
-    return _window(Image.open(path).convert("RGB").resize((size, size), 3), side, rng)
+def _enlarged(path: Path, rng: np.random.Generator) -> np.ndarray:
+    """Return a crop of an image of 32x32 pixels that is enlarged 2 to 3.5 times."""
+    size = int(rng.integers(64, 113))
+    return _window(Image.open(path).convert("RGB").resize((size, size), 3), rng)
 
 
-def _crop(photograph: Image.Image, side: int, rng: np.random.Generator) -> np.ndarray:
+def _crop(photograph: Image.Image, rng: np.random.Generator) -> np.ndarray:
     """Return a crop of a photograph whose shorter side has been reduced to 160 to 400 pixels."""
     width, height = photograph.size
     scale = rng.integers(160, 401) / min(width, height)
     size = (round(scale * width), round(scale * height))
-    return _window(photograph.resize(size, 3, reducing_gap=2.0), side, rng)
+    return _window(photograph.resize(size, 3, reducing_gap=2.0), rng)
 
 
-def _central(image: Image.Image, side: int = 224) -> np.ndarray:
-    return np.array(ImageOps.fit(image.convert("RGB"), (side, side), 3))
+def _window(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    left, top = (int(rng.integers(0, length - SIDE + 1)) for length in image.size)
+    return np.array(image.crop((left, top, left + SIDE, top + SIDE)))
 
 
-def _window(image: Image.Image, side: int, rng: np.random.Generator) -> np.ndarray:
-    left, top = (int(rng.integers(0, length - side + 1)) for length in image.size)
-    return np.array(image.crop((left, top, left + side, top + side)))
+def _central(image: Image.Image) -> np.ndarray:
+    return np.array(ImageOps.fit(image.convert("RGB"), (224, 224), 3))
 
 
 if __name__ == "__main__":
