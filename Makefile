@@ -44,8 +44,11 @@ bench: $(VENV)/installed-test
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/workers.py
 	$(BIN)/python benchmarks/rdc.py
+	$(BIN)/python benchmarks/purification.py
 	$(BIN)/python benchmarks/networks.py
 	$(BIN)/python benchmarks/adversarial.py
+	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/record.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -79,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
         self._send(content, headers)
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815
 
     def _reply(self, answer: object) -> None:
         self._send(json.dumps(answer).encode(), {"Content-Type": "application/json"})

@@ -36,8 +36,8 @@ class DiffAttack(PGD):
         path_weight: Weight of the distance along the path.
 
     Raises:
-        InputError: As `PGD`; or the weight is not positive, or no part of the model can be
-            followed.
+        InputError: The weight is not positive, no part of the model can be followed, or `PGD`
+            raises it.
 
     Example:
         >>> from art_denoised import Purification, PurifiedClassifier
@@ -94,7 +94,7 @@ class DiffHammer(PGD):
         rounds: Number of rounds of expectation-maximisation.
 
     Raises:
-        InputError: As `PGD`; or a value is out of range.
+        InputError: A value is out of range, or `PGD` raises it.
 
     Example:
         >>> from art_denoised import Purification, PurifiedClassifier

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.evaluation.attack_rows import CLEAN, AttackRow, ImageRow
 from art_denoised.evaluation.rows import Log
@@ -63,6 +64,7 @@ def attacked_strips(model: Model, most: int = 10) -> list[Strip]:
         >>> attacked_strips(Model("ours", pictures=(picture,)))[0].captions["attacked"]
         '3'
     """
+    most = checks.count("most", most)
     attacked = [row for row in model.pictures if row.stage == "attacked"]
     return [_attacked_strip(model, row) for row in attacked[:most]]
 
@@ -95,7 +97,7 @@ def certified_strips(
     """
     if not log.rows:
         raise InputError("the log holds no rows; certify some images first")
-    settings = log.settings or {}
+    most, settings = checks.count("most", most), log.settings or {}
     _check_data(settings, data)
     names, sigma = _class_names(settings), settings.get("sigma")
     return [_certified_strip(row, data, names, sigma, denoiser) for row in log.rows[:most]]
@@ -222,7 +224,8 @@ def _outcome(picture: ImageRow, result: AttackRow | None, names: tuple[str, ...]
     if result is None:
         return said
     if len(result.fresh) > 1:
-        return f"{said}; right in {sum(result.fresh)} of {len(result.fresh)}".removeprefix("; ")
+        one = f"one answer: {said}; " if said else ""  # of a randomised model
+        return f"{one}right in {sum(result.fresh)} of {len(result.fresh)}"
     return f"{said}, {'right' if result.fresh[0] else 'wrong'}".removeprefix(", ")
 
 

@@ -47,6 +47,11 @@ class Survival(NamedTuple):
         """Whether the image is right in at least half of its evaluations, as smoothing votes."""
         return self.fresh >= 0.5
 
+    @property
+    def majority(self) -> bool:
+        """Whether it is right in more than half of them, so that a vote over them is right."""
+        return self.fresh > 0.5
+
 
 def share(values: Sequence[float]) -> Share | None:
     """Return the mean of one value in [0, 1] for each image, with its 95% interval; None of none.
@@ -133,6 +138,8 @@ class Result:
         clean: Accuracy on the same images without attack; None where it was not measured.
         counted: Robust accuracy by the attack's own count.
         fresh: Robust accuracy on fresh noise, mean over evaluations. The result to quote.
+        majority: Robust accuracy if an image counts when more than half of its evaluations on fresh
+            noise are right: a lower bound on that of a vote over so many copies.
         worst: Robust accuracy if an image counts only when it is right in every evaluation,
             including the attack's own.
         seconds: Time of the attack for one image.
@@ -148,6 +155,7 @@ class Result:
     clean: Share | None
     counted: Share
     fresh: Share
+    majority: Share
     worst: Share
     seconds: float
     queries: float
@@ -305,6 +313,8 @@ class Model:
         clean = [row.mean for row in self.rows if row.attack == CLEAN and row.index in left]
         shares = (share(values) for values in zip(*left.values(), strict=True))
         counted, fresh, worst = (entry for entry in shares if entry is not None)
+        majority = share([image.majority for image in left.values()])
+        assert majority is not None  # there are images
         made = [rows[index] for rows in attacks for index in left]
         return Result(
             *ball,
@@ -315,6 +325,7 @@ class Model:
             clean=share(clean) if len(clean) == len(left) else None,
             counted=counted,
             fresh=fresh,
+            majority=majority,
             worst=worst,
             seconds=math.fsum(row.seconds for row in made) / len(left),
             queries=math.fsum(row.queries for row in made) / len(left),

@@ -24,11 +24,12 @@ from art_denoised.reports.results import (
 )
 from art_denoised.reports.terminal import Block, Cell, Column, Lines, Table
 
-SHARES = ("clean", "counted", "fresh", "worst")
+SHARES = ("clean", "counted", "fresh", "majority", "worst")
 _LEGEND = (
     "Accuracy in percent, below it the 95% interval over images. counted: by the attack itself;",
-    "fresh: on fresh noise, averaged; worst: right in every evaluation. Quote `fresh` of all "
-    "attacks.",
+    "fresh: on fresh noise, averaged; majority: right in more than half of these evaluations; "
+    "worst: in",
+    "every evaluation. Quote `fresh` of all attacks.",
 )
 
 

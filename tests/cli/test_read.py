@@ -129,6 +129,8 @@ def test_a_log_of_predict_has_no_radii(tmp_path, capsys):
         (["plot", "x", "-o", "a.png", "--names", "A,B"], ["2 names", "1 log"]),
         (["plot", "tests/golden/logs/fixed", "-o", "a.png", "--size", "3"], ["(3.0,)"]),
         (["pictures", "missing", "-o", "a.png"], ["missing"]),
+        (["pictures", "tests/golden/logs/fixed", "-o", "a.png", "--max", "0"], ["most is 0"]),
+        (["pictures", "tests/golden/logs/attack", "-o", "a.png", "--crop", "9"], ["certify.jsonl"]),
         (["report", "missing"], ["missing"]),
     ],
 )

@@ -281,11 +281,9 @@ def test_a_browser_reads_the_page_offline(browser, written, width):
     assert [h.strip() for h in headings[1:]] == [
         *("Read this first", "Accuracy", "Results", "What was tried", "Details")
     ]
+    names = ("clean", "counted", "fresh", "majority", "worst")
     figures = [figure for model in whole.to_json()["models"] for figure in model["figures"]]
-    expected = [
-        [f"{100 * figure[name]['value']:.1f}" for name in ("clean", "counted", "fresh", "worst")]
-        for figure in figures
-    ]
+    expected = [[f"{100 * figure[name]['value']:.1f}" for name in names] for figure in figures]
     assert values == expected
     assert [verdict.split("\n")[-1] for verdict in verdicts[:6]] == ["checks passed"] * 6
     assert {verdict.split("\n")[-1].strip() for verdict in verdicts[6:]} == {"not reliable"}

@@ -157,7 +157,7 @@ def test_pictures_of_an_attack_have_labels_and_radii(tmp_path):
     assert list(strip.pictures) == ["clean", "noisy", "attacked", "difference"]
     assert strip.captions["clean"] == "1, right; 1 certified, radius 0.3"
     assert strip.captions["noisy"] == "sigma 0.25"
-    assert strip.captions["attacked"].startswith("7; right in ")
+    assert strip.captions["attacked"].startswith("one answer: 7; right in ")
     assert strip.captions["attacked"].endswith(" of 4")
     assert (strip.pictures["difference"] == 128).all()  # the row holds the same picture twice
     figure = picture_figure([strip])

@@ -65,6 +65,8 @@ def test_figures_are_those_counted_by_hand():
     assert pgd.worst == Share(0.25, *proportion_interval(1, 4))
     low, high = proportion_interval(1, 4).low, proportion_interval(2, 4).high
     assert pgd.fresh == Share(1.75 / 4, low, high)
+    assert pgd.majority == Share(0.5, *proportion_interval(2, 4))  # images 0 and 2
+    assert square.majority == Share(0.25, *proportion_interval(1, 4))
     assert pgd.seconds == 2.5 / 4
     assert (pgd.images, pgd.draws) == (4, 4)
     assert together.counted.value == together.worst.value == 0.25  # image 2 alone

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from art_denoised import PGD, certify, evaluate
+from art_denoised import PGD, certify, evaluate, read_log
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier
 from art_denoised.runs import Workers
@@ -90,7 +90,7 @@ def smoother(workers: Workers | None = None, base: nn.Module | None = None) -> S
 
 def lines(log: Path) -> list[str]:
     """The lines of a log without its times."""
-    return re.sub(r'"seconds": [^,}]+', "", log.read_text(encoding="utf-8")).splitlines()
+    return re.sub(r'"(seconds|begun)": [^,}]+', "", log.read_text(encoding="utf-8")).splitlines()
 
 
 def test_answers_are_those_of_one_process(digits):
@@ -113,7 +113,8 @@ def test_a_log_holds_the_same_rows_when_workers_are_killed(digits, tmp_path):
     assert not list(deaths.iterdir())
     one, many = (lines(tmp_path / name / "certify.jsonl") for name in ("one", "many"))
     assert sorted(many[1:]) == sorted(one[1:])
-    assert many[0] == one[0][:-1] + ', "allow_mixed": true}}'
+    settings = [read_log(tmp_path / name).settings for name in ("one", "many")]
+    assert settings[1] == {**settings[0], "allow_mixed": True}
 
 
 def test_an_attack_writes_the_same_log_when_workers_are_killed(digits, tmp_path):
@@ -146,7 +147,7 @@ def test_no_worker_outlives_its_driver(tmp_path, name):
     try:
         wait(lambda: bool(pids(tmp_path)))
         os.kill(driver.pid, getattr(signal, name))
-        driver.join(timeout=30)
+        driver.join(timeout=60)
     finally:
         driver.kill()
     assert driver.exitcode == (130 if name == "SIGINT" else -signal.SIGKILL)
@@ -166,7 +167,7 @@ def alive(pid: int) -> bool:
 
 
 def wait(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
