@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DOCS := .venv-docs
 
-.PHONY: demo test docs package fuzz lint bench clean help
+.PHONY: demo test docs package fuzz mutants lint bench clean help
 
 help:
 	@echo "make demo   install, then certify handwritten digits with and without a denoiser"
@@ -12,6 +12,7 @@ help:
 	@echo "make docs   build the documentation site into site/ and check it (needs no torch)"
 	@echo "make package  build wheel and sdist, and install the wheel into an empty environment"
 	@echo "make fuzz   thousands of damaged logs, images, weights and command lines (an hour)"
+	@echo "make mutants  plant errors in the mathematics, and count those that the tests see (an hour)"
 	@echo "make lint   formatting, style, types and the import contract alone"
 	@echo "make bench  time everything beside its peers (an hour)"
 
@@ -31,6 +32,9 @@ package: $(VENV)/installed-test
 
 fuzz: $(VENV)/installed-test
 	FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest --numprocesses 2 tests/fuzz
+
+mutants: $(VENV)/installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python tools/mutants.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
