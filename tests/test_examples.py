@@ -12,6 +12,10 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 QUICK = {
     "attack_a_model.py": ["--out", "out"],
     "certify_a_paid_api.py": ["--images", "2", "--out", "out"],
+    "imagenet_photos.py": [
+        *("--photographs", "rocket.jpg", "--sigma", "0.25"),
+        *("--n", "10", "--n0", "2", "--out", "out"),
+    ],
     "robust_resnet.py": ["--epochs", "1", "--images", "64"],
     "train_digits.py": ["--quick", "--out", "out"],
     "train_digits_diffusion.py": ["--quick", "--out", "out"],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from art_denoised import checks
 from art_denoised.checks import InputError
@@ -124,10 +125,16 @@ class UNetDenoiser(nn.Module):
 
     Args:
         unet: Network, called as ``unet(sample, timestep).sample``.
+        patch: Side of the squares of pixels that are folded into channels and back. The same U-Net
+            then costs 1 / patch^2 as much; it has patch^2 times the channels of the images.
+
+    Attributes:
+        patch: Side of those squares; 1 where nothing is folded.
 
     Raises:
         InputError: The network is not a UNet2DModel, predicts other channels than it is given,
-            needs class labels, or has a time embedding that takes no negative timesteps.
+            needs class labels, or has a time embedding that takes no negative timesteps; or its
+            channels cannot be unfolded.
 
     Example:
         >>> denoiser = UNetDenoiser.from_config(
@@ -139,17 +146,29 @@ class UNetDenoiser(nn.Module):
         torch.Size([2, 1, 8, 8])
     """
 
-    def __init__(self, unet: nn.Module) -> None:
+    # Set on the instance only where pixels are folded: public attributes are part of a model's
+    # identity, and that of all others is in logs that were written before there was a patch.
+    patch: int = 1
+
+    def __init__(self, unet: nn.Module, *, patch: int = 1) -> None:
         super().__init__()
         _check_unet(unet)
         self.unet = unet
+        if checks.count("patch", patch) > 1:
+            channels = unet.config.in_channels  # type: ignore[union-attr]
+            if channels % patch**2:
+                raise InputError(
+                    f"patch is {patch}, but the U-Net has {channels} channels; give it a multiple "
+                    f"of {patch**2}"
+                )
+            self.patch = patch
 
     @classmethod
-    def from_config(cls, **config: Any) -> UNetDenoiser:
-        """Build an untrained denoiser; the keyword arguments are those of UNet2DModel."""
+    def from_config(cls, *, patch: int = 1, **config: Any) -> UNetDenoiser:
+        """Build an untrained denoiser; other keyword arguments are those of UNet2DModel."""
         from diffusers import UNet2DModel
 
-        return cls(UNet2DModel(**config))
+        return cls(UNet2DModel(**config), patch=patch)
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> UNetDenoiser:
@@ -169,7 +188,8 @@ class UNetDenoiser(nn.Module):
         scale = level.reshape(-1, 1, 1, 1)
         c_in = (scale**2 + SIGMA_DATA**2).rsqrt()
         sample = (c_in * x_noisy).to(parameter_dtype(self, x_noisy))
-        noise = self.unet(sample, 250 * level.log()).sample
+        folded = self.unet(F.pixel_unshuffle(sample, self.patch), 250 * level.log()).sample
+        noise = F.pixel_shuffle(folded, self.patch)
         return (x_noisy - scale * noise).to(x_noisy.dtype)
 
 

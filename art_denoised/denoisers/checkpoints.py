@@ -113,6 +113,8 @@ def save_denoiser(
         config: Mapping[str, Any] = denoiser.unet.config  # type: ignore[assignment]
         # Without the notes that diffusers keeps, paths of this machine among them.
         note["unet"] = {name: value for name, value in config.items() if name[0] != "_"}
+        if denoiser.patch > 1:
+            note["patch"] = denoiser.patch
     state = {name: tensor.contiguous() for name, tensor in denoiser.state_dict().items()}
     write_whole(path, to_bytes(state, {_NOTE: json.dumps(note)}))
 
@@ -157,7 +159,7 @@ def _compare(path: Path, trained: Sequence[float], sigma: float) -> None:
 
 def _infer_architecture(state: Mapping[str, Tensor], note: Mapping[str, Any]) -> nn.Module | None:
     if "unet" in note:
-        return UNetDenoiser.from_config(**note["unet"])
+        return UNetDenoiser.from_config(patch=note.get("patch", 1), **note["unet"])
     # Layers are counted, not read off the largest index: a file cannot ask for more than it holds.
     if "dncnn.0.weight" in state:
         width, channels = state["dncnn.0.weight"].shape[:2]

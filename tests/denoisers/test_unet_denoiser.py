@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from art_denoised import InputError, UNetDenoiser
+from art_denoised import InputError, UNetDenoiser, load_denoiser, save_denoiser
 from tests.nets import SMALL_UNET
 
 CONFIG = SMALL_UNET | {"block_out_channels": (4, 8), "layers_per_block": 1}
@@ -41,6 +41,19 @@ def test_half_precision_keeps_its_dtype_and_its_timestep(denoiser):
     denoiser.bfloat16().unet.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
     assert denoiser(X.bfloat16(), 0.25).dtype == torch.bfloat16
     assert torch.allclose(seen[0], torch.tensor(250 * math.log(0.25)))  # bfloat16 holds -346 only
+
+
+def test_pixels_are_folded_into_channels_and_back(tmp_path):
+    folded = {**CONFIG, "in_channels": 4, "out_channels": 4, "sample_size": 4}
+    denoiser, sigma = UNetDenoiser.from_config(patch=2, **folded).eval(), 0.3
+    squares = torch.nn.functional.pixel_unshuffle(X, 2) / math.sqrt(sigma**2 + 0.5**2)
+    noise = denoiser.unet(squares, torch.tensor(1000 * math.log(sigma) / 4)).sample
+    expected = X - sigma * torch.nn.functional.pixel_shuffle(noise, 2)
+    assert torch.allclose(denoiser(X, sigma), expected, atol=1e-5)
+    save_denoiser(denoiser, tmp_path / "folded.safetensors")
+    assert torch.equal(load_denoiser(tmp_path / "folded.safetensors")(X, sigma), denoiser(X, sigma))
+    with pytest.raises(InputError, match="patch is 3, but the U-Net has 4 channels"):
+        UNetDenoiser.from_config(patch=3, **folded)
 
 
 @pytest.mark.parametrize(
