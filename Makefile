@@ -47,6 +47,8 @@ bench: $(VENV)/installed-test
 	$(BIN)/python benchmarks/purification.py
 	$(BIN)/python benchmarks/networks.py
 	$(BIN)/python benchmarks/adversarial.py
+	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/record.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -41,6 +41,7 @@ from .networks import SmoothReLU as SmoothReLU
 from .networks import SplitReLU as SplitReLU
 from .networks import add_feature_denoising as add_feature_denoising
 from .networks import attacking as attacking
+from .networks import optimize as optimize
 from .networks import smooth_activations as smooth_activations
 from .purification import Purification as Purification
 from .purification import PurifiedClassifier as PurifiedClassifier

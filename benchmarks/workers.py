@@ -1,6 +1,6 @@
 """Real worker processes: their efficiency, and what is left of a run whose workers are killed.
 
-    python benchmarks/workers.py [--kills 100] [--tiny]
+    python benchmarks/workers.py [--kills 100] [--pause 1] [--tiny]
 
 First two workers of one thread each against one, in turns, after a warm-up; the load of the machine
 is printed, because a busy machine says nothing. Then workers are killed at random, half of the
@@ -27,8 +27,6 @@ from torch import nn
 from art_denoised import PGD, FixedN, Smoother, Workers, certify, evaluate, load_data
 from art_denoised.demo import digits_classifier
 from art_denoised.smoothing import Task, drive
-
-PAUSE = 1.0  # longest, in seconds
 
 
 def network() -> nn.Module:
@@ -65,15 +63,15 @@ def efficiency(n: int, turns: int) -> None:
 
 
 class Killer(threading.Thread):
-    """Kills children of this process until it is stopped."""
+    """Kills children of this process until it is stopped, after pauses of up to some seconds."""
 
-    def __init__(self, kills: int) -> None:
+    def __init__(self, kills: int, pause: float) -> None:
         super().__init__(daemon=True)
-        self.left, self.done = kills, threading.Event()
+        self.left, self.pause, self.done = kills, pause, threading.Event()
         self.random = random.Random(0)
 
     def run(self) -> None:
-        while self.left and not self.done.wait(self.random.uniform(0, PAUSE)):
+        while self.left and not self.done.wait(self.random.uniform(0, self.pause)):
             if children := multiprocessing.active_children():
                 self.random.choice(children).kill()
                 self.left -= 1
@@ -93,7 +91,7 @@ def rows(log: Path) -> list[str]:
     return sorted(json.dumps({**json.loads(line), "seconds": 0}) for line in lines)
 
 
-def killed(kind: str, kills: int, folder: Path, **options: int) -> None:
+def killed(kind: str, kills: int, pause: float, folder: Path, **options: int) -> None:
     """Write a log with workers that are killed and one without workers, and compare them."""
     data, net = load_data("digits"), digits_classifier()
     workers = Workers(2, build=digits_classifier)
@@ -122,7 +120,7 @@ def killed(kind: str, kills: int, folder: Path, **options: int) -> None:
     one, turns = run("one", None), 0
     left = kills
     while left:
-        with Killer(left) as killer:
+        with Killer(left, pause) as killer:
             assert run(str(turns), workers) == one, "rows are lost, or twice"
         left, turns = killer.left, turns + 1
     seconds = time.monotonic() - begin
@@ -132,15 +130,18 @@ def killed(kind: str, kills: int, folder: Path, **options: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--pause", type=float, default=1.0, help="longest between two, in seconds")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     kills = 2 if options.tiny else options.kills
     size = {"n": 1000, "images": 20} if options.tiny else {"n": 10_000, "images": 200}
-    efficiency(n=200 if options.tiny else 4000, turns=1 if options.tiny else 3)
-    torch.set_num_threads(2)
+    efficiency(n=200 if options.tiny else 2000, turns=1 if options.tiny else 2)
+    torch.set_num_threads(1)  # two that wait for each other are slower on a small network
     with tempfile.TemporaryDirectory() as folder:
-        killed("certify", kills // 2, Path(folder), **size)
-        killed("attack", kills - kills // 2, Path(folder), **size, steps=size["n"] // 50)
+        killed("certify", kills // 2, options.pause, Path(folder), **size)
+        killed(
+            "attack", kills - kills // 2, options.pause, Path(folder), **size, steps=size["n"] // 50
+        )
 
 
 if __name__ == "__main__":

@@ -5,13 +5,16 @@ from .models import classifier as classifier
 from .models import denoises as denoises
 from .models import dense as dense
 from .models import eval_mode as eval_mode
+from .models import finite_answer as finite_answer
 from .models import first_derivative as first_derivative
 from .models import images as images
 from .models import in_training as in_training
 from .models import labels as labels
+from .models import logit_rows as logit_rows
 from .models import logits as logits
 from .models import model_device as model_device
 from .models import model_dtype as model_dtype
+from .models import nan_logits as nan_logits
 from .models import near as near
 from .models import unwrapped as unwrapped
 from .values import InputError as InputError

@@ -55,9 +55,11 @@ def images(
         )
     if x.numel() == 0:
         raise InputError("there are no images; give at least one")
-    if not bool(torch.isfinite(x).all()):
-        raise InputError("images hold NaN or infinite pixels; clean them first")
-    _check_range(x, clip_values, slack)
+    finite = torch.isfinite(x).all()
+    if bool(~finite | _outside(x, clip_values, slack)):  # one wait for a GPU
+        if not bool(finite):
+            raise InputError("images hold NaN or infinite pixels; clean them first")
+        raise _out_of_range(x, clip_values)
     return x
 
 
@@ -73,25 +75,26 @@ def attacked_images(
     Some attacks leave the range on their way and clip at the end only.
     """
     x = images(x, clip_values=clip_values, shape=shape, slack=math.inf)
-    try:
-        _check_range(x, clip_values, slack)
-    except InputError as error:
-        warnings.warn(str(error), stacklevel=3)
+    if bool(_outside(x, clip_values, slack)):
+        warnings.warn(str(_out_of_range(x, clip_values)), stacklevel=3)
     return x
 
 
-def _check_range(x: torch.Tensor, clip_values: tuple[Any, Any], slack: float) -> None:
-    low = torch.as_tensor(clip_values[0], dtype=torch.float64)
-    high = torch.as_tensor(clip_values[1], dtype=torch.float64)
-    margin, x = slack * (high - low) + _TOLERANCE, x.detach().cpu()
-    below = (x < low - margin).any()
-    above = (x > high + margin).any()
-    if bool(below | above):
-        remedy = "divide by 255" if float(x.max()) > 2 and float(high.max()) <= 1 else "rescale"
-        raise InputError(
-            f"images span [{float(x.min()):g}, {float(x.max()):g}] but clip_values are "
-            f"({float(low.min()):g}, {float(high.max()):g}); {remedy} or set clip_values"
-        )
+def _outside(x: torch.Tensor, clip_values: tuple[Any, Any], slack: float) -> torch.Tensor:
+    """Return whether a pixel is out of the range, on the device of the images."""
+    low, high = (torch.as_tensor(v, dtype=torch.float64) for v in clip_values)
+    margin, x = slack * (high - low) + _TOLERANCE, x.detach()
+    low, high = ((v if v.ndim == 0 else v.to(x.device)) for v in (low - margin, high + margin))
+    return ((x < low) | (x > high)).any()
+
+
+def _out_of_range(x: torch.Tensor, clip_values: tuple[Any, Any]) -> InputError:
+    low, high = (torch.as_tensor(v, dtype=torch.float64) for v in clip_values)
+    remedy = "divide by 255" if float(x.max()) > 2 and float(high.max()) <= 1 else "rescale"
+    return InputError(
+        f"images span [{float(x.min()):g}, {float(x.max()):g}] but clip_values are "
+        f"({float(low.min()):g}, {float(high.max()):g}); {remedy} or set clip_values"
+    )
 
 
 def labels(y: Any, nb_classes: int | None = None) -> Labels:
@@ -233,7 +236,26 @@ def unwrapped(output: Any) -> Any:
 
 
 def logits(output: Any, batch: int) -> Logits:
-    """Return the output of a classifier as one row of logits for each of ``batch`` images."""
+    """Return the output of a classifier as a row of logits without NaN for each of its images."""
+    rows = logit_rows(output, batch)
+    if bool(torch.isnan(rows).any()):
+        raise nan_logits()
+    return rows
+
+
+def nan_logits() -> InputError:
+    """Return the error of a classifier whose logits are NaN."""
+    return InputError("the model returned NaN logits; a label cannot be read from them")
+
+
+def finite_answer(values: Tensor) -> None:
+    """Check once what all passes of a diffusion model add up to: NaN does not go away in a sum."""
+    if not bool(torch.isfinite(values).all()):
+        raise InputError("the diffusion model returned NaN or infinite values")
+
+
+def logit_rows(output: Any, batch: int) -> Logits:
+    """Return what `logits` does, without waiting for the device: rows may hold NaN."""
     output = unwrapped(output)
     if not isinstance(output, torch.Tensor):
         kind, entry = type(output).__name__, "0"
@@ -248,8 +270,6 @@ def logits(output: Any, batch: int) -> Logits:
             f"the model returned shape {tuple(output.shape)} for {batch} images; "
             f"it must return logits of shape ({batch}, classes)"
         )
-    if bool(torch.isnan(output).any()):
-        raise InputError("the model returned NaN logits; a label cannot be read from them")
     return output
 
 

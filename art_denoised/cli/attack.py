@@ -27,6 +27,7 @@ from art_denoised.cli.options import (
     Number,
     RunOptions,
     WorkerOptions,
+    image_shape,
     notice,
     notices,
     print_json,
@@ -123,10 +124,21 @@ class AttackedModelOptions(ModelOptions):
         smoothed = SmoothedClassifier(network, sigma=self.sigma, samples=self.samples, seed=seed)
         return smoothed.eval()
 
-    def build(self, seed: int) -> nn.Module:
+    def optimized(
+        self, network: nn.Module, shape: Sequence[int], dtype: str | None = None
+    ) -> nn.Module:
+        """Return the network, faster if that is asked for: what certify samples, under noise."""
+        from art_denoised.smoothing.modules import SmoothedClassifier
+
+        if isinstance(network, SmoothedClassifier):
+            network.base = super().optimized(network.base, shape, dtype)
+            return network
+        return super().optimized(network, shape, dtype)
+
+    def build(self, seed: int, shape: Sequence[int]) -> nn.Module:
         """Return the same for a worker; remarks were made by its driver."""
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-            return self.load_defended(seed)
+            return self.optimized(self.load_defended(seed), shape)
 
     def _purified(self, network: nn.Module, seed: int) -> nn.Module:
         """Return the network behind a purification."""
@@ -256,6 +268,9 @@ def attack(
     denoiser = next(filter(None, denoisers), None)
     with waiting("loading the images"):
         images, indices = data.load(network, denoiser)
+    named = {**model.identity, **data.identity(network, denoiser)}
+    shape = image_shape(images, indices)
+    network = model.optimized(network, shape)
     if isinstance(indices, Shard) and not attack.no_checks:
         notice("the masking checks need all shards; merge says how to make them")
     with waiting("calling the model repeatedly to detect randomness"):
@@ -289,8 +304,8 @@ def attack(
         seed=attack.seed,
         batch_size=attack.batch_size,
         indices=indices,
-        identity={**model.identity, **data.identity(network, denoiser)},
-        workers=workers.place(partial(model.build, attack.seed), model),
+        identity=named,
+        workers=workers.place(partial(model.build, attack.seed, shape), model),
         **run.arguments,
     )
     if run.json:

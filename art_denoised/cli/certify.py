@@ -28,6 +28,7 @@ from art_denoised.cli.options import (
     Radii,
     RunOptions,
     WorkerOptions,
+    image_shape,
     notice,
     notices,
     print_json,
@@ -61,7 +62,7 @@ class DenoisedModelOptions(ModelOptions):
     """
 
     denoiser: Annotated[Factory | None, Parameter(metavar="FACTORY|FILE")] = None
-    dtype: Literal["float32", "bfloat16"] | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -82,19 +83,27 @@ class DenoisedModelOptions(ModelOptions):
             denoiser = load_denoiser(self.denoiser, sigma=sigma)
         return self._in_type(denoiser.to(self.find_device()))
 
-    def build(self, sigma: float) -> Classifier:
-        """Return the network that is sampled, for a worker; remarks were made by its driver."""
-        from art_denoised.smoothing.smoother import Smoother
+    def sampled(
+        self, base: nn.Module, denoiser: nn.Module | None, sigma: float, shape: Sequence[int]
+    ) -> nn.Module:
+        """Return the network that is sampled, faster if that is asked for."""
+        from art_denoised.smoothing.modules import DenoisedClassifier
 
+        whole = base if denoiser is None else DenoisedClassifier(base, denoiser, sigma=sigma)
+        return self.optimized(whole, shape, self.dtype)
+
+    def build(self, sigma: float, shape: Sequence[int]) -> Classifier:
+        """Return the same for a worker; remarks were made by its driver."""
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-            smoother = Smoother(self.load(), sigma=sigma, denoiser=self.load_denoiser(sigma))
-        assert smoother.network is not None  # a module
-        return smoother.network
+            return self.sampled(self.load(), self.load_denoiser(sigma), sigma, shape)
 
     def _in_type(self, network: nn.Module) -> nn.Module:
         import torch
 
-        return network if self.dtype is None else network.to(getattr(torch, self.dtype))
+        later = self.optimize is not None and self.dtype != "float32"  # rounded once folded
+        if self.dtype is None or later:
+            return network
+        return network.to(getattr(torch, self.dtype))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +116,7 @@ class CertifiedModelOptions(DenoisedModelOptions):
         """Refuse two classifiers, or none."""
         if (self.model is None) == (api.api is None):
             raise CycloptsError(msg="the classifier is not clear; give either --model or --api")
-        own = ("weights", "num_classes", "mean", "std", "dtype")
+        own = ("weights", "num_classes", "mean", "std", "dtype", "optimize")
         for name in own if api.api is not None else ():
             if getattr(self, name) is not None:
                 raise CycloptsError(
@@ -129,8 +138,8 @@ class SamplingOptions:
         noise: Kind of noise. With quantised noise, for 8-bit images, certificates also hold in
             floating-point arithmetic.
         seed: Seed of the noise.
-        batch_size: Number of noisy copies classified at once; auto measures what is fastest. No
-            result depends on it.
+        batch_size: Number of noisy copies in every pass; auto measures what is fastest, and takes
+            that of the run with --resume, and 64 with --shard. Votes of near ties depend on it.
         tsv: Also write a TSV log with the columns of Cohen et al.
         preview: Only estimate samples, operations, memory and time, from a few images; write no
             log.
@@ -146,31 +155,35 @@ class SamplingOptions:
 
     def smoother(
         self,
-        base: nn.Module,
-        denoiser: nn.Module | None,
+        network: nn.Module,
         data: ImageData,
         indices: Sequence[int],
         workers: Place | None,
+        run: RunOptions,
     ) -> Smoother:
         """Return the smoothed classifier, after a first look at the images."""
         from art_denoised.data.images import Chosen, Shard
-        from art_denoised.evaluation.certify import first_look
+        from art_denoised.evaluation.certify import batch_size_of, first_look
+        from art_denoised.smoothing.passes import best_batch_size
         from art_denoised.smoothing.smoother import Smoother
-        from art_denoised.smoothing.voters import best_batch_size
 
         smoother = Smoother(
-            base,
+            network,
             sigma=self.sigma,
-            denoiser=denoiser,
             noise=self.noise,
             seed=self.seed,
             batch_size=64 if self.batch_size == "auto" else self.batch_size,
             workers=workers,
         )
+        sharded = isinstance(indices, Shard)
         whole = indices.whole if isinstance(indices, Shard) else indices
         with waiting("classifying the first images"):
             notice(str(first_look(smoother, data, whole)))
-        if self.batch_size == "auto" and smoother.network is not None:
+        if self.batch_size != "auto" or smoother.network is None:
+            return smoother
+        if run.resume and (begun := batch_size_of(run.out)) is not None:
+            smoother.batch_size = begun
+        elif not sharded:  # shards of one run must agree
             x, _ = Chosen(data).stack(whole[:1])
             with waiting("measuring the fastest batch size"):
                 smoother.batch_size = best_batch_size(smoother.network, smoother.prepare(x)[0])
@@ -298,8 +311,10 @@ def certify(
         base, denoiser = model.load(), model.load_denoiser(sampling.sigma)
         images, indices = data.load(base, denoiser)
     named = {**model.identity, **data.identity(base, denoiser)}
-    place = workers.place(partial(model.build, sampling.sigma), model)
-    smoother = sampling.smoother(base, denoiser, images, indices, place)
+    shape = image_shape(images, indices)
+    place = workers.place(partial(model.build, sampling.sigma, shape), model)
+    network = model.sampled(base, denoiser, sampling.sigma, shape)
+    smoother = sampling.smoother(network, images, indices, place, run)
     if sampling.preview:
         assert not isinstance(stop, Anytime)  # refused with the options
         cost = sampling.cost_per_sample
@@ -421,8 +436,10 @@ def predict(
         base, denoiser = model.load(), model.load_denoiser(sampling.sigma)
         images, indices = data.load(base, denoiser)
     named = {**model.identity, **data.identity(base, denoiser)}
-    place = workers.place(partial(model.build, sampling.sigma), model)
-    smoother = sampling.smoother(base, denoiser, images, indices, place)
+    shape = image_shape(images, indices)
+    place = workers.place(partial(model.build, sampling.sigma, shape), model)
+    network = model.sampled(base, denoiser, sampling.sigma, shape)
+    smoother = sampling.smoother(network, images, indices, place, run)
     if sampling.preview:
         with waiting("sampling a few images"):
             found = preview(smoother, images, stop, indices=indices)

@@ -231,6 +231,8 @@ class ModelOptions(DeviceOptions):
         mean: Mean of each channel that the network expects to be subtracted. By default what the
             library of the network says; your function normalises by itself.
         std: Standard deviation of each channel, with --mean.
+        optimize: Make the network faster: fold puts batch norms into convolutions; compile does
+            that and compiles it. Results are those of the faster network, which a user deploys.
     """
 
     model: Model
@@ -238,11 +240,26 @@ class ModelOptions(DeviceOptions):
     num_classes: Annotated[int | None, Parameter(metavar="N")] = None
     mean: Numbers | None = None
     std: Numbers | None = None
+    optimize: Literal["fold", "compile"] | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a log says of the choice."""
-        return {"model": self.model}  # a log has the hash of the weights
+        chosen = {} if self.optimize is None else {"optimize": self.optimize}
+        return {"model": self.model, **chosen}  # a log has the hash of the weights
+
+    def optimized(
+        self, network: "nn.Module", shape: Sequence[int], dtype: str | None = None
+    ) -> "nn.Module":
+        """Return a network that takes images of a shape, faster if that is asked for."""
+        from art_denoised.networks.optimizing import optimize
+
+        if self.optimize is None:
+            return network
+        half: Any = None if dtype == "float32" else dtype
+        return optimize(
+            network, dtype=half, compile=self.optimize == "compile", input_shape=tuple(shape)
+        )
 
     def load(self) -> "nn.Module":
         """Return the network on its device."""
@@ -337,6 +354,15 @@ class DataOptions:
                 "pass --shard 1/1 for all images"
             )
         return data, indices if part in (None, (1, 1)) else Shard(indices, *part)
+
+
+def image_shape(data: "ImageData", indices: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of the first image of a run, of all its shards."""
+    from art_denoised.data import Shard
+    from art_denoised.data.images import Chosen
+
+    whole = indices.whole if isinstance(indices, Shard) else indices
+    return tuple(Chosen(data)[whole[0]][0].shape)
 
 
 @Parameter(name="*", group=Group("Workers", sort_key=4))

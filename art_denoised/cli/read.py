@@ -113,6 +113,7 @@ def plot(
     xlabel: str | None = None,
     ylabel: str | None = None,
     look: LookOptions = _PLAIN,
+    json: bool = False,
 ) -> None:
     r"""Plot certified accuracy against radius and robust accuracy against eps.
 
@@ -139,6 +140,7 @@ def plot(
         xlabel: Label of the horizontal axis.
         ylabel: Label of the vertical axis.
         look: Size, style and title.
+        json: Print the name of the picture as JSON.
     """
     from art_denoised.reports.plots import accuracy_figure, read_curves, save_figure
     from art_denoised.reports.report import report
@@ -155,7 +157,7 @@ def plot(
     with waiting("drawing the plot"):
         figure = accuracy_figure(found.models, norm=norm, published=curves, look=looked)
         save_figure(figure, out)
-    print(escaped(f"plot: {out}"))
+    _print_file("plot", out, json=json)
 
 
 def pictures(
@@ -168,6 +170,7 @@ def pictures(
     crop: Annotated[int | None, Parameter(metavar="PIXELS")] = None,
     denoiser: Annotated[Factory | None, Parameter(metavar="FACTORY|FILE")] = None,
     look: LookOptions = _PLAIN,
+    json: bool = False,
 ) -> None:
     r"""Draw images of a run: clean, noisy, denoised, attacked, and the difference.
 
@@ -191,6 +194,7 @@ def pictures(
         denoiser: Denoiser of a certify or predict run, for denoised images: a function or a
             checkpoint, as certify takes it.
         look: Size, style and title.
+        json: Print the name of the picture as JSON.
     """
     from art_denoised.evaluation.rows import read_log
     from art_denoised.reports.pictures import attacked_strips, certified_strips
@@ -215,7 +219,14 @@ def pictures(
         strips = certified_strips(log, images, denoiser=denoise, most=max)
     with waiting("drawing the pictures"):
         save_figure(picture_figure(strips, look=look.look()), out)
-    print(escaped(f"pictures: {out}"))
+    _print_file("pictures", out, json=json)
+
+
+def _print_file(what: str, path: Path, *, json: bool) -> None:
+    if json:
+        print_json({what: str(path)})
+    else:
+        print(escaped(f"{what}: {path}"))
 
 
 def _images(log: Log, data: str | None, resize: int | None, crop: int | None) -> ImageData:

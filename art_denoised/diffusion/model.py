@@ -115,7 +115,8 @@ class DiffusionModel(nn.Module):
         Args:
             x_noisy: Clean images in [0, 1] plus noise.
             sigma: Standard deviation of the noise in image units, one number or one per image.
-            y: Class indices, which may be the null class; None: no class.
+            y: Class indices, which may be the null class, on any device: reading those on a GPU
+                waits for it. None: no class.
 
         Raises:
             InputError: A class for an unconditional network, no class for one that needs it, or an
@@ -141,15 +142,13 @@ class DiffusionModel(nn.Module):
         if y is not None:
             if y.shape != (len(x),):
                 raise InputError(f"labels have shape {tuple(y.shape)}; give one an image, {len(x)}")
-            known = (y >= 0) & (y < self.classes)
-            if self.null_class is not None:
-                known |= y == self.null_class
-            if not bool(known.all()):
+            given = set(y.tolist())  # of labels on the host without waiting for a device
+            if given - {*range(self.classes), self.null_class}:
                 raise InputError(
-                    f"labels span {int(y.min())} to {int(y.max())}; the diffusion model knows the "
-                    f"classes 0 to {self.classes - 1}"
+                    f"labels span {int(min(given))} to {int(max(given))}; the diffusion model "
+                    f"knows the classes 0 to {self.classes - 1}"
                 )
-            return y
+            return y.to(x.device, non_blocking=True)
         if self.null_class is None:
             raise InputError("the diffusion model has no null class; give the class of each image")
         return torch.full((len(x),), self.null_class, device=x.device)
@@ -224,7 +223,8 @@ class NoisedDiffusion(DiffusionModel):
         Args:
             x_noisy: Images x_s.
             sigma: Additional noise rho in image units, one number or one per image.
-            y: Class indices, which may be the null class; None: no class.
+            y: Class indices, which may be the null class, on any device: reading those on a GPU
+                waits for it. None: no class.
         """
         rho = torch.as_tensor(sigma, device=x_noisy.device).reshape(-1).expand(len(x_noisy))
         total = (rho.double() ** 2 + self.noise**2).sqrt()

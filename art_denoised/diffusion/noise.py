@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +29,7 @@ class LevelNoise:
     Example:
         >>> x = torch.zeros(2, 1, 8, 8)
         >>> noise = LevelNoise(0)
-        >>> a = noise(x, torch.tensor([0, 1]), torch.tensor([3, 3]))
+        >>> a = noise(x, [0, 1], [3, 3])
         >>> torch.equal(a[0], a[1]), torch.equal(LevelNoise(None)(x, [0, 1], [3, 3])[0], a[0])
         (True, False)
     """
@@ -37,21 +37,31 @@ class LevelNoise:
     def __init__(self, seed: int | None, *, stream: tuple[int, ...] = ()) -> None:
         self._stream, self._shared = stream, seed is not None
         self._seed = secrets.randbits(63) if seed is None else seed
-        self._drawn: dict[tuple[int, int], Tensor] = {}
+        self._drawn: dict[tuple[int, ...], Tensor] = {}
 
-    def __call__(self, x: Images, images: Iterable[int], levels: Iterable[int]) -> Images:
-        """Return noise of shape (rows, ...) for rows of (image, level); ``x`` is any such batch."""
-        rows = []
-        for image, level in zip(map(int, images), map(int, levels), strict=True):
-            key = (0 if self._shared else image, level)
-            if key not in self._drawn:
-                if not self._shared:  # rows of an image follow each other: forget those before
-                    self._drawn = {k: v for k, v in self._drawn.items() if k[0] >= image - 1}
-                self._drawn[key] = self._draw(key, x)
-            rows.append(self._drawn[key])
-        return torch.stack(rows)
+    def __call__(self, x: Images, images: Sequence[int], levels: Sequence[int]) -> Images:
+        """Return noise of shape (rows, ...) for rows of (image, level).
 
-    def _draw(self, key: tuple[int, int], x: Images) -> Tensor:
+        Args:
+            x: Any batch of such images: shape, type and device.
+            images: Index of the image of each row, on the host.
+            levels: Index of the level of each row, on the host.
+        """
+        pairs, rows = np.unique(np.stack([images, levels], 1), axis=0, return_inverse=True)
+        if self._shared:
+            pairs[:, 0] = 0
+        elif len(pairs):  # rows of an image follow each other: forget those before
+            first = pairs[0, 0]
+            self._drawn = {k: v for k, v in self._drawn.items() if k[0] >= first - 1}
+        drawn = torch.stack([self._of(x, image, level) for image, level in pairs.tolist()])
+        return drawn[torch.from_numpy(rows.reshape(-1)).to(x.device, non_blocking=True)]
+
+    def _of(self, x: Images, *key: int) -> Tensor:
+        if key not in self._drawn:
+            self._drawn[key] = self._draw(key, x)
+        return self._drawn[key]
+
+    def _draw(self, key: tuple[int, ...], x: Images) -> Tensor:
         generator = torch.Generator(x.device)
         sequence = np.random.SeedSequence(self._seed, spawn_key=(*self._stream, *key))
         # 63 bits: the generator of a GPU takes no more.

@@ -65,12 +65,12 @@ def preview_attack(
     batch, with a gradient and without.
 
     Args:
-        model: Model to attack, as in `evaluate`.
+        model: Module or estimator to attack.
         data: Pairs of an image and its class.
-        attacks: Attacks, as in `evaluate`.
+        attacks: Sequence of attacks or of pairs of a name and an attack.
         indices: Indices of the images; None: all.
-        noise: As in `evaluate`.
-        gradients: As in `evaluate`.
+        noise: Noise of the defence, "fixed" or "fresh"; None: the model's own setting.
+        gradients: Ways of taking gradients; None: all that the defence has.
         repeats: Number of later evaluations of a randomised model.
         batch_size: Number of images attacked at once.
 

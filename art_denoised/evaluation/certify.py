@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from art_denoised.evaluation.answers import AnswerRun
 from art_denoised.evaluation.rows import CERTIFY, PREDICT, CertifyRow, Log
 from art_denoised.runs.identity import identity as identity_of
 from art_denoised.runs.identity import versions
-from art_denoised.runs.journal import Kind, Run
+from art_denoised.runs.journal import Kind, Run, read_run
 from art_denoised.runs.progress import Progress, waiting, watched
 from art_denoised.smoothing.dispatch import Dispatcher
 from art_denoised.smoothing.queries import QueryOnly
@@ -173,6 +174,7 @@ def _sample(
             "sigma": smoother.sigma,
             "noise": smoother.noise,
             **stop.settings,
+            **_passes(smoother, images),
             "seed": smoother.seed,
             "versions": versions(),
             **({"allow_mixed": True} if getattr(smoother.workers, "allow_mixed", False) else {}),
@@ -186,6 +188,23 @@ def _sample(
                 ledger.begin(*image)
         _write(run, smoother, images, stop, voter, progress)
         return Log.of(kind, run.settings, run.rows, begun=run.begun)
+
+
+def _passes(smoother: Smoother, images: Chosen) -> dict[str, Any]:
+    """Return what a header says of the passes of a network, the same for every shard."""
+    if smoother.network is None or not images.whole:
+        return {}
+    x, _ = images[images.whole[0]]
+    passes = smoother.passes(smoother.prepare(x[None])[0])
+    return {"batch_size": passes.batch_size, "near_ties": passes.near_ties}
+
+
+def batch_size_of(run: Path | str) -> int | None:
+    """Return the batch size that the run in a folder was begun with, if there is one."""
+    with contextlib.suppress(InputError):
+        size = read_run(Path(run), CERTIFY, PREDICT).settings.get("batch_size")
+        return size if isinstance(size, int) and size > 0 else None
+    return None
 
 
 def _write(

@@ -10,6 +10,9 @@ from .operations import local_mean as local_mean
 from .operations import local_median as local_median
 from .operations import non_local_dot_product as non_local_dot_product
 from .operations import non_local_gaussian as non_local_gaussian
+from .optimizing import Optimization as Optimization
+from .optimizing import optimize as optimize
+from .optimizing import save_optimized as save_optimized
 from .published import Architecture as Architecture
 from .published import load_published as load_published
 from .rectifiers import count_rectifiers as count_rectifiers

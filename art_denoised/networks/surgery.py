@@ -21,6 +21,7 @@ from art_denoised.checks import InputError
 from art_denoised.models.loading import fitting_state, read_state_dict
 from art_denoised.networks import trial
 from art_denoised.networks.feature_denoising import FeatureDenoising, Operation
+from art_denoised.networks.optimizing import Optimization, as_optimized
 from art_denoised.networks.rectifiers import is_from_torch, smooth_activations
 from art_denoised.networks.tracing import is_residual
 from art_denoised.networks.trial import Call, Shape, Trial, TrialError
@@ -276,7 +277,8 @@ def load_trained(network: nn.Module, weights: Path | str) -> nn.Module:
     Args:
         network: Network that was trained, as its own code builds it. The file says which blocks
             and activations to put in; which code to call is the caller's to name.
-        weights: A model.safetensors of train-robust, or other weights of the network as it is.
+        weights: A model.safetensors of train-robust, a file of `save_optimized`, or other weights
+            of the network as it is.
 
     Raises:
         InputError: Weights that cannot be read or do not fit, or a damaged note in the file.
@@ -293,8 +295,11 @@ def load_trained(network: nn.Module, weights: Path | str) -> nn.Module:
     """
     weights = Path(weights)
     state = read_state_dict(weights)
+    note = _note(weights) if weights.suffix == ".safetensors" else {}
     with torch.random.fork_rng(devices=[]):  # blocks draw weights, which are replaced
-        model = change_network(network, _note(weights) if weights.suffix == ".safetensors" else {})
+        model = change_network(network, note)
+    if note.get("optimized") is not None:
+        model = as_optimized(model, note["optimized"])
     model.load_state_dict(fitting_state(model, state, weights))
     return model.eval()
 
@@ -333,12 +338,13 @@ def change_network(network: nn.Module, changes: Mapping[str, Any]) -> nn.Module:
 
 
 class _Note(msgspec.Struct):
-    """What train-robust notes in a file: how the network was changed before it was trained."""
+    """What a file notes of its network: how it was changed before training, or optimized after."""
 
     activation: str | None = None
     feature_denoising: str | None = None
     where: str | None = None
     input_shape: tuple[int, int, int] | None = None
+    optimized: Optimization | None = None
 
     def __post_init__(self) -> None:
         if self.input_shape is None and (self.activation or self.feature_denoising):

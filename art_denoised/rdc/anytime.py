@@ -93,7 +93,7 @@ def predict_anytime(
         racing = (alive.sum(1) > 1) & (done == start)  # none that the budget left behind
         cost = (alive.sum(1) * len(chunk)).where(racing, torch.zeros_like(done))
         racing &= cost.cumsum(0) <= left - spent
-        rows = (racing[:, None] & alive).nonzero()
+        rows = (racing[:, None] & alive).cpu().nonzero()
         if not len(rows):
             break
         for position, level in enumerate(chunk, start=start):
@@ -101,6 +101,7 @@ def predict_anytime(
                 image, label = part.unbind(1)
                 at = (image, torch.full_like(image, level), label)
                 losses[image, label, position] = classifier.errors(x[image], at, noise).double()
+        checks.finite_answer(losses)
         spent += len(rows) * len(chunk)
         seen = start + len(chunk)
         done[racing] = seen

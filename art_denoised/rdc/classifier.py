@@ -21,7 +21,7 @@ from art_denoised.models.cost import saved, weights
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Logits
 
-At = tuple[Tensor, Tensor, Tensor]  # indices of image, level and class of each row
+At = tuple[Tensor, Tensor, Tensor]  # image, level and class of each row, on the host
 _MOST_NOISE = 8.0  # standard deviations that noise in an image may reach
 
 
@@ -119,6 +119,7 @@ class DiffusionClassifier(nn.Module):
         losses: Tensor = (
             self._train_losses(x, noise) if self.training else _Losses.apply(x, self, noise, along)
         )
+        checks.finite_answer(losses)
         return self.log_prior.to(losses) - losses / self.temperature
 
     def checked(self, x: Images) -> Images:
@@ -134,7 +135,7 @@ class DiffusionClassifier(nn.Module):
         nfe = self.nfe(images)
 
         def evaluate(x: Images) -> Tensor:
-            zero = torch.zeros(1, dtype=torch.long, device=x.device)
+            zero = torch.zeros(1, dtype=torch.long)
             return self.errors(x, (zero, zero, zero), LevelNoise(0))
 
         forward, both = flop(evaluate, x)
@@ -189,32 +190,41 @@ class DiffusionClassifier(nn.Module):
         """
         x, noise = self.checked(x), LevelNoise(self.seed)
         shape = (len(x), len(self.levels.sigmas), self.classes)
-        rows = torch.arange(math.prod(shape), device=x.device)
+        rows = torch.arange(math.prod(shape))
         parts = [self.errors(x[at[0]], at, noise) for at in self.chunks(rows)]
-        return torch.cat(parts).reshape(shape) if parts else x.new_zeros(shape)
+        losses = torch.cat(parts).reshape(shape) if parts else x.new_zeros(shape)
+        checks.finite_answer(losses)
+        return losses
 
     def errors(self, rows: Images, at: At, noise: LevelNoise) -> Tensor:
         """Return w_l ||D - x||^2 of rows of images, before the temperature, differentiable."""
         images, levels, classes = at
         eps = noise(rows, images.tolist(), levels.tolist())
-        sigma = torch.tensor(self.levels.sigmas, device=rows.device)[levels]
-        weight = torch.tensor(self.levels.weights, device=rows.device)[levels]
+        sigma, weight = (
+            torch.tensor(values)[levels].to(rows.device, non_blocking=True)
+            for values in (self.levels.sigmas, self.levels.weights)
+        )
         scaled = (sigma / self.model.scale).to(rows.dtype)
         noisy = rows + scaled.reshape(-1, 1, 1, 1) * eps
         with torch.autocast(rows.device.type, torch.bfloat16, enabled=self.bf16):
             x_hat = self.model(noisy, scaled, classes)
         difference = (x_hat.to(rows.dtype) - rows) * self.model.scale
         error: Tensor = difference.square().flatten(1).sum(1)
-        if not bool(torch.isfinite(error).all()):
-            raise InputError("the diffusion model returned NaN or infinite values")
         return weight.to(error) * error
 
     def chunks(self, rows: Tensor) -> Iterator[At]:
-        """Yield ``max_batch`` rows at a time of a (batch, levels, classes) table, as indices."""
+        """Yield ``max_batch`` rows at a time of a (batch, levels, classes) table, as indices.
+
+        All on the host, where batches are planned: the device is waited for once, by the caller.
+        """
         for chunk in torch.split(rows, self.max_batch) if len(rows) else ():
             per_level = chunk // self.classes
             count = len(self.levels.sigmas)
             yield per_level // count, per_level % count, chunk % self.classes
+
+    def pairs(self, at: At, x: Images) -> Tensor:
+        """Return the number of the (image, class) of each row, on the device of ``x``."""
+        return (at[0] * self.classes + at[2]).to(x.device, non_blocking=True)
 
     def _train_losses(self, x: Images, noise: LevelNoise) -> Tensor:
         """Return the loss of each (image, class), differentiable in the parameters too."""
@@ -223,10 +233,9 @@ class DiffusionClassifier(nn.Module):
             return self.errors(x[at[0]], at, noise)
 
         losses = x.new_zeros(len(x) * self.classes)
-        rows = torch.arange(losses.numel() * len(self.levels.sigmas), device=x.device)
-        for at in self.chunks(rows):
+        for at in self.chunks(torch.arange(losses.numel() * len(self.levels.sigmas))):
             part: Tensor = checkpoint(errors, x, at, use_reentrant=False)
-            losses = losses.index_add(0, at[0] * self.classes + at[2], part)
+            losses = losses.index_add(0, self.pairs(at, x), part)
         return losses.reshape(len(x), self.classes)
 
 
@@ -240,13 +249,12 @@ class _Losses(torch.autograd.Function):
         ctx.classifier, ctx.noise, ctx.along = classifier, noise, along
         pairs = len(x) * classifier.classes
         losses, slopes = x.new_zeros(pairs), x.new_zeros(pairs if along else 0, *x.shape[1:])
-        rows = torch.arange(pairs * len(classifier.levels.sigmas), device=x.device)
-        for at in classifier.chunks(rows):
+        for at in classifier.chunks(torch.arange(pairs * len(classifier.levels.sigmas))):
             with torch.set_grad_enabled(along):
                 clean = x[at[0]].detach().requires_grad_(along)
                 errors = classifier.errors(clean, at, noise)
                 total = errors.sum()
-            pair = at[0] * classifier.classes + at[2]
+            pair = classifier.pairs(at, x)
             losses.index_add_(0, pair, errors.detach())
             if along:
                 slopes.index_add_(0, pair, torch.autograd.grad(total, clean)[0])
@@ -267,16 +275,15 @@ def _recomputed(
     x: Tensor, classifier: DiffusionClassifier, noise: LevelNoise, gradient: Tensor
 ) -> Tensor:
     """The gradient in x of sum gradient * losses, from those classes that have a part in it."""
-    table = gradient[:, None, :].expand(-1, len(classifier.levels.sigmas), -1)
-    rows = table.flatten().nonzero().flatten()
+    has_part = gradient.ne(0).cpu()[:, None, :].expand(-1, len(classifier.levels.sigmas), -1)
     total = torch.zeros_like(x)
-    for at in classifier.chunks(rows):
-        images, _, classes = at
+    for at in classifier.chunks(has_part.flatten().nonzero().flatten()):
+        images = at[0]
         first, last = int(images.min()), int(images.max()) + 1
         with torch.enable_grad():
             part = x[first:last].detach().requires_grad_()
             errors = classifier.errors(part[images - first], at, noise)
-            value = (errors * gradient[images, classes]).sum()
+            value = (errors * gradient.flatten()[classifier.pairs(at, x)]).sum()
             (share,) = torch.autograd.grad(value, part)
         total[first:last] += share
     return total

@@ -18,10 +18,7 @@ from art_denoised.diffusion.levels import Levels, noise_levels
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.noise import LevelNoise
 from art_denoised.models.cost import saved, weights
-from art_denoised.rdc.classifier import (
-    DiffusionClassifier,
-    check_levels,
-)
+from art_denoised.rdc.classifier import DiffusionClassifier, check_levels
 from art_denoised.straight_through import straight_through
 
 if TYPE_CHECKING:
@@ -275,9 +272,8 @@ class LikelihoodMaximization(nn.Module):
         states = [State(start, torch.zeros_like(start), torch.zeros_like(start))]
         for number in range(self.steps):
             after = self.step(start, states[-1], number, noise, False)
-            if not bool(torch.isfinite(after.m).all()):
-                raise InputError("the diffusion model returned NaN or infinite values")
             states.append(State(*(t.detach() for t in after)))
+        checks.finite_answer(states[-1].m)
         return states
 
     def _gradient(

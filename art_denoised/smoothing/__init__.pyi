@@ -9,6 +9,8 @@ from .dispatch import Piece as Piece
 from .http import HttpClassifier as HttpClassifier
 from .modules import DenoisedClassifier as DenoisedClassifier
 from .modules import SmoothedClassifier as SmoothedClassifier
+from .passes import Passes as Passes
+from .passes import best_batch_size as best_batch_size
 from .queries import Ledger as Ledger
 from .queries import QueryOnly as QueryOnly
 from .smoother import Smoother as Smoother
@@ -33,5 +35,4 @@ from .stops import Voting as Voting
 from .stops import simulate as simulate
 from .voters import Task as Task
 from .voters import Voter as Voter
-from .voters import best_batch_size as best_batch_size
 from .voters import drive as drive

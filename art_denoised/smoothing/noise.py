@@ -66,8 +66,12 @@ class Noise(Protocol):
         """Bound the distance in total variation from exact noise on so many pixel values."""
         ...
 
+    def check(self, x: Images) -> None:
+        """Refuse images that this noise cannot be added to."""
+        ...
+
     def centre(self, x: Image) -> torch.Tensor:
-        """Return what noise is added to."""
+        """Return what noise is added to, of an image that was checked."""
         ...
 
     def add(self, centre: torch.Tensor, noise: Images) -> Images:
@@ -89,6 +93,9 @@ class Gaussian:
     def tv(self, dimensions: int) -> float:
         """Return 0: the distance of floating-point noise is not known, and not corrected for."""
         return 0.0
+
+    def check(self, x: Images) -> None:
+        """Take any image."""
 
     def centre(self, x: Image) -> torch.Tensor:
         """Return the image itself."""
@@ -143,28 +150,35 @@ class QuantisedGaussian:
         """
         return dimensions * (len(cells(self.sigma).thresholds) + 3) * 2.0**-64
 
-    def centre(self, x: Image) -> torch.Tensor:
-        """Return the image as integers; refuse one that is not made of multiples of 1/255."""
-        whole = (x * LEVELS).round()
-        if bool((x * LEVELS - whole).abs().max() > 1e-3):
+    def check(self, x: Images) -> None:
+        """Refuse images that are not made of multiples of 1/255."""
+        if bool((x * LEVELS - (x * LEVELS).round()).abs().max() > 1e-3):
             raise InputError(
                 "the image is not an 8-bit one: its pixels are no multiples of 1/255; "
                 "quantise it, or use noise 'gaussian'"
             )
-        return whole.to(torch.int32)
+
+    def centre(self, x: Image) -> torch.Tensor:
+        """Return the integers that the pixels are, as float32, which holds them exactly."""
+        return (x * LEVELS).round()
 
     def add(self, centre: torch.Tensor, noise: Images) -> Images:
         """Return ``(centre + noise) / 255``: float32, a function of the integers alone."""
-        return (centre + noise).to(torch.float32) / LEVELS
+        return noise.to(torch.float32).add_(centre).div_(LEVELS)
 
     def part(self, key: StreamKey, part: int, shape: Sequence[int], device: torch.device) -> Part:
-        """Open one part. The numbers are the same on all devices: they are drawn on the CPU.
+        """Open one part, by inverse transform of 64 uniform bits a value.
 
-        Each value takes 64 uniform bits; the last 48 are drawn only where the first 16 leave it
-        open.
+        They come from numpy's SFC64 on a CPU, where the last 48 are drawn only if the first 16
+        leave the value open, and from the device's own generator elsewhere.
         """
         table, (channels, height, width) = cells(self.sigma), shape
         values = channels * height * width
+        if device.type != "cpu":
+            seed = int(key.sequence(part).generate_state(1, np.uint64)[0])
+            generator = torch.Generator(device).manual_seed(seed)
+            noise = rounded_noise(table, (PART, height, width, channels), generator)
+            return _in_order(noise.permute(0, 3, 1, 2))
         first, more = (np.random.SFC64(key.sequence(part, extra)) for extra in (1, 2))
 
         def take(n: int) -> Images:
@@ -176,7 +190,7 @@ class QuantisedGaussian:
             u = (prefix[rows, columns].astype(np.uint64) << _LOW_BITS) | rest
             noise[rows, columns] = table.lowest + np.searchsorted(table.thresholds, u, side="right")
             whole = torch.from_numpy(noise).reshape(n, height, width, channels)
-            return whole.permute(0, 3, 1, 2).to(device)
+            return whole.permute(0, 3, 1, 2)
 
         return take
 
@@ -206,6 +220,20 @@ def cells(sigma: float) -> Cells:
     low, high = (np.searchsorted(thresholds, u, side="right") for u in (first, last))
     lookup = np.where(low == high, low + lowest, _UNDECIDED).astype(np.int16)
     return Cells(lowest, thresholds, lookup)
+
+
+def rounded_noise(table: Cells, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Return integers drawn on the device of a generator, int32, by inverse transform.
+
+    All bits are drawn at once: to find the values that 16 of them leave open would wait for the
+    device. The order of unsigned integers is that of signed ones after a shift.
+    """
+    device, lowest = generator.device, -(2**63)
+    u = torch.empty(tuple(shape), dtype=torch.int64, device=device)
+    u.random_(lowest, None, generator=generator)
+    shifted = (table.thresholds ^ np.uint64(2**63)).view(np.int64)
+    found = torch.searchsorted(torch.from_numpy(shifted).to(device), u, right=True, out_int32=True)
+    return found + table.lowest
 
 
 _KINDS = {kind.name: kind for kind in (Gaussian, QuantisedGaussian)}

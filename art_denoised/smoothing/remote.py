@@ -15,6 +15,7 @@ from art_denoised.runs.crew import Place
 from art_denoised.runs.identity import identity, processor, versions
 from art_denoised.runs.replica import Held
 from art_denoised.smoothing.dispatch import Dispatcher, Piece
+from art_denoised.smoothing.passes import NearTies
 from art_denoised.smoothing.stops import Counts, Draw, Procedure, Stage
 from art_denoised.smoothing.voters import Task, Voter
 
@@ -29,7 +30,8 @@ def dispatched(smoother: Smoother, place: Place) -> Voter:
     assert network is not None  # refused by the smoother
     names = ("sigma", "noise", "seed", "batch_size", "clip_values")
     settings = {name: getattr(smoother, name) for name in names}
-    plan = _Plan(place.build or Held(network), settings)
+    rule = next((passes.near_ties for passes in smoother.tried.values()), None)
+    plan = _Plan(place.build or Held(network), settings, rule)
     crew = place.start(plan, gpu=checks.model_device(network).type == "cuda")
     return Dispatcher(crew, _identity(smoother), allow_mixed=place.allow_mixed)
 
@@ -47,10 +49,14 @@ def _identity(smoother: Smoother) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a worker is built from: a function that returns the network, and its `Smoother`."""
+    """What a worker is built from: a function that returns the network, and its `Smoother`.
+
+    All workers decide near ties as the driver does.
+    """
 
     build: Callable[[], Classifier]
     settings: Mapping[str, Any]
+    near_ties: NearTies | None
 
     def __call__(self, device: str | None) -> _Sampler:
         from art_denoised.smoothing.smoother import Smoother
@@ -58,7 +64,9 @@ class _Plan:
         network = self.build()
         if device is not None and isinstance(network, nn.Module):
             network = network.to(device)
-        return _Sampler(Smoother(network, **self.settings))
+        smoother = Smoother(network, **self.settings)
+        smoother.near_ties = self.near_ties
+        return _Sampler(smoother)
 
 
 class _Sampler:

@@ -13,6 +13,7 @@ from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.smoothing.modules import DenoisedClassifier
 from art_denoised.smoothing.noise import find_noise
+from art_denoised.smoothing.passes import NearTies, Passes
 from art_denoised.smoothing.queries import ApiVoter, Ledger, QueryOnly
 from art_denoised.smoothing.statistics import Certificate, Vote
 from art_denoised.smoothing.stops import FIRST_TURN, Anytime, Stop, Voting
@@ -20,7 +21,7 @@ from art_denoised.smoothing.voters import NetworkVoter, Task, Voter, drive
 
 if TYPE_CHECKING:
     from art_denoised.runs.crew import Place
-    from art_denoised.types import Classifier, Denoiser, Images
+    from art_denoised.types import Classifier, Denoiser, Image, Images
 
 T = TypeVar("T")
 _THOUSAND_VOTES = Voting()
@@ -32,7 +33,9 @@ class Smoother:
     The smoothed classifier returns the class that the base classifier returns most often on
     ``x + noise`` (Cohen et al., ICML 2019, arXiv 1902.02918). With a denoiser in front of the base
     it is denoised smoothing (Salman et al., NeurIPS 2020, arXiv 2003.01908). Equal seeds give equal
-    certificates, whatever the batch size and whatever images are certified together.
+    certificates, whatever images are certified together. Every pass of the network has one shape;
+    samples whose leading logits are tied but for rounding may depend on the batch size
+    (docs/certificates.md).
 
     Args:
         base: Module or function from images to logits, in eval mode and on the device to use; or a
@@ -43,7 +46,8 @@ class Smoother:
         noise: "gaussian"; or "quantised" for 8-bit images, whose certificates also hold in
             floating-point arithmetic (docs/explanation/certificates.md).
         seed: Non-negative seed of the noise.
-        batch_size: Number of noisy images that are classified at once. It changes only the speed.
+        batch_size: Number of noisy images in every pass of the network. It may change the votes of
+            near ties.
         clip_values: Smallest and largest pixel value; ``sigma`` is in the same units.
         workers: Where draws are answered: `Workers`, `Cluster`, or any function that is given this
             smoother and returns a `Voter`; None: this process. It changes only the speed.
@@ -51,6 +55,8 @@ class Smoother:
     Attributes:
         network: The module that is sampled: the base, behind the denoiser if there is one; None
             for a query-only base.
+        near_ties: The rule of `Passes` that must hold here, as in a worker; None: a trial finds it.
+        tried: `Passes` by batch size and shape of an image.
 
     Raises:
         InputError: A value is out of range, or a part of the model is in training mode.
@@ -87,6 +93,8 @@ class Smoother:
         self.batch_size = checks.count("batch_size", batch_size)
         self.clip_values = clip_values
         self.workers = workers
+        self.near_ties: NearTies | None = None
+        self.tried: dict[tuple[int, ...], Passes] = {}
         for part in (base, denoiser):
             checks.eval_mode(part)
         self.network: Classifier | None = None
@@ -127,8 +135,7 @@ class Smoother:
             InputError: Something else, or, with quantised noise, images of other than 8 bits.
         """
         x = checks.images(x, clip_values=self.clip_values).float()
-        for image in x:
-            self._noise.centre(image)
+        self._noise.check(x)
         return x.to(checks.model_device(self.network))
 
     def check(self, x: Images) -> int:
@@ -155,6 +162,21 @@ class Smoother:
             checks.denoises(self.denoiser, x, self.sigma)
         return len(self._box.classes)
 
+    def passes(self, x: Image) -> Passes:
+        """Return how noisy copies of an image are passed to the network.
+
+        Args:
+            x: An image (channels, height, width) as `prepare` returns it. Each shape is tried once.
+
+        Raises:
+            InputError: A batch does not fit into memory.
+        """
+        assert self.network is not None  # a query-only base has no passes
+        key = (self.batch_size, *x.shape)
+        if key not in self.tried:
+            self.tried[key] = Passes.tried(self.network, x, self.batch_size, self.near_ties)
+        return self.tried[key]
+
     def voter(self, ledger: Ledger | None = None) -> Voter:
         """Return a voter that samples the base; the caller closes it.
 
@@ -169,7 +191,11 @@ class Smoother:
             return dispatched(self, self.workers)
         if self.network is not None:
             return NetworkVoter(
-                self.network, noise=self._noise, seed=self.seed, batch_size=self.batch_size
+                self.network,
+                noise=self._noise,
+                seed=self.seed,
+                passes=self.passes,
+                batch_size=self.batch_size,
             )
         assert self._box is not None
         return ApiVoter(
@@ -195,7 +221,8 @@ class Smoother:
             first_index: Index of the first image in its data set. Images of one run need different
                 noise, which their index selects.
             earlier: Certificates (batch,) of the same images, indices and settings to go on from;
-                only with `Anytime`. That images and indices are the same cannot be checked.
+                only with `Anytime`. That images, indices and the batch size are the same cannot be
+                checked.
 
         Returns:
             A certificate for each image.
@@ -274,6 +301,8 @@ class Smoother:
     ) -> Iterator[tuple[int, T]]:
         """Yield (index, answer); with a time limit once for each turn of an image."""
         first_index = checks.count("first_index", first_index, 0)
+        if self.network is not None:
+            self.passes(images[0])  # before workers begin, which must agree
         record = self.record(images.shape[1:])
         seconds = stop.seconds if isinstance(stop, Anytime) else None
         end = None if seconds is None else time.monotonic() + seconds

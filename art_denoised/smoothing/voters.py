@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from weakref import WeakKeyDictionary
@@ -16,8 +16,8 @@ from weakref import WeakKeyDictionary
 import torch
 
 from art_denoised import checks
-from art_denoised.checks import InputError
 from art_denoised.smoothing.noise import Noise, Stream, StreamKey
+from art_denoised.smoothing.passes import Passes
 from art_denoised.smoothing.stops import Counts, Draw, Procedure, Stage
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024)
-_LIMIT = 6.0  # seconds for all of them
-_TRIAL = 0.1  # seconds for each, at least
+_TICK = 0.25  # seconds after which votes are read in any case, for deadlines
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,41 +172,66 @@ class _Job(Generic[T]):
 class NetworkVoter:
     """Packs samples of many images into batches for a network in this process.
 
-    The noise of a sample does not depend on its batch. Its logits do, in their last bits, as
-    libraries choose other kernels for other batch sizes. A sample whose two leading logits are
-    that close is decided by a pass of its own, so the votes are those of the network applied to
-    one image at a time (docs/decisions/0001-near-ties.md).
+    The noise of a sample does not depend on its batch, and passes have one fixed shape (`Passes`),
+    so no vote depends on how samples are packed. Votes are counted on the device, and read when a
+    draw is done or a quarter of a second has passed. On a GPU the next batch is launched before
+    they are read.
+
+    Args:
+        network: Module or function from images to logits, in eval mode.
+        noise: Kind of noise.
+        seed: Seed of the noise.
+        passes: Returns the passes of an image; asked once.
     """
 
     def __init__(
-        self, network: Classifier, *, noise: Noise, seed: int, batch_size: int = 64
+        self,
+        network: Classifier,
+        *,
+        noise: Noise,
+        seed: int,
+        passes: Callable[[Image], Passes],
+        batch_size: int,
     ) -> None:
         self._network, self._noise, self._seed = network, noise, seed
-        self.appetite = batch_size
-        self._dtype = checks.model_dtype(network)
-        self._order: torch.memory_format | None = None
+        self._find_passes, self._passes = passes, None  # type: tuple[Any, Passes | None]
+        self._ahead = checks.model_device(network).type == "cuda"
+        self._batch_size = batch_size
         # Oldest first. A task that the driver has dropped is dropped here, too.
         self._samplers: WeakKeyDictionary[Task[Any], _Sampler] = WeakKeyDictionary()
         self._done: deque[tuple[Task[Any], Draw, Counts]] = deque()
+        self._read = time.monotonic()
 
     @property
     def pending(self) -> int:
         """Number of samples submitted and not yet returned."""
         done = sum(draw.stop - draw.start for _, draw, _ in self._done)
-        return done + sum(sampler.wanted for sampler in self._samplers.values())
+        return done + self._wanted + self._unread
+
+    @property
+    def appetite(self) -> int:
+        """Number of samples that fills the next batch, and on a GPU the one after it."""
+        return self._unread + self._batch_size * (2 if self._ahead else 1)
 
     def submit(self, task: Task[Any], draw: Draw) -> None:
         """Accept a draw."""
-        if self._order is None:
-            self._order = memory_order(self._network, task.x)
+        if self._passes is None:
+            self._passes = self._find_passes(task.x)
         if task not in self._samplers:
             self._samplers[task] = _Sampler(task, self._noise, self._seed)
         self._samplers[task].ask(draw)
 
     def next(self) -> tuple[Task[Any], Draw, Counts]:
         """Return a submitted draw or a part of one with its votes."""
-        if not self._done:
-            self._classify()
+        while not self._done:
+            held = self._countable()
+            if not held:
+                self._launch()
+                held = self._countable()
+            reading = _Reading(held)
+            if self._ahead and self._wanted >= self._batch_size:
+                self._launch()
+            self._done.extend(reading.votes())
         return self._done.popleft()
 
     def close(self) -> None:
@@ -216,31 +239,45 @@ class NetworkVoter:
         self._samplers.clear()
         self._done.clear()
 
-    def _classify(self) -> None:
+    @property
+    def _wanted(self) -> int:
+        return sum(sampler.wanted for sampler in self._samplers.values())
+
+    @property
+    def _unread(self) -> int:
+        return sum(sampler.unread for sampler in self._samplers.values())
+
+    def _launch(self) -> None:
         """Fill a batch with samples of the oldest tasks, classify it, and count the votes."""
         pieces: list[Images] = []
-        parts: list[tuple[Task[Any], Draw]] = []
-        room = self.appetite
-        for task, sampler in self._samplers.items():
+        parts: list[tuple[_Sampler, int]] = []
+        room = self._batch_size
+        for sampler in self._samplers.values():
             if sampler.wanted and room:
-                part, images = sampler.take(room)
-                parts.append((task, part))
+                images = sampler.take(room)
+                parts.append((sampler, sum(map(len, images))))
                 pieces += images
-                room -= part.stop - part.start
-        assert self._order is not None
-        batch = torch.cat(pieces).to(self._dtype).contiguous(memory_format=self._order)
-        labels = _decide(self._network, batch).cpu()
-        shares = torch.split(labels, [part.stop - part.start for _, part in parts])
-        for (task, part), share in zip(parts, shares, strict=True):
-            classes, votes = torch.unique(share, return_counts=True)
-            counts = dict(zip(classes.tolist(), votes.tolist(), strict=True))
-            self._done.append((task, part, counts))
+                room -= parts[-1][1]
+        assert self._passes is not None
+        labels, classes = self._passes(self._network, torch.cat(pieces))
+        shares = torch.split(labels, [size for _, size in parts])
+        for (sampler, _), share in zip(parts, shares, strict=True):
+            sampler.count(share, classes)
+
+    def _countable(self) -> list[tuple[Task[Any], _Sampler]]:
+        """Return whose votes are to be read now: of draws that are done, at times of all."""
+        late = time.monotonic() - self._read > _TICK
+        held = [(t, s) for t, s in self._samplers.items() if s.unread and (late or not s.wanted)]
+        if held:
+            self._read = time.monotonic()
+        return held
 
 
 class _Sampler:
-    """Noisy copies of one image, as its present draw wants them."""
+    """Noisy copies of one image, as its present draw wants them, and the votes on them."""
 
     wanted = 0  # samples of the draw that are in no batch yet
+    unread = 0  # samples whose votes are counted on the device and not read yet
 
     def __init__(self, task: Task[Any], noise: Noise, seed: int) -> None:
         self._index, self._noise, self._seed = task.index, noise, seed
@@ -249,6 +286,7 @@ class _Sampler:
         centre = noise.centre(task.x).permute(1, 2, 0).contiguous()
         self._centre = centre.permute(2, 0, 1)
         self._streams: dict[Stage, Stream] = {}
+        self.tally: torch.Tensor | None = None  # votes by class; the last is for NaN
 
     def ask(self, draw: Draw) -> None:
         """Begin a draw, where the last one of its stage ended if it goes on from there."""
@@ -259,91 +297,48 @@ class _Sampler:
         self._stream = self._streams[draw.stage] = stream
         self._stage, self.wanted = draw.stage, draw.stop - draw.start
 
-    def take(self, n: int) -> tuple[Draw, list[Images]]:
-        """Return up to ``n`` of the noisy copies that are wanted, and which these are."""
-        start, n = self._stream.position, min(n, self.wanted)
+    def take(self, n: int) -> list[Images]:
+        """Return up to ``n`` of the noisy copies that are wanted."""
+        n = min(n, self.wanted)
         self.wanted -= n
-        pieces = [self._noise.add(self._centre, piece) for piece in self._stream.pieces(n)]
-        return Draw(self._stage, start, start + n), pieces
+        self.unread += n
+        return [self._noise.add(self._centre, piece) for piece in self._stream.pieces(n)]
+
+    def count(self, labels: Labels, classes: int) -> None:
+        """Count votes on the device. Sums of integers do not depend on their order."""
+        if self.tally is None:
+            self.tally = labels.new_zeros(classes + 1)
+        self.tally.scatter_add_(0, labels, torch.ones_like(labels))
+
+    def read(self) -> tuple[Draw, torch.Tensor]:
+        """Return the part of the draw that is counted and its votes, and begin a new count."""
+        assert self.tally is not None
+        stop, tally = self._stream.position, self.tally
+        part = Draw(self._stage, stop - self.unread, stop)
+        self.unread, self.tally = 0, None
+        return part, tally
 
 
-@torch.no_grad()
-def _decide(network: Classifier, batch: Images) -> Labels:
-    """Return the class of each sample as a pass over it alone would.
+class _Reading:
+    """Votes on their way from the device; launched work does not wait for them, nor they for it."""
 
-    Only samples whose leading logits are near each other take that second pass, with the noise
-    that they had: so the network gets a copy of the batch, into which it may write.
-    """
-    logits = checks.logits(network(batch.clone()), len(batch))
-    (first, second), labels = logits.topk(2, dim=1).values.unbind(1), logits.argmax(1)
-    clear = first - second > logits.abs().amax(1) * checks.near(logits, batch)
-    for i in (~clear).nonzero().flatten().tolist():
-        alone = checks.logits(network(batch[i : i + 1].contiguous()), 1)
-        labels[i] = alone.argmax(1)[0]
-    return labels
+    def __init__(self, held: Sequence[tuple[Task[Any], _Sampler]]) -> None:
+        read = [(task, *sampler.read()) for task, sampler in held]
+        self._parts = [(task, part) for task, part, _ in read]
+        self._copied: torch.cuda.Event | None = None
+        if read:
+            tallies = torch.stack([tally for _, _, tally in read])
+            self._tallies = tallies.to("cpu", non_blocking=True)
+            if tallies.is_cuda:
+                self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                self._copied.record()
 
-
-@torch.no_grad()
-def memory_order(network: Classifier, x: Image) -> torch.memory_format:
-    """Return the memory order of images for a network: channels-last if it can take that.
-
-    Networks that flatten with ``view`` cannot.
-    """
-    two = torch.stack([x, x]).to(checks.model_dtype(network))
-    try:
-        network(two.contiguous(memory_format=torch.channels_last))
-    except RuntimeError:
-        return torch.contiguous_format
-    return torch.channels_last
-
-
-@torch.no_grad()
-def best_batch_size(network: Classifier, x: Image) -> int:
-    """Return the batch size with the most images in a second, measured in a few seconds.
-
-    No vote depends on the batch size; a wrong one costs a factor of time on a CPU.
-
-    Args:
-        network: Module or function from images to logits, in eval mode.
-        x: An image (channels, height, width).
-
-    Raises:
-        InputError: Not even the smallest batch that is tried fits into memory.
-
-    Example:
-        >>> best_batch_size(torch.nn.Flatten(), torch.zeros(1, 8, 8)) >= 16
-        True
-    """
-    x = x.to(checks.model_device(network), checks.model_dtype(network))
-    order = memory_order(network, x)
-    start, best, fastest = time.perf_counter(), 0, 0.0
-    for size in _BATCH_SIZES:
-        try:
-            batch = x.expand(size, *x.shape).contiguous(memory_format=order)
-            speed = _speed(network, batch)
-        except torch.OutOfMemoryError:
-            if best:
-                break
-            raise InputError(
-                f"a batch of {size} images does not fit into memory; give a smaller batch size"
-            ) from None
-        if speed > 1.02 * fastest:  # of equals the smaller batch
-            best, fastest = size, speed
-        elif speed < 0.9 * fastest:
-            break
-        if time.perf_counter() - start > _LIMIT:
-            break
-    return best
-
-
-def _speed(network: Classifier, batch: Images) -> float:
-    """Return images in a second, the best of several passes."""
-    network(batch)
-    best, start = 0.0, time.perf_counter()
-    while time.perf_counter() - start < _TRIAL or best == 0.0:
-        before = time.perf_counter()
-        network(batch)
-        if batch.is_cuda:
-            torch.cuda.synchronize(batch.device)
-        best = max(best, len(batch) / (time.perf_counter() - before))
-    return best
+    def votes(self) -> Iterator[tuple[Task[Any], Draw, Counts]]:
+        """Yield each task with its part of a draw and the votes, once they have arrived."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        for place, (task, part) in enumerate(self._parts):
+            *votes, failed = self._tallies[place].tolist()
+            if failed:
+                raise checks.nan_logits()
+            yield task, part, {label: number for label, number in enumerate(votes) if number}

@@ -175,13 +175,15 @@ def moving_average(network: nn.Module, decay: float) -> AveragedModel:
     Counters and masks, which have no mean, are copied.
     """
 
-    # All tensors of one type at once: a GPU would wait each time that the count is read.
-    def average(old: Tensors, new: Tensors, updates: Tensor | int) -> None:
+    # All tensors of one type at once. The count is read where it is held, on the host: `_updates`
+    # has been moved to the device.
+    def average(old: Tensors, new: Tensors, _updates: Tensor | int) -> None:
         if not (old[0].is_floating_point() or old[0].is_complex()):
             torch._foreach_copy_(old, new)
             return
         change = torch._foreach_sub(new, old)
-        torch._foreach_mul_(change, max(1 - decay, 9 / (10 + int(updates))))
+        torch._foreach_mul_(change, max(1 - decay, 9 / (10 + int(averaged.n_averaged))))
         torch._foreach_add_(old, change)
 
-    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+    averaged = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+    return averaged

@@ -35,6 +35,7 @@ from art_denoised.training.config import (
 )
 from art_denoised.types import Images, Labels
 
+_TICK = 0.5  # seconds between two readings of the loss
 Loss = Callable[[nn.Module, Images, Labels, int], Tensor]
 
 
@@ -172,14 +173,18 @@ def train(
             network.train()
             for x, y in batches.of_epoch(*divmod(state.step, len(batches))):
                 with seeded([config.seed, 1, state.step], device):
-                    x = augment(x.to(device), config.augment)
+                    x = augment(x.to(device, non_blocking=True), config.augment)
                     x = x.contiguous(memory_format=torch.channels_last)
                     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                        value = loss(network, x, y.to(device), state.step)
+                        y = y.to(device, non_blocking=True)
+                        value = loss(network, x, y, state.step)
                     state.take(value)
+                if state.is_late:
+                    state.read()
                 shown.update(of_step, lambda: f"loss {state.loss:.4f}")
                 if state.step % len(batches):  # the end of an epoch is saved with its row
                     save(config.checkpoint_every)
+            state.read()
             figures: dict[str, float] = {}
             if evaluation is not None:
                 with torch.no_grad():
@@ -260,13 +265,10 @@ class _State:
         parts = {"network": network, "optimizer": self._optimizer, "schedule": self._schedule}
         self._parts: dict[str, Any] = parts | ({"average": self._average} if self._average else {})
         self._best: dict[str, Tensor] = {}
-        self.step, self.loss, self.rows = 0, math.nan, list[EpochRow]()
-        self._losses, self._lr, self._seconds, self._began = (
-            list[float](),
-            0.0,
-            0.0,
-            time.monotonic(),
-        )
+        self.step, self.rows = 0, list[EpochRow]()
+        self._losses, self._unread = list[float](), list[Tensor]()
+        self._lr, self._seconds = 0.0, 0.0
+        self._began = self._read = time.monotonic()
 
     def take(self, loss: Tensor) -> None:
         """Take one step of the optimizer."""
@@ -278,11 +280,6 @@ class _State:
             )
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.loss = float(loss.detach())
-        if not math.isfinite(self.loss):
-            raise InputError(
-                f"the loss became {self.loss} at step {self.step}; train with a smaller lr"
-            )
         if self._clip:
             nn.utils.clip_grad_norm_(self._trained, self._clip)
         self._lr = float(self._schedule.get_last_lr()[0])
@@ -290,9 +287,28 @@ class _State:
         self._schedule.step()
         if self._average is not None:
             self._average.update_parameters(self._network)
-        self._losses.append(self.loss)
+        self._unread.append(loss.detach())
         self._seconds = time.monotonic() - self._began
         self.step += 1
+
+    @property
+    def loss(self) -> float:
+        """The last loss that was read."""
+        return self._losses[-1] if self._losses else math.nan
+
+    @property
+    def is_late(self) -> bool:
+        """Whether losses are to be read: a GPU is waited for at times, not in each step."""
+        return time.monotonic() - self._read > _TICK
+
+    def read(self) -> None:
+        """Read the losses since the last time, which must be finite."""
+        unread, self._unread, self._read = self._unread, [], time.monotonic()
+        losses = torch.stack([loss.reshape(()) for loss in unread]).tolist() if unread else []
+        for step, value in enumerate(losses, start=self.step - len(losses)):
+            if not math.isfinite(value):
+                raise InputError(f"the loss became {value} at step {step}; train with a smaller lr")
+        self._losses += losses
 
     @property
     def result(self) -> nn.Module:
@@ -323,6 +339,8 @@ class _State:
 
     def save(self, path: Path) -> None:
         """Write the checkpoint, whole."""
+        if self._unread:
+            self.read()
         parts = {name: part.state_dict() for name, part in self._parts.items()}
         progress = {
             "best": self._best,

@@ -18,7 +18,7 @@ from tests.cli.command import ROOT, certify, process, refusal
 COMMANDS = [
     *("demo", "doctor", "certify", "predict", "attack", "train-denoiser", "train-diffusion"),
     *("train-robust", "table", "plot", "report", "verify", "merge", "models", "convert"),
-    *("submit", "leaderboard"),
+    *("submit", "leaderboard", "pictures"),
 ]
 
 
@@ -65,7 +65,7 @@ def test_doctor_prints_json(capsys):
     assert found["optional"]["httpx"]["extra"] == "[api]"
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "plot"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_prints_json(capsys, command):
     collection = build_app()[command].assemble_argument_collection(parse_docstring=True)
     assert "--json" in {name for argument in collection for name in argument.names}

@@ -77,8 +77,9 @@ def test_there_is_no_such_shard(tmp_path, text, capsys):
 
 def test_workers_write_the_same_rows(tmp_path):
     """In any order."""
-    assert main(certify(tmp_path / "one", denoiser=DENOISER)) == 0
-    assert main(certify(tmp_path / "two", "--workers", "2", denoiser=DENOISER)) == 0
+    size = ("--batch-size", "64")
+    assert main(certify(tmp_path / "one", *size, denoiser=DENOISER)) == 0
+    assert main(certify(tmp_path / "two", *size, "--workers", "2", denoiser=DENOISER)) == 0
     one, two = (sorted(lines(tmp_path / name / "certify.jsonl")) for name in ("one", "two"))
     assert one == two
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from art_denoised import FixedN, InputError, Smoother
 from art_denoised.smoothing import Stage
-from art_denoised.smoothing.noise import QuantisedGaussian, Stream, StreamKey, cells
+from art_denoised.smoothing.noise import QuantisedGaussian, Stream, StreamKey, cells, rounded_noise
 
 KEY = StreamKey(seed=3, index=5, stage=Stage.ESTIMATION)
 
@@ -39,10 +39,26 @@ def test_cells_are_the_rounded_gaussian(sigma):
     assert QuantisedGaussian(sigma).tv(3 * 224 * 224) < 1e-10
 
 
+def on_a_device(sigma: float, n: int) -> torch.Tensor:
+    """Noise as other devices draw it."""
+    return rounded_noise(cells(sigma), (n, 8, 8, 3), torch.Generator().manual_seed(7))
+
+
+def test_noise_of_a_device_is_the_cell_of_64_bits():
+    """Each integer is compared with the thresholds as Python integers."""
+    table, found = cells(0.25), on_a_device(0.25, 3).flatten().tolist()
+    bits = torch.empty(len(found), dtype=torch.int64)
+    bits.random_(-(2**63), None, generator=torch.Generator().manual_seed(7))
+    thresholds = [int(t) for t in table.thresholds]
+    expected = [table.lowest + sum(t <= u + 2**63 for t in thresholds) for u in bits.tolist()]
+    assert found == expected
+
+
+@pytest.mark.parametrize("source", [draw, on_a_device])
 @pytest.mark.parametrize("sigma", [0.01, 0.25, 1.0])
-def test_draws_follow_the_cells(sigma):
+def test_draws_follow_the_cells(sigma, source):
     """Chi-squared over all cells with 20 expected draws or more; false alarm: 1e-6."""
-    values = draw(sigma, 2000).flatten().numpy().astype(int)
+    values = source(sigma, 2000).flatten().numpy().astype(int)
     edges = np.arange(values.min(), values.max() + 2) - 0.5
     observed, _ = np.histogram(values, edges)
     expected = len(values) * np.diff(stats.norm.cdf(edges / (255 * sigma)))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,8 @@ from art_denoised.demo import digits_classifier, digits_denoiser
 from art_denoised.smoothing import BudgetError, Retry
 from art_denoised.smoothing.queries import MemoryLedger
 from tests.api_server import NAMES
+from tests.forked import forked
 
-ROOT = Path(__file__).parent.parent.parent
 FEW = FixedN(100, n0=20)
 
 
@@ -178,35 +178,29 @@ def test_retries_are_paid(digits):
     assert box.spent == 120 + 13
 
 
-def test_an_interrupt_is_obeyed_while_the_server_is_waited_for():
+def test_an_interrupt_is_obeyed_while_the_server_is_waited_for(tmp_path):
     """The server answers after an hour; the process ends all the same."""
-    script = """
-import sys, time, torch
-from art_denoised import BlackBox, FixedN, Smoother
-def ask(images):
-    print("asked", flush=True)
-    time.sleep(3600)
-box = BlackBox(ask, ["a", "b"], workers=2)
-Smoother(box, sigma=0.25).certify(torch.zeros(1, 1, 8, 8), FixedN(10))
-"""
+    asked = tmp_path / "asked"
+    process = forked(wait_for_the_server, asked)
+    try:
+        while not asked.exists():
+            assert process.is_alive()
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGINT)
+        process.join(60)
+        assert process.exitcode not in (None, 0)
+    finally:
+        process.kill()
+        process.join()
 
-    def listen() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in background
 
-    with subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        cwd=ROOT,
-        preexec_fn=listen,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            assert b"asked" in process.stdout.readline()  # two workers may print at once
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=60) != 0
-        finally:
-            process.kill()
+def wait_for_the_server(asked: Path) -> None:
+    def ask(images):
+        asked.touch()
+        time.sleep(3600)
+
+    box = BlackBox(ask, ["a", "b"], workers=2)
+    Smoother(box, sigma=0.25).certify(torch.zeros(1, 1, 8, 8), FixedN(10))
 
 
 def test_images_are_sent_as_float32(digits):

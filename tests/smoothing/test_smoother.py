@@ -86,7 +86,8 @@ class Recorder(nn.Module):
 
 def test_selection_and_estimation_see_different_noise():
     recorder = Recorder().eval()
-    Smoother(recorder, sigma=1.0).certify(torch.zeros(1, 1, 4, 4), FixedN(120, n0=50))
+    smoother = Smoother(recorder, sigma=1.0, batch_size=10)  # fills every batch
+    smoother.certify(torch.zeros(1, 1, 4, 4), FixedN(120, n0=50))
     noisy = recorder.seen[-170:]  # the model is tried on other images before
     assert len({tuple(x.flatten().tolist()) for x in noisy}) == 170
     assert all(bool(x.any()) for x in noisy)

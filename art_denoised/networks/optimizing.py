@@ -1,0 +1,220 @@
+"""Networks made faster: the result is certified and deployed, and saved with how it was made."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from art_denoised import checks
+from art_denoised.checks import InputError
+from art_denoised.networks import trial
+from art_denoised.networks.tracing import UntraceableError, own_graph
+from art_denoised.networks.trial import Shape, Trial
+
+HalfType = Literal["bfloat16", "float16"]
+Pair = tuple[str, str]  # names of a convolution and of the batch norm after it
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How a network was optimized, as its files note it.
+
+    Attributes:
+        folded: Names of the convolutions and of the batch norms that were folded into them.
+        dtype: Type that the weights were converted to; None: they were not.
+        compiled: Whether it was compiled.
+    """
+
+    folded: tuple[Pair, ...] = ()
+    dtype: HalfType | None = None
+    compiled: bool = False
+
+
+def optimize(
+    base: nn.Module,
+    *,
+    dtype: HalfType | None = None,
+    fold: bool = True,
+    compile: bool = False,
+    input_shape: Shape = (3, 64, 64),
+) -> nn.Module:
+    """Return a copy of a network that computes the same in less time, up to rounding.
+
+    Certify the copy, and deploy the copy: a certificate is about one function, to the last bit.
+    Batch norms are folded into the convolutions before them where the code of the module that calls
+    both can be traced; others are left. Weights of convolutions are stored channels-last.
+
+    Args:
+        base: Network in eval mode.
+        dtype: "bfloat16" or "float16" converts weights; the network then takes images of this type.
+        fold: Whether batch norms are folded.
+        compile: Whether it is compiled for each shape of a batch, by `torch.nn.Module.compile`.
+        input_shape: Channels, height and width of an image that the network takes. Copies are run
+            on noise, to check that the result computes the same.
+
+    Returns:
+        The copy, whose ``optimized`` is an `Optimization`.
+
+    Raises:
+        InputError: The network is in training mode, cannot be copied, or computes something else
+            once it is optimized.
+
+    Example:
+        >>> from torchvision.models import resnet18
+        >>> fast = optimize(resnet18().eval())
+        >>> len(fast.optimized.folded), sum(isinstance(m, nn.BatchNorm2d) for m in fast.modules())
+        (20, 0)
+    """
+    checks.eval_mode(base)
+    trial.refuse_unreadable(base)
+    earlier = getattr(base, "optimized", Optimization())
+    before = Trial(base, input_shape, images=2)
+    pairs = tuple(_pairs(base, before)) if fold else ()
+    network = _folded(base, pairs)
+    network.optimized = Optimization(  # type: ignore[assignment]
+        (*earlier.folded, *pairs), dtype or earlier.dtype, compile or earlier.compiled
+    )
+    if pairs:
+        _check_same(base, before, Trial(network, input_shape, images=2))
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    if dtype is not None:
+        network = network.to(getattr(torch, dtype))
+        Trial(network, input_shape)  # it can compute in this type
+    if compile:
+        network.compile(dynamic=False)
+    return network
+
+
+def save_optimized(network: nn.Module, path: Path | str) -> None:
+    """Write the weights of an optimized network with a note of how it was optimized.
+
+    `load_trained`, and so ``--weights``, makes exactly this network of the one that was optimized.
+
+    Args:
+        network: Result of `optimize`.
+        path: File to write, .safetensors.
+
+    Raises:
+        InputError: The network was not optimized.
+
+    Example:
+        >>> import tempfile
+        >>> from art_denoised.demo import digits_network
+        >>> from art_denoised.networks import load_trained
+        >>> fast = optimize(digits_network().eval(), dtype="bfloat16", input_shape=(1, 8, 8))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_optimized(fast, f"{folder}/fast.safetensors")
+        ...     served = load_trained(digits_network(), f"{folder}/fast.safetensors")
+        >>> x = torch.rand(2, 1, 8, 8).bfloat16()
+        >>> torch.equal(served(x), fast(x))
+        True
+    """
+    if not isinstance(how := getattr(network, "optimized", None), Optimization):
+        raise InputError(f"the {type(network).__name__} was not optimized; give what optimize made")
+    note = json.dumps({"optimized": asdict(how)})
+    state = {name: value.contiguous() for name, value in network.state_dict().items()}
+    save_file(state, path, {"art_denoised": note})
+
+
+def as_optimized(network: nn.Module, how: Optimization) -> nn.Module:
+    """Return a copy of a network with the structure and type of an optimized one, for its weights.
+
+    Raises:
+        InputError: The network has no such convolutions and batch norms.
+    """
+    held = dict(network.named_modules())
+    for pair in how.folded:
+        kinds = [type(held.get(name)) for name in pair]
+        if kinds != [nn.Conv2d, nn.BatchNorm2d]:
+            raise InputError(
+                f"the {type(network).__name__} has no {pair[0]} with {pair[1]} after it; give the "
+                "network that was optimized"
+            )
+    network = _folded(network.eval(), how.folded)
+    network.optimized = how  # type: ignore[assignment]
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    if how.dtype is not None:
+        network = network.to(getattr(torch, how.dtype))
+    if how.compiled:
+        network.compile(dynamic=False)
+    return network
+
+
+def _folded(base: nn.Module, pairs: Sequence[Pair]) -> nn.Module:
+    """Return a copy in which these batch norms are part of their convolutions."""
+    network = copy.deepcopy(base)
+    held: dict[str, Any] = dict(network.named_modules())
+    for conv, norm in pairs:
+        fused = fuse_conv_bn_eval(held[conv], held[norm])
+        for name, module in ((conv, fused), (norm, nn.Identity())):
+            network.set_submodule(name, module.eval())
+    return network
+
+
+def _pairs(base: nn.Module, tried: Trial) -> Iterator[Pair]:
+    """Yield convolutions whose output goes to one batch norm alone, in the order of their names."""
+    calls = Counter(call.name for call in tried.calls)
+    names = Counter(id(m) for _, m in base.named_modules(remove_duplicate=False))
+    for owner, module in base.named_modules():
+        if type(module).__module__.startswith("torch.nn.modules") and not isinstance(
+            module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+        ):
+            continue
+        for conv, norm in _adjacent(module):
+            pair = (f"{owner}.{conv}".lstrip("."), f"{owner}.{norm}".lstrip("."))
+            parts = [base.get_submodule(name) for name in pair]
+            if all(names[id(m)] == 1 and not _is_watched(m) for m in parts) and all(
+                calls[name] == 1 for name in pair
+            ):
+                yield pair
+
+
+def _adjacent(module: nn.Module) -> Iterator[Pair]:
+    """Yield calls of a batch norm on what a convolution returned, in a module's own forward."""
+    try:
+        graph = own_graph(module, training=False)
+    except UntraceableError:
+        return
+    held = dict(module.named_modules())
+    for node in graph.nodes:
+        first = node.args[0] if node.args else None
+        if (
+            _calls(node, nn.BatchNorm2d, held)
+            and isinstance(first, fx.Node)
+            and _calls(first, nn.Conv2d, held)
+            and len(first.users) == 1
+            and held[str(node.target)].running_mean is not None
+        ):
+            yield str(first.target), str(node.target)
+
+
+def _calls(node: fx.Node, kind: type[nn.Module], held: dict[str, nn.Module]) -> bool:
+    """Whether a node calls a module of exactly this class, whose arithmetic is known."""
+    return node.op == "call_module" and type(held.get(str(node.target))) is kind
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether code beside its forward takes part in a module, or its weights are made of others."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def _check_same(base: nn.Module, before: Trial, after: Trial) -> None:
+    if not trial.near(before.result, after.result):
+        raise InputError(
+            f"the {type(base).__name__} computes something else once batch norms are folded, "
+            "because it is random or other code uses its layers; pass fold=False"
+        )

@@ -1,0 +1,120 @@
+"""Networks that are made faster compute the same, and are served as they were certified."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import densenet121, resnet18
+
+from art_denoised import DenoisedClassifier, FixedN, InputError, Smoother
+from art_denoised.demo import digits_classifier, digits_denoiser
+from art_denoised.networks import Optimization, load_trained, optimize, save_optimized
+from art_denoised.runs import identity
+
+
+def calibrated(network: nn.Module) -> nn.Module:
+    """Give batch norms statistics and weights that are not those of a new network."""
+    torch.manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return network.eval()
+
+
+class Block(nn.Module):
+    """Two convolutions, of which the second is used twice, and one whose output is seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.a, self.b, self.c = (nn.BatchNorm2d(3) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(self.first(x)).relu()
+        x = self.b(self.second(self.b(self.second(x))))
+        seen = self.third(x)
+        return (self.c(seen) + seen).mean((2, 3))
+
+
+@torch.no_grad()
+def test_networks_compute_the_same_up_to_rounding():
+    x = torch.rand(2, 3, 64, 64)
+    network = calibrated(resnet18(num_classes=10))
+    fast = optimize(network)
+    assert len(fast.optimized.folded) == 20
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fast.modules())
+    assert torch.allclose(fast(x), network(x), rtol=1e-4, atol=1e-4)
+    assert any(isinstance(m, nn.BatchNorm2d) for m in network.modules())  # which is left as it was
+
+
+def test_what_cannot_be_folded_is_left():
+    """A layer that runs twice, one whose output goes elsewhere, and norms before convolutions."""
+    assert optimize(calibrated(Block())).optimized.folded == (("first", "a"),)
+    hooked = calibrated(Block())
+    hooked.first.register_forward_hook(lambda module, x, y: 2 * y)
+    assert optimize(hooked).optimized.folded == ()
+    network = calibrated(densenet121(num_classes=10))
+    left = sum(isinstance(m, nn.BatchNorm2d) for m in optimize(network).modules())
+    assert 0 < left < sum(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+
+
+class UsesLayer(nn.Module):
+    """Reaches into a block, whose convolution it calls without the batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(x) + torch.conv2d(x, self.block.first.weight).mean((2, 3))
+
+
+def test_other_code_that_uses_a_layer_is_noticed():
+    network = calibrated(UsesLayer())
+    with pytest.raises(InputError, match="fold=False"):
+        optimize(network)
+    assert optimize(network, fold=False).optimized.folded == ()
+    with pytest.raises(InputError, match="training mode"):
+        optimize(network.train())
+
+
+def test_the_optimized_network_is_certified_and_served(tmp_path, digits):
+    """Behind a denoiser, in bfloat16, saved, and made again of what its code builds."""
+
+    def network() -> nn.Module:
+        return DenoisedClassifier(digits_classifier(), digits_denoiser(), sigma=0.25)
+
+    fast = optimize(network(), dtype="bfloat16", input_shape=(1, 8, 8))
+    assert fast.optimized.dtype == "bfloat16"
+    assert fast.optimized.folded
+    save_optimized(fast, tmp_path / "fast.safetensors")
+    served = load_trained(network(), tmp_path / "fast.safetensors")
+    assert identity(served) == identity(fast) != identity(network())
+    x = digits[0][:2]
+    (one, two), (plain, _) = (
+        Smoother(net, sigma=0.25).certify(x, FixedN(200)) for net in (served, network())
+    )
+    again = Smoother(fast, sigma=0.25).certify(x, FixedN(200))
+    assert [one, two] == again
+    assert one.dtype == "bfloat16"
+    assert abs(one.counts[one.label] - plain.counts[plain.label]) < 20
+
+
+def test_files_of_other_networks_are_refused(tmp_path):
+    with pytest.raises(InputError, match="not optimized"):
+        save_optimized(digits_classifier(), tmp_path / "a.safetensors")
+    save_optimized(optimize(calibrated(Block())), tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match="no first with a"):
+        load_trained(digits_classifier(), tmp_path / "a.safetensors")
+
+
+def test_compiling_is_noted(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled.append(options))
+    assert optimize(calibrated(Block()), compile=True).optimized == Optimization(
+        (("first", "a"),), None, True
+    )
+    assert compiled == [{"dynamic": False}]
