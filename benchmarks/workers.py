@@ -28,6 +28,13 @@ from art_denoised import PGD, FixedN, Smoother, Workers, certify, evaluate, load
 from art_denoised.demo import digits_classifier
 from art_denoised.smoothing import Task, drive
 
+PRELOADED = [
+    "art_denoised.demo",
+    "art_denoised.evaluation.spread",
+    "art_denoised.runs.replica",
+    "art_denoised.smoothing.remote",
+]
+
 
 def network() -> nn.Module:
     """A network with as much to compute as a small ResNet."""
@@ -135,6 +142,8 @@ def main() -> None:
     options = parser.parse_args()
     kills = 2 if options.tiny else options.kills
     size = {"n": 1000, "images": 20} if options.tiny else {"n": 10_000, "images": 200}
+    # A worker that is replaced starts at once, so that kills hit workers that compute.
+    multiprocessing.set_forkserver_preload(PRELOADED)
     efficiency(n=200 if options.tiny else 2000, turns=1 if options.tiny else 2)
     torch.set_num_threads(1)  # two that wait for each other are slower on a small network
     with tempfile.TemporaryDirectory() as folder:

@@ -181,7 +181,7 @@ def main() -> None:
             job.attacks,
             run=HERE / "rows" / name,
             noise=job.noise,
-            masking_checks=False,  # tests/evaluation/test_purification.py has them
+            masking_checks=False,  # they take longer than these short attacks
             batch_size=job.images,
             pictures=0,
             resume=True,

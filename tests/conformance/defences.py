@@ -78,7 +78,7 @@ def rdc(levels: int = 4, **options: object) -> RobustDiffusionClassifier:
     )
 
 
-def purification(steps: int = 2, **options: object) -> DiffusionPurification:
+def purification(steps: int = 3, **options: object) -> DiffusionPurification:
     own = {"gradient": "exact", "seed": 0}
     own = {name: options.pop(name, value) for name, value in own.items()}
     purify = Purification(digits_diffusion(), t=0.05, steps=steps, sampler="sde", **own)  # type: ignore[arg-type]
