@@ -129,6 +129,7 @@ def build_app() -> App:
         for place, (name, module) in enumerate(commands.items()):
             function = f"art_denoised.cli.{module}:{name.replace('-', '_')}"
             app.command(function, name=name, group=group, sort_key=place)
+    app.meta.suppress_keyboard_interrupt = False  # not inherited
     app.register_install_completion_command(help="Install completion for your shell, and exit.")
     for flag in ("--help", "--version", "--install-completion"):
         app[flag].group = _OPTIONS

@@ -181,7 +181,7 @@ def train(
                     state.take(value)
                 if state.is_late:
                     state.read()
-                shown.update(of_step, lambda: f"loss {state.loss:.4f}")
+                shown.update(of_step, lambda: state.note)
                 if state.step % len(batches):  # the end of an epoch is saved with its row
                     save(config.checkpoint_every)
             state.read()
@@ -267,6 +267,7 @@ class _State:
         self._best: dict[str, Tensor] = {}
         self.step, self.rows = 0, list[EpochRow]()
         self._losses, self._unread = list[float](), list[Tensor]()
+        self._loss = math.nan
         self._lr, self._seconds = 0.0, 0.0
         self._began = self._read = time.monotonic()
 
@@ -292,9 +293,9 @@ class _State:
         self.step += 1
 
     @property
-    def loss(self) -> float:
-        """The last loss that was read."""
-        return self._losses[-1] if self._losses else math.nan
+    def note(self) -> str:
+        """The last loss that was read, in words; nothing before the first."""
+        return "" if math.isnan(self._loss) else f"loss {self._loss:.4f}"
 
     @property
     def is_late(self) -> bool:
@@ -309,6 +310,7 @@ class _State:
             if not math.isfinite(value):
                 raise InputError(f"the loss became {value} at step {step}; train with a smaller lr")
         self._losses += losses
+        self._loss = losses[-1] if losses else self._loss
 
     @property
     def result(self) -> nn.Module:

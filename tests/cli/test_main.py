@@ -186,4 +186,4 @@ def test_the_module_is_the_program():
     run = process("frobnicate")  # known before torch is imported
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 2
-    assert errors.splitlines()[-1].startswith("art-denoised: error: images is 0")
+    assert errors.splitlines()[-1].startswith('art-denoised: error: Unknown command "frobnicate"')
