@@ -155,7 +155,7 @@ class UNetDenoiser(nn.Module):
         _check_unet(unet)
         self.unet = unet
         if checks.count("patch", patch) > 1:
-            channels = unet.config.in_channels  # type: ignore[union-attr]
+            channels: int = unet.config.in_channels  # type: ignore
             if channels % patch**2:
                 raise InputError(
                     f"patch is {patch}, but the U-Net has {channels} channels; give it a multiple "

@@ -9,8 +9,9 @@ from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier
 from art_denoised.evaluation.certify import certify
 from art_denoised.evaluation.preview import Preview, preview
+from art_denoised.models.cost import forward_cost
 from art_denoised.smoothing.smoother import Smoother
-from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN
+from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN, Voting
 
 RADII = [0.0, 0.25, 0.5]
 
@@ -33,7 +34,15 @@ def test_a_fixed_number_is_known_exactly():
     assert cost.samples == cost.low == cost.high == cost.fixed == 40 * 1100
     assert round(cost.cost, 2) == 44.0
     assert "44,000 samples" in str(cost)
+    one = forward_cost(smoother.network, load_data("digits")[0][0][None])
     assert "cost 44.00" in str(cost)
+    assert (cost.flop, cost.memory) == (44_000 * one.flop, one.memory(smoother.batch_size))
+
+
+def test_votes_of_a_prediction_are_counted():
+    smoother = Smoother(digits_classifier(), sigma=0.25)
+    cost = preview(smoother, load_data("digits"), Voting(500), indices=range(4), pilot=2)
+    assert cost.samples == cost.fixed == 2000
 
 
 @pytest.mark.parametrize(
