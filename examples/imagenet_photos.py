@@ -101,9 +101,9 @@ def draw(
             pictures += [(x_hat, f"denoised\n{rows[name, sigma, 'denoiser']}")]
         for axis, (picture, title) in zip(line, pictures, strict=True):
             axis.imshow(picture.clamp(0, 1).permute(1, 2, 0).numpy())
-            axis.set_title(title, fontsize=9)
+            axis.set_title(title, fontsize=12)
             axis.axis("off")
-    figure.savefig(path, dpi=72)
+    figure.savefig(path, dpi=50)
     plt.close(figure)
 
 
