@@ -142,6 +142,24 @@ def choice(name: str, value: str, known: Collection[str]) -> str:
     )
 
 
+class OneOf:
+    """Attribute that can only be set to one of the choices that its owner names."""
+
+    def __init__(self, choices: str) -> None:
+        self._choices = choices
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, owner: Any, kind: type | None = None) -> str:
+        value: str = owner.__dict__[self._name]
+        return value
+
+    def __set__(self, owner: Any, value: str) -> None:
+        # In the owner's own attributes, because these tell one model from another.
+        owner.__dict__[self._name] = choice(self._name, value, getattr(owner, self._choices))
+
+
 def _several(name: str, values: Any) -> list[Any]:
     try:
         if not isinstance(values, (str, bytes, Mapping)):

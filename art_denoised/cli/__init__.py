@@ -149,6 +149,7 @@ def build_app() -> App:
         """
         if config is not None:
             words = tuple(read_config(config, app, words))
+            _refuse_empty(words)
         if save_config is not None:
             app.parse_args(words, exit_on_error=False, print_error=False)
             write_config(save_config, app, words)

@@ -26,8 +26,11 @@ def read_config(path: Path, app: App, words: Sequence[str]) -> list[str]:
     An option among the given words replaces that of the file. Values are read as they would be
     typed: `010`, `no` and `1:30` are not changed into other values.
     """
-    options = _read(path)
-    command, words = options.pop("command", [""])[-1], list(words)
+    options, words = _read(path), list(words)
+    commands = options.pop("command", [""])
+    if len(commands) > 1:
+        raise CycloptsError(msg=f"{path} names {len(commands)} commands; give one")
+    command = commands[0]
     if words and not words[0].startswith("-"):
         if command not in ("", words[0]):
             raise CycloptsError(msg=f"{path} is a config of {command}; give it to that command")

@@ -181,6 +181,11 @@ class UNetDenoiser(nn.Module):
 
     def forward(self, x_noisy: Images, sigma: Sigmas) -> Images:
         """Return x_hat; ``sigma`` is positive, one number or one per image, in image units."""
+        if any(side % self.patch for side in x_noisy.shape[2:]):
+            raise InputError(
+                f"the images have {x_noisy.shape[2]}x{x_noisy.shape[3]} pixels, which squares of "
+                f"{self.patch}x{self.patch} do not fill; resize or pad them"
+            )
         # In float32 at least: half precision would round the timestep to whole numbers.
         precision = torch.promote_types(x_noisy.dtype, torch.float32)
         level = torch.as_tensor(sigma, dtype=precision, device=x_noisy.device)

@@ -247,7 +247,7 @@ class Work:
         """Return the bar of the rows."""
         total = len(self.images.indices) * (1 + len(self.columns))
         done = sum(isinstance(row, AttackRow) for row in run.rows.values())
-        return PassProgress("attack", total, done=done, visible=visible)
+        return PassProgress("attack", total, done=done, visible=visible, unit="attacked image")
 
     def missing(self, run: Run[Any], column: Column) -> Iterator[Sequence[int]]:
         """Yield the batches of a column of which rows or pictures are missing."""
@@ -513,5 +513,6 @@ class PassProgress(Progress):
         self._images = 0
 
     def _words(self) -> str:
-        of = f" of {self._expected:,}" if self._expected else ""
+        # The count goes on while what the attack made is judged.
+        of = f" of {self._expected:,}" if self._expected >= self.nfe else ""
         return ", ".join(filter(None, [f"NFE {self.nfe:,}{of}", self.found]))

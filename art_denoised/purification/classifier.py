@@ -67,6 +67,11 @@ class PurifiedClassifier(nn.Module):
         self.purifier, self.classifier = purifier, classifier
         self.copies = checks.count("copies", copies)
         self.vote: Vote = checks.choice("vote", vote, get_args(Vote))  # type: ignore[assignment]
+        if copies > 1 and not isinstance(purifier, nn.Module):
+            raise InputError(
+                f"{copies} copies are wanted of a function, whose noise cannot be told apart; give "
+                "a module, such as Purification"
+            )
         if vote == "majority" and copies == 1:
             raise InputError("one copy has no majority; give more copies, or vote 'mean'")
         self.training = checks.in_training(purifier, classifier)
@@ -74,11 +79,14 @@ class PurifiedClassifier(nn.Module):
     def forward(self, x: Images) -> Logits:
         """Return log-probabilities of shape (batch, classes), differentiable in ``x``."""
         answers = torch.stack([self._answer(x, copy) for copy in range(self.copies)])
+        answers = answers.to(torch.promote_types(answers.dtype, torch.float32))
         mean = answers.logsumexp(0) - math.log(self.copies)
         if self.vote == "mean":
             return mean
         votes = F.one_hot(answers.argmax(2), answers.shape[2]).sum(0)
-        return straight_through(((votes + mean.exp()) / (self.copies + 1)).log(), mean)
+        # In logarithms, where a class without a vote keeps a finite value.
+        both = torch.logaddexp(votes.to(mean).log(), mean.detach())
+        return straight_through(both - math.log(self.copies + 1), mean)
 
     @torch.no_grad()
     def purify(self, x: Images) -> Images:

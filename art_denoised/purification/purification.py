@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError
+from art_denoised.checks.values import OneOf
 from art_denoised.diffusion.cost import Part, flop
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.noise import LevelNoise
@@ -53,8 +54,8 @@ class Purification(nn.Module):
     "surrogate" the exact gradient of a run of fewer steps, as published attacks do; **neither is
     the gradient**, and attacks with them flatter the defence.
 
-    The result may leave [0, 1] a little, as in DiffPure. It starts in eval mode, where weights of
-    the diffusion model get no gradient.
+    The result may leave [0, 1] a little, as in DiffPure. It starts in eval mode. Weights of the
+    diffusion model get no gradient, in any mode.
 
     Sources: Nie et al., "Diffusion Models for Adversarial Purification" (ICML 2022, arXiv
     2205.07460); Lee and Kim (ICCV 2023, arXiv 2303.09051) for the surrogate.
@@ -89,6 +90,7 @@ class Purification(nn.Module):
     """
 
     gradients: tuple[str, ...] = get_args(Gradient)
+    gradient = OneOf("gradients")
 
     def __init__(
         self,
@@ -104,10 +106,15 @@ class Purification(nn.Module):
     ) -> None:
         super().__init__()
         _check_model(model)
-        self.model, self.gradient = model, checks.choice("gradient", gradient, self.gradients)
+        self.model, self.gradient = model, gradient
         self.sigmas = _sigmas(model, sigma, t)
         self.steps = checks.count("steps", steps)
         self.sampler = named_sampler(sampler) if isinstance(sampler, str) else sampler
+        if self.sampler.draws > 2:
+            raise InputError(
+                f"the sampler draws noise {self.sampler.draws} times in a step; the streams of "
+                "noise have room for 2"
+            )
         fewer = max(1, self.steps // 4) if surrogate_steps is None else surrogate_steps
         self.surrogate_steps = checks.count("surrogate_steps", fewer)
         if self.surrogate_steps > self.steps:
@@ -132,8 +139,8 @@ class Purification(nn.Module):
         x = checks.attacked_images(x)
         low, scale = self.model.image_range[0], self.model.scale
         u, deviation = self._purified(low + scale * x, LevelNoise(self.seed, stream=_STREAM))
-        if self._followers:
-            self._followers[-1].append(deviation)
+        for follower in self._followers:
+            follower.append(deviation)
         return (u - low) / scale
 
     @torch.no_grad()
@@ -161,7 +168,7 @@ class Purification(nn.Module):
         try:
             yield found
         finally:
-            self._followers.remove(found)
+            self._followers.pop()  # contexts end in the reverse order
 
     def part(self, x: Images, images: int, batch: int) -> Part:
         """Return the cost on so many images; ``x`` is one of them (`preview_cost`)."""
@@ -204,7 +211,7 @@ class Purification(nn.Module):
         # abar (z - z_t)^2 = abar^2 (u - u_t)^2, with the noise of the pass, whose move came first
         forward = self._draw(noise, u, move.first // (2 * _LONGEST) * 2 * _LONGEST)
         distance = (u - base - move.after * forward).square().flatten(1).mean(1)
-        return State(u, base), distance / ((1 + move.after**2) ** 2 * self.steps)
+        return State(u, base), distance / (1 + move.after**2) ** 2
 
     def _purified(self, start: Tensor, noise: LevelNoise) -> tuple[Tensor, Tensor]:
         """Return the last state and the deviation, with the gradient that was chosen."""
@@ -246,7 +253,12 @@ def _run(
         total += deviation
     if not bool(torch.isfinite(state.u).all()):
         raise InputError("the diffusion model returned NaN or infinite values")
-    return states, state.u, total
+    return states, state.u, total / _followed(purification, steps)
+
+
+def _followed(purification: Purification, steps: int) -> int:
+    """Return the number of states whose deviation counts: those after a step of the sampler."""
+    return steps * len(purification.sigmas)
 
 
 class _Exact(torch.autograd.Function):
@@ -268,7 +280,7 @@ class _Exact(torch.autograd.Function):
         start, *saved = ctx.saved_tensors
         of_u, of_deviation = gradients
         flow = State(torch.zeros_like(start) if of_u is None else of_u, torch.zeros_like(start))
-        total = torch.zeros_like(start)
+        total, followed = torch.zeros_like(start), _followed(ctx.purification, ctx.steps)
         for number, move in reversed(list(enumerate(ctx.purification.moves(ctx.steps)))):
             with torch.enable_grad():
                 inputs = [t.detach().requires_grad_() for t in saved[2 * number : 2 * number + 2]]
@@ -276,7 +288,7 @@ class _Exact(torch.autograd.Function):
                 after, deviation = ctx.purification.move(State(*inputs), origin, move, ctx.noise)
                 ends = [(after.u, flow.u), (after.base, flow.base)]
                 if of_deviation is not None and deviation.requires_grad:
-                    ends.append((deviation, of_deviation))
+                    ends.append((deviation, of_deviation / followed))
                 origin_part, *parts = torch.autograd.grad(
                     [end for end, _ in ends],
                     [origin, *inputs],

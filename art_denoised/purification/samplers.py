@@ -305,7 +305,7 @@ def vp_sigma(t: float) -> float:
         >>> round(vp_sigma(0.1), 3)
         0.34
     """
-    if not 0 < t <= 1:
+    if not 0 < checks.positive("t", t) <= 1:
         raise checks.InputError(f"t is {t}; give a time from above 0 to 1")
     return math.sqrt(math.expm1(BETA_0 * t + (BETA_1 - BETA_0) * t**2 / 2))
 

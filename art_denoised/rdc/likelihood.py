@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError
+from art_denoised.checks.values import OneOf
 from art_denoised.diffusion.cost import Part, flop, on
 from art_denoised.diffusion.levels import Levels, noise_levels
 from art_denoised.diffusion.model import DiffusionModel
@@ -170,6 +171,7 @@ class LikelihoodMaximization(nn.Module):
     """
 
     gradients: tuple[str, ...] = get_args(Gradient)
+    gradient = OneOf("gradients")
 
     def __init__(
         self,
@@ -192,7 +194,7 @@ class LikelihoodMaximization(nn.Module):
                 f"the model describes images with noise {model.noise:g}, which steps within [0, 1] "
                 "would clip; give the model of clean images"
             )
-        self.model, self.gradient = model, checks.choice("gradient", gradient, self.gradients)
+        self.model, self.gradient = model, gradient
         self.form: Form = named_form(form) if isinstance(form, str) else form
         self.steps = checks.count("steps", steps)
         self.eta = checks.positive("eta", eta)

@@ -305,8 +305,10 @@ def _trust_words(model: Model) -> str:
         reasons += ["certified accuracy is above it"] * bool(model.inversions)
         return f"NOT RELIABLE, {'; '.join(reasons)}"
     passed = sum(check.passed is True for check in model.checks)
-    missing = sum(check.passed is None and check.name in CHECKS for check in model.checks)
-    more = f", {missing} could not be made" if missing else ""
+    missing = [
+        check.name for check in model.checks if check.passed is None and check.name in CHECKS
+    ]
+    more = f", without a verdict: {', '.join(missing)}" if missing else ""
     return f"{passed} checks for masking passed{more}"
 
 

@@ -87,6 +87,8 @@ def test_what_is_written_is_read_again(tmp_path):
         (RUN.replace("command: certify\n", ""), ["command"]),
         (RUN.replace("quiet: true", "quiet: yes please"), ["quiet", "yes please"]),
         (RUN + "sigma: 0.5\n", ["sigma", "twice"]),
+        (RUN.replace("certify", "[certify, attack]"), ["2 commands"]),
+        (RUN + 'device: ""\n', ["device", "empty"]),
         (RUN + "mean: {a: 1}\n", ["line 9"]),
         ("- a\n- b\n", ["no options"]),
         ("a: [", ["no YAML"]),

@@ -52,6 +52,8 @@ def test_pixels_are_folded_into_channels_and_back(tmp_path):
     assert torch.allclose(denoiser(X, sigma), expected, atol=1e-5)
     save_denoiser(denoiser, tmp_path / "folded.safetensors")
     assert torch.equal(load_denoiser(tmp_path / "folded.safetensors")(X, sigma), denoiser(X, sigma))
+    with pytest.raises(InputError, match="7x8"):
+        denoiser(torch.rand(1, 1, 7, 8), 0.3)
     with pytest.raises(InputError, match="patch is 3, but the U-Net has 4 channels"):
         UNetDenoiser.from_config(patch=3, **folded)
 

@@ -51,6 +51,23 @@ def test_copies_have_noise_of_their_own_and_vote(purifier):
     torch.testing.assert_close(majority.exp().sum(1), torch.ones(4, dtype=x.dtype))
 
 
+def test_logits_of_a_majority_are_finite_where_a_class_is_out_of_reach():
+    """With -inf among them, the DLR loss and its gradient would be 0."""
+
+    class Far(nn.Module):
+        def forward(self, x):
+            return (1000 * x.flatten(1)[:, :4]).half()
+
+    model = PurifiedClassifier(purified(), Far(), copies=3, vote="majority")
+    assert bool(model(images()).isfinite().all())
+
+
+def test_copies_of_a_function_are_refused():
+    """Its noise would be the same in all of them."""
+    with pytest.raises(InputError, match="4 copies"):
+        PurifiedClassifier(purified().purify, Linear(), copies=4)
+
+
 def test_the_gradient_of_a_majority_is_that_of_the_mean():
     gradients = []
     for vote in ("mean", "majority"):

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from art_denoised import Purification, PurifiedClassifier
+from art_denoised import LikelihoodMaximization, Purification, PurifiedClassifier
 from art_denoised.checks import InputError
 from art_denoised.diffusion import DiffusionModel, LevelNoise, Native, preview_cost
 from art_denoised.diffusion.cost import FlopCounter
+from art_denoised.purification import DDIM
+from art_denoised.purification.purification import State
 from tests.rdc.test_classifier import Counting, images, small_model
 
 SAMPLERS = ("ddpm", "ddim", "sde", "euler", "heun", "gdmp")
@@ -87,6 +89,46 @@ def test_bpda_is_the_identity_and_the_surrogate_a_shorter_run():
     assert bpda.surrogate_steps == 1
     torch.testing.assert_close(gradient(surrogate, x), gradient(purification(steps=1), x))
     assert not torch.allclose(gradient(surrogate, x), gradient(exact, x), rtol=0.1)
+
+
+@pytest.mark.parametrize("kind", [Purification, LikelihoodMaximization])
+def test_an_unknown_way_of_taking_gradients_is_refused_whenever_it_is_set(kind):
+    options = {"sigma": 0.2} if kind is Purification else {}
+    purify = kind(small_model(), **options)
+    for way in kind.gradients:
+        purify.gradient = way
+        assert purify.gradient == way
+    with pytest.raises(InputError, match="Exact"):
+        purify.gradient = "Exact"
+
+
+def test_the_distance_along_the_path_is_a_mean_whatever_the_steps_and_passes():
+    """In the value and in the gradient, that of the surrogate included."""
+
+    def followed(**options) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf, purify = images().requires_grad_(), purification(**options)
+        with purify.following() as outer, purify.following() as inner:
+            purify(leaf)
+        assert torch.equal(outer[0], inner[0])
+        assert len(outer) == len(inner) == 1
+        return outer[0], torch.autograd.grad(outer[0].sum(), leaf)[0]
+
+    purify, start = purification(), 2 * images() - 1
+    state, noise, total = State(start, start), LevelNoise(purify.seed, stream=(2,)), 0
+    for move in purify.moves(purify.steps):
+        state, distance = purify.move(state, start, move, noise)
+        total = total + distance
+    torch.testing.assert_close(followed()[0], total / 6)  # 2 passes of 3 steps
+    surrogate = followed(gradient="surrogate", surrogate_steps=1)[1]
+    torch.testing.assert_close(surrogate, followed(steps=1)[1])
+
+
+def test_a_sampler_that_draws_more_than_the_streams_hold_is_refused():
+    class Greedy(DDIM):
+        draws = 3
+
+    with pytest.raises(InputError, match="3 times"):
+        purification(sampler=Greedy())
 
 
 @pytest.mark.parametrize("sampler", ["sde", "heun"])
