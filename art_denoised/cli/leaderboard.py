@@ -119,6 +119,12 @@ def _check_entries(path: Path) -> Iterator[_Checked]:
         summary = "the entry is not consistent with its log"
         if not findings:
             summary = f"the entry is consistent with the votes of {images} images"
+        if not findings and not entry.votes.named:
+            summary += ", which the log does not name"
+            notice(
+                f"{file}: images not named; in a log of that version neither images that were left "
+                "out nor changed labels are found"
+            )
         yield _Checked(file, images, findings, summary)
 
 

@@ -35,6 +35,8 @@ from art_denoised.smoothing.statistics import ABSTAIN, Certificate, Vote, top_cl
 
 _P_TOLERANCE = 1e-9  # other versions of scipy
 _RADIUS_TOLERANCE = 1.5e-6  # one step of the rounding down, at worst
+_NAMING = ("indices", "labels")
+_OF_IMAGES = {"images", "pixels", *_NAMING}  # certify and predict write all of them, or none
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,22 @@ def verify(log: Log | AttackLog) -> list[Finding]:
         findings = [Finding(row.index, what) for row in log.rows for what in _of(row, settings)]
         findings += _tv_problems(log.rows)
         labels = {row.index: row.label for row in log.rows}
-        for name in ("alpha", "sigma", "seed"):
+        required = ["alpha", "sigma", "seed"]
+        if _OF_IMAGES & settings.keys():  # logs of older versions name none of them
+            required += _NAMING
+        for name in required:
             if name not in settings:
                 problem = f"the header has no {name}, so that of the rows cannot be checked"
                 findings.append(Finding(None, problem))
     return findings + [Finding(None, problem) for problem in _image_problems(labels, settings)]
+
+
+def names_images(log: Log) -> bool:
+    """Return whether the header names the images and labels of the run; older logs do not.
+
+    Only where it does are images found that were left out, and labels that were changed.
+    """
+    return {*_NAMING} <= (log.settings or {}).keys()
 
 
 def read_verifiable(path: Path | str) -> dict[Path, Log | AttackLog]:
@@ -165,14 +178,17 @@ def _image_problems(labels: Mapping[int, int], settings: Mapping[str, Any]) -> I
         return
     try:
         planned = index_range(settings["indices"])
-    except (TypeError, ValueError):
+        count = len(planned)
+    except (TypeError, ValueError, OverflowError):
         yield f"the header's indices are {settings['indices']!r}, which name no images"
         return
     foreign = [index for index in labels if index not in planned]
     if foreign:
-        yield f"image {foreign[0]} is not among the {len(planned)} images of the header"
-    elif len(labels) == len(planned) and labels_fingerprint(labels.items()) != settings.get(
-        "labels"
+        yield f"image {foreign[0]} is not among the {count} images of the header"
+    elif (
+        "labels" in settings
+        and len(labels) == count
+        and labels_fingerprint(labels.items()) != settings["labels"]
     ):
         yield "labels are not those of the header"
 

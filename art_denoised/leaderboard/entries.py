@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +15,19 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.data.images import index_range
 from art_denoised.evaluation.rows import CERTIFY, Log, read_log
-from art_denoised.evaluation.verify import Finding, verify
+from art_denoised.evaluation.verify import Finding, names_images, verify
 from art_denoised.reports.certified import accuracy_table, default_radii
 
 _NAME = r"[a-z0-9][a-z0-9._-]*"
 Radius = Annotated[float, Meta(ge=0, le=1e6)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Text = Annotated[str, Meta(min_length=1, max_length=300)]
+_CONTROL = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # categories of Unicode that break or reorder a line
+_UNNAMED = "the log's header does not name its indices and labels; certify again with this version"
 
 
 class Votes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,15 +41,21 @@ class Votes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         alpha: Failure probability of each certificate.
         seed: Seed of the noise.
         weights: Hash of the weights that the run recorded; None in logs that have none.
+        named: Whether the log's header names the indices and labels of the run. Otherwise images
+            that were left out, and labels that were changed, are not found.
     """
 
     path: Text
-    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     images: int
     n: int
     alpha: float
     seed: int
     weights: str | None = None
+    named: bool = True
+
+    def __post_init__(self) -> None:
+        _refuse_control_characters(self, "path", "weights")
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,14 +81,17 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """
 
     schema: Literal[1] = 1
-    name: Annotated[str, Meta(pattern=f"^{_NAME}$", max_length=80)]
+    name: Annotated[str, Meta(pattern=rf"^{_NAME}\Z", max_length=80)]
     defence: Text
     model: Text
     data: Text
     source: Text
     sigma: float | None = None
-    accuracy: dict[Radius, Share]
+    accuracy: Annotated[dict[Radius, Share], Meta(min_length=1)]
     votes: Votes | None = None
+
+    def __post_init__(self) -> None:
+        _refuse_control_characters(self, "name", "defence", "model", "data", "source")
 
 
 @dataclass(frozen=True)
@@ -121,8 +134,8 @@ def submit(
         The file of the entry.
 
     Raises:
-        InputError: The log has no votes, lacks images of its run, or is not consistent; a value is
-            empty; or an entry of that name exists.
+        InputError: The log has no votes, does not name its images, lacks some of them, or is not
+            consistent; a value is empty or has control characters; or an entry of that name exists.
 
     Example:
         >>> import tempfile
@@ -143,18 +156,18 @@ def submit(
     path, folder = Path(run), Path(folder)
     path = path / f"{CERTIFY.name}.jsonl" if path.is_dir() else path
     log = _sound(path)
+    described = Described(name, defence, model, data, source)
+    at = checks.radii(default_radii([log]) if radii is None else radii)
+    beside = path.resolve().is_relative_to(folder.resolve().parent)
+    where = _relative(path, folder) if beside else f"logs/{name}.jsonl"
+    entry = _valid(_entry(described, log, where, path.read_bytes(), at))
     target = folder / f"{name}.json"
     if target.exists():
         raise InputError(f"{target} exists; choose another name")
-    described = Described(name, defence, model, data, source)
-    at = default_radii([log]) if radii is None else radii
-    beside = path.resolve().is_relative_to(folder.resolve().parent)
-    held = path if beside else folder / "logs" / f"{name}.jsonl"
-    entry = _valid(_entry(described, log, _relative(held, folder), path.read_bytes(), at))
-    held.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     if not beside:
-        shutil.copyfile(path, held)
+        (folder / "logs").mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / where)
     text = json.dumps(msgspec.to_builtins(entry, str_keys=True), indent=2, ensure_ascii=False)
     target.write_text(text + "\n", encoding="utf-8")
     return target
@@ -191,8 +204,9 @@ def check(file: Path | str) -> list[Finding]:
     """Recompute an entry from the votes of its log.
 
     The log must be the file that was submitted, each row must follow from its votes (`verify`), and
-    the figures of the entry from the rows. Consistently forged votes are not found: only the run
-    repeated at its seed shows them.
+    the figures of the entry from the rows. The log must name its images and labels, unless the
+    entry says that it does not (``votes.named``), which the page shows. Consistently forged votes
+    are not found: only the run repeated at its seed shows them.
 
     Args:
         file: File of the entry.
@@ -223,17 +237,22 @@ def check(file: Path | str) -> list[Finding]:
         return [Finding(None, f"the log {votes.path} cannot be read ({error.strerror})")]
     try:
         log = read_log(path)
-        found = _problems(log)
+        if found := _problems(log):
+            return found
+        if votes.named and not names_images(log):
+            return [Finding(None, _UNNAMED)]
         again = _entry(entry, log, votes.path, content, list(entry.accuracy))
     except InputError as error:
         return [Finding(None, str(error))]
-    return found + [Finding(None, what) for what in _differences(entry, again)]
+    return [Finding(None, what) for what in _differences(entry, again)]
 
 
 def _sound(path: Path) -> Log:
     log = read_log(path)
     if found := _problems(log):
         raise InputError(f"{path} is not consistent: {found[0].problem}; see verify")
+    if not names_images(log):
+        raise InputError(f"{path} cannot be submitted: {_UNNAMED}")
     return log
 
 
@@ -266,6 +285,7 @@ def _entry(
             alpha=settings["alpha"],
             seed=settings["seed"],
             weights=settings.get("weights"),
+            named=names_images(log),
         ),
     )
 
@@ -275,6 +295,13 @@ def _valid(entry: Entry) -> Entry:
         return msgspec.convert(msgspec.to_builtins(entry), Entry)
     except msgspec.ValidationError as error:
         raise InputError(f"this is no entry of a leaderboard: {error}") from None
+
+
+def _refuse_control_characters(struct: msgspec.Struct, *names: str) -> None:
+    for name in names:
+        value = getattr(struct, name)
+        if isinstance(value, str) and any(unicodedata.category(c) in _CONTROL for c in value):
+            raise InputError(f"{name} is {value!r}; leave out line breaks and control characters")
 
 
 def _differences(entry: Entry, again: Entry) -> list[str]:

@@ -14,8 +14,10 @@ from art_denoised.leaderboard.entries import Entry, check, read_entries
 from art_denoised.reports.terminal import Column, Table, show, text
 from art_denoised.runs.journal import write_whole
 
-VERIFIED, UNVERIFIED = "votes", "unverified"
-_HEADS = ("entry", "defence", "classifier", "sigma", "images", "samples")
+VERIFIED, UNNAMED, UNVERIFIED = "votes", "votes, images not named", "unverified"
+_HEADS = ("entry", "defence", "classifier", "sigma", "images", "n", "alpha")
+# Where a backslash is shown as it is by a renderer, an entity is not.
+_MARKUP = {ord(c): f"\\{c}" for c in "|`*_[]{}#"} | {ord(c): f"&#{ord(c)};" for c in "\\&<>~$"}
 _INTRODUCTION = """\
 # Certified leaderboard
 
@@ -26,10 +28,15 @@ Certified accuracy in percent: the share of images whose label is right and cert
 
 - **votes**: the entry comes with the votes of each image. `art-denoised verify` recomputes it. A
   log cannot show that the votes are those of the network; who has the network can repeat the run.
+- **votes, images not named**: also recomputed, but the log is of an older version, which does not
+  name the images and labels of the run: images that were left out, and labels that were changed,
+  are not found.
 - **unverified**: published figures, quoted by reference, whose votes are not available.
 
-Entries of different data sets, images or classifiers are not comparable. "best" means that each
-radius has the best of several noise levels.
+n is the number of samples of an image, alpha the failure probability of each certificate. Entries
+of different data sets, images, classifiers or alpha are not comparable. Each table is of one alpha;
+"-" means that it is not recorded. "best" means that each radius has the best of several noise
+levels.
 """
 
 
@@ -38,7 +45,7 @@ class Leaderboard:
     """All entries; ``str`` is the plain table.
 
     Attributes:
-        entries: Entries in the order of the table: by data set, then by accuracy.
+        entries: Entries in the order of the table: by data set and alpha, then by accuracy.
     """
 
     entries: tuple[Entry, ...]
@@ -55,20 +62,22 @@ class Leaderboard:
         return [msgspec.to_builtins(entry, str_keys=True) for entry in self.entries]
 
     def to_markdown(self) -> str:
-        """Return a section with a table for each data set, and the sources."""
+        """Return a section with a table for each data set and alpha, and the sources."""
         parts = []
         for table in self._blocks():
             heads = [column.head for column in table.columns]
             lines = [heads, ["---"] * len(heads), *table.rows]
             rows = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
-            parts.append(f"## {table.title}\n\n{rows}\n")
-        sources = "\n".join(f"- {entry.name}: {entry.source}" for entry in self.entries)
+            parts.append(f"## {_cell(table.title)}\n\n{rows}\n")
+        sources = "\n".join(
+            f"- {_cell(entry.name)}: {_cell(entry.source)}" for entry in self.entries
+        )
         return "\n".join([*parts, f"## Sources\n\n{sources}\n"])
 
     def _blocks(self) -> list[Table]:
         return [
-            _table(data, list(entries))
-            for data, entries in groupby(self.entries, key=lambda entry: entry.data)
+            _table(f"{data}, alpha = {alpha}" if alpha else data, list(entries))
+            for (data, alpha), entries in groupby(self.entries, key=_group)
         ]
 
 
@@ -90,7 +99,8 @@ def leaderboard(folder: Path | str) -> Leaderboard:
             raise InputError(f"{file} is not consistent: {found[0].problem}; see verify")
 
     def order(entry: Entry) -> tuple[Any, ...]:
-        return entry.data, [-share for _, share in sorted(entry.accuracy.items())], entry.name
+        shares = [-share for _, share in sorted(entry.accuracy.items())]
+        return _group(entry), shares, entry.name
 
     return Leaderboard(tuple(sorted(entries.values(), key=order)))
 
@@ -109,7 +119,12 @@ def write_page(folder: Path | str, out: Path | str) -> None:
     write_whole(Path(out), f"{head}\n{body}".encode())
 
 
-def _table(data: str, entries: list[Entry]) -> Table:
+def _group(entry: Entry) -> tuple[str, float]:
+    """Return what the entries of a table share: those of another alpha are not ranked with them."""
+    return entry.data, 0.0 if entry.votes is None else entry.votes.alpha
+
+
+def _table(title: str, entries: list[Entry]) -> Table:
     radii = sorted({radius for entry in entries for radius in entry.accuracy})
     return Table(
         (
@@ -118,22 +133,26 @@ def _table(data: str, entries: list[Entry]) -> Table:
             Column("checked by", left=True),
         ),
         tuple(tuple(_cells(entry, radii)) for entry in entries),
-        title=data,
+        title=title,
     )
 
 
 def _cells(entry: Entry, radii: list[float]) -> list[str]:
     votes = entry.votes
+    counts, checked = ("-", "-", "-"), UNVERIFIED
+    if votes is not None:
+        counts = (str(votes.images), f"{votes.n:,}", str(votes.alpha))
+        checked = VERIFIED if votes.named else UNNAMED
     shares = [f"{100 * entry.accuracy[r]:.1f}" if r in entry.accuracy else "-" for r in radii]
     return [
         *(entry.name, entry.defence, entry.model),
         "best" if entry.sigma is None else f"{entry.sigma:g}",
-        *(("-", "-") if votes is None else (str(votes.images), f"{votes.n:,}")),
+        *counts,
         *shares,
-        UNVERIFIED if votes is None else VERIFIED,
+        checked,
     ]
 
 
 def _cell(words: Any) -> str:
-    """Return text so that it stays in its cell of a Markdown table."""
-    return str(words).replace("|", "\\|")
+    """Return text that Markdown shows as it is, also in the cell of a table."""
+    return str(words).translate(_MARKUP)

@@ -127,10 +127,89 @@ def test_images_cannot_be_left_out(entry, run, tmp_path):
         submit(log, tmp_path / "other", name="ours", **WORDS)
 
 
+def without(entry, *keys):
+    """Delete keys from the header of the log of an entry, and adapt its hash."""
+    log = entry.parent / "logs" / "ours.jsonl"
+    first, _, rest = log.read_text().partition("\n")
+    header = json.loads(first)
+    for key in keys:
+        del header["settings"][key]
+    log.write_text(json.dumps(header) + "\n" + rest)
+    edit(entry, votes_sha256=hashlib.sha256(log.read_bytes()).hexdigest())
+    return log
+
+
+OF_IMAGES = ("images", "indices", "labels", "pixels")
+
+
+@pytest.mark.parametrize("keys", [("indices",), ("labels",), OF_IMAGES], ids=str)
+def test_a_log_that_does_not_name_its_images_is_refused(entry, tmp_path, keys):
+    log = without(entry, *keys)
+    assert len(check(entry)) == 1
+    with pytest.raises(InputError, match=r"indices|labels"):
+        submit(log, tmp_path / "other", name="ours", **WORDS)
+
+
+def test_an_entry_of_an_older_log_is_marked(entry, capsys):
+    without(entry, *OF_IMAGES)
+    edit(entry, votes_named=False)
+    assert check(entry) == []
+    assert "| votes, images not named |" in leaderboard(entry.parent).to_markdown()
+    assert main(["verify", str(entry)]) == 0
+    shown = capsys.readouterr()
+    assert "does not name" in shown.out
+    assert "images not named" in shown.err
+
+
+def test_an_entry_does_not_mark_a_log_that_names_its_images(entry):
+    edit(entry, votes_named=False)
+    assert [finding.index for finding in check(entry)] == [None]
+
+
+@pytest.mark.parametrize("key", ["sigma", "alpha", "seed"])
+def test_a_header_that_lacks_a_setting_is_one_fault(entry, key):
+    without(entry, key)
+    (found,) = check(entry)
+    assert key in found.problem
+
+
+def test_entries_of_different_alpha_are_not_ranked_together(entry, tmp_path):
+    smoother, data = Smoother(digits_classifier(), sigma=0.1), load_data("digits")
+    stop = FixedN(100, alpha=0.01)
+    certify(smoother, data, stop, run=tmp_path / "run", indices=range(4), progress=False)
+    submit(tmp_path / "run", entry.parent, name="easier", radii=[0.0, 0.1], **WORDS)
+    page = leaderboard(entry.parent).to_markdown().split("## ")
+    (ours,) = [part for part in page if "| ours |" in part]
+    (easier,) = [part for part in page if "| easier |" in part]
+    assert ours.splitlines()[0] == "digits, alpha = 0.001"
+    assert easier.splitlines()[0] == "digits, alpha = 0.01"
+    assert "| 4 | 100 | 0.01 |" in easier
+
+
+@pytest.mark.parametrize("field", ["defence", "model", "data", "source", "votes_path"])
+@pytest.mark.parametrize("bad", ["a\nb", "a\0b", "a\x1bb", "a\u2028b", "a\u202eb"], ids=ascii)
+def test_control_characters_are_refused(entry, field, bad):
+    edit(entry, **{field: bad})
+    with pytest.raises(InputError) as caught:
+        check(entry)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_words_are_no_markup(entry):
+    edit(entry, source="<b>#x|[y](z)", data="# d_e_")
+    page = leaderboard(entry.parent).to_markdown()
+    assert "- ours: &#60;b&#62;\\#x\\|\\[y\\](z)" in page
+    assert "## \\# d\\_e\\_, alpha" in page
+
+
 @pytest.mark.parametrize(
     "bad",
-    [{"name": "Ours"}, {"name": "../ours"}, {"name": "ours"}, {"name": "b", "defence": ""}],
-    ids=str,
+    [
+        *({"name": "Ours"}, {"name": "../ours"}, {"name": "ours"}, {"name": "b", "defence": ""}),
+        *({"name": "b\n"}, {"name": "b\0"}, {"name": "b", "source": "a\nb"}),
+        *({"name": "b", "radii": ["a"]}, {"name": "b", "radii": []}, {"name": "b", "radii": [-1]}),
+    ],
+    ids=ascii,
 )
 def test_what_cannot_be_an_entry_is_refused(entry, run, bad):
     with pytest.raises(InputError):
