@@ -92,13 +92,17 @@ def verify(log: Log | AttackLog) -> list[Finding]:
         findings = [Finding(row.index, what) for row in log.rows for what in _of(row, settings)]
         findings += _tv_problems(log.rows)
         labels = {row.index: row.label for row in log.rows}
-        required = ["alpha", "sigma", "seed"]
-        if _OF_IMAGES & settings.keys():  # logs of older versions name none of them
-            required += _NAMING
-        for name in required:
+        for name in ("alpha", "sigma", "seed"):
             if name not in settings:
                 problem = f"the header has no {name}, so that of the rows cannot be checked"
                 findings.append(Finding(None, problem))
+        if _OF_IMAGES & settings.keys():  # logs of older versions name none of them
+            for name in _NAMING:
+                if name not in settings:
+                    problem = (
+                        f"the header does not name its {name}; certify again with this version"
+                    )
+                    findings.append(Finding(None, problem))
     return findings + [Finding(None, problem) for problem in _image_problems(labels, settings)]
 
 
