@@ -231,7 +231,7 @@ def _is_used_by(owner: str, name: str, base: nn.Module, graphs: dict[str, fx.Gra
 
 
 def _calls_parts_whole(module: nn.Module) -> bool:
-    """Whether it has no forward, as a ModuleList, or is of this package, which reaches into none."""
+    """Whether it has no forward, as a ModuleList, or is a wrapper of this package."""
     kind = type(module)
     return kind.forward is nn.Module.forward or kind.__module__.startswith("art_denoised.")
 
