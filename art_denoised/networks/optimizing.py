@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -22,6 +21,7 @@ from art_denoised.networks.tracing import UntraceableError, own_graph
 from art_denoised.networks.trial import Shape, Trial
 
 HalfType = Literal["bfloat16", "float16"]
+_BATCHES = (1, 8)  # images of a trial: code may do something else with one image
 Pair = tuple[str, str]  # names of a convolution and of the batch norm after it
 
 
@@ -51,8 +51,11 @@ def optimize(
     """Return a copy of a network that computes the same in less time, up to rounding.
 
     Certify the copy, and deploy the copy: a certificate is about one function, to the last bit.
-    Batch norms are folded into the convolutions before them where the code of the module that calls
-    both can be traced; others are left. Weights of convolutions are stored channels-last.
+    A batch norm is folded into the convolution before it where torch.fx can trace the module that
+    calls both and every module around that one, and none of them uses either layer otherwise. It is
+    left where code branches on values or on the size of a batch, unless the code is a wrapper of
+    this package. Traces hold for attributes as they are: set flags of a network before. Weights of
+    convolutions are stored channels-last.
 
     Args:
         base: Network in eval mode.
@@ -67,7 +70,7 @@ def optimize(
 
     Raises:
         InputError: The network is in training mode, cannot be copied, or computes something else
-            once it is optimized.
+            once it is optimized; or the type is not one of the two.
 
     Example:
         >>> from torchvision.models import resnet18
@@ -75,17 +78,20 @@ def optimize(
         >>> len(fast.optimized.folded), sum(isinstance(m, nn.BatchNorm2d) for m in fast.modules())
         (20, 0)
     """
+    if dtype is not None:
+        checks.choice("dtype", dtype, get_args(HalfType))
     checks.eval_mode(base)
     trial.refuse_unreadable(base)
     earlier = getattr(base, "optimized", Optimization())
-    before = Trial(base, input_shape, images=2)
+    before = [Trial(base, input_shape, images=images) for images in _BATCHES if fold]
     pairs = tuple(_pairs(base, before)) if fold else ()
     network = _folded(base, pairs)
     network.optimized = Optimization(  # type: ignore[assignment]
         (*earlier.folded, *pairs), dtype or earlier.dtype, compile or earlier.compiled
     )
     if pairs:
-        _check_same(base, before, Trial(network, input_shape, images=2))
+        for images, trial_before in zip(_BATCHES, before, strict=True):
+            _check_same(base, trial_before, Trial(network, input_shape, images=images))
     for parameter in network.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -156,39 +162,82 @@ def as_optimized(network: nn.Module, how: Optimization) -> nn.Module:
 
 def _folded(base: nn.Module, pairs: Sequence[Pair]) -> nn.Module:
     """Return a copy in which these batch norms are part of their convolutions."""
-    network = copy.deepcopy(base)
+    network = trial.copied(base)
     held: dict[str, Any] = dict(network.named_modules())
     for conv, norm in pairs:
-        fused = fuse_conv_bn_eval(held[conv], held[norm])
+        fused = _fused(held[conv], held[norm])
         for name, module in ((conv, fused), (norm, nn.Identity())):
             network.set_submodule(name, module.eval())
     return network
 
 
-def _pairs(base: nn.Module, tried: Trial) -> Iterator[Pair]:
+def _fused(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """Return a convolution with its batch norm; half precision is rounded once, at the end."""
+    dtype = conv.weight.dtype
+    if dtype in (torch.bfloat16, torch.float16):
+        conv, norm = conv.float(), norm.float()
+    return fuse_conv_bn_eval(conv, norm).to(dtype)
+
+
+def _pairs(base: nn.Module, tried: Sequence[Trial]) -> Iterator[Pair]:
     """Yield convolutions whose output goes to one batch norm alone, in the order of their names."""
-    calls = Counter(call.name for call in tried.calls)
     names = Counter(id(m) for _, m in base.named_modules(remove_duplicate=False))
-    for owner, module in base.named_modules():
-        if type(module).__module__.startswith("torch.nn.modules") and not isinstance(
-            module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-        ):
-            continue
-        for conv, norm in _adjacent(module):
-            pair = (f"{owner}.{conv}".lstrip("."), f"{owner}.{norm}".lstrip("."))
+    graphs = {name: _graph(m) for name, m in base.named_modules() if any(m.children())}
+    for owner, graph in graphs.items():
+        for conv, norm in _adjacent(base.get_submodule(owner), graph) if graph else ():
+            pair = (_join(owner, conv), _join(owner, norm))
             parts = [base.get_submodule(name) for name in pair]
-            if all(names[id(m)] == 1 and not _is_watched(m) for m in parts) and all(
-                calls[name] == 1 for name in pair
+            if (
+                all(names[id(m)] == 1 and not _is_watched(m) for m in parts)
+                and all(_callers(trial, name) == [owner] for trial in tried for name in pair)
+                and all(_is_used_by(owner, name, base, graphs) for name in pair)
             ):
                 yield pair
 
 
-def _adjacent(module: nn.Module) -> Iterator[Pair]:
-    """Yield calls of a batch norm on what a convolution returned, in a module's own forward."""
+def _graph(module: nn.Module) -> fx.Graph | None:
     try:
-        graph = own_graph(module, training=False)
+        return own_graph(module, training=False)
     except UntraceableError:
-        return
+        return None
+
+
+def _join(owner: str, name: str) -> str:
+    return f"{owner}.{name}".lstrip(".")
+
+
+def _callers(tried: Trial, name: str) -> list[str | None]:
+    """Return the names of the modules that called a module, one for each call."""
+    return [call.caller and call.caller.name for call in tried.calls if call.name == name]
+
+
+def _is_used_by(owner: str, name: str, base: nn.Module, graphs: dict[str, fx.Graph | None]) -> bool:
+    """Whether the owner uses a layer once, and the code of no module around the owner can use it.
+
+    Batches of other sizes may take other branches of code that cannot be traced, so it might.
+    """
+    parts = owner.split(".") if owner else []
+    for outer in (".".join(parts[:depth]) for depth in range(len(parts) + 1)):
+        graph = graphs[outer]
+        if graph is None:
+            if _calls_parts_whole(base.get_submodule(outer)):
+                continue
+            return False
+        layer = name.removeprefix(f"{outer}.") if outer else name
+        uses = [n for n in graph.nodes if n.op in ("call_module", "get_attr")]
+        if sum(f"{n.target}.".startswith(f"{layer}.") for n in uses) != (outer == owner):
+            return False
+    return True
+
+
+def _calls_parts_whole(module: nn.Module) -> bool:
+    """Whether it has no forward, as a ModuleList, or is a wrapper of this package."""
+    kind = type(module)
+    return kind.forward is nn.Module.forward or kind.__module__.startswith("art_denoised.")
+
+
+def _adjacent(module: nn.Module, graph: fx.Graph) -> Iterator[Pair]:
+    """Yield calls of a batch norm on what a convolution returned, in a module's own forward."""
     held = dict(module.named_modules())
     for node in graph.nodes:
         first = node.args[0] if node.args else None

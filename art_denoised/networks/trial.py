@@ -44,6 +44,18 @@ def refuse_unreadable(model: nn.Module) -> None:
         raise InputError(f"{name or 'the model'} ({kind}) {problem}")
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """Return a copy of a model, or refuse one that torch cannot copy."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise InputError(
+            f"the {type(model).__name__} cannot be copied ({why}); where weight_norm or "
+            "spectral_norm made its weights, use those of torch.nn.utils.parametrizations"
+        ) from error
+
+
 class TrialError(InputError):
     """A model failed: ``module`` is the name of the module that was running, ``why`` the reason."""
 
@@ -82,6 +94,7 @@ class Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Raises:
         TrialError: The model fails.
+        InputError: The model cannot be copied.
     """
 
     def __init__(
@@ -101,7 +114,7 @@ class Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._kept: Callable[[Any], Any] = (
             partial(tree_map_only, Tensor, torch.clone) if values else lambda inputs: inputs
         )
-        model = copy.deepcopy(model).train(training)
+        model = copied(model).train(training)
         for name, module in model.named_modules():
             module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True)
             module.register_forward_hook(self._leave)

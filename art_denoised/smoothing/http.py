@@ -10,9 +10,10 @@ import json
 import re
 import ssl
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from art_denoised.smoothing.blackbox import Answer, TransientError
 if TYPE_CHECKING:
     import httpx
 
+_T = TypeVar("_T")
 _LARGEST_REPLY = 10**6  # bytes
 
 
@@ -98,7 +100,7 @@ class HttpClassifier:
 
         try:
             # httpx limits the time between bytes; a server may send one now and then for ever.
-            return asyncio.run(asyncio.wait_for(self._post(body, headers), self.timeout))
+            return _awaited(asyncio.wait_for(self._post(body, headers), self.timeout))
         except TimeoutError:
             raise TransientError(f"no reply within {self.timeout:g} seconds") from None
         except (httpx.HTTPError, OSError) as error:
@@ -128,6 +130,16 @@ class HttpClassifier:
     def __getstate__(self) -> dict[str, Any]:
         """Return everything but the certificates, which cannot be pickled."""
         return {k: v for k, v in self.__dict__.items() if k != "_certificates"}
+
+
+def _awaited(work: Coroutine[Any, Any, _T]) -> _T:
+    """Return the result of a coroutine, also where an event loop runs, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as thread:  # a thread has one loop at a time
+        return thread.submit(asyncio.run, work).result()
 
 
 def _parsed(response: httpx.Response, content: bytes) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -61,24 +63,98 @@ def test_what_cannot_be_folded_is_left():
     assert 0 < left < sum(isinstance(m, nn.BatchNorm2d) for m in network.modules())
 
 
-class UsesLayer(nn.Module):
-    """Reaches into a block, whose convolution it calls without the batch norm."""
+class Outer(nn.Module):
+    """Calls a block, and then may reach into it: the way is given by its class."""
 
     def __init__(self) -> None:
         super().__init__()
         self.block = Block()
 
+
+class UsesWeight(Outer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.block(x) + torch.conv2d(x, self.block.first.weight).mean((2, 3))
 
 
-def test_other_code_that_uses_a_layer_is_noticed():
-    network = calibrated(UsesLayer())
+class BranchesOnBatch(Outer):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.block(x)
+        return y if len(x) <= 10 else y + self.block.first(x).mean((2, 3))
+
+
+class CallsLayers(Outer):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block.a(self.block.first(x)).mean((2, 3))
+
+
+class CallsBlock(Outer):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(x)
+
+
+class Hides(CallsBlock):
+    """Gives a block to a part that is not around it, where no trace sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peek = Peek(self.block)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(x) + self.peek(x)
+
+
+class Peek(nn.Module):
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.hidden = [block]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.hidden[0].first.weight
+        return torch.conv2d(x, weight).mean((2, 3)) if len(x) > 2 else x.mean((2, 3))
+
+
+def test_layers_that_other_code_may_use_are_left():
+    """Whether or not the batches of the trials take that branch."""
+    found = {
+        kind: optimize(calibrated(kind())).optimized.folded
+        for kind in (CallsBlock, UsesWeight, BranchesOnBatch, CallsLayers)
+    }
+    assert found == {
+        CallsBlock: (("block.first", "block.a"),),
+        UsesWeight: (),
+        BranchesOnBatch: (),
+        CallsLayers: (("block.first", "block.a"),),
+    }
+    network = calibrated(Hides())
     with pytest.raises(InputError, match="fold=False"):
         optimize(network)
     assert optimize(network, fold=False).optimized.folded == ()
     with pytest.raises(InputError, match="training mode"):
         optimize(network.train())
+
+
+def test_half_precision_is_rounded_once():
+    half = calibrated(Block()).bfloat16()
+    exact = optimize(copy.deepcopy(half).double()).first
+    folded = optimize(half).first
+    assert torch.equal(folded.weight, exact.weight.bfloat16())
+    assert torch.equal(folded.bias, exact.bias.bfloat16())
+
+
+@pytest.mark.parametrize("dtype", ["float8", "float32", torch.bfloat16])
+def test_other_types_are_refused(dtype):
+    with pytest.raises(InputError, match="dtype"):
+        optimize(calibrated(Block()), dtype=dtype)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_networks_that_cannot_be_copied_are_refused(norm):
+    network = calibrated(Block())
+    norm(network.first)
+    network.first(torch.rand(1, 3, 8, 8))
+    with pytest.raises(InputError, match="cannot be copied"):
+        optimize(network)
 
 
 def test_the_optimized_network_is_certified_and_served(tmp_path, digits):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import pickle
 import re
@@ -115,6 +116,20 @@ def test_replies_without_a_label_are_empty_answers(canned):
     for path, empty in (("a", '{"a": []}'), ("a", '{"a": {}}'), ("a.0", '{"a": [[]]}')):
         canned.content = empty.encode()
         assert HttpClassifier(canned.url, answer=path)(IMAGE[None]) == [None]
+
+
+def test_it_answers_where_an_event_loop_runs(canned):
+    """As in a notebook; a reply that may pass stays one."""
+    ask = HttpClassifier(canned.url)
+
+    async def cell() -> list[object]:
+        return ask(IMAGE[None])
+
+    canned.content = b'{"label": "cat"}'
+    assert asyncio.run(cell()) == ["cat"]
+    canned.status = 408
+    with pytest.raises(TransientError):
+        asyncio.run(cell())
 
 
 @pytest.mark.parametrize(
