@@ -208,8 +208,7 @@ def _join(owner: str, name: str) -> str:
 
 def _callers(tried: Trial, name: str) -> list[str | None]:
     """Return the names of the modules that called a module, one for each call."""
-    calls = [call for call in tried.calls if call.name == name]
-    return [call.caller.name if call.caller else None for call in calls]
+    return [call.caller.name if call.caller else None for call in tried.calls if call.name == name]
 
 
 def _is_used_by(owner: str, name: str, base: nn.Module, graphs: dict[str, fx.Graph | None]) -> bool:

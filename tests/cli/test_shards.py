@@ -37,7 +37,8 @@ def test_shards_of_a_slurm_array(tmp_path, monkeypatch, capsys):
         assert "SLURM_ARRAY_TASK_ID" in capsys.readouterr().err
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "5")
     assert "SLURM_ARRAY_TASK_ID is 5" in refusal(capsys, certify(tmp_path / "no"))
-    assert main(certify(tmp_path / "one", "--shard", "1/1", max=5)) == 0
+    whole = ("--shard", "1/1", "--batch-size", "64")  # that of shards, unless it is given
+    assert main(certify(tmp_path / "one", *whole, max=5)) == 0
     assert main(["merge", str(tmp_path / "all"), *map(str, runs), "--tsv"]) == 0
     one = read_log(tmp_path / "one")
     merged = read_log(tmp_path / "all")
