@@ -1,6 +1,6 @@
 """Plant one-token errors in the mathematics, one at a time, and count those that the tests see.
 
-    python tools/mutants.py [--rate SHARE] [--only TEXT] [--jobs N] [--list]
+    python tools/mutants.py [--rate SHARE] [--only TEXT] [--quick] [--jobs N] [--list]
 
 A mutant is killed when a test fails or does not end. First run the tests that are named after the
 module and the module's own examples, then the other tests of its room. What survives must stand in
@@ -73,11 +73,15 @@ def main() -> int:
     )
     parser.add_argument("--rate", type=float, default=0.1, help="share of all mutants (.1)")
     parser.add_argument("--only", default="", help="only mutants whose name contains this text")
+    parser.add_argument(
+        "--quick", action="store_true", help="only the tests that are named after the module"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
     parser.add_argument("--list", action="store_true", help="print the sample and stop")
     arguments = parser.parse_args()
     sample = [m for path in modules() for m in mutants(path, arguments.rate)]
-    sample = [mutant for mutant in sample if arguments.only in mutant.name]
+    # By their numbers: the mutants of a smaller rate come first.
+    sample = sorted((m for m in sample if arguments.only in m.name), key=lambda m: chance(m.name))
     print(f"{len(sample)} mutants", flush=True)
     if arguments.list:
         print("\n".join(f"{mutant.line:5} {mutant.name}" for mutant in sample))
@@ -85,11 +89,12 @@ def main() -> int:
     for name in PRELOAD:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    broken = [name for name, code in run_all(untouched(sample), arguments.jobs) if code]
+    tests = own_tests if arguments.quick else all_tests
+    broken = [name for name, code in run_all(untouched(sample, tests), arguments.jobs) if code]
     if broken:
         print("these tests fail without a mutant: " + ", ".join(sorted(broken)))
         return 1
-    jobs = [(m.name, lambda m=m: run_tests(m)) for m in sample]
+    jobs = [(m.name, lambda m=m: run_tests(m, tests)) for m in sample]
     return judge(dict(run_all(jobs, arguments.jobs, say=True)))
 
 
@@ -241,26 +246,36 @@ def altered(node: ast.expr, **fields: object) -> ast.expr:
     return made
 
 
-def tests_of(path: Path) -> tuple[list[str], list[str]]:
-    """Return the tests named after a module, with its examples, and the others of its room."""
-    room = ROOT / "tests" / path.parent.name
-    every = [file for file in sorted(room.glob("test_*.py")) if file.name not in SLOW_TESTS]
-    own = [file for file in every if path.stem.rstrip("s") in file.stem]
-    others = [file for file in every if file not in own]
-    return [str(path), *map(str, own)], list(map(str, others))
+Tests = Callable[[Path], list[list[str]]]
 
 
-def untouched(sample: list[Mutant]) -> list[tuple[str, Callable[[], int]]]:
-    """Return a job for each test file that the sample needs, without a mutant."""
-    files = {file for m in sample for part in tests_of(m.path) for file in part}
+def own_tests(path: Path) -> list[list[str]]:
+    """Return the examples of a module and the tests named after it, in one list to run."""
+    return [[str(path), *(str(file) for file in _room(path) if path.stem.rstrip("s") in file.stem)]]
+
+
+def all_tests(path: Path) -> list[list[str]]:
+    """Return the same, and then the other tests of its room."""
+    (own,) = own_tests(path)
+    others = [str(file) for file in _room(path) if str(file) not in own]
+    return [own, others] if others else [own]
+
+
+def _room(path: Path) -> list[Path]:
+    files = sorted((ROOT / "tests" / path.parent.name).glob("test_*.py"))
+    return [file for file in files if file.name not in SLOW_TESTS]
+
+
+def untouched(sample: list[Mutant], tests: Tests) -> list[tuple[str, Callable[[], int]]]:
+    """Return a job for each file of tests that the sample needs, without a mutant."""
+    files = sorted({file for mutant in sample for part in tests(mutant.path) for file in part})
     return [(file, lambda file=file: 0 if pytest_code([file]) in (0, 5) else 1) for file in files]
 
 
-def run_tests(mutant: Mutant) -> int:
+def run_tests(mutant: Mutant, tests: Tests) -> int:
     """Return 0 if no test sees the mutant. It is called in a process of its own."""
     plant(mutant)
-    own, others = tests_of(mutant.path)
-    return pytest_code(own) or (pytest_code(others) if others else 0)
+    return next((code for files in tests(mutant.path) if (code := pytest_code(files))), 0)
 
 
 def plant(mutant: Mutant) -> None:
@@ -280,7 +295,8 @@ def pytest_code(files: list[str]) -> int:
     """Return the exit code of pytest."""
     import pytest
 
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly"]
+    # Plain assertions: modules that the parent has imported cannot be rewritten.
+    options = ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist"]
     return int(pytest.main([*options, *files]))
 
 
