@@ -90,6 +90,7 @@ def main() -> int:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     tests = own_tests if arguments.quick else all_tests
+    print("running the tests without a mutant ...", flush=True)
     broken = [name for name, code in run_all(untouched(sample, tests), arguments.jobs) if code]
     if broken:
         print("these tests fail without a mutant: " + ", ".join(sorted(broken)))

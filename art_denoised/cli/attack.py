@@ -242,9 +242,9 @@ def attack(
           --data digits --norm l2 --eps 0.25 --attacks pgd --out runs/denoised
 
     DiffPure with your own diffusion model, in front of a classifier:
-      art-denoised attack --model art_denoised.demo:digits_classifier \\
-          --purify art_denoised.demo:digits_diffusion \\
-          --purification sde:t=0.1:steps=5 --data digits --eps 0.1 \\
+      art-denoised attack --model art_denoised.demo:digits_classifier \
+          --purify art_denoised.demo:digits_diffusion \
+          --purification sde:t=0.1:steps=5 --data digits --eps 0.1 \
           --attacks pgd:steps=5,diffattack:steps=5 --max 20 --out runs/purified
 
     A defence of your own, beside the classifier it protects:
@@ -394,7 +394,7 @@ def parse_purification(spec: str) -> tuple[Sampler, dict[str, Any], dict[str, An
 def _option(spec: str, text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (equals and name.isidentifier()):
-        raise CycloptsError(msg=f"attack {spec!r} has the option {text!r}; give name=value")
+        raise CycloptsError(msg=f"{spec!r} has the option {text!r}; give name=value")
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):

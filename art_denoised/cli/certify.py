@@ -307,14 +307,7 @@ def certify(
     if api.api is not None:
         _certify_api(model, api, data, sampling, workers, run)
         return
-    with waiting("loading the network and the images"):
-        base, denoiser = model.load(), model.load_denoiser(sampling.sigma)
-        images, indices = data.load(base, denoiser)
-    named = {**model.identity, **data.identity(base, denoiser)}
-    shape = image_shape(images, indices)
-    place = workers.place(partial(model.build, sampling.sigma, shape), model)
-    network = model.sampled(base, denoiser, sampling.sigma, shape)
-    smoother = sampling.smoother(network, images, indices, place, run)
+    smoother, images, indices, named = _sampled(model, data, sampling, workers, run)
     if sampling.preview:
         assert not isinstance(stop, Anytime)  # refused with the options
         cost = sampling.cost_per_sample
@@ -324,6 +317,24 @@ def certify(
         return
     log = certify(smoother, images, stop, indices=indices, identity=named, **run.arguments)
     _finish(log, indices, sampling, run)
+
+
+def _sampled(
+    model: DenoisedModelOptions,
+    data: DataOptions,
+    sampling: SamplingOptions,
+    workers: WorkerOptions,
+    run: RunOptions,
+) -> tuple[Smoother, ImageData, Sequence[int], dict[str, Any]]:
+    """Return the smoother, the images with the indices of those chosen, and what a log says."""
+    with waiting("loading the network and the images"):
+        base, denoiser = model.load(), model.load_denoiser(sampling.sigma)
+        images, indices = data.load(base, denoiser)
+    named = {**model.identity, **data.identity(base, denoiser)}
+    shape = image_shape(images, indices)
+    place = workers.place(partial(model.build, sampling.sigma, shape), model)
+    network = model.sampled(base, denoiser, sampling.sigma, shape)
+    return sampling.smoother(network, images, indices, place, run), images, indices, named
 
 
 def _certify_api(
@@ -369,7 +380,8 @@ def _certify_api(
             f"{cost.fewest:,} queries are needed, but the budget allows {max(cost.limit, 0):,.0f}; "
             "raise it, or take fewer images or samples"
         )
-    named = data.identity(nn.Identity())
+    named = {"model": box.identity["url"], "denoiser": model.denoiser}
+    named |= data.identity(nn.Identity())
     log = certify(smoother, images, stop, indices=indices, identity=named, **run.arguments)
     paid = f", {box.spent * api.price:,.2f} paid" if api.price else ""
     notice(f"{box.spent:,} queries so far{paid}")
@@ -432,14 +444,7 @@ def predict(
     from art_denoised.smoothing.stops import Voting
 
     stop = Voting(sampling.n, alpha=sampling.alpha)
-    with waiting("loading the network and the images"):
-        base, denoiser = model.load(), model.load_denoiser(sampling.sigma)
-        images, indices = data.load(base, denoiser)
-    named = {**model.identity, **data.identity(base, denoiser)}
-    shape = image_shape(images, indices)
-    place = workers.place(partial(model.build, sampling.sigma, shape), model)
-    network = model.sampled(base, denoiser, sampling.sigma, shape)
-    smoother = sampling.smoother(network, images, indices, place, run)
+    smoother, images, indices, named = _sampled(model, data, sampling, workers, run)
     if sampling.preview:
         with waiting("sampling a few images"):
             found = preview(smoother, images, stop, indices=indices)

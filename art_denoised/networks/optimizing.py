@@ -92,11 +92,8 @@ def optimize(
     if pairs:
         for images, trial_before in zip(_BATCHES, before, strict=True):
             _check_same(base, trial_before, Trial(network, input_shape, images=images))
-    for parameter in network.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    network = _laid_out(network, dtype)
     if dtype is not None:
-        network = network.to(getattr(torch, dtype))
         Trial(network, input_shape)  # it can compute in this type
     if compile:
         network.compile(dynamic=False)
@@ -150,14 +147,18 @@ def as_optimized(network: nn.Module, how: Optimization) -> nn.Module:
             )
     network = _folded(network.eval(), how.folded)
     network.optimized = how  # type: ignore[assignment]
-    for parameter in network.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    if how.dtype is not None:
-        network = network.to(getattr(torch, how.dtype))
+    network = _laid_out(network, how.dtype)
     if how.compiled:
         network.compile(dynamic=False)
     return network
+
+
+def _laid_out(network: nn.Module, dtype: HalfType | None) -> nn.Module:
+    """Return a network with channels-last weights, of another type if one is given."""
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network if dtype is None else network.to(getattr(torch, dtype))
 
 
 def _folded(base: nn.Module, pairs: Sequence[Pair]) -> nn.Module:
@@ -257,7 +258,7 @@ def _calls(node: fx.Node, kind: type[nn.Module], held: dict[str, nn.Module]) -> 
 
 
 def _is_watched(module: nn.Module) -> bool:
-    """Whether code beside its forward takes part in a module, or its weights are made of others."""
+    """Whether hooks see what a module takes or returns."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 

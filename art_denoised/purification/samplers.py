@@ -35,11 +35,11 @@ class Sampler(Protocol):
 
     def nfe(self, steps: int) -> int:
         """Return the number of network evaluations of so many steps down to noise level 0."""
-        ...
+        return steps
 
     def levels(self, sigma: float, steps: int, lowest: float) -> tuple[float, ...]:
-        """Return steps + 1 falling noise levels, from ``sigma`` to 0."""
-        ...
+        """Return steps + 1 falling noise levels, from ``sigma`` to 0: here equal steps of time."""
+        return _time_levels(sigma, steps)
 
     def step(
         self,
@@ -62,7 +62,7 @@ class Sampler(Protocol):
 
 
 @dataclass(frozen=True)
-class DDIM:
+class DDIM(Sampler):
     """Steps through the predicted clean image; eta = 1 is ancestral sampling of DDPM.
 
     With eps_hat = (u - x_hat) / sigma and the standard deviation tau = eta sigma' sqrt(1 - sigma'^2
@@ -100,14 +100,10 @@ class DDIM:
         """Number of noise tensors that a step takes."""
         return int(self.eta > 0)
 
-    def nfe(self, steps: int) -> int:
-        """Return the number of network evaluations."""
-        return steps
-
     def levels(self, sigma: float, steps: int, lowest: float) -> tuple[float, ...]:
         """Return falling noise levels."""
         if self.spacing == "time":
-            return _time_levels(sigma, steps)
+            return super().levels(sigma, steps, lowest)
         return _edm_levels(sigma, steps, lowest)
 
     def step(
@@ -132,7 +128,7 @@ class DDIM:
 
 
 @dataclass(frozen=True)
-class Heun:
+class Heun(Sampler):
     """Steps of Heun's method along the probability-flow ODE, of second order.
 
     Source: Karras et al. (NeurIPS 2022, arXiv 2206.00364), algorithm 1.
@@ -173,7 +169,7 @@ class Heun:
 
 
 @dataclass(frozen=True)
-class ReverseSDE:
+class ReverseSDE(Sampler):
     """Euler-Maruyama steps of the reverse variance-preserving SDE, as in DiffPure.
 
     z' = z + beta dt (z / 2 + score) + sqrt(beta dt) n, with beta at the start of the step and the
@@ -192,14 +188,6 @@ class ReverseSDE:
     """
 
     draws: ClassVar[int] = 1
-
-    def nfe(self, steps: int) -> int:
-        """Return the number of network evaluations."""
-        return steps
-
-    def levels(self, sigma: float, steps: int, lowest: float) -> tuple[float, ...]:
-        """Return falling noise levels."""
-        return _time_levels(sigma, steps)
 
     def step(
         self,
@@ -220,7 +208,7 @@ class ReverseSDE:
 
 
 @dataclass(frozen=True)
-class Guided:
+class Guided(Sampler):
     """Ancestral steps of DDPM that are pulled towards the noised input, as in GDMP.
 
     The mean of a step is moved by -scale sigma Sigma (z - z_ref): Sigma is the variance of the
@@ -252,14 +240,6 @@ class Guided:
     def __post_init__(self) -> None:
         if not self.scale >= 0:
             raise checks.InputError(f"scale is {self.scale}; give a number of at least 0")
-
-    def nfe(self, steps: int) -> int:
-        """Return the number of network evaluations."""
-        return steps
-
-    def levels(self, sigma: float, steps: int, lowest: float) -> tuple[float, ...]:
-        """Return falling noise levels."""
-        return _time_levels(sigma, steps)
 
     def step(
         self,

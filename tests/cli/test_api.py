@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from art_denoised.cli import main
-from art_denoised.evaluation import preview_queries
+from art_denoised.evaluation import preview_queries, read_log
 from art_denoised.smoothing import AtRadii, BlackBox, Budget, FixedN, Smoother
 from tests.api_server import NAMES, Service
 from tests.cli.command import DENOISER, refusal, words
@@ -63,6 +63,8 @@ def test_an_api_is_certified_within_its_budget_and_resumed(api, service, tmp_pat
     assert "2 images: 60 queries, cost 0.09" in heard.err
     assert "60 queries so far, 0.09 paid" in heard.err
     assert len(service.requests) == before + 60
+    settings = read_log(tmp_path / "run").settings
+    assert (settings["model"], settings["denoiser"]) == (service.url, DENOISER)
 
     assert main(api("--resume", "--preview", "--json", denoiser=DENOISER, max=3)) == 0
     cost = json.loads(capsys.readouterr().out)
