@@ -1,12 +1,14 @@
 """Time certification beside ART's, a literal Cohen loop, and the bare forward pass.
 
-    python benchmarks/certify.py [--images 40] [--n 100000] [--threads 2] [--repeats 3] [--tiny]
+    python benchmarks/certify.py [--images 40] [--n 100000] [--threads 2] [--repeats 3]
+                                 [--json FILE] [--tiny]
 
 All contestants run in this process, with the same threads, on the same network: a ResNet-20 for
-32x32 images, trained here under noise on enlarged handwritten digits.
+32x32 images, trained here under noise on enlarged handwritten digits. "Folded" is the same network
+with its batch norms folded into convolutions (`optimize`).
 
-1. Fixed n = 1,000, four images. The unit is the bare forward pass over equally many images at its
-   best batch size. Repeats are interleaved; best and worst are given.
+1. Fixed n = 1,000, four images. The unit is the fastest bare forward pass over equally many images:
+   the best of both forms and all batch sizes. Repeats are interleaved; best and worst are given.
 2. The table of radii 0, sigma, 2 sigma and 3 sigma at n = 100,000, for two levels of noise, because
    the saving depends on how certain the network is. The peers spend the same time on every image,
    so they certify two images, timed separately, and the time is scaled to all.
@@ -15,22 +17,22 @@ All contestants run in this process, with the same threads, on the same network:
 from __future__ import annotations
 
 import argparse
-import platform
 import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from record import Record
 from scipy.stats import beta, norm
 from torch import nn
 from torch.nn import functional as F
 
 from art_denoised import DenoisedSmoothing, load_data
+from art_denoised.networks import optimize
 from art_denoised.smoothing import best_batch_size
 
 # First, because benchmarks/ has a networks.py too.
@@ -103,6 +105,10 @@ def ours_and_art(network: nn.Module, sigma: float) -> tuple[DenoisedSmoothing, o
     return ours, theirs
 
 
+def folded(network: nn.Module) -> nn.Module:
+    return optimize(network, input_shape=(3, 32, 32))
+
+
 def seconds(task: Callable[[], object]) -> float:
     start = time.perf_counter()
     task()
@@ -110,81 +116,87 @@ def seconds(task: Callable[[], object]) -> float:
 
 
 def fixed(
+    record: Record,
     network: nn.Module,
     repeats: int,
     count: int = 4,
     n: int = 1000,
     batches: Sequence[int] = BATCHES,
 ) -> float:
-    """Print the first comparison, and return the seconds of a bare forward pass per sample."""
+    """Time a fixed number of samples, and return the seconds of a bare forward pass per sample."""
     images, sigma = enlarged(train=False)[0][:count], SIGMAS[0]
-    ours, theirs = ours_and_art(network, sigma)
-    tuned, total = best_batch_size(network, images[0]), len(images) * (n + N0)
+    forms = {"": network, ", folded": folded(network)}
+    _, theirs = ours_and_art(network, sigma)
+    total = len(images) * (n + N0)
     tasks: dict[str, Callable[[], object]] = {
-        f"forward, batch {batch}": lambda batch=batch: forward(network, total, batch)
+        f"forward{form}, batch {batch}": partial(forward, net, total, batch)
+        for form, net in forms.items()
         for batch in batches
     }
-    tasks[f"ours, batch {tuned} (tuned)"] = lambda: ours.certify(images.numpy(), n, tuned)
-    tasks["ours, quantised noise"] = lambda: ours.certificates(
-        (images * 255).round().numpy() / 255, n, tuned, noise="quantised"
-    )
+    for form, net in forms.items():
+        ours, _ = ours_and_art(net, sigma)
+        tuned = best_batch_size(net, images[0])
+        tasks[f"ours{form}, batch {tuned} (tuned)"] = partial(
+            ours.certify, images.numpy(), n, tuned
+        )
+        tasks[f"ours{form}, quantised noise"] = partial(
+            ours.certificates, (images * 255).round().numpy() / 255, n, tuned, noise="quantised"
+        )
     for batch in (1000, 64):
-        name = f"Cohen loop, batch {batch}"
-        tasks[name] = lambda batch=batch: cohen(network, images, sigma, n, batch)
-    tasks["ART certify, batch 32"] = lambda: theirs.certify(images.numpy(), n)
+        tasks[f"Cohen loop, batch {batch}"] = partial(cohen, network, images, sigma, n, batch)
+    tasks["ART certify, batch 32"] = partial(theirs.certify, images.numpy(), n)
     forward(network, 256, 64)  # warm up
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for _ in range(repeats):
         for name, task in tasks.items():
             times[name].append(seconds(task))
-    unit = min(min(t) for name, t in times.items() if name.startswith("forward"))
-    print(f"Fixed n = {n}, {len(images)} images, {repeats} repeats\n")
-    print(f"{'':28}{'best (s)':>10}{'worst (s)':>11}{'x forward':>11}")
+    unit = min(min(taken) for name, taken in times.items() if name.startswith("forward"))
     for name, taken in times.items():
-        print(f"{name:28}{min(taken):10.2f}{max(taken):11.2f}{min(taken) / unit:11.2f}")
+        record.add("fixed", name, best_s=min(taken), worst_s=max(taken), ratio=min(taken) / unit)
     return unit / total
 
 
-def table(networks: dict[float, nn.Module], count: int, n: int, per_sample: float) -> None:
+def table(
+    record: Record, networks: dict[float, nn.Module], count: int, n: int, per_sample: float
+) -> None:
+    """Time a table of four radii; of the peers two images, scaled to all."""
     images, labels = enlarged(train=False)
     images, labels = images[:count].numpy(), labels[:count].numpy()
-    rows = [("forward, best batch", [per_sample * (n + N0)])]
+    own = {}
+    for sigma, network in networks.items():
+        network = folded(network)
+        ours, _ = ours_and_art(network, sigma)
+        batch = best_batch_size(network, torch.from_numpy(images[0]))
+        radii = [k * sigma for k in range(4)]
+        start = time.perf_counter()
+        shares, certificates = ours.certify_table(images, labels, radii, n, batch)
+        own[sigma] = time.perf_counter() - start
+        record.add(
+            "table", f"ours, folded, sigma {sigma:g}", best_s=own[sigma], worst_s=own[sigma],
+            samples_an_image=round(sum(c.n0 + c.drawn for c in certificates) / count),
+            certified_percent=[round(100 * row.certified_accuracy, 1) for row in shares],
+            peak_memory_GiB=peak(),
+        )  # fmt: skip
     sigma, network = next(iter(networks.items()))
     _, theirs = ours_and_art(network, sigma)
-    peers = {
+    peers: dict[str, Callable[[np.ndarray], object]] = {
         f"Cohen loop, batch {batch}": lambda x, batch=batch: cohen(
             network, torch.from_numpy(x), sigma, n, batch
         )
         for batch in (1000, 64)
     }
     peers["ART certify, batch 32"] = lambda x: theirs.certify(x, n)
-    memory = {}
-    print(
-        f"\nTable of four radii at n = {n}, {count} images (of the peers two, scaled)\n", flush=True
-    )
-    for sigma, network in networks.items():
-        ours, _ = ours_and_art(network, sigma)
-        batch = best_batch_size(network, torch.from_numpy(images[0]))
-        radii = [k * sigma for k in range(4)]
-        start = time.perf_counter()
-        shares, certificates = ours.certify_table(images, labels, radii, n, batch)
-        rows.append((f"ours, sigma {sigma:g}", [(time.perf_counter() - start) / count]))
-        drawn = sum(c.n0 + c.drawn for c in certificates) / count
-        print(
-            f"sigma {sigma:g}: {drawn:.0f} samples an image, certified accuracy "
-            f"{', '.join(f'{100 * row.certified_accuracy:.1f}%' for row in shares)}",
-            flush=True,
-        )
-    memory["ours"] = peak()
     for name, certify in peers.items():
-        rows.append((name, [seconds(partial(certify, images[i : i + 1])) for i in (0, 1)]))
-        memory[name] = peak()
-    ours_times = [taken[0] for name, taken in rows if name.startswith("ours")]
-    print(f"\n{'':32}{'best (s)':>10}{'worst (s)':>11}{'x each of ours':>18}")
-    for name, taken in rows:
-        ratios = "".join(f"{min(taken) / own:9.1f}" for own in ours_times)
-        print(f"{name:32}{min(taken) * count:10.1f}{max(taken) * count:11.1f}{ratios}")
-    print("peak memory so far (GiB): " + ", ".join(f"{k} {v:.1f}" for k, v in memory.items()))
+        each = [seconds(partial(certify, images[i : i + 1])) for i in (0, 1)]
+        compare(record, name, [count * taken for taken in each], own)
+    compare(record, "forward, fastest", [count * per_sample * (n + N0)], own)
+
+
+def compare(record: Record, name: str, taken: list[float], own: dict[float, float]) -> None:
+    times = {f"x_sigma_{sigma:g}": min(taken) / seconds for sigma, seconds in own.items()}
+    record.add(
+        "table", name, best_s=min(taken), worst_s=max(taken), **times, peak_memory_GiB=peak()
+    )
 
 
 def peak() -> float:
@@ -197,23 +209,19 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100_000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--tiny", action="store_true", help="smallest size, to try the script")
     arguments = parser.parse_args()
-    if arguments.tiny:
-        arguments.threads = 1
-    torch.set_num_threads(arguments.threads)
-    versions = "adversarial-robustness-toolbox"
-    print(
-        f"{platform.machine()}, {arguments.threads} threads, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, {versions} {version(versions)}\n"
-    )
+    torch.set_num_threads(1 if arguments.tiny else arguments.threads)
+    record = Record("certify", arguments.json, "adversarial-robustness-toolbox")
     if arguments.tiny:
         networks = {sigma: trained(sigma, depth=8, steps=1) for sigma in SIGMAS}
-        table(networks, 2, 20, fixed(networks[SIGMAS[0]], 1, 1, 20, BATCHES[:1]))
+        per_sample = fixed(record, networks[SIGMAS[0]], 1, 1, 20, BATCHES[:1])
+        table(record, networks, 2, 20, per_sample)
     else:
         networks = {sigma: trained(sigma) for sigma in SIGMAS}
-        per_sample = fixed(networks[SIGMAS[0]], arguments.repeats)
-        table(networks, arguments.images, arguments.n, per_sample)
+        per_sample = fixed(record, networks[SIGMAS[0]], arguments.repeats)
+        table(record, networks, arguments.images, arguments.n, per_sample)
 
 
 if __name__ == "__main__":

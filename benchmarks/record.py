@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,14 @@ def machine() -> dict[str, Any]:
     """Return what figures depend on, without names of hosts."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     cpu = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
-    return {"cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu}
+    cores, load = len(os.sched_getaffinity(0)), round(os.getloadavg()[0], 1)
+    return {
+        "cpu": cpu,
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "load": load,  # before the run; a busy machine says little about time
+    }
 
 
 class Record:
@@ -43,7 +53,9 @@ class Record:
         names = ("art-denoised", "torch", "numpy", *libraries)
         versions = {"python": platform.python_version(), **{name: version(name) for name in names}}
         about = {"machine": machine(), "versions": versions}
-        self.content = {"benchmark": name, **about, "rows": self.rows}
+        given = [word for word in sys.argv[1:] if word not in ("--json", str(path))]
+        run = {"benchmark": name, "arguments": given, "date": datetime.now(UTC).date().isoformat()}
+        self.content = {**run, **about, "rows": self.rows}
         print(json.dumps(about))
 
     def add(self, section: str, name: str, **figures: Any) -> None:
