@@ -1,6 +1,6 @@
 """Time PGD and adversarial training beside plain loops, torchattacks and ART.
 
-    python benchmarks/adversarial.py [--threads 1] [--rounds 5] [--tiny]
+    python benchmarks/adversarial.py [--threads 1] [--rounds 5] [--json FILE] [--tiny]
 
 A ResNet-8 for 32x32 images with random weights. In each round every contestant runs once; the
 figure is the median of the ratios to the plain loop of the same round. With one thread, processor
@@ -10,9 +10,7 @@ in eval mode, a step in training mode, channels_last, a DataLoader, SGD with mom
 
 from __future__ import annotations
 
-import argparse
 import logging
-import platform
 import statistics
 import time
 import warnings
@@ -21,6 +19,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from record import Record, options, ratio, turns
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -142,48 +141,35 @@ def trainings(steps: int, size: float, images: int, batch: int) -> dict[str, Cal
     }
 
 
-def compare(title: str, tasks: dict[str, Callable[[], object]], rounds: int) -> None:
+def compare(
+    record: Record, title: str, tasks: dict[str, Callable[[], object]], rounds: int
+) -> None:
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    times: dict[str, list[float]] = {name: [] for name in tasks}
-    for task in tasks.values():
-        task()  # warm up
-    for _ in range(rounds):
-        for name, task in tasks.items():
-            start = clock()
-            task()
-            times[name].append(clock() - start)
-    print(f"\n{title}\n{'':24}{'median (s)':>11}{'x plain':>9}{'of each round':>20}")
+    times = turns(tasks, rounds, clock)
     for name, taken in times.items():
-        ratios = sorted(a / b for a, b in zip(taken, times["plain loop"], strict=True))
-        print(
-            f"{name:24}{statistics.median(taken):11.2f}{statistics.median(ratios):9.2f}"
-            f"{ratios[0]:12.2f} - {ratios[-1]:.2f}"
-        )
+        median = statistics.median(taken)
+        record.add(title, name, median_s=median, **ratio(taken, times["plain loop"]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tiny", action="store_true", help="smallest size, to try the script")
     arguments = parser.parse_args()
     images, batch, rounds = (2, 2, 1) if arguments.tiny else (32, 48, arguments.rounds)
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    print(
-        f"{arguments.threads} threads, {rounds} rounds, {platform.machine()}, "
-        f"torch {torch.__version__}"
-    )
+    record = Record("adversarial", arguments.json, "adversarial-robustness-toolbox", "torchattacks")
     for steps in (2,) if arguments.tiny else (10, 50):
-        compare(f"PGD-{steps}, {images} images", attacks(steps, images), rounds)
+        compare(record, f"PGD-{steps}, {images} images", attacks(steps, images), rounds)
     for title, steps, size, updates in (
         ("PGD-7 training", 7, 0.25, 5),
         ("single-step training", 1, 1.0, 10),
     ):
         updates = 1 if arguments.tiny else updates
         tasks = trainings(steps, size, updates * batch, batch)
-        compare(f"{title}, {updates} steps of {batch}", tasks, rounds)
+        compare(record, f"{title}, {updates} steps of {batch}", tasks, rounds)
 
 
 if __name__ == "__main__":

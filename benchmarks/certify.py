@@ -16,7 +16,6 @@ with its batch norms folded into convolutions (`optimize`).
 
 from __future__ import annotations
 
-import argparse
 import resource
 import sys
 import time
@@ -26,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from record import Record
+from record import Record, options
 from scipy.stats import beta, norm
 from torch import nn
 from torch.nn import functional as F
@@ -204,13 +203,11 @@ def peak() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__)
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--n", type=int, default=100_000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="file for the results")
-    parser.add_argument("--tiny", action="store_true", help="smallest size, to try the script")
     arguments = parser.parse_args()
     torch.set_num_threads(1 if arguments.tiny else arguments.threads)
     record = Record("certify", arguments.json, "adversarial-robustness-toolbox")

@@ -15,7 +15,6 @@ none begins once the time is up. ``--tiny`` tries the script on any machine in s
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 import time
@@ -26,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from record import Record, ratio, turns
+from record import Record, options, ratio, turns
 from torch import nn
 from torch.nn import functional as F
 
@@ -305,11 +304,9 @@ SECTIONS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="file for the results")
+    parser = options(__doc__)
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections (%(default)s)")
     parser.add_argument("--compile", action="store_true", help="also compiled, minutes more")
-    parser.add_argument("--tiny", action="store_true", help="smallest size, to try the script")
     arguments = parser.parse_args()
     if DEVICE.type == "cpu" and not arguments.tiny:
         print("there is no GPU; --tiny tries the script")

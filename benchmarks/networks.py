@@ -1,6 +1,6 @@
 """Time the denoising operations beside the naive form of each and the best known ones.
 
-    python benchmarks/networks.py [--repeats 9] [--tiny]
+    python benchmarks/networks.py [--repeats 9] [--json FILE] [--tiny]
 
 One thread and CPU time of the process, so that other programs disturb little; forms of one
 operation take turns. Memory is the rise of the resident set, after free memory has been handed back
@@ -10,16 +10,15 @@ are checked to return the same values first.
 
 from __future__ import annotations
 
-import argparse
-import ctypes
 import gc
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import torch
+from record import Record, options, rise, turns
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -182,73 +181,52 @@ def both(form: Form, tensors: list[Tensor]) -> None:
     torch.autograd.grad(y, list(leaves.values()), torch.ones_like(y))
 
 
-def memory(task: Callable[[], None]) -> float:
-    """Return the rise of the resident set in MiB."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    status = Path("/proc/self/status")
-    before = _kib(status.read_text(), "VmRSS")
-    task()
-    return (_kib(status.read_text(), "VmHWM") - before) / 1024
-
-
-def _kib(status: str, name: str) -> int:
-    return int(status.split(f"{name}:")[1].split()[0])
-
-
-def measure(forms: dict[str, Form], tensors: list[Tensor], repeats: int) -> list[list[float]]:
-    """Return for each form ms forward, ms forward and backward, MiB forward, MiB of both."""
-    tasks = [[lambda f=f, p=p: p(f, tensors) for p in (forward, both)] for f in forms.values()]
-    rows = []
-    for pair in tasks:
-        for task in pair:
-            task()  # warm up
-        rows.append([memory(task) for task in pair])
-    times: list[list[list[float]]] = [[[], []] for _ in tasks]
-    for _ in range(repeats):
-        for pair, taken in zip(tasks, times, strict=True):
-            for task, column in zip(pair, taken, strict=True):
-                start = time.process_time()
-                task()
-                column.append(1000 * (time.process_time() - start))
+def measure(forms: dict[str, Form], tensors: list[Tensor], repeats: int) -> list[dict[str, Any]]:
+    """Return the figures of each form."""
+    tasks = {
+        (name, way.__name__): partial(way, form, tensors)
+        for name, form in forms.items()
+        for way in (forward, both)
+    }
+    held = {key: (task(), rise(task))[1] for key, task in tasks.items()}
+    taken = turns(tasks, repeats, time.process_time)
+    middle = {key: statistics.median(seconds) for key, seconds in taken.items()}
     return [
-        [*(statistics.median(column) for column in taken), *row]
-        for taken, row in zip(times, rows, strict=True)
+        {
+            f"{way}_{figure}": value
+            for way in ("forward", "both")
+            for figure, value in (
+                ("ms", 1000 * middle[name, way]),
+                ("spread_ms", 1000 * (max(taken[name, way]) - min(taken[name, way]))),
+                ("MiB", held[name, way]),
+                (
+                    "x_other_best",
+                    middle[name, way] / min(middle[f, way] for f in forms if f != name),
+                ),
+            )
+        }
+        for name in forms
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--tiny", action="store_true", help="smallest size, to try the script")
     arguments = parser.parse_args()
     sizes, repeats = (((1, 8, 8, 8),), 1) if arguments.tiny else (SIZES, arguments.repeats)
     torch.set_num_threads(1)
     gc.freeze()  # modules are no garbage, and looking through them takes longer than small forms
-    print(f"one thread, {platform.machine()}, torch {torch.__version__}, float32, CPU time")
-    for size in sizes:
-        print(f"\nN = {size[0]}, C = {size[1]}, {size[2]}x{size[3]}\n")
-        print(
-            f"{'':52}{'forward':>9}{'and back':>10}{'forward':>9}{'and back':>10}"
-            f"{'x other best':>18}\n{'':52}{'ms':>9}{'ms':>10}{'MiB':>9}{'MiB':>10}"
-            f"{'forward':>9}{'and back':>10}"
-        )
+    record = Record("networks", arguments.json)
+    for n, c, height, width in sizes:
         for operation, (embedding, forms) in FORMS.items():
-            tensors = inputs(size, embedding)
+            tensors = inputs((n, c, height, width), embedding)
             expected = forms["ours"](*tensors)
             for form in forms.values():
                 torch.testing.assert_close(form(*tensors), expected, rtol=1e-3, atol=1e-4)
             del expected
             rows = measure(forms, tensors, repeats)
-            for number, (name, row) in enumerate(zip(forms, rows, strict=True)):
-                others = rows[:number] + rows[number + 1 :]
-                ratios = [row[k] / min(other[k] for other in others) for k in (0, 1)]
-                print(
-                    f"{operation:25}{name:27}{row[0]:9.1f}{row[1]:10.1f}{row[2]:9.0f}{row[3]:10.0f}"
-                    f"{ratios[0]:9.2f}{ratios[1]:10.2f}",
-                    flush=True,
-                )
+            for name, figures in zip(forms, rows, strict=True):
+                record.add(f"N={n}, C={c}, {height}x{width}", f"{operation}: {name}", **figures)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,28 @@
 """Time the diffusion classifier beside a literal loop of the reference and the bare network.
 
-    python benchmarks/rdc.py [--images 4] [--levels 16] [--threads 2] [--repeats 3] [--tiny]
+    python benchmarks/rdc.py [--images 2] [--levels 16] [--threads 1] [--repeats 5] [--json FILE]
+                             [--tiny]
 
 One small U-Net (random weights, 28x28) and ten classes. The unit is the bare network on equally
-many inputs at its best batch size. The literal loop takes one image and one class at a time and 64
-levels at once, as the public code of Chen et al. does. Gradients are of cross-entropy.
+many inputs at its best batch size. All take turns, and ratios are of the same round. With one
+thread, time is processor time, which other programs disturb less. The literal
+loop takes one image and one class at a time and 64 levels at once, as the public code of Chen et
+al. does. Gradients are of cross-entropy. Memory is the rise of the resident set.
 """
 
 from __future__ import annotations
 
-import argparse
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 
 import torch
+from record import Record, options, ratio, rise, turns
 from torch.nn import functional as F
 
 from art_denoised import DiffusionClassifier, DiffusionModel, noise_levels
 from art_denoised.diffusion import Levels, unet_diffusion
 
-CLASSES, BATCHES = 10, (16, 32, 64, 128)
+CLASSES, BATCHES = 10, (32, 64)
 
 
 def model() -> DiffusionModel:
@@ -67,75 +67,65 @@ def ours(dc: DiffusionClassifier, x: torch.Tensor, *, gradient: bool) -> None:
     F.cross_entropy(dc(leaf), torch.zeros(len(x), dtype=torch.long)).backward()
 
 
-def memory(levels: int, classes: int) -> int:
-    """Return the peak memory in MiB of a process that takes one gradient."""
-    script = f"""
-import resource, torch
-from torch.nn import functional as F
-from art_denoised import DiffusionClassifier, noise_levels
-from art_denoised.diffusion import unet_diffusion
-torch.set_num_threads(1)
-model = unet_diffusion(1, 28, classes={classes}, widths=(16, 32)).eval().requires_grad_(False)
-levels = noise_levels({levels})
-dc = DiffusionClassifier(model, levels=levels, seed=0, temperature=1e4, max_batch=32)
-x = torch.rand(2, 1, 28, 28, requires_grad=True)
-F.cross_entropy(dc(x), torch.tensor([0, 1])).backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
-"""
-    return int(
-        subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout
+def memory(levels: int, classes: int) -> float | None:
+    """Return by how many MiB one gradient raises memory."""
+    network = unet_diffusion(1, 28, classes=classes, widths=(16, 32)).eval().requires_grad_(False)
+    dc = DiffusionClassifier(
+        network, levels=noise_levels(levels), seed=0, temperature=1e4, max_batch=32
     )
+    return rise(lambda: ours(dc, torch.rand(2, 1, 28, 28), gradient=True))
+
+
+def tasks(
+    network: DiffusionModel, x: torch.Tensor, levels: Levels, batch: int
+) -> dict[str, Callable[[], object]]:
+    def classifier(*, recompute: bool) -> DiffusionClassifier:
+        return DiffusionClassifier(
+            network, levels=levels, seed=0, max_batch=batch, temperature=1e4, recompute=recompute
+        )
+
+    again, along = classifier(recompute=True), classifier(recompute=False)
+    return {
+        f"bare network, batch {batch}": lambda: bare(network, again.nfe(len(x)), batch),
+        f"prediction, batch {batch}": lambda: ours(again, x, gradient=False),
+        f"gradient, recomputed, batch {batch}": lambda: ours(again, x, gradient=True),
+        f"gradient, along, batch {batch}": lambda: ours(along, x, gradient=True),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=4)
+    parser = options(__doc__)
+    parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--levels", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--tiny", action="store_true", help="smallest size, to try the script")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    batches, ours_batches, sizes = BATCHES, (32, 64), ((8, 10), (64, 10), (8, 80))
+    batches, sizes = BATCHES, ((8, 10), (64, 10), (8, 80))
     if arguments.tiny:
         arguments.images, arguments.levels, arguments.repeats, arguments.threads = 1, 1, 1, 1
-        batches, ours_batches, sizes = (16,), (32,), ((1, 2),)
+        batches, sizes = (16,), ((1, 2),)
     torch.set_num_threads(arguments.threads)
     network, levels = model(), noise_levels(arguments.levels)
     x = torch.rand(arguments.images, 1, 28, 28)
-    count = arguments.images * arguments.levels * CLASSES
-    tasks: dict[str, Callable[[], object]] = {
-        f"bare network, batch {batch}": lambda batch=batch: bare(network, count, batch)
-        for batch in batches
-    }
-    for batch in ours_batches:
-        dc = DiffusionClassifier(network, levels=levels, seed=0, max_batch=batch, temperature=1e4)
-        tasks[f"ours, batch {batch}"] = lambda dc=dc: ours(dc, x, gradient=False)
-        tasks[f"with gradient, recomputed, {batch}"] = lambda dc=dc: ours(dc, x, gradient=True)
-        along = DiffusionClassifier(
-            network, levels=levels, seed=0, max_batch=batch, temperature=1e4, recompute=False
-        )
-        tasks[f"with gradient, along, {batch}"] = lambda dc=along: ours(dc, x, gradient=True)
-    tasks["literal loop"] = lambda: literal(network, x, levels, gradient=False)
-    tasks["literal loop with gradient"] = lambda: literal(network, x, levels, gradient=True)
-    times: dict[str, list[float]] = {name: [] for name in tasks}
-    for task in () if arguments.tiny else tasks.values():
-        task()  # warm up
-    for _ in range(arguments.repeats):
-        for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
-            times[name].append(time.perf_counter() - start)
-    unit = min(min(taken) for name, taken in times.items() if name.startswith("bare"))
-    print(
-        f"{arguments.images} images, {arguments.levels} levels, {CLASSES} classes, "
-        f"{arguments.threads} threads, {platform.machine()}, torch {torch.__version__}\n"
-    )
-    print(f"{'':32}{'best (s)':>10}{'worst (s)':>11}{'x bare':>9}")
+    compared: dict[str, Callable[[], object]] = {}
+    for batch in batches:
+        compared |= tasks(network, x, levels, batch)
+    compared["literal loop"] = lambda: literal(network, x, levels, gradient=False)
+    compared["literal loop, gradient"] = lambda: literal(network, x, levels, gradient=True)
+    record = Record("rdc", arguments.json)
+    clock = time.process_time if arguments.threads == 1 else time.perf_counter
+    times = turns(compared, arguments.repeats, clock)
+    # The best batch of the bare network is its unit; that of the loop has gradients of its own.
+    unit = min((name for name in times if name.startswith("bare")), key=lambda n: min(times[n]))
     for name, taken in times.items():
-        print(f"{name:32}{min(taken):10.2f}{max(taken):11.2f}{min(taken) / unit:9.2f}")
-    print("\npeak memory of one gradient (MiB), by levels and classes")
-    for size in sizes:
-        print(f"{size[0]:5} levels {size[1]:4} classes {memory(*size):6}")
+        loop = ratio(taken, times["literal loop, gradient"]) if "gradient" in name else {}
+        record.add(
+            "time", name, best_s=min(taken), **ratio(taken, times[unit]),
+            of_loop=loop.get("ratio"),
+        )  # fmt: skip
+    for levels_, classes in sizes:
+        name = f"{levels_} levels, {classes} classes"
+        record.add("memory", name, rise_MiB=memory(levels_, classes))
 
 
 if __name__ == "__main__":

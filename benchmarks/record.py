@@ -1,20 +1,26 @@
 """What a benchmark writes: its figures with machine and versions, as JSON, and lines on the screen.
 
-    python benchmarks/record.py [FILE.json ...]    # prints results as tables
+    python benchmarks/record.py [FILE.json ...]    # prints results
+    python benchmarks/record.py --page             # writes the tables of the documentation
 
 Results that are committed are in benchmarks/results/. A file says nothing of whose machine it was.
+In docs/project/benchmarks.md, `<!-- table FILE SECTION -->` and `<!-- end -->` enclose what
+``--page`` writes: the rows of one section of benchmarks/results/FILE.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +29,8 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parent.parent / "docs" / "project" / "benchmarks.md"
+TABLE = re.compile(r"<!-- table (\S+) (.+?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def machine() -> dict[str, Any]:
@@ -68,10 +76,12 @@ class Record:
             self.path.write_text(json.dumps(self.content, indent=1) + "\n")
 
 
-def shown(figures: Mapping[str, Any]) -> str:
-    """Return figures on one line."""
-    parts = ((k, f"{v:.4g}" if isinstance(v, float) else str(v)) for k, v in figures.items())
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in parts)
+def options(doc: str) -> argparse.ArgumentParser:
+    """Return a parser with the two options that every benchmark takes."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="file for the results")
+    parser.add_argument("--tiny", action="store_true", help="smallest size, to try the script")
+    return parser
 
 
 def turns(
@@ -95,33 +105,105 @@ def turns(
     return taken
 
 
-def ratio(taken: list[float], unit: list[float]) -> dict[str, float]:
+def ratio(taken: Sequence[float], unit: Sequence[float]) -> dict[str, float]:
     """Return the median of the ratios of each round, with the lowest and the highest."""
     found = sorted(a / b for a, b in zip(taken, unit, strict=True))
     return {"ratio": statistics.median(found), "low": found[0], "high": found[-1]}
 
 
-def table(content: Mapping[str, Any]) -> str:
-    """Return a result as text."""
+def rise(task: Callable[[], object]) -> float | None:
+    """Return by how many MiB the resident set rises in a task; None where Linux does not tell."""
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what is free must not hide the rise
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    except OSError:
+        task()
+        return None
+    before = _resident("VmRSS")
+    task()
+    return _resident("VmHWM") - before
+
+
+def _resident(name: str) -> float:
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) / 1024 if found else float("nan")
+
+
+def number(value: Any) -> str:
+    """Return a figure as text."""
+    if isinstance(value, float) and abs(value) < 100:
+        return f"{value:.3g}"
+    if isinstance(value, bool | str):
+        return str(value)
+    if isinstance(value, list):
+        return ", ".join(map(number, value))
+    return "" if value is None else f"{value:,.0f}"
+
+
+def title(name: str) -> str:
+    """Return the name of a figure as text: best_s is best (s)."""
+    return re.sub(r"_(s|ms|MiB|GiB|percent)$", r" (\1)", name).replace("_", " ")
+
+
+def shown(figures: Mapping[str, Any]) -> str:
+    """Return figures on one line."""
+    return ", ".join(f"{title(name)} {number(value)}" for name, value in figures.items())
+
+
+def about(content: Mapping[str, Any]) -> str:
+    """Return on one line how and where a run was made."""
+    machine = {name: value for name, value in content["machine"].items() if value is not None}
+    on = ", ".join(
+        machine[name] if name in ("cpu", "gpu") else f"{name} {machine[name]}" for name in machine
+    )
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
-    about = ", ".join(f"{k} {v}" for k, v in content["machine"].items() if v)
-    lines = [f"{content['benchmark']}: {about}; {versions}"]
-    for row in content["rows"]:
-        figures = {k: v for k, v in row.items() if k not in ("section", "name")}
-        lines.append(f"{row['section']:10} {row['name']:44} {shown(figures)}")
-    return "\n".join(lines)
+    command = " ".join(["python", f"benchmarks/{content['benchmark']}.py", *content["arguments"]])
+    return f"`{command}`, {content['date']}. {on}; {versions}."
+
+
+def table(content: Mapping[str, Any], section: str) -> str:
+    """Return a section of a result as a table in Markdown."""
+    rows = [row for row in content["rows"] if row["section"] == section]
+    if not rows:
+        raise SystemExit(f"{content['benchmark']} has no section {section!r}")
+    columns = list(dict.fromkeys(name for row in rows for name in row if name != "section"))
+    cells = [["", *map(title, columns[1:])], ["---", *("---:" for _ in columns[1:])]]
+    cells += [[number(row.get(name)) for name in columns] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
+
+
+def page(text: str) -> str:
+    """Return a page with its tables as benchmarks/results/ has them now."""
+
+    def made(found: re.Match[str]) -> str:
+        content = json.loads((RESULTS / f"{found[1]}.json").read_text())
+        return (
+            f"<!-- table {found[1]} {found[2]} -->\n\n{table(content, found[2])}\n\n"
+            f"{about(content)}\n\n<!-- end -->"
+        )
+
+    return TABLE.sub(made, text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="*", type=Path, help="by default all that are committed")
+    parser.add_argument("--page", action="store_true", help="write the tables of docs/project")
     parser.add_argument("--tiny", action="store_true", help="print what this machine is, alone")
     arguments = parser.parse_args()
     if arguments.tiny:
         print(json.dumps(machine()))
         return
+    if arguments.page:
+        PAGE.write_text(page(PAGE.read_text("utf-8")), "utf-8")
+        return
     for path in arguments.files or sorted(RESULTS.glob("*.json")):
-        print(table(json.loads(path.read_text())), end="\n\n")
+        content = json.loads(path.read_text())
+        print(about(content))
+        for row in content["rows"]:
+            figures = {k: v for k, v in row.items() if k not in ("section", "name")}
+            print(f"{row['section']:10} {row['name']:44} {shown(figures)}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Replay certification logs: how many samples early stopping saves, and what it loses.
 
     python benchmarks/replay.py LOG --sigma S --radii R,R [--labels] [--seeds K] [--json]
-    python benchmarks/replay.py [--seeds K] [--tiny]
+    python benchmarks/replay.py [--seeds K] [--json FILE] [--tiny]
 
 LOG is a TSV as Cohen et al. publish them (idx label predict radius correct time); without it, two
 of theirs are replayed (CIFAR-10, tests/golden). The votes of each image are recovered from its
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from record import Record
 from scipy import special
 
 from art_denoised.evaluation import read_log
@@ -28,6 +29,7 @@ from art_denoised.smoothing import Anytime, AtRadii, Draw, Stage, simulate
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 N, SELECTION, ALPHA = 100_000, 100, 0.001  # of the published logs
 TABLES = {0.25: (0.0, 0.25, 0.5, 0.75), 0.5: (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)}
+STDOUT = Path("-")
 TRUE, OTHER = 0, 1  # the class of an image, and one that stands for all others
 
 
@@ -110,10 +112,8 @@ def replay(
     )
 
 
-def published(seeds: Iterable[int], every: int) -> None:
-    """Print results on the logs in tests/golden."""
-    print(f"fewer samples than {N:,} an image, and points of certified accuracy lost\n")
-    print(f"{'':40}{'saving':>8}{'lost at most':>14}{'ACR':>8}")
+def published(record: Record, seeds: Iterable[int], every: int) -> None:
+    """Measure on the logs in tests/golden."""
     for sigma, table in TABLES.items():
         log = signed_radii(GOLDEN / f"cohen_cifar10_sigma{sigma:.2f}.txt")[::every]
         images = recover(log, sigma, N, ALPHA)
@@ -126,8 +126,7 @@ def published(seeds: Iterable[int], every: int) -> None:
         for name, stop in stops.items():
             radii = stop.radii if isinstance(stop, AtRadii) else table
             found = replay(images, stop, radii, sigma=sigma, seeds=seeds)
-            line = f"sigma {sigma:g}, {name}"
-            print(f"{line:40}{found.saving:7.1f}x{found.lost:14.2f}{found.acr:8.3f}", flush=True)
+            record.add("published", f"sigma {sigma:g}, {name}", **found._asdict())
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -139,11 +138,19 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--n", type=int, default=N, help="samples of LOG (%(default)s)")
     parser.add_argument("--alpha", type=float, default=ALPHA, help="that of LOG (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="orders of the votes (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--json", nargs="?", const=STDOUT, type=Path, metavar="FILE.json",
+        help="with LOG: print JSON; without: file for the results",
+    )  # fmt: skip
     parser.add_argument("--tiny", action="store_true", help="smallest size, to try the script")
     args = parser.parse_args(given)
+    if args.log is None and args.json is not None and args.json.suffix != ".json":
+        parser.error(f"--json is {args.json}; give FILE.json, or a LOG before --json")
+    if args.log is not None and args.json not in (None, STDOUT):
+        parser.error(f"--json is {args.json} with a LOG; give --json alone, which prints")
     if args.log is None:
-        published(range(1 if args.tiny else args.seeds), 50 if args.tiny else 1)
+        record = Record("replay", args.json)
+        published(record, range(1 if args.tiny else args.seeds), 50 if args.tiny else 1)
         return
     if args.sigma is None or args.radii is None:
         parser.error("LOG needs --sigma and --radii")

@@ -1,6 +1,6 @@
 """Simulate many workers: how much of them early stopping leaves idle.
 
-    python benchmarks/scale.py [--copies 4] [--latency 0.001] [--tiny]
+    python benchmarks/scale.py [--copies 4] [--latency 0.001] [--json FILE] [--tiny]
 
 The real driver hands out draws to simulated workers, on a clock of their own. A worker
 computes 1,000 samples a second. One in ten has half the speed, and a bundle takes 5 ms on its way.
@@ -15,7 +15,6 @@ included; its share is of one worker's time for 1,000 samples.
 
 from __future__ import annotations
 
-import argparse
 import heapq
 import time
 from collections import deque
@@ -23,6 +22,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from record import Record, options
 from replay import ALPHA, GOLDEN, OTHER, TRUE, Image, N, recover, signed_radii
 
 from art_denoised.runs import Answered, Lost, Ready
@@ -130,22 +130,22 @@ def sharded(images: Sequence[Image], stop: AtRadii, size: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__)
     parser.add_argument("--copies", type=int, default=1, help="of the images of the log")
     parser.add_argument("--latency", type=float, default=0.005, help="in seconds")
-    parser.add_argument("--tiny", action="store_true")
-    options = parser.parse_args()
-    sizes = (1, 4) if options.tiny else (1, 8, 64, 256, 1024)
+    given = parser.parse_args()
+    sizes = (1, 4) if given.tiny else (1, 8, 64, 256, 1024)
     log = signed_radii(GOLDEN / f"cohen_cifar10_sigma{SIGMA:.2f}.txt")
-    images = options.copies * recover(log, SIGMA, N, ALPHA)[: 20 if options.tiny else None]
-    stop = AtRadii(RADII, n=10_000 if options.tiny else 100_000)
-    print("| workers | shards | dispatcher | driver, ms for 1,000 samples | share |")
-    print("|---|---|---|---|---|")
+    images = given.copies * recover(log, SIGMA, N, ALPHA)[: 20 if given.tiny else None]
+    stop = AtRadii(RADII, n=10_000 if given.tiny else 100_000)
+    record = Record("scale", given.json)
     for size in sizes:
-        whole, own = dispatched(images, stop, size, options.latency)
-        shards = sharded(images, stop, size)
-        share = own * SPEED / 1000
-        print(f"| {size} | {shards:.0%} | {whole:.1%} | {1000 * own:.2f} | {share:.2%} |")
+        whole, own = dispatched(images, stop, size, given.latency)
+        record.add(
+            "workers", f"{size:,} workers",
+            shards_percent=100 * sharded(images, stop, size), dispatcher_percent=100 * whole,
+            driver_for_1000_samples_ms=1000 * own,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,19 +1,17 @@
 """Real worker processes: their efficiency, and what is left of a run whose workers are killed.
 
-    python benchmarks/workers.py [--kills 100] [--pause 1] [--tiny]
+    python benchmarks/workers.py [--kills 100] [--pause 1] [--json FILE] [--tiny]
 
 First two workers of one thread each against one, in turns, after a warm-up; the load of the machine
-is printed, because a busy machine says nothing. Then workers are killed at random, half of the
+is recorded, because a busy machine says nothing. Then workers are killed at random, half of the
 kills while images are certified and half while they are attacked, and the rows are compared with
 those of one process: nothing may be lost, and nothing may be there twice.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
-import os
 import random
 import tempfile
 import threading
@@ -22,6 +20,7 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
+from record import Record, options
 from torch import nn
 
 from art_denoised import PGD, FixedN, Smoother, Workers, certify, evaluate, load_data
@@ -57,16 +56,14 @@ def speed(workers: int, n: int) -> float:
     return len(images) * (n + stop.n0) / (time.perf_counter() - begin)
 
 
-def efficiency(n: int, turns: int) -> None:
-    """Print the efficiency of two workers, the best of several turns of each."""
-    load = os.getloadavg()[0]
+def efficiency(record: Record, n: int, turns: int) -> None:
+    """Measure the efficiency of two workers, the best of several turns of each."""
     one, two = (
         max(speeds)
         for speeds in zip(*((speed(1, n), speed(2, n)) for _ in range(turns)), strict=True)
     )
-    cores = len(os.sched_getaffinity(0))
-    print(f"2 workers: {two:,.0f} samples/s, 1 worker: {one:,.0f}; efficiency {two / 2 / one:.1%}")
-    print(f"load of the machine at the start: {load:.1f} on {cores} cores")
+    record.add("efficiency", "1 worker", samples_a_second=one)
+    record.add("efficiency", "2 workers", samples_a_second=two, efficiency_percent=50 * two / one)
 
 
 class Killer(threading.Thread):
@@ -98,7 +95,9 @@ def rows(log: Path) -> list[str]:
     return sorted(json.dumps({**json.loads(line), "seconds": 0}) for line in lines)
 
 
-def killed(kind: str, kills: int, pause: float, folder: Path, **options: int) -> None:
+def killed(
+    record: Record, kind: str, kills: int, pause: float, folder: Path, *, n: int, images: int
+) -> None:
     """Write a log with workers that are killed and one without workers, and compare them."""
     data, net = load_data("digits"), digits_classifier()
     workers = Workers(2, build=digits_classifier)
@@ -108,16 +107,15 @@ def killed(kind: str, kills: int, pause: float, folder: Path, **options: int) ->
         place = folder / kind / name
         if kind == "certify":
             smoother = Smoother(net, sigma=0.25, workers=workers)
-            stop, indices = FixedN(options["n"]), range(options["images"])
-            certify(smoother, data, stop, run=place, indices=indices, progress=False)
+            certify(smoother, data, FixedN(n), run=place, indices=range(images), progress=False)
         else:
             evaluate(
                 net,
                 data,
-                [PGD(0.1, steps=options["steps"])],
+                [PGD(0.1, steps=n // 50)],
                 run=place,
                 workers=workers,
-                indices=range(options["images"]),
+                indices=range(images),
                 batch_size=4,
                 masking_checks=False,
                 progress=False,
@@ -131,26 +129,24 @@ def killed(kind: str, kills: int, pause: float, folder: Path, **options: int) ->
             assert run(str(turns), workers) == one, "rows are lost, or twice"
         left, turns = killer.left, turns + 1
     seconds = time.monotonic() - begin
-    print(f"{kind}: {kills} kills in {turns} runs, {len(one)} rows each, {seconds:.0f} s: equal")
+    record.add("killed", kind, kills=kills, runs=turns, equal_rows=len(one), seconds=seconds)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--pause", type=float, default=1.0, help="longest between two, in seconds")
-    parser.add_argument("--tiny", action="store_true")
-    options = parser.parse_args()
-    kills = 2 if options.tiny else options.kills
-    size = {"n": 1000, "images": 20} if options.tiny else {"n": 10_000, "images": 200}
+    given = parser.parse_args()
+    kills = 2 if given.tiny else given.kills
+    size = {"n": 1000, "images": 20} if given.tiny else {"n": 10_000, "images": 200}
+    record = Record("workers", given.json)
     # A worker that is replaced starts at once, so that kills hit workers that compute.
     multiprocessing.set_forkserver_preload(PRELOADED)
-    efficiency(n=200 if options.tiny else 2000, turns=1 if options.tiny else 2)
+    efficiency(record, n=200 if given.tiny else 2000, turns=1 if given.tiny else 2)
     torch.set_num_threads(1)  # two that wait for each other are slower on a small network
     with tempfile.TemporaryDirectory() as folder:
-        killed("certify", kills // 2, options.pause, Path(folder), **size)
-        killed(
-            "attack", kills - kills // 2, options.pause, Path(folder), **size, steps=size["n"] // 50
-        )
+        for kind, count in (("certify", kills // 2), ("attack", kills - kills // 2)):
+            killed(record, kind, count, given.pause, Path(folder), **size)
 
 
 if __name__ == "__main__":
