@@ -67,18 +67,24 @@ def efficiency(record: Record, n: int, turns: int) -> None:
 
 
 class Killer(threading.Thread):
-    """Kills children of this process until it is stopped, after pauses of up to some seconds."""
+    """Kills children of this process until it is stopped, after pauses of up to some seconds.
 
-    def __init__(self, kills: int, pause: float) -> None:
+    It waits until a log has grown: workers that are killed before they can answer end the run.
+    """
+
+    def __init__(self, kills: int, pause: float, log: Path) -> None:
         super().__init__(daemon=True)
-        self.left, self.pause, self.done = kills, pause, threading.Event()
+        self.left, self.pause, self.log, self.done = kills, pause, log, threading.Event()
         self.random = random.Random(0)
 
     def run(self) -> None:
+        seen = 0
         while self.left and not self.done.wait(self.random.uniform(0, self.pause)):
-            if children := multiprocessing.active_children():
+            size = self.log.stat().st_size if self.log.exists() else 0
+            children = multiprocessing.active_children()
+            if size > seen and children:
                 self.random.choice(children).kill()
-                self.left -= 1
+                seen, self.left = size, self.left - 1
 
     def __enter__(self) -> Killer:
         self.start()
@@ -125,7 +131,7 @@ def killed(
     one, turns = run("one", None), 0
     left = kills
     while left:
-        with Killer(left, pause) as killer:
+        with Killer(left, pause, folder / kind / str(turns) / f"{kind}.jsonl") as killer:
             assert run(str(turns), workers) == one, "rows are lost, or twice"
         left, turns = killer.left, turns + 1
     seconds = time.monotonic() - begin

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 AHEAD = 2  # pieces of work that a worker holds: the one that it computes and the next one
 _BEGUN = 4  # batches for each worker that are begun before the first of them is done
-_DEATHS = 5  # for each worker, without an answer in between; then something kills them all
+_DEATHS = 5  # for each worker, before it answers and in a row; then something kills them all
 
 W = TypeVar("W")
 
@@ -159,6 +159,7 @@ class Team(Generic[W]):
         self.lost: deque[W] = deque()
         self._levels: list[set[int]] = [set() for _ in range(AHEAD + 1)]  # by works held
         self._deaths = 0
+        self._answered: set[int] = set()  # workers that have answered since they began
 
     @property
     def size(self) -> int:
@@ -187,6 +188,7 @@ class Team(Generic[W]):
         worker, report = self._crew.receive()
         if isinstance(report, Answered):
             self._deaths = 0
+            self._answered.add(worker)
             self._move(worker, -1)
             return Finished(worker, self.held[worker].popleft(), report.answer, report.seconds)
         if isinstance(report, Failed):
@@ -232,6 +234,9 @@ class Team(Generic[W]):
         if held is not None:
             self._levels[len(held)].remove(worker)
             self.lost.extend(held)
+        if worker in self._answered:
+            self._answered.remove(worker)
+            return
         self._deaths += 1
         if self._deaths > _DEATHS * self._crew.size:
             raise InputError(

@@ -143,14 +143,26 @@ def test_draws_of_dropped_tasks_are_dropped():
     assert sum(crew.sent) == 10
 
 
-def test_workers_that_only_die_are_given_up():
+@pytest.mark.parametrize("answers", [0, 1])
+def test_workers_that_only_die_are_given_up(answers):
+    """The death of a worker that has answered does not count."""
+
     class Doomed(Crew):
+        died, answers = 0, 0
+
         def receive(self):
+            if self.answers:
+                worker, report = super().receive()
+                self.answers -= isinstance(report, Answered)
+                return worker, report
+            self.died += 1
             return 0, Lost("exit code -9")
 
-    voter = Dispatcher(Doomed(), SAME)
+    crew = Doomed(size=1)
+    crew.answers = answers
     with pytest.raises(InputError, match="exit code -9"):
-        dict(drive([Task(0, X, asking(10))], voter))
+        dict(drive([Task(0, X, asking(10, 10))], Dispatcher(crew, SAME)))
+    assert crew.died == 6 + answers
 
 
 @pytest.mark.parametrize(
