@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import sys
-import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Group, Parameter
-from cyclopts.help import HelpEntry, HelpPanel
-from rich.console import Console, ConsoleOptions
-from rich.text import Text
 
 from art_denoised import __version__
 from art_denoised.cli.config import read_config, write_config
+from art_denoised.cli.help import ALL, Page, folded
 from art_denoised.reports.terminal import escaped
 
 _PROGRAM = "art-denoised"
@@ -26,8 +23,7 @@ _RUN: Mapping[str, Any] = {
     "result_action": "return_value",
 }
 _OPTIONS = Group("Options", sort_key=100)
-_FILE = Parameter(group=Group("Config", sort_key=101), metavar="FILE")
-_WIDEST = 26  # of the left column of a help page; a longer label has a line of its own
+_FILE = Parameter(group=folded("Config", 100), metavar="FILE")
 _COMMANDS = {  # of each group, with their modules
     "Start here": {"demo": "certify", "models": "doctor", "doctor": "doctor"},
     "Evaluate": {"certify": "certify", "predict": "certify", "attack": "attack"},
@@ -50,6 +46,7 @@ _COMMANDS = {  # of each group, with their modules
         "leaderboard": "leaderboard",
     },
 }
+_EPILOGUE = "art-denoised COMMAND --help-all also explains the options of the last lines."
 _FIRST_STEPS = """\
 First steps, with the packaged digits classifier; each takes a minute or less:
 
@@ -84,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words:
         print(_FIRST_STEPS)
         return 0
-    app = build_app()
+    app = build_app(everything=ALL in words)
     try:
         _refuse_empty(words)
         if words[0] in app.help_flags:
@@ -110,16 +107,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error}{_remedy(error.remedy)}")
 
 
-def build_app() -> App:
-    """Return the application; the module of a command is imported when it is needed."""
+def build_app(*, everything: bool = False) -> App:
+    """Return the application; the module of a command is imported when it is needed.
+
+    With ``everything``, help pages explain options that few runs need, too.
+    """
     app = App(
         name=_PROGRAM,
-        help="Defend image classifiers by denoising, certify them, and attack them honestly.\n\n"
-        "For help on a command: art-denoised certify --help",
+        help="Defend image classifiers by denoising, certify them, and attack them honestly.",
+        help_flags=("--help", ALL, "-h"),
+        help_epilogue=None if everything else _EPILOGUE,
         version=f"{_PROGRAM} {__version__}",
         help_format="plaintext",
         suppress_keyboard_interrupt=False,
-        help_formatter=_show_group,
+        help_formatter=Page(everything),
         group_parameters=_OPTIONS,
         # The last one counts where an option is repeated, as in `wrapper --sigma 0.5 "$@"`.
         default_parameter=Parameter(negative=(), allow_repeating=True, show_env_var=False),
@@ -156,34 +157,6 @@ def build_app() -> App:
         return app(words, **_RUN)
 
     return app
-
-
-def _show_group(console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
-    """Print a group of options, required ones first, or commands; a help formatter of cyclopts."""
-    if not panel.entries:
-        return
-    console.print(Text(f"{panel.title}:", style="bold"))
-    entries = sorted(panel.entries, key=lambda entry: not entry.required)
-    labels = [", ".join(entry.display_labels_with_metavar) for entry in entries]
-    left = 4 + min(max(map(len, labels)), _WIDEST)
-    for label, entry in zip(labels, entries, strict=True):
-        lines = textwrap.wrap(_explanation(entry), max(20, console.width - left))
-        if len(label) <= _WIDEST and lines:
-            label = f"{label:<{left - 2}}{lines.pop(0)}"
-        console.print(Text(f"  {label}"), *(Text(" " * left + line) for line in lines), sep="\n")
-    console.print()
-
-
-def _explanation(entry: HelpEntry) -> str:
-    """Return the text of the docstring on one line, followed by choices and default."""
-    text = entry.description.primary_renderable.plain if entry.description else ""
-    if entry.choices:
-        text += f" ({', '.join(entry.choices)})"
-    if entry.required:
-        text += " [required]"
-    elif entry.default not in (None, "None", "False", "()"):
-        text += f" [default: {entry.default}]"
-    return " ".join(text.split())
 
 
 def _refuse_empty(words: Sequence[str]) -> None:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import CycloptsError, Group, Parameter
+from cyclopts import CycloptsError, Parameter
 from cyclopts.validators import Number as InRange
 
+from art_denoised.cli.help import folded
 from art_denoised.cli.options import DataOptions, Duration, Number
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from art_denoised.smoothing import BlackBox
 
 
-@Parameter(name="*", group=Group("Paid API", sort_key=2))
+@Parameter(name="*", group=folded("Paid API", 2))
 @dataclass(frozen=True, kw_only=True)
 class ApiOptions:
     """A classifier behind HTTP instead of --model.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import CycloptsError, Group, Parameter
 
+from art_denoised.cli.help import more
 from art_denoised.cli.options import (
     MODEL,
     BallSizes,
@@ -53,6 +54,7 @@ KNOWN = (
     "art:NAME",
 )
 _MEANT = {"iters": "steps", "iterations": "steps", "max_iter": "steps", "stepsize": "step_size"}
+ATTACK = Group("Attack", sort_key=3)
 DETERMINISTIC = ("autoattack",)
 RANDOMISED = ("pgd:eot=20:loss=margin", "autoattack-rand", "square")
 
@@ -79,14 +81,16 @@ class AttackedModelOptions(ModelOptions):
             surrogate_steps, copies, vote (mean, majority).
     """
 
-    undefended: Annotated[Model | None, Parameter(name=("--undefended", "--bare"))] = None
-    noise: Literal["fixed", "fresh"] | None = None
-    gradients: Names | None = None
+    undefended: Model | None = None
+    noise: Annotated[Literal["fixed", "fresh"] | None, more(MODEL)] = None
+    gradients: Annotated[Names | None, more(MODEL)] = None
     denoiser: Annotated[Factory | None, Parameter(metavar="FACTORY|FILE")] = None
     sigma: Number | None = None
-    samples: int = 32
-    purify: Annotated[Factory | None, Parameter(metavar="FOLDER|FACTORY")] = None
-    purification: Annotated[str, Parameter(metavar="SAMPLER:OPTION=VALUE")] = "sde:t=0.1:steps=20"
+    samples: Annotated[int, more(MODEL)] = 32
+    purify: Annotated[Factory | None, more(MODEL), Parameter(metavar="FOLDER|FACTORY")] = None
+    purification: Annotated[str, more(MODEL), Parameter(metavar="SAMPLER:OPTION=VALUE")] = (
+        "sde:t=0.1:steps=20"
+    )
 
     def __post_init__(self) -> None:
         """Refuse a denoiser without its noise, and two defences at once."""
@@ -164,7 +168,7 @@ class AttackedModelOptions(ModelOptions):
         return load_classifier(self.undefended).to(self.find_device())
 
 
-@Parameter(name="*", group=Group("Attack", sort_key=3))
+@Parameter(name="*", group=ATTACK)
 @dataclass(frozen=True, kw_only=True)
 class AttackOptions:
     """Which attacks, and how they are evaluated.
@@ -184,11 +188,11 @@ class AttackOptions:
     eps: BallSizes
     norm: Norm = "linf"
     attacks: Names | None = None
-    repeats: int = 10
-    no_checks: bool = False
+    repeats: Annotated[int, more(ATTACK)] = 10
+    no_checks: Annotated[bool, more(ATTACK)] = False
     preview: bool = False
-    seed: int = 0
-    batch_size: int = 64
+    seed: Annotated[int, more(ATTACK)] = 0
+    batch_size: Annotated[int, more(ATTACK)] = 64
 
     def parse(self, names: Sequence[str]) -> list[tuple[str, Any]]:
         """Return these attacks, at each eps."""
@@ -208,27 +212,21 @@ def attack(
 ) -> None:
     r"""Attack a model, and check that its robust accuracy is reliable.
 
-    Each attack runs on every image that the model gets right. Randomised models
-    are evaluated twice: as the attack itself counted, and in --repeats later
-    evaluations with fresh noise (their mean, and the worst of them). Masking
-    checks then look for signs that the attacks failed although the model is not
-    robust; a failed check marks the result as not reliable (docs/tutorials/attack.md).
-    Rows are written to DIR/attack.jsonl as batches are finished.
+    Masking checks then look for signs that the attacks failed although the model
+    is not robust; a failed check marks the result as not reliable. Rows are
+    written to DIR/attack.jsonl as batches are finished.
 
     Attacks, joined by commas, with options after colons as in pgd:steps=100:eot=20:
       pgd                 PGD: steps, step_size, loss (ce, margin, dlr), restarts,
                           eot, targeted
       autoattack          AutoAttack's standard version, for deterministic models
       autoattack-rand     AutoAttack for randomised models: EOT over 20 draws
-      diffattack          PGD that drives --purify off its path: path_weight
-      diffhammer          PGD on the draws of --purify that break together: eot
       apgd-ce apgd-dlr apgd-t fab fab-t square
                           its parts: steps, queries, eot
+      diffattack          PGD that drives --purify off its path: path_weight
+      diffhammer          PGD on the draws of --purify that break together: eot
       torchattacks:NAME   any attack of torchattacks: torchattacks:PGD:steps=50
       art:NAME            any evasion attack of ART: art:HopSkipJump:max_iter=10
-
-    Cost of one image: up to 7,000 forward passes for AutoAttack, 1,000 for PGD
-    with eot=20. Try --max 20 first.
 
     The packaged digits classifier, in seconds:
       art-denoised attack --model art_denoised.demo:digits_classifier \
@@ -236,21 +234,14 @@ def attack(
           --max 50 --out runs/plain
       art-denoised report runs/plain
 
-    The smoothed classifier that certify certifies with these options:
-      art-denoised attack --model art_denoised.demo:digits_classifier \
-          --denoiser art_denoised.demo:digits_denoiser --sigma 0.25 \
-          --data digits --norm l2 --eps 0.25 --attacks pgd --out runs/denoised
-
-    DiffPure with your own diffusion model, in front of a classifier:
-      art-denoised attack --model art_denoised.demo:digits_classifier \
-          --purify art_denoised.demo:digits_diffusion \
-          --purification sde:t=0.1:steps=5 --data digits --eps 0.1 \
-          --attacks pgd:steps=5,diffattack:steps=5 --max 20 --out runs/purified
-
-    A defence of your own, beside the classifier it protects:
+    A defence of your own, beside the classifier it protects; AutoAttack takes up
+    to 7,000 forward passes an image, and --preview says what that costs:
       art-denoised attack --model mynets:defended --undefended mynets:resnet \
-          --data torchvision:CIFAR10:data --eps 8/255 \
-          --attacks autoattack-rand,square --max 500 --out runs/defended
+          --data imagefolder:val --eps 8/255 --attacks autoattack-rand,square \
+          --max 500 --out runs/defended --preview
+
+    Smoothed classifiers: --denoiser and --sigma as in certify, with --norm l2.
+    Diffusion purifiers: docs/how-to/referee-a-purifier.md.
     """
     from art_denoised import checks
     from art_denoised.data import Shard
@@ -262,6 +253,8 @@ def attack(
     checks.count("seed", attack.seed, 0)
     checks.count("batch_size", attack.batch_size)
     attack.parse(attack.attacks or DETERMINISTIC)
+    if not attack.preview:
+        run.check("attack")
     with waiting("loading the network"):
         network, undefended = model.load_defended(attack.seed), model.load_undefended()
     denoisers = (getattr(part, "denoiser", None) for part in network.modules())

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import CycloptsError, Parameter
-from cyclopts.validators import Number as InRange
 
 from art_denoised.cli.api import ApiOptions
+from art_denoised.cli.help import more
 from art_denoised.cli.options import (
     MODEL,
+    RUN,
     SAMPLING,
     DataOptions,
     Duration,
@@ -62,7 +63,7 @@ class DenoisedModelOptions(ModelOptions):
     """
 
     denoiser: Annotated[Factory | None, Parameter(metavar="FACTORY|FILE")] = None
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, more(MODEL)] = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -146,11 +147,11 @@ class SamplingOptions:
     """
 
     sigma: Number
-    alpha: float = 0.001
-    noise: Literal["gaussian", "quantised"] = "gaussian"
-    seed: int = 0
-    batch_size: int | Literal["auto"] = "auto"
-    tsv: bool = False
+    alpha: Annotated[float, more(SAMPLING)] = 0.001
+    noise: Annotated[Literal["gaussian", "quantised"], more(SAMPLING)] = "gaussian"
+    seed: Annotated[int, more(SAMPLING)] = 0
+    batch_size: Annotated[int | Literal["auto"], more(SAMPLING)] = "auto"
+    tsv: Annotated[bool, more(RUN)] = False
     preview: bool = False
 
     def smoother(
@@ -207,16 +208,14 @@ class CertifyOptions(SamplingOptions):
             They count as wrong in any case.
         true_class: With --radii, certify the true class of each image and select none: this saves
             the n0 samples, and is sound because the true class depends on no sample.
-        cost_per_sample: Price of a sample, for --preview.
     """
 
     n: int | None = None
-    n0: int = 100
+    n0: Annotated[int, more(SAMPLING)] = 100
     radii: Radii | None = None
     deadline: Duration | None = None
-    all_images: bool = False
-    true_class: bool = False
-    cost_per_sample: Annotated[Number, Parameter(validator=InRange(gte=0))] = 0.0
+    all_images: Annotated[bool, more(SAMPLING)] = False
+    true_class: Annotated[bool, more(SAMPLING)] = False
 
     def __post_init__(self) -> None:
         """Refuse options that exclude each other."""
@@ -265,17 +264,10 @@ def certify(
 ) -> None:
     r"""Certify a data set: a label and an l2 radius for each image.
 
-    For each image, n0 noisy copies select a class and n fresh ones bound its
-    probability. The result is a label and an l2 radius within which the
-    smoothed classifier provably keeps it, wrong with probability at most alpha,
-    or an abstention, -1 (Cohen et al. 2019; with a denoiser, Salman et al.
-    2020). Rows are written to DIR/certify.jsonl as images are finished.
-
-    How much to sample, all at the same alpha (docs/explanation/sequential.md):
-      --n N             N samples for every image: its full radius
-      --radii R,R,...   until each radius is proved or out of reach: the table of
-                        certified accuracy from about a fifteenth of the samples
-      --deadline TIME   as much as the time allows
+    Within its radius the smoothed classifier provably keeps its label, wrong
+    with probability at most alpha; -1 is an abstention (Cohen et al. 2019; with
+    a denoiser, Salman et al. 2020). Rows are written to DIR/certify.jsonl as
+    images are finished.
 
     The packaged digits classifier behind its denoiser:
       art-denoised certify --model art_denoised.demo:digits_classifier \
@@ -283,20 +275,13 @@ def certify(
           --sigma 0.25 --n 1000 --max 100 --out runs/denoised
       art-denoised table runs/denoised
 
-    Several machines, each with a part of the images (docs/how-to/many-machines.md):
-      art-denoised certify ... --shard 1/8 --out runs/parts/1
-      art-denoised merge runs/all runs/parts/*
+    Your own network, weights and images, sampled only until each of some radii
+    is proved or out of reach; --preview first says what that costs:
+      art-denoised certify --model mynets:resnet20 --weights resnet20.pth \
+          --data imagefolder:val --sigma 0.25 --radii 0,0.25,0.5 --max 500 \
+          --out runs/mine --preview
 
-    Your own network:
-      art-denoised certify --model mynets:resnet20 --denoiser dncnn.pth.tar \
-          --data torchvision:CIFAR10:data --sigma 0.25 --radii 0,0.25,0.5 \
-          --skip 20 --out runs/cifar10
-
-    A paid API; queries, cost and time are printed before the first query:
-      art-denoised certify --api https://example.org/classify \
-          --answer predictions.0.label --classes classes.txt \
-          --price .0015 --budget 50 --data imagefolder:photos --resize 224 \
-          --crop 224 --sigma 0.25 --n 100 --n0 20 --out runs/api
+    Paid APIs: docs/how-to/paid-api.md. Machines: docs/how-to/many-machines.md.
     """
     from art_denoised.evaluation.certify import certify
     from art_denoised.evaluation.preview import preview
@@ -304,15 +289,16 @@ def certify(
 
     model.check(api)
     stop = sampling.stop()
+    if not sampling.preview:
+        run.check("certify" if api.api is None else "answers")
     if api.api is not None:
         _certify_api(model, api, data, sampling, workers, run)
         return
     smoother, images, indices, named = _sampled(model, data, sampling, workers, run)
     if sampling.preview:
         assert not isinstance(stop, Anytime)  # refused with the options
-        cost = sampling.cost_per_sample
         with waiting("sampling a few images"):
-            found = preview(smoother, images, stop, indices=indices, cost_per_sample=cost)
+            found = preview(smoother, images, stop, indices=indices)
         _show_preview(found, run)
         return
     log = certify(smoother, images, stop, indices=indices, identity=named, **run.arguments)
@@ -444,6 +430,8 @@ def predict(
     from art_denoised.smoothing.stops import Voting
 
     stop = Voting(sampling.n, alpha=sampling.alpha)
+    if not sampling.preview:
+        run.check("predict")
     smoother, images, indices, named = _sampled(model, data, sampling, workers, run)
     if sampling.preview:
         with waiting("sampling a few images"):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from cyclopts import CycloptsError, Group, Parameter, Token
 from cyclopts.validators import Number as InRange
 
+from art_denoised.cli.help import folded, more
 from art_denoised.reports.terminal import escaped
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ class DeviceOptions:
         device: Device: cpu, cuda, cuda:1, ...; auto uses a GPU if there is one.
     """
 
-    device: str = "auto"
+    device: Annotated[str, more(MODEL)] = "auto"
 
     def find_device(self) -> "torch.device":
         """Return the device."""
@@ -222,11 +223,11 @@ class ModelOptions(DeviceOptions):
     """Which network, and where it runs.
 
     Attributes:
-        model: Network: timm:NAME, torchvision:NAME, hf:OWNER/NAME, robustbench:NAME:DATASET:THREAT
-            or your function package.module:function, found from the current folder. Its network
-            takes images in [0, 1], normalises them itself, returns logits, and is in eval mode.
-        weights: Weights of the network (.safetensors, .pth, .tar), such as the model.safetensors
-            of train-robust, whose denoising blocks and activations are then put in as well.
+        model: Network in eval mode that takes images in [0, 1] and returns logits: your function
+            package.module:function, found from the current folder, which normalises by itself; or
+            timm:NAME, torchvision:NAME, hf:OWNER/NAME, robustbench:NAME:DATASET:THREAT.
+        weights: Weights of the network (.safetensors, .pth, .tar). Those of train-robust bring
+            their denoising blocks and activations.
         num_classes: Number of classes of --weights, for a network of timm, torchvision or hf.
         mean: Mean of each channel that the network expects to be subtracted. By default what the
             library of the network says; your function normalises by itself.
@@ -237,10 +238,10 @@ class ModelOptions(DeviceOptions):
 
     model: Model
     weights: Annotated[Path | None, Parameter(metavar="FILE")] = None
-    num_classes: Annotated[int | None, Parameter(metavar="N")] = None
-    mean: Numbers | None = None
-    std: Numbers | None = None
-    optimize: Literal["fold", "compile"] | None = None
+    num_classes: Annotated[int | None, more(MODEL), Parameter(metavar="N")] = None
+    mean: Annotated[Numbers | None, more(MODEL)] = None
+    std: Annotated[Numbers | None, more(MODEL)] = None
+    optimize: Annotated[Literal["fold", "compile"] | None, more(MODEL)] = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -301,12 +302,12 @@ class DataOptions:
     """
 
     data: Annotated[str, Parameter(metavar="DATA")]
-    skip: Annotated[int, Parameter(metavar="K")] = 1
+    skip: Annotated[int, more(DATA), Parameter(metavar="K")] = 1
     max: Annotated[int | None, Parameter(metavar="M")] = None
-    classes: Annotated[Path | None, Parameter(metavar="FILE")] = None
-    resize: Annotated[int | None, Parameter(metavar="PIXELS")] = None
-    crop: Annotated[int | None, Parameter(metavar="PIXELS")] = None
-    shard: Part | None = None
+    classes: Annotated[Path | None, more(DATA), Parameter(metavar="FILE")] = None
+    resize: Annotated[int | None, more(DATA), Parameter(metavar="PIXELS")] = None
+    crop: Annotated[int | None, more(DATA), Parameter(metavar="PIXELS")] = None
+    shard: Annotated[Part | None, more(DATA)] = None
 
     def identity(self, network: "nn.Module", denoiser: "nn.Module | None" = None) -> dict[str, Any]:
         """What a log says of the choice."""
@@ -365,7 +366,7 @@ def image_shape(data: "ImageData", indices: Sequence[int]) -> tuple[int, ...]:
     return tuple(Chosen(data)[whole[0]][0].shape)
 
 
-@Parameter(name="*", group=Group("Workers", sort_key=4))
+@Parameter(name="*", group=folded("Workers", 4))
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
     """What computes. No result depends on it.
@@ -433,8 +434,15 @@ class RunOptions:
 
     out: Annotated[Path, Parameter(metavar="DIR")]
     resume: bool = False
-    quiet: bool = False
+    quiet: Annotated[bool, more(RUN)] = False
     json: bool = False
+
+    def check(self, kind: str) -> None:
+        """Refuse a folder that holds such a run already, before anything is loaded."""
+        from art_denoised.runs.journal import refuse_existing
+
+        if not self.resume:
+            refuse_existing(self.out, kind)
 
     @property
     def arguments(self) -> dict[str, Any]:

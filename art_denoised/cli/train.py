@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import CycloptsError, Parameter
 
+from art_denoised.cli.help import more
 from art_denoised.cli.options import (
     DATA,
     MODEL,
@@ -71,12 +72,8 @@ class ValidatedData(TrainingData):
         validation_max: Largest number of validation images, evenly spaced in the data set.
     """
 
-    validation: Annotated[
-        str | None, Parameter(name=("--validation", "--holdout"), metavar="DATA")
-    ] = None
-    validation_max: Annotated[
-        int, Parameter(name=("--validation-max", "--holdout-max"), metavar="M")
-    ] = 500
+    validation: Annotated[str | None, Parameter(metavar="DATA")] = None
+    validation_max: Annotated[int, more(DATA), Parameter(metavar="M")] = 500
 
     def load_validation(self, transform: "EvalTransform | None" = None) -> list[Any] | None:
         """Return pairs of image and label."""
@@ -113,16 +110,16 @@ class TrainingOptions(DeviceOptions):
 
     epochs: int = 30
     batch_size: int = 128
-    optimizer: Optimizer = "adam"
-    lr: Annotated[Number, Parameter(name=("--lr", "--rate"))] = 1e-3
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    clip: float = 1.0
-    schedule: Schedule = "cosine"
-    average: float = 0.999
+    optimizer: Annotated[Optimizer, more(TRAINING)] = "adam"
+    lr: Number = 1e-3
+    momentum: Annotated[float, more(TRAINING)] = 0.9
+    weight_decay: Annotated[float, more(TRAINING)] = 1e-4
+    clip: Annotated[float, more(TRAINING)] = 1.0
+    schedule: Annotated[Schedule, more(TRAINING)] = "cosine"
+    average: Annotated[float, more(TRAINING)] = 0.999
     augment: Augmentation = "crop+flip"
     seed: int = 0
-    bf16: Literal["auto", "on", "off"] = "auto"
+    bf16: Annotated[Literal["auto", "on", "off"], more(TRAINING)] = "auto"
 
     def config(self) -> "TrainingConfig":
         """Return them as the library takes them, checked."""
@@ -166,7 +163,7 @@ class DenoiserOptions:
     surrogate: Annotated[list[str], Parameter(metavar="NAME")] | None = None
     sigma: Annotated[Numbers, Parameter(metavar="S|LOW,HIGH")]
     architecture: Annotated[str, Parameter(metavar="NAME")] = "dncnn"
-    fine_epochs: int | None = None
+    fine_epochs: Annotated[int | None, more(MODEL)] = None
 
     def load(self, device: "torch.device") -> "Objective":
         """Return the objective, with its classifiers on the device."""
@@ -288,6 +285,7 @@ def train_denoiser(
     from art_denoised.training.denoiser import train_denoiser
 
     config, device = training.config(), training.find_device()
+    run.check("train")
     path = run.out / "denoiser.safetensors"
     if path.exists() and not run.resume:
         raise InputError(f"{path} already exists; choose another folder", resume=True)
@@ -336,7 +334,9 @@ def train_diffusion(
     from art_denoised.training.batches import seeded
     from art_denoised.training.diffusion import EDMLoss, train_diffusion
 
-    config, device, images = training.config(), training.find_device(), data.load()
+    config, device = training.config(), training.find_device()
+    run.check("train")
+    images = data.load()
     channels, size, width = images[0][0].shape
     if size != width:
         raise InputError(f"the images are {size} x {width}; the U-Net takes square ones")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import CycloptsError, Group, Parameter
 
-from art_denoised.cli.options import MODEL, Model, Norm, Number, RunOptions, notice, notices
+from art_denoised.cli.help import more
+from art_denoised.cli.options import MODEL, TRAINING, Model, Norm, Number, RunOptions, notice, notices
 from art_denoised.cli.train import (
     Optimizer,
     Schedule,
@@ -43,7 +44,7 @@ class ClassifierOptions:
     """
 
     model: Model
-    num_classes: Annotated[int | None, Parameter(metavar="N")] = None
+    num_classes: Annotated[int | None, more(MODEL), Parameter(metavar="N")] = None
     feature_denoising: Annotated[str | None, Parameter(metavar="OPERATION")] = None
     where: Annotated[str | None, Parameter(metavar="PLACES")] = None
     activation: Annotated[str | None, Parameter(metavar="NAME")] = None
@@ -73,7 +74,10 @@ class ClassifierOptions:
         return changed
 
 
-@Parameter(name="*", group=Group("Recipe", sort_key=3))
+RECIPE = Group("Recipe", sort_key=3)
+
+
+@Parameter(name="*", group=RECIPE)
 @dataclass(frozen=True, kw_only=True)
 class RecipeOptions:
     """Against which attack a classifier is trained.
@@ -93,10 +97,10 @@ class RecipeOptions:
     eps: Number | None = None
     norm: Norm | None = None
     steps: int | None = None
-    step_size: Annotated[Number | None, Parameter(name=("--step-size", "--stride"))] = None
-    judge_steps: int = 10
+    step_size: Number | None = None
+    judge_steps: Annotated[int, more(RECIPE)] = 10
     best: bool = False
-    stop: bool = False
+    stop: Annotated[bool, more(RECIPE)] = False
 
     def build(self) -> Adversarial | Trades:
         """Return the recipe with these values."""
@@ -131,12 +135,12 @@ class RecipeOptions:
 class RobustTrainingOptions(TrainingOptions):
     """How a classifier is trained: other defaults."""
 
-    optimizer: Optimizer = "sgd"
-    lr: Annotated[Number, Parameter(name=("--lr", "--rate"))] = 0.1
-    weight_decay: float = 5e-4
-    clip: float = 0.0
-    schedule: Schedule = "one-cycle"
-    average: float = 0.995
+    optimizer: Annotated[Optimizer, more(TRAINING)] = "sgd"
+    lr: Number = 0.1
+    weight_decay: Annotated[float, more(TRAINING)] = 5e-4
+    clip: Annotated[float, more(TRAINING)] = 0.0
+    schedule: Annotated[Schedule, more(TRAINING)] = "one-cycle"
+    average: Annotated[float, more(TRAINING)] = 0.995
 
 
 _TRAINING = RobustTrainingOptions()
@@ -189,6 +193,7 @@ def train_robust(
     from art_denoised.training.robust import OverfittingWarning, train_robust
 
     config, device, attack = training.config(), training.find_device(), recipe.build()
+    run.check("train")
     validation, images = recipe.validation(data.load_validation()), data.load()
     channels, height, width = images[0][0].shape
     shape = (channels, height, width)

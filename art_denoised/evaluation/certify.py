@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -227,15 +228,50 @@ def _write(
         return ", ".join(filter(None, [where, _note(run.rows, stop, smoother)]))
 
     with Progress(run.kind.name, visible=visible, **scale) as shown:
+        under_way = _UnderWay(shown, _most_samples(stop), note)
         for turn, todo in _turns(stop, images.indices, run.rows):
             if isinstance(turn, Anytime):
                 shown.move(shown.n, what=f"{run.kind.name}, {turn.n:,} samples an image")
             earlier = {i: run.rows[i].certificate for i in todo if i in run.rows}
-            for found in answers(smoother, images, turn, todo, voter, earlier=earlier, until=end):
+            for found in answers(
+                smoother, images, turn, todo, voter, earlier=earlier, until=end, tell=under_way.tell
+            ):
                 run.append([run.kind.row.of(*found)])
-                shown.update(note=note)
+                under_way.finish(found[0])
             if end is not None and time.monotonic() >= end:
                 return
+
+
+class _UnderWay:
+    """Progress in images: those under way count by the share of their samples that is there."""
+
+    def __init__(self, shown: Progress, most: int | None, note: Callable[[], str]) -> None:
+        self._shown, self._most, self._note = shown, most, note
+        self._finished = shown.n
+        self._samples: Counter[int] = Counter()
+
+    def tell(self, index: int, samples: int) -> None:
+        """Count samples of an image."""
+        if self._most is not None:
+            self._samples[index] += samples
+            self._move()
+
+    def finish(self, index: int) -> None:
+        """Count an image as finished."""
+        self._finished += 1
+        self._samples.pop(index, None)
+        self._move()
+
+    def _move(self) -> None:
+        part = self._samples.total() / self._most if self._most else 0.0
+        self._shown.move(self._finished + part, self._note)
+
+
+def _most_samples(stop: Stop[Any]) -> int | None:
+    """Return the largest number of samples of an image; None where turns share them out."""
+    if isinstance(stop, Voting):
+        return stop.n
+    return stop.n0 + stop.n if isinstance(stop, (FixedN, AtRadii)) else None
 
 
 def _note(rows: Mapping[Any, Any], stop: Stop[Any], smoother: Smoother) -> str:
@@ -289,10 +325,12 @@ def answers(
     *,
     earlier: Mapping[int, Certificate | None] | None = None,
     until: float | None = None,
+    tell: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[int, int, Any, float]]:
     """Yield (index, label, answer, seconds since the last one) as images are finished.
 
-    An image that cannot be used is refused once the images before it are finished.
+    An image that cannot be used is refused once the images before it are finished. ``tell`` is
+    called with an index and a number of samples whenever votes come in.
     """
     labels: dict[int, int] = {}
     failure: list[Exception] = []
@@ -309,7 +347,7 @@ def answers(
             yield Task(index, x, stop.procedure(labels[index], record, held), stop.looks)
 
     last = time.perf_counter()
-    for index, answer in drive(tasks(), voter, until=until):
+    for index, answer in drive(tasks(), voter, until=until, tell=tell):
         now = time.perf_counter()
         yield index, labels.pop(index), answer, now - last
         last = now

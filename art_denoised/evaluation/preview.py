@@ -50,6 +50,7 @@ class Preview:
         cost: Expected cost, in the unit of the cost of a sample.
         flop: Floating-point operations for these samples.
         memory: Estimate of the bytes held at once, with the batch size of the smoother.
+        n0: Number of the samples of each image that select its class.
     """
 
     images: int
@@ -61,6 +62,7 @@ class Preview:
     cost: float
     flop: float = 0.0
     memory: int = 0
+    n0: int = 0
 
     def __str__(self) -> str:
         """Return it in words, for the terminal."""
@@ -72,7 +74,9 @@ class Preview:
                 f"about {self.samples:,.0f} samples "
                 f"({self.low:,.0f} to {self.high:,.0f}{saving if ratio > 1 else ''})"
             )
-        words = f"{self.images} images: {samples}, {duration(self.seconds)}"
+        words = f"{self.images} images: {samples}"
+        words += f", of which {self.n0:,} an image select its class" if self.n0 else ""
+        words += f", {duration(self.seconds)}"
         words += f", cost {self.cost:,.2f}" if self.cost else ""
         return words + machine(self.flop, self.memory)
 
@@ -150,6 +154,7 @@ def preview(
         cost=total * cost_per_sample,
         flop=total * one.flop,
         memory=one.memory(smoother.batch_size),
+        n0=n0,
     )
 
 

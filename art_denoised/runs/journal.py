@@ -172,11 +172,7 @@ class Run(Generic[R]):
             raise InputError(f"{self.path} is not a regular file; choose another folder")
         text = self.path.read_bytes().decode("utf-8", errors="replace")
         if text and not resume:
-            raise InputError(
-                f"{self.path.parent} already holds a run ({self.path.name}); resume it or choose "
-                "another folder",
-                resume=True,
-            )
+            raise _existing(self.path)
         if text and "\n" not in text and (text.startswith(_START) or _START.startswith(text)):
             self.notices.append(f"{self.path}: the header was torn; the run starts again")
             os.ftruncate(self._file, 0)
@@ -202,6 +198,23 @@ class Run(Generic[R]):
         os.ftruncate(self._file, contents.whole)
         self.rows, self.begun = dict(contents.rows), contents.begun
         self.notices += [f"{self.path}: {notice}" for notice in contents.notices]
+
+
+def refuse_existing(folder: Path | str, kind: str) -> None:
+    """Refuse a folder that holds a journal of this kind, where none is to be resumed.
+
+    `Run` refuses it as well; this is for programs that load models first.
+    """
+    path = Path(folder) / f"{kind}.jsonl"
+    if path.is_file() and path.stat().st_size:
+        raise _existing(path)
+
+
+def _existing(path: Path) -> InputError:
+    return InputError(
+        f"{path.parent} already holds a run ({path.name}); resume it or choose another folder",
+        resume=True,
+    )
 
 
 def read_run(path: Path | str, *kinds: Kind[Any]) -> Contents[Any]:

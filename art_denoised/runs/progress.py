@@ -104,7 +104,8 @@ class Progress:
         """Return what is done, the speed, the time left and the note."""
         seconds, made = time.monotonic() - self._begin, self.n - self._done
         of = "" if self._total is None else f"/{self._total:,.0f}"
-        done = f"{self.n:,.0f}" if self.n >= 100 or self.n == int(self.n) else f"{self.n:.1f}"
+        digits = 0 if self.n >= 100 or self.n == int(self.n) else 1 if self.n >= 1 else 2
+        done = f"{self.n:,.{digits}f}"
         words = [f"{done}{of} {self._unit}s"]
         if made > 0 and seconds > 0:
             words.append(f"{made / seconds:.3g} {self._unit}s/s")

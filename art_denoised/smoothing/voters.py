@@ -76,7 +76,11 @@ class Voter(Protocol):
 
 
 def drive(
-    tasks: Iterable[Task[T]], voter: Voter, *, until: float | None = None
+    tasks: Iterable[Task[T]],
+    voter: Voter,
+    *,
+    until: float | None = None,
+    tell: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[int, T]]:
     """Run procedures on images until all are finished or the time is up.
 
@@ -89,6 +93,7 @@ def drive(
         until: Time, on the clock of `time.monotonic`, at which to stop. Procedures in the
             estimation stage are then sent the votes that have come in, as if they had asked for no
             more, which those of `Anytime` allow. Other images are dropped.
+        tell: Called with an index and a number of samples whenever votes come in, for progress.
 
     Yields:
         (index, answer) of each task, as it is finished.
@@ -119,6 +124,8 @@ def drive(
         task, part, votes = voter.next()
         job = jobs[task]
         job.add(part, votes)
+        if tell is not None:
+            tell(task.index, part.stop - part.start)
         if job.reached < job.draw.stop:
             continue
         if job.advance(job.votes):

@@ -81,7 +81,7 @@ def test_doctor_knows_the_extras_of_the_package():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_is_explained(capsys, command):
-    assert main([command, "-h"]) == 0
+    assert main([command, "--help-all"]) == 0
     page = capsys.readouterr().out
     collection = build_app()[command].assemble_argument_collection(parse_docstring=True)
     for argument in collection.filter_by(show=True):
@@ -91,6 +91,18 @@ def test_every_option_is_explained(capsys, command):
     assert "None" not in page  # a default that says nothing
     assert "\x1b" not in page  # plain where it is no terminal
     assert "`" not in page
+
+
+def test_a_help_page_is_short_and_names_the_options_that_few_runs_need(capsys):
+    assert main(["certify", "-h"]) == 0
+    short = capsys.readouterr().out
+    assert main(["certify", "--help-all"]) == 0
+    everything = capsys.readouterr().out
+    named = set(re.findall(r"(?<!\w)--[a-z][\w-]*", everything))
+    assert named <= set(re.findall(r"(?<!\w)--[a-z][\w-]*", short))
+    assert len(short.splitlines()) <= 80
+    assert len(short) < 0.75 * len(everything)
+    assert max(map(len, short.splitlines())) <= 80
 
 
 def test_help_needs_no_torch():

@@ -14,6 +14,7 @@ from art_denoised.demo import digits_classifier, digits_denoiser
 from art_denoised.evaluation.certify import FirstLook, certify, first_look, predict
 from art_denoised.evaluation.preview import preview
 from art_denoised.evaluation.rows import read_log
+from art_denoised.runs.progress import Progress
 from art_denoised.smoothing.modules import DenoisedClassifier
 from art_denoised.smoothing.smoother import Smoother
 from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN, Voting
@@ -49,6 +50,17 @@ def test_interrupted_and_resumed_runs_end_in_the_same_rows(tmp_path):
     assert runs > 3
     assert log.rows == whole.rows
     assert read_log(tmp_path / "parts").rows == whole.rows
+
+
+def test_progress_moves_by_samples_within_an_image(tmp_path, monkeypatch):
+    moves: list[float] = []
+
+    monkeypatch.setattr(Progress, "move", lambda shown, n, *words, **names: moves.append(n))
+    options = {**COMMON, "indices": range(2), "run": tmp_path}
+    certify(smoother(), load_data("digits"), FixedN(300), **options)
+    assert moves[0] == 0.25  # the samples that select the class of the first image
+    assert moves == sorted(moves)
+    assert moves[-1] == 2
 
 
 def unfinished(row, n: int) -> bool:
