@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,8 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         checks.first_derivative(ctx.chain.name)
         start, *saved = ctx.saved_tensors
-        total, flow = torch.zeros_like(start), list(gradients)
+        total = torch.zeros_like(start)
+        flow: Sequence[Tensor | None] = gradients
         for number in reversed(range(ctx.chain.steps)):
             held = saved[ctx.width * number : ctx.width * (number + 1)]
             with torch.enable_grad():
