@@ -246,7 +246,7 @@ def attack(
     from art_denoised import checks
     from art_denoised.data import Shard
     from art_denoised.evaluation.attack import evaluate
-    from art_denoised.evaluation.attack_preview import preview_attack
+    from art_denoised.evaluation.preview import preview_attack
     from art_denoised.reports.report import report
 
     # What is wrong with the attacks is found before anything is loaded.

@@ -90,13 +90,14 @@ def verify(
 
 
 def _check(path: Path) -> Iterator[_Checked]:
-    from art_denoised.evaluation.rows import Log
-    from art_denoised.evaluation.verify import read_verifiable, verify
+    from art_denoised.evaluation import ATTACK, CERTIFY, PREDICT
+    from art_denoised.evaluation.rows import Log, read_logs
+    from art_denoised.evaluation.verify import verify
 
     if path.suffix == ".json" or (any(path.glob("*.json")) and not any(path.glob("*.jsonl"))):
         yield from _check_entries(path)
         return
-    for file, log in read_verifiable(path).items():
+    for file, log in read_logs(path, CERTIFY, PREDICT, ATTACK).items():
         for text in log.notices:
             notice(f"{file}: {text}")
         findings = verify(log)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.models.cost import FlopCounter, in_words
+from art_denoised.models.cost import FlopCounter
+from art_denoised.words import counted, memory, operations
 
 if TYPE_CHECKING:
     from art_denoised.types import Images
@@ -69,11 +70,10 @@ class Cost:
 
     def __str__(self) -> str:
         """Return it in words, for the terminal."""
-        images = "1 image" if self.images == 1 else f"{self.images:,} images"
         return (
-            f"{images}: {self.nfe:,} network evaluations, {in_words(self.flop)}, "
-            f"{in_words(self.gradient_flop)} with gradient, about {self.memory / 2**20:,.0f} MiB "
-            "at once"
+            f"{counted(self.images, 'image')}: {self.nfe:,} network evaluations, "
+            f"{operations(self.flop)}, {operations(self.gradient_flop)} with gradient, "
+            f"{memory(self.memory)}"
         )
 
 

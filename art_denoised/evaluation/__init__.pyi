@@ -1,7 +1,5 @@
 from .answers import recertify as recertify
 from .attack import evaluate as evaluate
-from .attack_preview import AttackPreview as AttackPreview
-from .attack_preview import preview_attack as preview_attack
 from .attack_rows import ATTACK as ATTACK
 from .attack_rows import CHECKS as CHECKS
 from .attack_rows import CLEAN as CLEAN
@@ -14,9 +12,11 @@ from .certify import certify as certify
 from .certify import predict as predict
 from .masking import Probes as Probes
 from .merge import merge as merge
+from .preview import AttackPreview as AttackPreview
 from .preview import Preview as Preview
 from .preview import QueryPreview as QueryPreview
 from .preview import preview as preview
+from .preview import preview_attack as preview_attack
 from .preview import preview_queries as preview_queries
 from .rows import CERTIFY as CERTIFY
 from .rows import PREDICT as PREDICT

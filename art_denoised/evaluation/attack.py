@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -136,7 +136,13 @@ def evaluate(
         raise InputError("there are no images; give at least one")
     x, _ = images.stack(images.whole[:LOOKED])
     target = Target(model, x, noise=noise, repeats=repeats, seed=seed, batch_size=batch_size)
-    used = _usable(list(columns(attacks, target.gradients(gradients))), target)
+    used = list(columns(attacks, target.gradients(gradients)))
+    seeing = [column.name for column in used if column.gradient != "none"]
+    if seeing and not target.differentiable:
+        raise InputError(
+            f"attack {seeing[0]!r} needs gradients, but autograd does not reach the images through "
+            "the model; give gradient-free attacks, or put BPDA into the model"
+        )
     images.classes = target.classes
     reading = partial(watched, what="reading", visible=progress)
     size = probes or masking.Probes()
@@ -154,7 +160,6 @@ def evaluate(
         "versions": versions(*_LIBRARIES),
         **({"allow_mixed": True} if workers is not None and workers.allow_mixed else {}),
     }
-    work = Work(target, used, images, seed, batch_size, frozenset(images.whole[:kept]))
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory()) if run is None else run
         journal = stack.enter_context(Run(folder, ATTACK, settings, resume=resume))
@@ -162,15 +167,17 @@ def evaluate(
         for notice in notices:
             print(f"notice: {notice}", file=sys.stderr)
         stack.enter_context(target.as_asked())
+        pictured = frozenset(images.whole[:kept])
+        work = Work(journal, target, used, images, seed, batch_size, pictured, progress)
         if workers is None:
-            work.attack(journal, progress)
+            work.attack()
         else:
             from art_denoised.evaluation.spread import attack_elsewhere
 
-            attack_elsewhere(work, journal, workers, x, progress)
+            attack_elsewhere(work, workers, x)
         if masking_checks and images.shard is None:
-            work.check(journal, undefended, size, progress)
-        return AttackLog.of(journal.settings, journal.rows.values(), notices, journal.begun)
+            work.check(undefended, size)
+        return AttackLog.of(journal, notices)
 
 
 def _smoothed(module: nn.Module) -> dict[str, Any]:
@@ -178,16 +185,6 @@ def _smoothed(module: nn.Module) -> dict[str, Any]:
     if not isinstance(module, Smoothed):
         return {}
     return {"smoothed": {**model_identity(module.base), "sigma": module.sigma}}
-
-
-def _usable(used: list[Column], target: Target) -> list[Column]:
-    seeing = [column.name for column in used if column.gradient != "none"]
-    if seeing and not target.differentiable:
-        raise InputError(
-            f"attack {seeing[0]!r} needs gradients, but autograd does not reach the images through "
-            "the model; give gradient-free attacks, or put BPDA into the model"
-        )
-    return used
 
 
 def attack_settings(used: Iterable[Column]) -> list[dict[str, Any]]:
@@ -213,29 +210,33 @@ class _NoAttack:
 
 @dataclass(frozen=True)
 class Work:
-    """The model, the attacks and the images of a run."""
+    """A run, and what is attacked in it."""
 
+    run: Run[Any]
     target: Target
     columns: Sequence[Column]
     images: Chosen
     seed: int
     batch_size: int
     pictured: frozenset[int]
+    visible: bool
 
-    def attack(self, run: Run[Any], visible: bool) -> None:
+    def attack(self) -> None:
         """Write the rows and pictures that the run does not hold yet, those without attack first.
 
         A batch whose pictures alone are missing is attacked again.
         """
-        with self.progress(run, visible) as progress:
+        with self.progress() as progress:
             self.target.tick = progress.tick
             for column in (self.clean, *self.columns):
                 expected = getattr(column.attack, "nfe", None)
-                for block in self.missing(run, column):
-                    progress.begin(column.name, len(self.rows(run, column, block)), expected)
-                    self._attack(run, self.batch(run, column, block))
-                    expected = progress.nfe / len(block)
-                    progress.end(standing(run.rows.values(), column))
+                for batch in self.batches(column):
+                    progress.begin(column.name, len(self.missing(column, batch.indices)), expected)
+                    rows, found = judged(self.target, batch)
+                    self.keep(column, rows, found.flags)  # taking pictures may fail
+                    self.run.append(pictures_of(self.target, batch, found.x_adv))
+                    expected = progress.nfe / len(batch.indices)
+                    progress.end(self.standing(column))
 
     @property
     def clean(self) -> Column:
@@ -243,79 +244,70 @@ class Work:
         norm = self.columns[0].attack.norm if self.columns else NORMS[0]
         return Column(CLEAN, "none", _NoAttack(norm))
 
-    def progress(self, run: Run[Any], visible: bool) -> PassProgress:
+    def progress(self) -> PassProgress:
         """Return the bar of the rows."""
         total = len(self.images.indices) * (1 + len(self.columns))
-        done = sum(isinstance(row, AttackRow) for row in run.rows.values())
-        return PassProgress("attack", total, done=done, visible=visible, unit="attacked image")
+        done = sum(isinstance(row, AttackRow) for row in self.run.rows.values())
+        return PassProgress("attack", total, done=done, visible=self.visible, unit="attacked image")
 
-    def missing(self, run: Run[Any], column: Column) -> Iterator[Sequence[int]]:
+    def batches(self, column: Column) -> Iterator[Batch]:
         """Yield the batches of a column of which rows or pictures are missing."""
         for first in range(0, len(self.images.indices), self.batch_size):
-            block = self.images.indices[first : first + self.batch_size]
-            last = {
-                ("image", *column.key, index, _stages(column)[-1])
-                for index in self.pictured.intersection(block)
-            }
-            if self.rows(run, column, block) or last - run.rows.keys():
-                yield block
+            block = tuple(self.images.indices[first : first + self.batch_size])
+            pictured = self.pictured.intersection(block)
+            last = {("image", *column.key, index, _stages(column)[-1]) for index in pictured}
+            if not (self.missing(column, block) or last - self.run.rows.keys()):
+                continue
+            clean = None
+            if column.name != CLEAN:  # its rows were written before
+                keys = [("attack", self.clean.key, index) for index in block]
+                clean = np.array([self.run.rows[key].clean for key in keys])
+            x, y = (tensor.cpu().numpy() for tensor in self.images.stack(block))
+            yield Batch(column, block, x, y, self._seed(column, block), clean, pictured)
 
-    def rows(self, run: Run[Any], column: Column, block: Sequence[int]) -> set[Hashable]:
-        """Return the rows of a batch that are missing."""
-        rows: set[Hashable] = {("attack", column.key, index) for index in block}
-        return rows - run.rows.keys()
+    def missing(self, column: Column, indices: Sequence[int]) -> set[Hashable]:
+        """Return the rows of some images that are missing."""
+        rows: set[Hashable] = {("attack", column.key, index) for index in indices}
+        return rows - self.run.rows.keys()
 
-    def check(
-        self, run: Run[Any], undefended: nn.Module | None, probes: masking.Probes, visible: bool
-    ) -> None:
+    def check(self, undefended: nn.Module | None, probes: masking.Probes) -> None:
         """Make the masking checks that the run does not hold yet."""
-        log = AttackLog.of(run.settings, run.rows.values())
+        log = AttackLog.of(self.run)
         right = [row.index for row in log.rows if row.attack == CLEAN and row.clean]
         chosen = tuple(right or self.images.indices)[: probes.images]
-        x, y = self._images(chosen)
+        x, y = (tensor.to(self.target.device) for tensor in self.images.stack(chosen))
         used = tuple(self.columns)
         subject = masking.Subject(self.target, x, y, chosen, log.rows, used, undefended, probes)
         todo = unmade(log.checks)
         done = len(CHECKS) - len(todo)
         with PassProgress(
-            "masking checks", len(CHECKS), done=done, visible=visible, unit="check"
+            "masking checks", len(CHECKS), done=done, visible=self.visible, unit="check"
         ) as progress:
             self.target.tick = progress.tick
             for name in todo:
                 progress.begin(name, 1, None)
-                run.append([masking.make(name, subject)])
+                self.run.append([masking.make(name, subject)])
                 progress.end()
             for row in masking.unmoved(subject):
-                if row != run.rows.get(row.key):
-                    run.append([row])
+                if row != self.run.rows.get(row.key):
+                    self.run.append([row])
 
-    def _attack(self, run: Run[Any], batch: Batch) -> None:
-        """Attack a batch. Its rows are on the disk before pictures are taken, which may fail."""
-        rows, found = judged(self.target, batch)
-        self.keep(run, batch.column, rows, found.flags)
-        run.append(pictures_of(self.target, batch, found.x_adv, self.pictured))
-
-    def batch(self, run: Run[Any], column: Column, block: Sequence[int]) -> Batch:
-        """Return a batch; that without attack was written before."""
-        x, y = self._images(block)
-        clean = None
-        if column.name != CLEAN:
-            known = [run.rows["attack", self.clean.key, index].clean for index in block]
-            clean = torch.tensor(known)
-        return Batch(column, block, x, y, self._seed(column, block), clean)
-
-    def keep(
-        self, run: Run[Any], column: Column, rows: Iterable[AttackRow], flags: Sequence[str]
-    ) -> None:
+    def keep(self, column: Column, rows: Iterable[AttackRow], flags: Sequence[str]) -> None:
         """Write the rows of a batch, and what AutoAttack says of the model if that is new."""
-        name = masking.flags_name(column)
+        held, name = self.run.rows, masking.flags_name(column)
         row = masking.autoattack_flags(name, flags, self.target.randomised)
-        known = run.rows[row.key].numbers["flags"] if row.key in run.rows else []
+        known = held[row.key].numbers["flags"] if row.key in held else []
         every = tuple(dict.fromkeys((*known, *flags)))
         said = []
         if len(every) > len(known):
             said.append(masking.autoattack_flags(name, every, self.target.randomised))
-        run.append([*(row for row in rows if row.key not in run.rows), *said])
+        self.run.append([*(row for row in rows if row.key not in held), *said])
+
+    def standing(self, column: Column) -> str:
+        """Return the share of the images of a column so far that are right, in words."""
+        rows = (row for row in self.run.rows.values() if isinstance(row, AttackRow))
+        counted = [row.counted for row in rows if row.column == column.key]
+        return f"{sum(counted) / len(counted):.1%} right" if counted else ""
 
     def _seed(self, column: Column, block: Sequence[int]) -> int:
         """Return the seed of one batch of one column, whatever ran before it."""
@@ -323,38 +315,30 @@ class Work:
         sequence = np.random.SeedSequence([self.seed, name, block[0]])
         return int(sequence.generate_state(1)[0]) >> 1
 
-    def _images(self, block: Sequence[int]) -> tuple[Images, Labels]:
-        x, y = self.images.stack(block)
-        return x.to(self.target.device), y.to(self.target.device)
 
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images that are attacked together, with random numbers of their own, as they are sent.
 
-def standing(rows: Iterable[Any], column: Column) -> str:
-    """Return the share of the images of a column so far that are right, in words."""
-    counted = [
-        row.counted for row in rows if isinstance(row, AttackRow) and row.column == column.key
-    ]
-    return f"{sum(counted) / len(counted):.1%} right" if counted else ""
-
-
-class Batch(NamedTuple):
-    """Images that are attacked together in a column, with random numbers of their own.
-
-    ``clean`` says which are right without attack; None: they are not attacked.
+    ``clean`` says which are right without attack; None: they are not attacked. Pictures are wanted
+    of the images in ``pictured``.
     """
 
     column: Column
     indices: Sequence[int]
-    x: Images
-    y: Labels
+    x: np.ndarray
+    y: np.ndarray
     seed: int
-    clean: Tensor | None
+    clean: np.ndarray | None
+    pictured: frozenset[int]
+
+    def on(self, device: torch.device) -> tuple[Images, Labels]:
+        """Return images and labels."""
+        return torch.tensor(self.x).to(device), torch.tensor(self.y).to(device)
 
 
 class Found(NamedTuple):
-    """What became of a batch; `AttackRow` says what is ``clean`` and ``counted``.
-
-    ``right`` says whether each image was right in the later evaluations, (repeats, batch).
-    """
+    """What became of a batch; ``right`` (repeats, batch) is of the later evaluations."""
 
     x_adv: Images
     clean: Tensor
@@ -366,30 +350,31 @@ class Found(NamedTuple):
 def judged(target: Target, batch: Batch) -> tuple[list[AttackRow], Found]:
     """Attack a batch, if it is attacked, and evaluate it."""
     begin, asked = time.perf_counter(), target.queries
-    found = unattacked(target, batch) if batch.clean is None else attacked(target, batch)
+    x, y = batch.on(target.device)
+    judge = unattacked if batch.clean is None else attacked
+    found = judge(target, batch, x, y)
     spent = (time.perf_counter() - begin, target.queries - asked)
-    return rows_of(batch, found, *spent), found
+    return rows_of(batch, distances(x, found.x_adv), found, *spent), found
 
 
-def unattacked(target: Target, batch: Batch) -> Found:
+def unattacked(target: Target, batch: Batch, x: Images, y: Labels) -> Found:
     """Evaluate images without attack."""
     if target.randomised:
-        right = target.right(batch.x, batch.y, batch.seed)
+        right = target.right(x, y, batch.seed)
     else:
-        right = target.steady(batch.x, batch.y, batch.seed, batch.indices)
-    return Found(batch.x, right.any(0), right[0], right)
+        right = target.steady(x, y, batch.seed, batch.indices)
+    return Found(x, right.any(0), right[0], right)
 
 
-def attacked(target: Target, batch: Batch) -> Found:
+def attacked(target: Target, batch: Batch, x: Images, y: Labels) -> Found:
     """Attack those images that are right without attack, and evaluate them again."""
-    clean = batch.clean
-    assert clean is not None
-    x_adv, counted = batch.x.clone(), torch.zeros(len(clean), dtype=torch.bool)
+    clean = torch.tensor(batch.clean)
+    x_adv, counted = x.clone(), torch.zeros(len(clean), dtype=torch.bool)
     right = torch.zeros(target.repeats, len(clean), dtype=torch.bool)
     if not bool(clean.any()):
         return Found(x_adv, clean, counted, right)
-    mine = clean.to(batch.x.device)
-    x, y = batch.x[mine], batch.y[mine]
+    mine = clean.to(x.device)
+    x, y = x[mine], y[mine]
     found = target.attempt(batch.column.attack, batch.column.gradient, x, y, batch.seed)
     indices = [index for index, ever in zip(batch.indices, clean.tolist(), strict=True) if ever]
     x_adv[mine] = verified(batch.column, indices, x, found.x_adv)
@@ -428,39 +413,29 @@ def verified(column: Column, indices: Sequence[int], x: Images, x_adv: Any) -> I
     return x_adv
 
 
-def rows_of(batch: Batch, found: Found, seconds: float, queries: int) -> list[AttackRow]:
+def rows_of(
+    batch: Batch, far: Mapping[str, Tensor], found: Found, seconds: float, queries: int
+) -> list[AttackRow]:
     """Return one row for each image; the cost is divided over those that were attacked."""
     attack, gradient, eps = batch.column.key
-    norm, far = batch.column.attack.norm, distances(batch.x, found.x_adv)
+    norm = batch.column.attack.norm
     each = [round(cost / max(int(found.clean.sum()), 1), 6) for cost in (seconds, queries)]
-    tensors = (batch.y, found.clean, found.counted, found.right.T, far["linf"], far["l2"])
-    outcomes = zip(batch.indices, *(tensor.tolist() for tensor in tensors), strict=True)
+    tensors = (found.clean, found.counted, found.right.T, far["linf"], far["l2"])
+    outcomes = zip(batch.indices, batch.y.tolist(), *(t.tolist() for t in tensors), strict=True)
     return [
         AttackRow(
-            index,
-            label,
-            attack,
-            gradient,
-            norm,
-            eps,
-            clean,
-            counted,
-            tuple(fresh),
-            linf,
-            l2,
+            *(index, label, attack, gradient, norm, eps, clean, counted, tuple(fresh), linf, l2),
             *(each if clean else (0.0, 0.0)),
         )
         for index, label, clean, counted, fresh, linf, l2 in outcomes
     ]
 
 
-def pictures_of(
-    target: Target, batch: Batch, x_adv: Images, wanted: Collection[int]
-) -> Iterator[ImageRow]:
+def pictures_of(target: Target, batch: Batch, x_adv: Images) -> Iterator[ImageRow]:
     """Yield pictures of the wanted images, before and after the defence's purification."""
     attack, gradient, eps = batch.column.key
     for i, index in enumerate(batch.indices):
-        for stage in _stages(batch.column) if index in wanted else ():
+        for stage in _stages(batch.column) if index in batch.pictured else ():
             x, inside = x_adv[i : i + 1], stage.endswith("denoised")
             image = target.denoised(x) if inside else x
             if image is not None:
@@ -481,15 +456,7 @@ def _stages(column: Column) -> tuple[str, ...]:
 
 
 class PassProgress(Progress):
-    """Progress that moves with each forward pass.
-
-    Within a batch it shows the NFE (number of function evaluations: forward passes of one image)
-    and, if the number to expect is known, moves by the share of it that is done.
-
-    Attributes:
-        nfe: Number of function evaluations in this batch.
-        found: What was found so far, in words.
-    """
+    """Progress that moves with each forward pass, and shows their number (NFE) within a batch."""
 
     nfe, found = 0, ""
     _images, _expected, _before = 0, 0, 0.0

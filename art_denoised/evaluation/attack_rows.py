@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
 
-from art_denoised.runs.journal import Kind, Row, read_run
+from art_denoised.checks import InputError
+from art_denoised.runs.journal import Contents, Kind, Row, Run, read_run
+
+Key: TypeAlias = tuple[str, str, float]  # attack, gradient and eps: a column of the run
+NonNegative: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
 
 CLEAN = "clean"
 """Name of the attack that changes nothing."""
@@ -59,14 +64,14 @@ class AttackRow(Row, frozen=True, eq=False, tag_field="kind", tag="attack"):
     label: int
     attack: str
     gradient: str
-    norm: str
-    eps: float
+    norm: Literal["linf", "l2"]
+    eps: NonNegative
     clean: bool
     counted: bool
     fresh: tuple[bool, ...]
     distance_linf: float
     distance_l2: float
-    seconds: float
+    seconds: NonNegative
     queries: float = 0.0
 
     def __post_init__(self) -> None:
@@ -81,7 +86,7 @@ class AttackRow(Row, frozen=True, eq=False, tag_field="kind", tag="attack"):
         return ("attack", self.column, self.index)
 
     @property
-    def column(self) -> tuple[str, str, float]:
+    def column(self) -> Key:
         """Attack, gradient and eps."""
         return (self.attack, self.gradient, self.eps)
 
@@ -155,6 +160,10 @@ class ImageRow(Row, frozen=True, tag_field="kind", tag="image"):
     pixels: bytes
     prediction: int | None = None
 
+    def __post_init__(self) -> None:
+        if not 0 < len(self.pixels) == prod(self.shape):
+            raise ValueError(f"a picture of shape {self.shape} has {len(self.pixels)} pixels")
+
     @property
     def key(self) -> Hashable:
         """Column, image and stage."""
@@ -165,23 +174,10 @@ class ImageRow(Row, frozen=True, tag_field="kind", tag="image"):
         return True
 
     @classmethod
-    def of(
-        cls,
-        image: Any,
-        *,
-        index: int,
-        attack: str,
-        gradient: str,
-        eps: float,
-        stage: str,
-        prediction: int | None = None,
-    ) -> ImageRow:
-        """Return the row of an image (channels, height, width) in [0, 1]."""
-        array = np.asarray(image, dtype=np.float64)
-        pixels = np.clip(np.rint(array * 255), 0, 255).astype(np.uint8).tobytes()
-        channels, height, width = array.shape
-        shape = (channels, height, width)
-        return cls(index, attack, gradient, eps, stage, shape, pixels, prediction)
+    def of(cls, image: Any, **fields: Any) -> ImageRow:
+        """Return the row of an image (channels, height, width) in [0, 1], with its other fields."""
+        array = np.clip(np.rint(np.asarray(image, dtype=np.float64) * 255), 0, 255).astype(np.uint8)
+        return cls(shape=array.shape, pixels=array.tobytes(), **fields)
 
     @property
     def array(self) -> np.ndarray:
@@ -219,30 +215,24 @@ class AttackLog:
     begun: str = field(default="", compare=False)
 
     @classmethod
-    def of(
-        cls,
-        settings: Mapping[str, Any],
-        rows: Iterable[Any],
-        notices: Iterable[str] = (),
-        begun: str = "",
-    ) -> AttackLog:
-        """Return the log that holds ``rows``, which may come in any order."""
-        rows = list(rows)
+    def of(cls, journal: Contents[Any] | Run[Any], notices: Iterable[str] = ()) -> AttackLog:
+        """Return the log that a journal holds, whose rows may have come in any order."""
+        rows = list(journal.rows.values())
         attacked = [row for row in rows if isinstance(row, AttackRow)]
         place = {column: i for i, column in enumerate(dict.fromkeys(r.column for r in attacked))}
         return cls(
-            settings,
+            journal.settings,
             tuple(sorted(attacked, key=lambda row: (place[row.column], row.index))),
             tuple(row for row in rows if isinstance(row, CheckRow)),
             tuple(row for row in rows if isinstance(row, ImageRow)),
             tuple(notices),
-            begun,
+            journal.begun,
         )
 
     @property
-    def columns(self) -> dict[tuple[str, str, float], tuple[AttackRow, ...]]:
+    def columns(self) -> dict[Key, tuple[AttackRow, ...]]:
         """Rows of each (attack, gradient, eps)."""
-        columns: dict[tuple[str, str, float], list[AttackRow]] = {}
+        columns: dict[Key, list[AttackRow]] = {}
         for row in self.rows:
             columns.setdefault(row.column, []).append(row)
         return {column: tuple(rows) for column, rows in columns.items()}
@@ -251,6 +241,18 @@ class AttackLog:
     def trusted(self) -> bool | None:
         """Whether no check failed; None if some of `CHECKS` were not made."""
         return verdict(self.checks, unmade(self.checks))
+
+
+def planned_columns(settings: Mapping[str, Any]) -> dict[Key, str]:
+    """Return the columns that a header plans, in the order of the run, with their norms."""
+    try:
+        return {
+            (attack["name"], gradient, float(attack["eps"])): attack["norm"]
+            for attack in settings["attacks"]
+            for gradient in attack["gradients"]
+        }
+    except (KeyError, TypeError, ValueError):
+        raise InputError("the header's attacks are missing or damaged") from None
 
 
 def unmade(checks: Iterable[CheckRow]) -> tuple[str, ...]:
@@ -287,4 +289,4 @@ def read_attack_log(path: Path | str) -> AttackLog:
         'logits differ'
     """
     contents = read_run(path, ATTACK)
-    return AttackLog.of(contents.settings, contents.rows.values(), contents.notices, contents.begun)
+    return AttackLog.of(contents, contents.notices)

@@ -188,7 +188,7 @@ def _sample(
             for image in images:
                 ledger.begin(*image)
         _write(run, smoother, images, stop, voter, progress)
-        return Log.of(kind, run.settings, run.rows, begun=run.begun)
+        return Log.of(run)
 
 
 def _passes(smoother: Smoother, images: Chosen) -> dict[str, Any]:

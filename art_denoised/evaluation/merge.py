@@ -9,7 +9,15 @@ from typing import Any
 
 from art_denoised.checks import InputError
 from art_denoised.data.images import Shard, index_range
-from art_denoised.evaluation.attack_rows import ATTACK, CLEAN, AttackLog, CheckRow, ImageRow
+from art_denoised.evaluation.attack_rows import (
+    ATTACK,
+    CLEAN,
+    AttackLog,
+    CheckRow,
+    ImageRow,
+    Key,
+    planned_columns,
+)
 from art_denoised.evaluation.masking import autoattack_flags
 from art_denoised.evaluation.rows import CERTIFY, PREDICT, Log
 from art_denoised.runs.identity import differences
@@ -163,9 +171,7 @@ class _Whole:
         with Run(folder, self.kind, self._settings) as run:
             run.append(self._rows())
             notices += self.gaps
-            if self.kind is ATTACK:
-                return AttackLog.of(run.settings, run.rows.values(), notices, run.begun)
-            return Log.of(self.kind, run.settings, run.rows, tuple(notices), run.begun)
+            return (AttackLog if self.kind is ATTACK else Log).of(run, notices)
 
     def _rows(self) -> Iterator[Any]:
         rows = {k: row for p in self._parts.values() for k, row in p.contents.rows.items()}
@@ -196,10 +202,9 @@ def _read(path: Path) -> Iterator[_Part]:
         yield _Part.of(path, read_run(path, *_KINDS))
 
 
-def _columns(settings: Mapping[str, Any]) -> list[tuple[str, str, float]]:
-    """Return attack, gradient and eps of each column, in the order of the run."""
-    planned = [(a["name"], g, a["eps"]) for a in settings["attacks"] for g in a["gradients"]]
-    return [(CLEAN, "none", 0.0), *planned]
+def _columns(settings: Mapping[str, Any]) -> list[Key]:
+    """Return the columns of a run in their order."""
+    return [(CLEAN, "none", 0.0), *planned_columns(settings)]
 
 
 def _flags(part: _Part) -> Iterator[CheckRow]:

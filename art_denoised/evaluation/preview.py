@@ -1,4 +1,4 @@
-"""What a run will cost, from a small pilot whose samples are used for nothing else."""
+"""What a run will cost, from a small pilot whose answers are used for nothing else."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.data.images import ImageData
+from art_denoised.data.images import Chosen, ImageData
 from art_denoised.evaluation.answers import ANSWERS, Answers
 from art_denoised.evaluation.certify import answers, choose
-from art_denoised.models.cost import forward_cost, in_words
+from art_denoised.evaluation.target import LOOKED, Target, columns
+from art_denoised.models.cost import forward_cost, gradient_cost
 from art_denoised.runs.journal import read_run
 from art_denoised.smoothing.blackbox import Budget
 from art_denoised.smoothing.queries import QueryOnly
@@ -31,6 +33,8 @@ from art_denoised.smoothing.stops import (
     Voting,
     simulate,
 )
+from art_denoised.types import Images
+from art_denoised.words import counted, duration, memory, operations
 
 _SIMULATIONS = 4  # for each pilot image
 _PILOT_SAMPLES = 100
@@ -74,11 +78,12 @@ class Preview:
                 f"about {self.samples:,.0f} samples "
                 f"({self.low:,.0f} to {self.high:,.0f}{saving if ratio > 1 else ''})"
             )
-        words = f"{self.images} images: {samples}"
-        words += f", of which {self.n0:,} an image select its class" if self.n0 else ""
-        words += f", {duration(self.seconds)}"
-        words += f", cost {self.cost:,.2f}" if self.cost else ""
-        return words + machine(self.flop, self.memory)
+        words = [f"{counted(self.images, 'image')}: {samples}"]
+        words += [f"of which {self.n0:,} an image select its class"] * bool(self.n0)
+        words += [duration(self.seconds)]
+        words += [f"cost {self.cost:,.2f}"] * bool(self.cost)
+        words += [operations(self.flop), memory(self.memory)] * bool(self.flop)
+        return ", ".join(words)
 
 
 def preview(
@@ -182,11 +187,8 @@ class QueryPreview:
 
     def __str__(self) -> str:
         """Return it in words, for the terminal."""
-        images = "1 image" if self.images == 1 else f"{self.images:,} images"
-        number = f"{self.most:,}"
-        if self.fewest < self.most:
-            number = f"{self.fewest:,} to {number}"
-        words = f"{images}: {number} queries"
+        number = f"{self.fewest:,} to " * (self.fewest < self.most) + f"{self.most:,}"
+        words = f"{counted(self.images, 'image')}: {number} queries"
         words += f", cost {self.cost:,.2f} at most" if self.cost else ""
         words += f", {duration(self.seconds)} at a second a query"
         words += f", {self.answered:,} already answered" if self.answered else ""
@@ -223,7 +225,7 @@ def preview_queries(
         >>> box = BlackBox(lambda images: ["two"] * len(images), names, budget=price)
         >>> smoother = Smoother(box, sigma=0.25)
         >>> print(preview_queries(smoother, load_data("digits"), FixedN(100, n0=20), indices=[0]))
-        1 image: 120 queries, cost 0.18 at most, 30 seconds at a second a query
+        1 image: 120 queries, cost 0.18 at most, 30 s at a second a query
     """
     if not isinstance(smoother.base, QueryOnly):
         raise InputError("the base is not query-only; give preview")
@@ -282,14 +284,128 @@ def _votes(counts: Counts, rng: np.random.Generator) -> Callable[[Draw], Counts]
     return votes
 
 
-def machine(flop: float, memory: int) -> str:
-    """Return operations and memory in words."""
-    return f", {in_words(flop)}, about {memory / 2**20:,.0f} MiB at once" if flop else ""
+@dataclass(frozen=True, slots=True)
+class AttackPreview:
+    """The expected cost of a run of attacks, masking checks aside.
+
+    Attributes:
+        images: Number of images of the run.
+        nfe: Number of function evaluations (forward passes of an image), about and at most: images
+            that the model gets wrong are not attacked.
+        unknown: Names of attacks whose number is not known; they are not included.
+        flop: Floating-point operations; evaluations of attacks that take gradients count with one.
+        seconds: Time at the speed of two batches.
+        memory: Estimate of the bytes held at once.
+    """
+
+    images: int
+    nfe: int
+    unknown: tuple[str, ...]
+    flop: float
+    seconds: float
+    memory: int
+
+    def __str__(self) -> str:
+        """Return it in words, for the terminal."""
+        images = counted(self.images, "image")
+        words = f"{images}: up to {self.nfe:,} forward passes, {duration(self.seconds)}, "
+        words += f"{operations(self.flop)}, {memory(self.memory)}"
+        if self.unknown:
+            words += f"; without {', '.join(self.unknown)}, whose cost is not known"
+        return words + "; masking checks come on top"
 
 
-def duration(seconds: float) -> str:
-    """Return a time in words."""
-    for unit, size in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
+def preview_attack(
+    model: Any,
+    data: ImageData,
+    attacks: Sequence[Any] | Mapping[str, Any],
+    *,
+    indices: Sequence[int] | None = None,
+    noise: str | None = None,
+    gradients: Sequence[str] | None = None,
+    repeats: int = 10,
+    batch_size: int = 64,
+) -> AttackPreview:
+    """Estimate passes, operations, memory and time of `evaluate` before it is begun.
+
+    The model is called as `evaluate` calls it at first, to detect randomness, and evaluates one
+    batch, with a gradient and without.
+
+    Args:
+        model: Module or estimator to attack.
+        data: Pairs of an image and its class.
+        attacks: Sequence of attacks or of pairs of a name and an attack.
+        indices: Indices of the images; None: all.
+        noise: Noise of the defence, "fixed" or "fresh"; None: the model's own setting.
+        gradients: Ways of taking gradients; None: all that the defence has.
+        repeats: Number of later evaluations of a randomised model.
+        batch_size: Number of images attacked at once.
+
+    Raises:
+        InputError: There are no images, or the model or an attack cannot be used.
+
+    Example:
+        >>> from art_denoised import PGD
+        >>> from art_denoised.data import load_data
+        >>> from art_denoised.demo import digits_classifier
+        >>> cost = preview_attack(
+        ...     digits_classifier(), load_data("digits"), [PGD(0.1, steps=9)], indices=range(20)
+        ... )
+        >>> cost.nfe == 20 * (2 + 10 + 1), cost.unknown
+        (True, ())
+    """
+    images = Chosen(data, indices)
+    if not images.whole:
+        raise InputError("there are no images; give at least one")
+    x, _ = images.stack(images.whole[: checks.count("batch_size", batch_size)])
+    target = Target(model, x[:LOOKED], noise=noise, repeats=repeats, seed=0, batch_size=batch_size)
+    used, x = list(columns(attacks, target.gradients(gradients))), x.to(target.device)
+    module = target.module
+    with target.as_asked(), target.session(0), torch.no_grad():
+        forward, seconds = forward_cost(module, x), _seconds(module, x)
+    nfe = target.repeats if target.randomised else 2  # without attack
+    flop, time_each, held = nfe * forward.flop, nfe * seconds, forward.memory(len(x))
+    unknown = []
+    for column in used:
+        passes, seeing = getattr(column.attack, "nfe", None), column.gradient != "none"
+        if passes is None:
+            unknown.append(column.name)
+            continue
+        one, each = forward, seconds
+        if seeing:
+            with target.as_asked(), target.session(0), target.taking(column.gradient):
+                one, each = gradient_cost(module, x), _seconds(_gradient(module), x)
+        later = target.repeats  # evaluations of the attacked images
+        nfe += passes + later
+        flop += passes * one.flop + later * forward.flop
+        time_each += passes * each + later * seconds
+        held = max(held, one.memory(len(x)))
+    number = len(images.indices)
+    return AttackPreview(
+        images=number,
+        nfe=number * nfe,
+        unknown=tuple(unknown),
+        flop=number * flop,
+        seconds=number * time_each,
+        memory=held,
+    )
+
+
+def _gradient(module: Callable[[Images], Any]) -> Callable[[Images], object]:
+    def call(x: Images) -> object:
+        with torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            output = module(leaf)
+            return torch.autograd.grad(getattr(output, "logits", output).float().sum(), leaf)
+
+    return call
+
+
+def _seconds(function: Callable[[Images], object], x: Images) -> float:
+    """Return the time of a pass for each image of a batch; a first pass warms up."""
+    for _ in range(2):
+        begin = time.perf_counter()
+        function(x)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+    return (time.perf_counter() - begin) / len(x)

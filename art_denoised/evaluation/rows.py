@@ -16,7 +16,8 @@ import msgspec
 from msgspec import Meta
 
 from art_denoised.checks import InputError
-from art_denoised.runs.journal import Kind, Row, read_run, write_whole
+from art_denoised.evaluation.attack_rows import ATTACK, AttackLog, read_attack_log
+from art_denoised.runs.journal import Contents, Kind, Row, Run, read_run, write_whole
 from art_denoised.smoothing.bounds import Looks, Mixture
 from art_denoised.smoothing.sequential import Proof, Sequential
 from art_denoised.smoothing.statistics import Bound, Certificate, Vote
@@ -232,17 +233,13 @@ class Log:
     begun: str = field(default="", compare=False)
 
     @classmethod
-    def of(
-        cls,
-        kind: Kind[Any],
-        settings: Mapping[str, Any],
-        rows: Mapping[Any, LabelledRow],
-        notices: tuple[str, ...] = (),
-        begun: str = "",
-    ) -> Log:
-        """Return the log that holds these rows, by index."""
+    def of(cls, journal: Contents[Any] | Run[Any], notices: Iterable[str] = ()) -> Log:
+        """Return the log that a journal holds, its rows by index."""
+        rows: Mapping[Any, Any] = journal.rows
         ordered = tuple(rows[index] for index in sorted(rows))
-        return cls(kind.name, dict(settings), ordered, notices, begun)
+        return cls(
+            journal.kind.name, dict(journal.settings), ordered, tuple(notices), journal.begun
+        )
 
 
 def read_log(path: Path | str) -> Log:
@@ -280,7 +277,24 @@ def read_log(path: Path | str) -> Log:
                 f"{' '.join(HEADERS['certify'].split())!r}"
             )
     contents = read_run(path, CERTIFY, PREDICT)
-    return Log.of(contents.kind, contents.settings, contents.rows, contents.notices, contents.begun)
+    return Log.of(contents, contents.notices)
+
+
+def read_logs(path: Path | str, *kinds: Kind[Any]) -> dict[Path, Log | AttackLog]:
+    """Read the logs of these kinds in the folder of a run, or the log in a file."""
+    path = Path(path)
+    files = [path / f"{kind.name}.jsonl" for kind in kinds] if path.is_dir() else [path]
+    if found := {file: _read(file) for file in files if file.is_file()}:
+        return found
+    state = "holds none of its logs" if path.exists() else "does not exist"
+    wanted = " or ".join(kind.name for kind in kinds)
+    raise InputError(f"{path} {state}; give a folder that {wanted} wrote, or a log")
+
+
+def _read(path: Path) -> Log | AttackLog:
+    with path.open("rb") as file:
+        is_attack = ATTACK.heading.encode() in file.readline().partition(b",")[0]
+    return read_attack_log(path) if is_attack else read_log(path)
 
 
 def write_tsv(log: Log, path: Path | str) -> None:

@@ -7,28 +7,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.data.images import index_range, labels_fingerprint
 from art_denoised.evaluation.attack_rows import (
-    ATTACK,
     CLEAN,
     AttackLog,
     AttackRow,
-    read_attack_log,
+    Key,
+    planned_columns,
 )
-from art_denoised.evaluation.rows import (
-    CERTIFY,
-    PREDICT,
-    CertifyRow,
-    LabelledRow,
-    Log,
-    PredictRow,
-    read_log,
-)
+from art_denoised.evaluation.rows import CertifyRow, LabelledRow, Log, PredictRow
 from art_denoised.smoothing.bounds import Looks, Mixture
 from art_denoised.smoothing.sequential import Look, Sequential
 from art_denoised.smoothing.statistics import ABSTAIN, Certificate, Vote, top_class
@@ -114,24 +105,6 @@ def names_images(log: Log) -> bool:
     return {*_NAMING} <= (log.settings or {}).keys()
 
 
-def read_verifiable(path: Path | str) -> dict[Path, Log | AttackLog]:
-    """Read the logs that `verify` takes: all of a run's folder, or the one in a file."""
-    path = Path(path)
-    files = [path]
-    if path.is_dir():
-        names = [f"{kind.name}.jsonl" for kind in (CERTIFY, PREDICT, ATTACK)]
-        files = [path / name for name in names if (path / name).is_file()] or [path]
-    return {file: _read(file) for file in files}
-
-
-def _read(path: Path) -> Log | AttackLog:
-    if path.is_file():
-        with path.open("rb") as file:
-            if ATTACK.heading.encode() in file.readline().partition(b",")[0]:
-                return read_attack_log(path)
-    return read_log(path)
-
-
 def family_wise(log: Log, alpha: float, *, images: int | None = None) -> Log:
     """Return the log as it stands if *all* its certificates shall hold with probability 1 - alpha.
 
@@ -200,13 +173,9 @@ def _image_problems(labels: Mapping[int, int], settings: Mapping[str, Any]) -> I
 def _attack_problems(log: AttackLog) -> Iterator[Finding]:
     """Compare each row with the planned attack and with the row of its image without attack."""
     try:
-        planned = {
-            (attack["name"], gradient, attack["eps"]): attack["norm"]
-            for attack in log.settings["attacks"]
-            for gradient in attack["gradients"]
-        }
-    except (KeyError, TypeError):
-        yield Finding(None, "the header's attacks are missing or damaged")
+        planned = planned_columns(log.settings)
+    except InputError as error:
+        yield Finding(None, str(error))
         return
     unattacked = {row.index: row for row in log.rows if row.attack == CLEAN}
     for row in log.rows:
@@ -219,7 +188,7 @@ def _attack_problems(log: AttackLog) -> Iterator[Finding]:
             yield Finding(row.index, f"label or clean differ from those without {row.attack}")
 
 
-def _ball_problems(row: AttackRow, planned: Mapping[Any, str]) -> Iterator[str]:
+def _ball_problems(row: AttackRow, planned: Mapping[Key, str]) -> Iterator[str]:
     moved = row.distance_l2 if row.norm == "l2" else row.distance_linf
     eps = row.eps if row.clean else 0.0  # an image that is wrong anyway is not attacked
     if row.attack != CLEAN and planned.get(row.column) != row.norm:

@@ -150,11 +150,3 @@ def saved(function: Callable[[], object], module: nn.Module) -> int:
 def weights(module: nn.Module) -> int:
     """Return the bytes of weights and buffers."""
     return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
-
-
-def in_words(flop: float) -> str:
-    """Return a number of operations with its unit, such as "1.5 TFLOP"."""
-    for size, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if flop >= size:
-            return f"{flop / size:.3g} {prefix}FLOP"
-    return f"{flop:.0f} FLOP"

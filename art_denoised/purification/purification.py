@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.checks.values import OneOf
+from art_denoised.diffusion.chain import Chain
 from art_denoised.diffusion.cost import Part, flop
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.noise import LevelNoise
@@ -39,10 +40,11 @@ class Move(NamedTuple):
 
 
 class State(NamedTuple):
-    """The state u, and the state before its pass was noised."""
+    """The state u, the state before its pass was noised, and its deviation from those so far."""
 
     u: Tensor
     base: Tensor
+    deviation: Tensor  # (batch,), summed over the steps
 
 
 class Purification(nn.Module):
@@ -198,36 +200,46 @@ class Purification(nn.Module):
                 moves.append(Move(levels[i], levels[i + 1], 2 * (number * _LONGEST + i)))
         return moves
 
-    def move(
-        self, state: State, start: Tensor, move: Move, noise: LevelNoise
-    ) -> tuple[State, Tensor]:
-        """Return the state after a move, and its deviation from the noised images, (batch,)."""
-        u, base = state
+    def move(self, state: State, start: Tensor, move: Move, noise: LevelNoise) -> State:
+        """Return the state after a move."""
+        u, base, total = state
         if move.sigma == 0:
-            noised = u + move.after * self._draw(noise, u, move.first)
-            return State(noised, u), u.new_zeros(len(u))
+            return State(u + move.after * self._draw(noise, u, move.first), u, total)
         draws = [self._draw(noise, u, move.first + i) for i in range(self.sampler.draws)]
         u = self.sampler.step(self._denoise, u, move[:2], draws, start)
         # abar (z - z_t)^2 = abar^2 (u - u_t)^2, with the noise of the pass, whose move came first
         forward = self._draw(noise, u, move.first // (2 * _LONGEST) * 2 * _LONGEST)
         distance = (u - base - move.after * forward).square().flatten(1).mean(1)
-        return State(u, base), distance / (1 + move.after**2) ** 2
+        return State(u, base, total + distance / (1 + move.after**2) ** 2)
 
     def _purified(self, start: Tensor, noise: LevelNoise) -> tuple[Tensor, Tensor]:
         """Return the last state and the deviation, with the gradient that was chosen."""
-        if torch.is_inference_mode_enabled() or not (
-            torch.is_grad_enabled() and start.requires_grad
-        ):
-            return _run(self, start.detach(), noise, self.steps)[1:]
+        differentiable = torch.is_grad_enabled() and start.requires_grad
+        if torch.is_inference_mode_enabled() or not differentiable:
+            return self._moved(start, noise, self.steps)
         if self.gradient == "exact":
-            found: tuple[Tensor, Tensor] = _Exact.apply(start, self, noise, self.steps)
-            return found
-        value = _run(self, start.detach(), noise, self.steps)[1:]
+            return self._moved(start, noise, self.steps, exact=True)
+        value = self._moved(start, noise, self.steps)
         if self.gradient == "bpda":  # Athalye et al., ICML 2018
             return straight_through(value[0], start), value[1]
-        stand_in = _Exact.apply(start, self, noise, self.surrogate_steps)
+        stand_in = self._moved(start, noise, self.surrogate_steps, exact=True)
         u, deviation = map(straight_through, value, stand_in)
         return u, deviation
+
+    def _moved(
+        self, start: Tensor, noise: LevelNoise, steps: int, *, exact: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return the last state and the mean deviation of the states after a step."""
+        moves = self.moves(steps)
+
+        def step(number: int, start: Tensor, state: tuple[Tensor, ...]) -> State:
+            return self.move(State(*state), start, moves[number], noise)
+
+        chain = Chain("a purification", len(moves), step)
+        run = chain.differentiable if exact else chain.run
+        u, _, deviation = run(start, start, start, start.new_zeros(len(start)))
+        checks.finite_answer(u)
+        return u, deviation / (steps * len(self.sigmas))
 
     def _denoise(self, u: Tensor, sigma: float) -> Tensor:
         """Return E[x | u] in the units of the network."""
@@ -239,66 +251,6 @@ class Purification(nn.Module):
     @staticmethod
     def _draw(noise: LevelNoise, u: Tensor, number: int) -> Tensor:
         return noise(u, range(len(u)), [number] * len(u))
-
-
-@torch.no_grad()
-def _run(
-    purification: Purification, start: Tensor, noise: LevelNoise, steps: int
-) -> tuple[list[State], Tensor, Tensor]:
-    """Return the state before each move, the last one, and the deviation, without a graph."""
-    state, states, total = State(start, start), [], start.new_zeros(len(start))
-    for move in purification.moves(steps):
-        states.append(state)
-        state, deviation = purification.move(state, start, move, noise)
-        total += deviation
-    if not bool(torch.isfinite(state.u).all()):
-        raise InputError("the diffusion model returned NaN or infinite values")
-    return states, state.u, total / _followed(purification, steps)
-
-
-def _followed(purification: Purification, steps: int) -> int:
-    """Return the number of states whose deviation counts: those after a step of the sampler."""
-    return steps * len(purification.sigmas)
-
-
-class _Exact(torch.autograd.Function):
-    """The moves, and the gradient through them: each is recomputed from the state before it."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, start: Tensor, purification: Purification, noise: LevelNoise, steps: int
-    ) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)  # most attacks do not follow the path
-        states, u, deviation = _run(purification, start.detach(), noise, steps)
-        ctx.purification, ctx.noise, ctx.steps = purification, noise, steps
-        ctx.save_for_backward(start, *(t for state in states for t in state))
-        return u, deviation
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, None, None, None]:
-        checks.first_derivative("a purification")
-        start, *saved = ctx.saved_tensors
-        of_u, of_deviation = gradients
-        flow = State(torch.zeros_like(start) if of_u is None else of_u, torch.zeros_like(start))
-        total, followed = torch.zeros_like(start), _followed(ctx.purification, ctx.steps)
-        for number, move in reversed(list(enumerate(ctx.purification.moves(ctx.steps)))):
-            with torch.enable_grad():
-                inputs = [t.detach().requires_grad_() for t in saved[2 * number : 2 * number + 2]]
-                origin = start.detach().requires_grad_()
-                after, deviation = ctx.purification.move(State(*inputs), origin, move, ctx.noise)
-                ends = [(after.u, flow.u), (after.base, flow.base)]
-                if of_deviation is not None and deviation.requires_grad:
-                    ends.append((deviation, of_deviation / followed))
-                origin_part, *parts = torch.autograd.grad(
-                    [end for end, _ in ends],
-                    [origin, *inputs],
-                    [gradient for _, gradient in ends],
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-            total += origin_part
-            flow = State(*parts)
-        return total + flow.u + flow.base, None, None, None
 
 
 def _check_model(model: DiffusionModel) -> None:

@@ -16,17 +16,14 @@ from torch import Tensor
 from art_denoised import checks
 
 Denoise = Callable[[Tensor, float], Tensor]  # E[x | u] of a state at a noise level
+Pair = tuple[float, float]  # a noise level and the lower one to go to
 Spacing = Literal["time", "edm"]
 BETA_0, BETA_1 = 0.1, 20.0  # the linear schedule of Song et al. (ICLR 2021), and of DiffPure
 RHO = 7.0  # Karras et al. 2022, equation 5
 
 
 class Sampler(Protocol):
-    """A rule that takes a state from one noise level to a lower one.
-
-    Attributes:
-        draws: Number of noise tensors that a step takes.
-    """
+    """A rule that takes a state from one noise level to a lower one."""
 
     @property
     def draws(self) -> int:
@@ -39,15 +36,12 @@ class Sampler(Protocol):
 
     def levels(self, sigma: float, steps: int, lowest: float) -> tuple[float, ...]:
         """Return steps + 1 falling noise levels, from ``sigma`` to 0: here equal steps of time."""
-        return _time_levels(sigma, steps)
+        t = vp_time(sigma)
+        middle = (vp_sigma(t * (steps - i) / steps) for i in range(1, steps))
+        return (sigma, *middle, 0.0)
 
     def step(
-        self,
-        denoise: Denoise,
-        u: Tensor,
-        levels: tuple[float, float],
-        noise: Sequence[Tensor],
-        reference: Tensor,
+        self, denoise: Denoise, u: Tensor, levels: Pair, noise: Sequence[Tensor], reference: Tensor
     ) -> Tensor:
         """Return the state at ``levels[1]``, from the state u at ``levels[0]``.
 
@@ -107,12 +101,7 @@ class DDIM(Sampler):
         return _edm_levels(sigma, steps, lowest)
 
     def step(
-        self,
-        denoise: Denoise,
-        u: Tensor,
-        levels: tuple[float, float],
-        noise: Sequence[Tensor],
-        reference: Tensor,
+        self, denoise: Denoise, u: Tensor, levels: Pair, noise: Sequence[Tensor], reference: Tensor
     ) -> Tensor:
         """Return the state at the lower noise level."""
         sigma, after = levels
@@ -121,7 +110,7 @@ class DDIM(Sampler):
         state = x_hat + math.sqrt(after**2 - tau**2) / sigma * (u - x_hat)
         return state + tau * noise[0] if self.draws else state
 
-    def deviation(self, levels: tuple[float, float]) -> float:
+    def deviation(self, levels: Pair) -> float:
         """Return tau, the standard deviation of the noise that a step adds."""
         sigma, after = levels
         return self.eta * after * math.sqrt(1 - (after / sigma) ** 2)
@@ -151,12 +140,7 @@ class Heun(Sampler):
         return _edm_levels(sigma, steps, lowest)
 
     def step(
-        self,
-        denoise: Denoise,
-        u: Tensor,
-        levels: tuple[float, float],
-        noise: Sequence[Tensor],
-        reference: Tensor,
+        self, denoise: Denoise, u: Tensor, levels: Pair, noise: Sequence[Tensor], reference: Tensor
     ) -> Tensor:
         """Return the state at the lower noise level."""
         sigma, after = levels
@@ -190,12 +174,7 @@ class ReverseSDE(Sampler):
     draws: ClassVar[int] = 1
 
     def step(
-        self,
-        denoise: Denoise,
-        u: Tensor,
-        levels: tuple[float, float],
-        noise: Sequence[Tensor],
-        reference: Tensor,
+        self, denoise: Denoise, u: Tensor, levels: Pair, noise: Sequence[Tensor], reference: Tensor
     ) -> Tensor:
         """Return the state at the lower noise level."""
         a, a_after = map(_scale, levels)
@@ -242,12 +221,7 @@ class Guided(Sampler):
             raise checks.InputError(f"scale is {self.scale}; give a number of at least 0")
 
     def step(
-        self,
-        denoise: Denoise,
-        u: Tensor,
-        levels: tuple[float, float],
-        noise: Sequence[Tensor],
-        reference: Tensor,
+        self, denoise: Denoise, u: Tensor, levels: Pair, noise: Sequence[Tensor], reference: Tensor
     ) -> Tensor:
         """Return the state at the lower noise level."""
         sigma = levels[0]
@@ -307,13 +281,6 @@ def vp_time(sigma: float) -> float:
 def _scale(sigma: float) -> float:
     """Return a = sqrt(abar), the factor of the variance-preserving state."""
     return 1 / math.sqrt(1 + sigma**2)
-
-
-def _time_levels(sigma: float, steps: int) -> tuple[float, ...]:
-    """Return noise levels at equal steps of time, from ``sigma`` to 0."""
-    t = vp_time(sigma)
-    middle = (vp_sigma(t * (steps - i) / steps) for i in range(1, steps))
-    return (sigma, *middle, 0.0)
 
 
 def _edm_levels(sigma: float, steps: int, lowest: float) -> tuple[float, ...]:

@@ -5,8 +5,9 @@ With a diffusion classifier behind it, it is the robust diffusion classifier, `R
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.checks.values import OneOf
+from art_denoised.diffusion.chain import Chain
 from art_denoised.diffusion.cost import Part, flop, on
 from art_denoised.diffusion.levels import Levels, noise_levels
 from art_denoised.diffusion.model import DiffusionModel
@@ -216,15 +218,19 @@ class LikelihoodMaximization(nn.Module):
             return x
         x = checks.attacked_images(x)
         noise = LevelNoise(self.seed, stream=_STREAM)
+
+        def step(number: int, start: Tensor, state: tuple[Tensor, ...]) -> State:
+            return self.step(start, State(*state), number, noise, torch.is_grad_enabled())
+
+        chain = Chain("likelihood maximization", self.steps, step)
         if torch.is_inference_mode_enabled():  # its tensors can take no part in a gradient
             with torch.inference_mode(False):
-                return self._states(x.clone(), noise)[-1].x
+                return self._maximized(chain.run, x.clone())
         if not (torch.is_grad_enabled() and x.requires_grad):
-            return self._states(x.detach(), noise)[-1].x
+            return self._maximized(chain.run, x)
         if self.gradient == "bpda":  # Athalye et al., ICML 2018
-            return straight_through(self._states(x.detach(), noise)[-1].x, x)
-        x_hat: Images = _Exact.apply(x, self, noise)
-        return x_hat
+            return straight_through(self._maximized(chain.run, x), x)
+        return self._maximized(chain.differentiable, x)
 
     @torch.no_grad()
     def purify(self, x: Images) -> Images:
@@ -269,14 +275,10 @@ class LikelihoodMaximization(nn.Module):
             x = x.clamp(0, 1)
         return State(x, m, v)
 
-    def _states(self, start: Tensor, noise: LevelNoise) -> list[State]:
-        """Return the state before each step and after the last, without a graph."""
-        states = [State(start, torch.zeros_like(start), torch.zeros_like(start))]
-        for number in range(self.steps):
-            after = self.step(start, states[-1], number, noise, False)
-            states.append(State(*(t.detach() for t in after)))
-        checks.finite_answer(states[-1].m)
-        return states
+    def _maximized(self, run: Callable[..., tuple[Tensor, ...]], x: Images) -> Images:
+        x_hat, m, _ = run(x, x, torch.zeros_like(x), torch.zeros_like(x))
+        checks.finite_answer(m)
+        return x_hat
 
     def _gradient(
         self, x: Tensor, sigma: Tensor, weight: Tensor, first: int, noise: LevelNoise, exact: bool
@@ -295,41 +297,6 @@ class LikelihoodMaximization(nn.Module):
                 (share,) = torch.autograd.grad(loss, x, create_graph=exact)
                 total = total + share
         return total
-
-
-class _Exact(torch.autograd.Function):
-    """The steps, and the gradient through them: each is recomputed from the state before it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, lm: LikelihoodMaximization, noise: LevelNoise) -> Tensor:
-        start = x.detach()
-        states = lm._states(start, noise)
-        ctx.lm, ctx.noise = lm, noise
-        ctx.save_for_backward(start, *(t for state in states[:-1] for t in state))
-        return states[-1].x
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        checks.first_derivative("likelihood maximization")
-        start, *saved = ctx.saved_tensors
-        flow = State(gradients[0], *(torch.zeros_like(start) for _ in range(2)))
-        total = torch.zeros_like(start)
-        for number in reversed(range(ctx.lm.steps)):
-            with torch.enable_grad():
-                inputs = [t.detach().requires_grad_() for t in saved[3 * number : 3 * number + 3]]
-                origin = start.detach().requires_grad_()
-                after = ctx.lm.step(origin, State(*inputs), number, ctx.noise, True)
-                live = [(t, g) for t, g in zip(after, flow, strict=True) if t.requires_grad]
-                origin_part, *parts = torch.autograd.grad(
-                    [t for t, _ in live],
-                    [origin, *inputs],
-                    [g for _, g in live],
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-            total += origin_part
-            flow = State(*parts)
-        return total + flow.x, None, None
 
 
 class RDC(nn.Module):

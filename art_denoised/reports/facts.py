@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from art_denoised.reports.results import Model
+from art_denoised.words import duration
 
 FACTS = {  # with their headings
     "data": "data",
@@ -38,19 +39,6 @@ def facts(model: Model) -> dict[str, str]:
         "begun": ", ".join(dict.fromkeys(time[:10] for time in model.begun)),
         "cost": "; ".join(_cost(model)),
     }
-
-
-def duration_words(seconds: float) -> str:
-    """Return a duration for people.
-
-    Example:
-        >>> duration_words(42), duration_words(600), duration_words(9000)
-        ('42 s', '10 min', '2.5 h')
-    """
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.2g} s"
 
 
 def _images(model: Model) -> str:
@@ -103,7 +91,7 @@ def _cost(model: Model) -> Iterator[str]:
     for what, rows, queries in (attacked, certified):
         if rows:
             count = f", {queries:,.0f} forward passes" if queries else ""
-            yield f"{what}: {duration_words(sum(row.seconds for row in rows))}{count}"
+            yield f"{what}: {duration(sum(row.seconds for row in rows))}{count}"
 
 
 def _joined(logs: Sequence[Mapping[str, Any]], *names: str) -> str:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from art_denoised.attacks.ascent import NORMS
 from art_denoised.checks import InputError
 from art_denoised.evaluation.attack_rows import (
+    ATTACK,
     CHECKS,
     CLEAN,
     AttackLog,
     AttackRow,
-    ImageRow,
-    read_attack_log,
+    planned_columns,
     unmade,
 )
-from art_denoised.evaluation.rows import Log, read_log
+from art_denoised.evaluation.rows import CERTIFY, Log, read_logs
 from art_denoised.reports import tables, terminal
 from art_denoised.reports.certified import asked_radii
 from art_denoised.reports.results import Model, eps_name
@@ -123,7 +121,9 @@ def report(runs: Sequence[str | Path]) -> Report:
     notices: list[str] = []
     models = []
     for name, paths in named_paths([str(run) for run in runs]).items():
-        logs = [log for path in paths for log in _read(path)]
+        logs = [log for path in paths for log in read_logs(path, ATTACK, CERTIFY).items()]
+        for path, log in logs:
+            _check(path, log)
         notices += [f"{path}: {notice}" for path, log in logs for notice in log.notices]
         found, apart = _models(name, logs)
         models += found
@@ -166,39 +166,15 @@ def _run_name(path: Path) -> str:
     return (path if path.is_dir() else path.parent).resolve().name
 
 
-def _read(path: Path) -> Iterator[tuple[Path, AttackLog | Log]]:
-    if not path.exists():
-        raise InputError(f"run {path} does not exist; give a folder that attack or certify wrote")
-    if path.is_file():
-        with path.open("rb") as file:
-            first = file.readline(200)
-        is_attack = first.startswith(b"{") and b'"attack log"' in first
-        yield path, (_attack_log if is_attack else _certify_log)(path)
+def _check(path: Path, log: AttackLog | Log) -> None:
+    """Refuse a log of predict, and settings that no report can be made of."""
+    if isinstance(log, Log):
+        if log.kind != CERTIFY.name:
+            raise InputError(f"{path} is a log of {log.kind}; give a log of attack or certify")
         return
-    attacks, certificates = path / "attack.jsonl", path / "certify.jsonl"
-    if not (attacks.exists() or certificates.exists()):
-        raise InputError(
-            f"{path} holds neither attack.jsonl nor certify.jsonl; give a folder that attack or "
-            "certify wrote"
-        )
-    if attacks.exists():
-        yield attacks, _attack_log(attacks)
-    if certificates.exists():
-        yield certificates, _certify_log(certificates)
-
-
-def _attack_log(path: Path) -> AttackLog:
-    log = read_attack_log(path)
     listed = log.settings.get("attacks") or []
     if not (isinstance(listed, list) and all(map(_is_attack, listed))):
         raise InputError(f"{path}: the attacks in its settings are damaged")
-    for row in log.rows:
-        if row.norm not in NORMS or not 0 <= row.eps < math.inf or not row.seconds >= 0:
-            raise InputError(f"{path}: the row of image {row.index} is damaged")
-    for picture in log.images:
-        if not _is_picture(picture):
-            raise InputError(f"{path}: the picture of image {picture.index} is damaged")
-    return log
 
 
 def _is_attack(one: Any) -> bool:
@@ -207,20 +183,6 @@ def _is_attack(one: Any) -> bool:
         and isinstance(one.get("eps", 0), int | float)
         and isinstance(one.get("gradients", []), list)
     )
-
-
-def _is_picture(row: ImageRow) -> bool:
-    try:
-        return row.array.ndim == 3 and row.array.size > 0
-    except (ValueError, TypeError):
-        return False
-
-
-def _certify_log(path: Path) -> Log:
-    log = read_log(path)
-    if log.kind != "certify":
-        raise InputError(f"{path} is a log of {log.kind}; give a log of attack or certify")
-    return log
 
 
 def _models(
@@ -348,11 +310,7 @@ def _lacking(log: AttackLog) -> str:
     images = log.settings.get("images")
     if not isinstance(images, int):
         return ""
-    done = {
-        (str(one.get("name")), str(gradient), float(one.get("eps", 0))): 0
-        for one in log.settings.get("attacks") or ()
-        for gradient in one.get("gradients") or ()
-    }
+    done = dict.fromkeys(planned_columns(log.settings), 0)
     for row in log.rows:
         if row.attack != CLEAN and row.column in done:
             done[row.column] += 1

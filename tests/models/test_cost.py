@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from art_denoised.models.cost import forward_cost, gradient_cost, in_words, weights
+from art_denoised.models.cost import forward_cost, gradient_cost, weights
 
 X = torch.zeros(3, 4, 8, 8)
 IMAGE, LAYER = 4 * 8 * 8 * 4, 16 * 8 * 8 * 4  # bytes
@@ -38,7 +38,3 @@ def test_a_gradient_holds_every_layer():
 
 def test_functions_have_no_weights():
     assert forward_cost(lambda x: x.flatten(1), X).weights == 0
-
-
-def test_words():
-    assert [in_words(n) for n in (12, 2.5e6, 3e18)] == ["12 FLOP", "2.5 MFLOP", "3 EFLOP"]

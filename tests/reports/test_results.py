@@ -559,7 +559,7 @@ def test_refusals(tmp_path, capsys):
     picture += '"stage": "attacked", "shape": [1, 9, 9], "pixels": "AAAA"}'
     for run, reason in {
         "missing": "does not exist",
-        "empty": "holds neither",
+        "empty": "holds none of its logs",
         "other.jsonl": "is not a log",
         "none": "no rows yet",
     }.items():
@@ -569,7 +569,7 @@ def test_refusals(tmp_path, capsys):
         assert error.count("\n") == 1
     assert main(["report", f"={ours}"]) == main(["report", "ours="]) == 2
     assert main(["report", damage(tmp_path / "picture", picture)]) == 2
-    assert "the picture of image 7 is damaged" in capsys.readouterr().err
+    assert "(1, 9, 9)" in capsys.readouterr().err
     assert main(["report", damage(tmp_path / "list", picture.replace('"pgd"', "[1]"))]) == 2
     assert "damaged" in capsys.readouterr().err
     check = '{"kind": "check", "name": "logits", "passed": true, "finding": "", "numbers": {"a": '
