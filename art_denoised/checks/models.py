@@ -89,7 +89,7 @@ def _outside(x: torch.Tensor, clip_values: tuple[Any, Any], slack: float) -> tor
 
 
 def _out_of_range(x: torch.Tensor, clip_values: tuple[Any, Any]) -> InputError:
-    low, high = (torch.as_tensor(v, dtype=torch.float64) for v in clip_values)
+    x, low, high = x.detach(), *(torch.as_tensor(v, dtype=torch.float64) for v in clip_values)
     remedy = "divide by 255" if float(x.max()) > 2 and float(high.max()) <= 1 else "rescale"
     return InputError(
         f"images span [{float(x.min()):g}, {float(x.max()):g}] but clip_values are "

@@ -150,16 +150,9 @@ class DefendedClassifier(PyTorchClassifier):
         return super().compute_loss(x, y, reduction=reduction, **kwargs)
 
     def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **kwargs: Any) -> Any:
-        """Return the gradient of the loss of ``.model`` in the images.
+        """Return the gradient of the loss of ``.model`` in the images, shaped like them.
 
-        Args:
-            x: Images, array or tensor (batch, channels, height, width).
-            y: Labels: indices (batch,), or one-hot or probabilities (batch, nb_classes).
-            training_mode: Whether the model is put into training mode.
-            **kwargs: Ignored, as in ART.
-
-        Returns:
-            Gradients, shaped like ``x``.
+        Labels are indices (batch,), or one-hot or probabilities (batch, nb_classes).
         """
         x, y = self._pair(x, y)
         if not len(x):
@@ -167,15 +160,9 @@ class DefendedClassifier(PyTorchClassifier):
         return super().loss_gradient(x, y, training_mode=training_mode, **kwargs)
 
     def class_gradient(self, x: Any, label: Any = None, **kwargs: Any) -> np.ndarray:
-        """Return the gradients of outputs of ``.model`` in the images.
+        """Return the gradients of outputs of ``.model``, (batch, classes, channels, height, width).
 
-        Args:
-            x: Images (batch, channels, height, width).
-            label: Class whose output it is, for all images or for each; None: every class.
-            **kwargs: ``training_mode``, as in `loss_gradient`.
-
-        Returns:
-            Gradients (batch, classes, channels, height, width): of one class or of all.
+        ``label`` is the class whose output it is, for all images or for each; None: every class.
         """
         if label is not None:
             chosen = checks.labels(np.atleast_1d(label), self.nb_classes).numpy()
@@ -197,16 +184,13 @@ class DefendedClassifier(PyTorchClassifier):
         batch_size: int = 128,
         framework: bool = False,
     ) -> np.ndarray | torch.Tensor:
-        """Return the output of a layer of ``.model``.
+        """Return the output of a layer of ``.model``, one row for each image.
 
         Args:
             x: Images (batch, channels, height, width).
             layer: Name or number of the layer, as in ``layer_names``.
             batch_size: Number of images at once; with ``framework`` all are.
             framework: Return a tensor that can be differentiated.
-
-        Returns:
-            Activations, one row for each image.
 
         Raises:
             InputError: No such layer, or a defence whose layers see noisy copies and not images.
@@ -243,12 +227,7 @@ class DefendedClassifier(PyTorchClassifier):
         return self._layer_names
 
     def set_params(self, **kwargs: Any) -> None:
-        """Set parameters by name, as in ART, which cannot take the module that it hands out.
-
-        Raises:
-            InputError: Preprocessing or postprocessing, which predictions and gradients would see
-                differently.
-        """
+        """Set parameters by name, as in ART, which cannot take the module that it hands out."""
         _refuse_processing(kwargs, self)
         model = kwargs.pop("model", None)
         if model is not None:
@@ -266,7 +245,8 @@ class DefendedClassifier(PyTorchClassifier):
     def reset(self) -> None:
         """Initialise what ``fit`` trains, and nothing else."""
         if self._trained_by_fit is not None:
-            self._trained_by_fit.apply(_initialise)
+            # Parts before the whole, as blocks of feature denoising need it.
+            self._trained_by_fit.apply(lambda module: getattr(module, "reset_parameters", tuple)())
 
     def __repr__(self) -> str:
         """Return defence, noise, classes and device in a line."""
@@ -343,6 +323,27 @@ class DefendedClassifier(PyTorchClassifier):
         return middle.expand(1, *self.input_shape).to(self.device)
 
 
+class RandomDefence(DefendedClassifier):
+    """A defence with noise, whose seed can be set."""
+
+    estimator_params: ClassVar[list[str]] = [*PyTorchClassifier.estimator_params, "seed"]
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of all noise; None: fresh noise in every call. It may be set."""
+        return self._random[-1].seed
+
+    @seed.setter
+    def seed(self, value: int | None) -> None:
+        for part in self._random:
+            part.seed = value if value is None else checks.count("seed", value, 0)
+
+    @property
+    def _random(self) -> list[Any]:
+        """Parts of the module that draw noise."""
+        return [self.model]
+
+
 def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     """Return a shape as (channels, height, width), each a positive number."""
     if len(shape) != 3:
@@ -359,9 +360,3 @@ def _refuse_processing(options: dict[str, Any], estimator: object = None) -> Non
                 f"{name} is {options[name]}; it must be part of the module: wrap the classifier "
                 "in a PyTorchClassifier with torch preprocessing and build the defence over it"
             )
-
-
-def _initialise(module: nn.Module) -> None:
-    start_again = getattr(module, "reset_parameters", None)
-    if callable(start_again):
-        start_again()

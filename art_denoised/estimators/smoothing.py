@@ -16,7 +16,7 @@ from torch import nn
 from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.estimators.adapters import without_preprocessing
-from art_denoised.estimators.defended import DefendedClassifier
+from art_denoised.estimators.defended import RandomDefence
 from art_denoised.smoothing.modules import DenoisedClassifier, SmoothedClassifier
 from art_denoised.smoothing.noise import fresh_seed
 from art_denoised.smoothing.smoother import Smoother
@@ -27,7 +27,7 @@ from art_denoised.training.denoiser import DenoiserLoss, Objective, train_denois
 from art_denoised.types import Denoiser
 
 
-class DenoisedSmoothing(DefendedClassifier, RandomizedSmoothingMixin):
+class DenoisedSmoothing(RandomDefence, RandomizedSmoothingMixin):
     """Denoiser + pretrained classifier + randomized smoothing: labels with certified l2 radii.
 
     `predict`, `compute_loss`, `loss_gradient` and `class_gradient` are all of one function: the
@@ -77,13 +77,8 @@ class DenoisedSmoothing(DefendedClassifier, RandomizedSmoothingMixin):
 
     _shown = ("sigma", "samples", "seed")
     estimator_params: ClassVar[list[str]] = [
-        *PyTorchClassifier.estimator_params,
-        "sigma",
-        "sample_size",
-        "alpha",
-        "seed",
-        "samples",
-        "max_batch",
+        *RandomDefence.estimator_params,
+        *("sigma", "sample_size", "alpha", "samples", "max_batch"),
     ]
 
     def __init__(
@@ -135,15 +130,6 @@ class DenoisedSmoothing(DefendedClassifier, RandomizedSmoothingMixin):
     def scale(self) -> float:
         """ART's name for sigma."""
         return self.sigma
-
-    @property
-    def seed(self) -> int | None:
-        """Seed of all noise, or None."""
-        return self.model.seed
-
-    @seed.setter
-    def seed(self, value: int | None) -> None:
-        self.model.seed = value if value is None else checks.count("seed", value, 0)
 
     @property
     def samples(self) -> int:
@@ -217,9 +203,7 @@ class DenoisedSmoothing(DefendedClassifier, RandomizedSmoothingMixin):
     ) -> tuple[list[TableRow], list[Certificate]]:
         """Return certified accuracy at each radius, from as few samples as that takes.
 
-        Each image is sampled until every radius is proved or out of reach. Its certificate states
-        the largest radius that was proved, at the alpha of `certify`
-        (docs/explanation/sequential.md).
+        Each image is sampled until every radius is proved or out of reach (`AtRadii`).
 
         Args:
             x: Images (batch, channels, height, width) within ``clip_values``, at least one.
@@ -307,7 +291,7 @@ class DenoisedSmoothing(DefendedClassifier, RandomizedSmoothingMixin):
             progress=verbose,
         )
 
-    def fit_generator(self, generator: Any, nb_epochs: int = 20, **kwargs: Any) -> None:
+    def fit_generator(self, *args: Any, **kwargs: Any) -> None:
         """Refuse: ART's loop would train the classifier, which `fit` leaves alone."""
         raise InputError("fit_generator would train the classifier too; give arrays to fit")
 

@@ -1,9 +1,9 @@
-"""The robust diffusion classifier as an estimator of the Adversarial Robustness Toolbox."""
+"""Defences by diffusion models as estimators of the Adversarial Robustness Toolbox."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +14,25 @@ from art_denoised.checks import InputError
 from art_denoised.diffusion.cost import Cost, preview_cost
 from art_denoised.diffusion.levels import Levels
 from art_denoised.diffusion.model import DiffusionModel
-from art_denoised.estimators.defended import DefendedClassifier
+from art_denoised.estimators.defended import RandomDefence
+from art_denoised.purification.classifier import PurifiedClassifier, Vote
+from art_denoised.purification.purification import Purification
 from art_denoised.rdc.chen2024 import chen2024_settings
 from art_denoised.rdc.classifier import DiffusionClassifier
 from art_denoised.rdc.likelihood import Form, FormName, Gradient, LikelihoodMaximization, named_form
 
 
-class RobustDiffusionClassifier(DefendedClassifier):
+class _DiffusionDefence(RandomDefence):
+    """A defence that knows how often it evaluates its diffusion model."""
+
+    _shown = ("seed", "nfe")
+
+    def cost(self, images: int = 1) -> Cost:
+        """Count what a prediction of so many images, and its gradient, takes; it runs one pass."""
+        return preview_cost(self.model, self.input_shape, images=images)
+
+
+class RobustDiffusionClassifier(_DiffusionDefence):
     """Likelihood maximization, then a diffusion model as Bayes classifier.
 
     ``.model`` is ``nn.Sequential(LikelihoodMaximization, DiffusionClassifier)``, from images to
@@ -67,9 +79,6 @@ class RobustDiffusionClassifier(DefendedClassifier):
         True
     """
 
-    estimator_params: ClassVar[list[str]] = [*DefendedClassifier.estimator_params, "seed"]
-    _shown = ("seed", "nfe")
-
     def __init__(
         self,
         diffusion: DiffusionModel,
@@ -95,36 +104,20 @@ class RobustDiffusionClassifier(DefendedClassifier):
             checks.eval_mode(model)
         if isinstance(form, str):
             form = named_form(form, lr=lr, levels=levels)
+        noise: dict[str, Any] = {"seed": seed, "bf16": bf16}
+        options = {"levels": levels, "prior": prior, "temperature": temperature, **noise}
         classifier = DiffusionClassifier(
-            diffusion,
-            levels=levels,
-            seed=seed,
-            prior=prior,
-            temperature=temperature,
-            max_batch=max_batch,
-            bf16=bf16,
-            recompute=recompute,
+            diffusion, max_batch=max_batch, recompute=recompute, **options
         )
         stages: list[nn.Module] = [classifier]
         if checks.count("steps", steps, 0):
-            stages.insert(
-                0,
-                LikelihoodMaximization(
-                    maximized,
-                    steps=steps,
-                    eta=eta,
-                    form=form,
-                    gradient=gradient,
-                    seed=seed,
-                    bf16=bf16,
-                ),
+            purify = LikelihoodMaximization(
+                maximized, steps=steps, eta=eta, form=form, gradient=gradient, **noise
             )
-        super().__init__(
-            nn.Sequential(*stages),
-            input_shape=input_shape,
-            nb_classes=classifier.classes,
-            **kwargs,
-        )
+            stages.insert(0, purify)
+        classes = classifier.classes
+        model = nn.Sequential(*stages)
+        super().__init__(model, input_shape=input_shape, nb_classes=classes, **kwargs)
 
     @classmethod
     def chen2024(
@@ -139,9 +132,8 @@ class RobustDiffusionClassifier(DefendedClassifier):
         """Build the classifier with the settings of the release (`art_denoised.rdc.chen2024`).
 
         Args:
-            diffusion: Class-conditional diffusion model, such as edm-cifar10-32x32-cond-vp.pkl.
-            unconditional: Diffusion model for likelihood maximization, such as
-                edm-cifar10-32x32-uncond-vp.pkl; None: ``diffusion``, which must have a null class.
+            diffusion: As in the class, such as edm-cifar10-32x32-cond-vp.pkl.
+            unconditional: As in the class, such as edm-cifar10-32x32-uncond-vp.pkl.
             input_shape: (channels, height, width).
             levels: Number of noise levels; the release also uses 1,000.
             **options: Further arguments of the class: gradient, seed, max_batch and so on.
@@ -152,23 +144,8 @@ class RobustDiffusionClassifier(DefendedClassifier):
         settings = {**chen2024_settings(levels, input_shape), "steps": 5}
         if fixed := sorted({*settings, "lr", "eta"} & options.keys()):
             raise InputError(f"{fixed[0]} belongs to the release; leave it out, or use the class")
-        return cls(
-            diffusion,
-            input_shape=input_shape,
-            unconditional=unconditional,
-            **settings,
-            **options,
-        )
-
-    @property
-    def seed(self) -> int | None:
-        """Seed of all noise, or None."""
-        return self.model[-1].seed
-
-    @seed.setter
-    def seed(self, value: int | None) -> None:
-        for stage in self.model:
-            stage.seed = value if value is None else checks.count("seed", value, 0)
+        models = {"unconditional": unconditional, "input_shape": input_shape}
+        return cls(diffusion, **models, **settings, **options)
 
     def fit_temperature(self, x: np.ndarray, y: np.ndarray) -> float:
         """Fit the classifier's temperature on what likelihood maximization makes of images.
@@ -190,15 +167,77 @@ class RobustDiffusionClassifier(DefendedClassifier):
             purified = self.model[:-1](images)
         return float(self.model[-1].fit_temperature(purified, labels))
 
-    def cost(self, images: int = 1) -> Cost:
-        """Count what a prediction of so many images, and its gradient, will take; one pass is run.
+    @property
+    def nfe(self) -> int:
+        """Number of evaluations of the diffusion model for a prediction of one image."""
+        return sum(stage.nfe() for stage in self.model)
 
-        Args:
-            images: Number of images in the run.
-        """
-        return preview_cost(self.model, self.input_shape, images=images, batch=None)
+    @property
+    def _random(self) -> list[nn.Module]:
+        return [*self.model]
+
+
+class DiffusionPurification(_DiffusionDefence):
+    """Purification by a diffusion model, then a pretrained classifier.
+
+    ``.model`` is a `PurifiedClassifier`, from images to log-probabilities; predictions, losses and
+    gradients are all of that module. Gradients are those of ``purification.gradient``, exact by
+    default. `fit` trains the classifier alone.
+
+    Sources: Nie et al., "Diffusion Models for Adversarial Purification" (ICML 2022, arXiv
+    2205.07460), and those of `Purification`.
+
+    Args:
+        purification: Purification, with a diffusion model in eval mode.
+        classifier: Images to logits, in eval mode.
+        input_shape: (channels, height, width).
+        nb_classes: Number of classes.
+        copies: Number of purified copies of each image.
+        vote: "mean" (of the softmax) or "majority".
+        **kwargs: ``loss``, ``optimizer``, ``device_type`` and further arguments of
+            PyTorchClassifier. Preprocessing and postprocessing are refused.
+
+    Raises:
+        InputError: A value is out of range, or a model cannot take such images.
+
+    Example:
+        >>> from art_denoised import Purification
+        >>> from art_denoised.data import load_data
+        >>> from art_denoised.demo import digits_classifier, digits_diffusion
+        >>> purify = Purification(digits_diffusion(), t=0.1, steps=4, sampler="ddim", seed=0)
+        >>> defence = DiffusionPurification(
+        ...     purify, digits_classifier(), input_shape=(1, 8, 8), nb_classes=10
+        ... )
+        >>> x, label = load_data("digits")[0]
+        >>> int(defence.predict(x[None].numpy()).argmax()) == label
+        True
+    """
+
+    def __init__(
+        self,
+        purification: Purification,
+        classifier: nn.Module,
+        *,
+        input_shape: tuple[int, int, int],
+        nb_classes: int,
+        copies: int = 1,
+        vote: Vote = "mean",
+        **kwargs: Any,
+    ) -> None:
+        for model in (purification, classifier):
+            checks.eval_mode(model)
+        model = PurifiedClassifier(purification, classifier, copies=copies, vote=vote)
+        super().__init__(model, input_shape=input_shape, nb_classes=nb_classes, **kwargs)
 
     @property
     def nfe(self) -> int:
-        """Number of network evaluations of a prediction of one image."""
-        return sum(stage.nfe() for stage in self.model)
+        """Number of evaluations of the diffusion model for a prediction of one image."""
+        return self.model.nfe()
+
+    @property
+    def _random(self) -> list[nn.Module]:
+        return [self.model.purifier]
+
+    @property
+    def _trained_by_fit(self) -> nn.Module | None:
+        return self.model.classifier
