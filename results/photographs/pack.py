@@ -1,20 +1,21 @@
-"""Pack the images that the denoiser of these results is trained on, and those it is validated on.
+"""Pack the images that the denoiser of these results is trained on, and those it is judged on.
 
-No image of the table is among them: these are crops of seven other photographs of scikit-image, of
-scikit-learn's two and matplotlib's one, and images of CIFAR-10 enlarged. The validation images are
-the 20 of ImageNet that ship in the foolbox wheel.
+No image of the table is among them: these are crops of fifteen other photographs of scikit-image,
+scikit-learn, matplotlib and the wheels of gradio and imgaug, and images of CIFAR-10 enlarged. The
+validation images are the 20 of ImageNet that ship in the foolbox wheel.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import zipfile
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-SIDE, COUNT = 64, 6000
 PHOTOGRAPHS = {
     "skimage": [
         *("data/astronaut.png", "data/retina.jpg", "data/ihc.png", "data/hubble_deep_field.jpg"),
@@ -23,27 +24,64 @@ PHOTOGRAPHS = {
     "sklearn": ["datasets/images/china.jpg", "datasets/images/flower.jpg"],
     "matplotlib": ["mpl-data/sample_data/grace_hopper.jpg"],
 }
+# Packages that need not be installed: their wheels are read.
+WHEELS = {
+    "gradio": [f"gradio/media_assets/images/{name}" for name in ("lion.jpg", "cheetah1.jpg")]
+    + ["gradio/media_assets/images/tower.jpg", "gradio/test_data/cheetah2.jpg"],
+    "imgaug": ["imgaug/quokka.jpg"],
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cifar10", type=Path, help="folder of CIFAR-10's training images by class")
+    parser.add_argument("wheels", type=Path, help="folder of the wheels of gradio and imgaug")
     parser.add_argument("--out", type=Path, default=Path("data"))
     options = parser.parse_args()
-    options.out.mkdir(exist_ok=True)
+    options.out.mkdir(exist_ok=True, parents=True)
     rng = np.random.default_rng(0)
     small = rng.permutation(sorted(options.cifar10.glob("*/*.*")))
-    photographs = [
-        Image.open(str(resources.files(package) / file)).convert("RGB")
-        for package, files in PHOTOGRAPHS.items()
-        for file in files
-    ]
-    x = [_enlarged(path, rng) for path in small[: COUNT // 2]]
-    x += [_crop(photographs[i % len(photographs)], rng) for i in range(COUNT // 2)]
-    _save(options.out / "train.npz", x, COUNT * [0])  # no class is trained on
+    photographs = _photographs(options.wheels)
+    # Little of an image shows what noise is; the network needs to see enough to name it.
+    _pack(options.out / "mse.npz", 6000, 64, (64, 112), (160, 400), small, photographs, rng)
+    _pack(options.out / "stability.npz", 2400, 112, (112, 144), (160, 320), small, photographs, rng)
     held = sorted((resources.files("foolbox") / "data").glob("imagenet_*.jpg"))
     labels = [int(path.stem.split("_")[2]) for path in held]
     _save(options.out / "validation.npz", [_central(Image.open(path)) for path in held], labels)
+
+
+def _photographs(wheels: Path) -> list[Image.Image]:
+    files = [
+        (resources.files(package) / file).read_bytes()
+        for package, inside in PHOTOGRAPHS.items()
+        for file in inside
+    ]
+    for package, inside in WHEELS.items():
+        (wheel,) = wheels.glob(f"{package}-*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            files += [archive.read(file) for file in inside]
+    return [Image.open(io.BytesIO(data)).convert("RGB") for data in files]
+
+
+def _pack(
+    path: Path,
+    count: int,
+    side: int,
+    enlarged: tuple[int, int],
+    reduced: tuple[int, int],
+    small: np.ndarray,
+    photographs: list[Image.Image],
+    rng: np.random.Generator,
+) -> None:
+    """Write crops: half of images of 32x32 pixels, enlarged, and half of photographs, reduced.
+
+    ``enlarged`` and ``reduced`` are the least and the greatest length of the shorter side.
+    """
+    of_small = [Image.open(file).convert("RGB") for file in small[: count // 2]]
+    of_photographs = [photographs[i % len(photographs)] for i in range(count - count // 2)]
+    x = [_crop(image, side, enlarged, rng) for image in of_small]
+    x += [_crop(image, side, reduced, rng) for image in of_photographs]
+    _save(path, x, count * [0])  # no class is trained on
 
 
 def _save(path: Path, x: list[np.ndarray], y: list[int]) -> None:
@@ -51,27 +89,19 @@ def _save(path: Path, x: list[np.ndarray], y: list[int]) -> None:
     np.savez(path, x=np.stack(x).transpose(0, 3, 1, 2), y=np.array(y))
 
 
-def _enlarged(path: Path, rng: np.random.Generator) -> np.ndarray:
-    """Return a crop of an image of 32x32 pixels that is enlarged 2 to 3.5 times."""
-    size = int(rng.integers(64, 113))
-    return _window(Image.open(path).convert("RGB").resize((size, size), 3), rng)
-
-
-def _crop(photograph: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    """Return a crop of a photograph whose shorter side has been reduced to 160 to 400 pixels."""
-    width, height = photograph.size
-    scale = rng.integers(160, 401) / min(width, height)
-    size = (round(scale * width), round(scale * height))
-    return _window(photograph.resize(size, 3, reducing_gap=2.0), rng)
-
-
-def _window(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    left, top = (int(rng.integers(0, length - SIDE + 1)) for length in image.size)
-    return np.array(image.crop((left, top, left + SIDE, top + SIDE)))
+def _crop(
+    image: Image.Image, side: int, shorter: tuple[int, int], rng: np.random.Generator
+) -> np.ndarray:
+    """Return a square of an image that has been resized, at random in both."""
+    scale = rng.integers(shorter[0], shorter[1] + 1) / min(image.size)
+    size = tuple(max(side, round(scale * length)) for length in image.size)
+    image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    left, top = (int(rng.integers(0, length - side + 1)) for length in size)
+    return np.array(image.crop((left, top, left + side, top + side)))
 
 
 def _central(image: Image.Image) -> np.ndarray:
-    return np.array(ImageOps.fit(image.convert("RGB"), (224, 224), 3))
+    return np.array(ImageOps.fit(image.convert("RGB"), (224, 224), Image.Resampling.BICUBIC))
 
 
 if __name__ == "__main__":
