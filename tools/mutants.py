@@ -1,10 +1,11 @@
 """Plant one-token errors in the mathematics, one at a time, and count those that the tests see.
 
-    python tools/mutants.py [--rate SHARE] [--only TEXT] [--quick] [--jobs N] [--list]
+    python tools/mutants.py [--rate SHARE] [--only TEXT] [--quick] [--jobs N] [--results FILE]
 
-A mutant is killed when a test fails or does not end. First run the tests that are named after the
-module and the module's own examples, then the other tests of its room. What survives must stand in
-tools/survivors.json with the reason why it changes nothing that a user could see.
+First each test of the rooms runs alone, and the lines that it runs are noted. An error is then
+planted in a fork of this process, which has imported everything, and the tests that run its line
+follow, the fastest first. The error is killed when one of them fails or does not end. What survives
+must stand in tools/survivors.json with the reason why it changes nothing that a user could see.
 
 The sample does not depend on the rest of the code: a mutant belongs to it by the hash of its file,
 function and text.
@@ -14,19 +15,30 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import copy
+import gc
 import hashlib
 import importlib
 import importlib.machinery
+import inspect
 import json
 import os
+import resource
 import signal
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from types import CodeType, FrameType, FunctionType
+from typing import Any
+
+import pytest
+from hypothesis import Phase, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "art_denoised"
@@ -45,25 +57,14 @@ TRANSPORT = (
     "workers",
 )
 SLOW_TESTS = ("test_workers.py", "test_cluster.py", "test_blackbox.py", "test_http.py")
-# What the tests import, except the package itself: a fork imports that with its mutant.
-PRELOAD = (
-    "art.attacks.evasion",
-    "art.estimators.classification",
-    "diffusers",
-    "foolbox",
-    "hypothesis",
-    "matplotlib",
-    "mpmath",
-    "multiprocess",
-    "pytest",
-    "safetensors.torch",
-    "scipy.stats",
-    "sklearn.datasets",
-    "timm",
-    "torchattacks",
-    "torchvision",
+# Plain assertions: modules that this process has imported cannot be rewritten. No output is
+# captured, since forks are silent; hypothesis does not look for the smallest failure.
+PYTEST = (
+    *("-q", "-s", "--assert=plain", "--hypothesis-profile=mutants"),
+    *("-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:faulthandler"),
 )
-SECONDS = 300  # a test run that takes longer does not end
+SECONDS = 300  # of waiting, after which tests do not end
+MEMORY = 8 << 30  # bytes that the tests of one mutant may take
 
 
 def main() -> int:
@@ -71,43 +72,56 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--rate", type=float, default=0.1, help="share of all mutants (.1)")
+    parser.add_argument("--rate", type=float, default=0.25, help="share of all mutants (.25)")
     parser.add_argument("--only", default="", help="only mutants whose name contains this text")
     parser.add_argument(
         "--quick", action="store_true", help="only the tests that are named after the module"
     )
     parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="file of JSON lines that a run extends; what it says was killed is not run again",
+    )
     parser.add_argument("--list", action="store_true", help="print the sample and stop")
-    arguments = parser.parse_args()
-    sample = [m for path in modules() for m in mutants(path, arguments.rate)]
+    options = parser.parse_args()
+    sample = [m for path in modules() for m in mutants(path, options.rate, options.only)]
     # By their numbers: the mutants of a smaller rate come first.
-    sample = sorted((m for m in sample if arguments.only in m.name), key=lambda m: chance(m.name))
+    sample = sorted(sample, key=lambda m: chance(m.name))
     print(f"{len(sample)} mutants", flush=True)
-    if arguments.list:
-        print("\n".join(f"{mutant.line:5} {mutant.name}" for mutant in sample))
+    if options.list:
+        print("\n".join(f"{mutant.lines.start:5} {mutant.name}" for mutant in sample))
         return 0
-    for name in PRELOAD:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
-    tests = own_tests if arguments.quick else all_tests
-    print("running the tests without a mutant ...", flush=True)
-    broken = [name for name, code in run_all(untouched(sample, tests), arguments.jobs) if code]
-    if broken:
-        print("these tests fail without a mutant: " + ", ".join(sorted(broken)))
+    settings.register_profile(
+        "mutants", derandomize=True, deadline=None, phases=(Phase.explicit, Phase.generate)
+    )
+    os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))
+    tests = own_tests if options.quick else room_tests
+    hunt = Hunt(sample, tests, options.jobs, killed(options.results), options.results)
+    files = sorted({str(file) for path in {m.path for m in sample} for file in tests(path)})
+    if pytest.main([*PYTEST, *files], plugins=[hunt]) or hunt.broken:
+        print("these tests fail without a mutant: " + ", ".join(sorted(hunt.broken)))
         return 1
-    jobs = [(m.name, lambda m=m: run_tests(m, tests)) for m in sample]
-    return judge(dict(run_all(jobs, arguments.jobs, say=True)))
+    return judge(hunt.killers)
 
 
-def judge(codes: dict[str, int]) -> int:
+def killed(results: Path | None) -> dict[str, str | None]:
+    """Return the mutants that an earlier run killed, and the tests that did."""
+    lines = results.read_text().splitlines() if results and results.exists() else []
+    known = {line["mutant"]: line["killer"] for line in map(json.loads, lines)}
+    return {name: killer for name, killer in known.items() if killer}
+
+
+def judge(killers: dict[str, str | None]) -> int:
     """Print what survived, and return 1 if a survivor has no reason."""
     reasons = json.loads(SURVIVORS.read_text())
-    survived = [name for name, code in codes.items() if code == 0]
+    survived = [name for name, killer in killers.items() if not killer]
     unexplained = [name for name in survived if name not in reasons]
     for name in survived:
         print(f"survived: {name}\n    {reasons.get(name, 'NO REASON')}")
-    killed = len(codes) - len(survived)
-    print(f"{killed} of {len(codes)} killed: {killed / max(len(codes), 1):.1%}")
+    killed = len(killers) - len(survived)
+    print(f"{killed} of {len(killers)} killed: {killed / max(len(killers), 1):.1%}")
     print(f"{len(survived) - len(unexplained)} harmless, {len(unexplained)} without a reason")
     return int(bool(unexplained))
 
@@ -119,14 +133,14 @@ class Mutant:
     Attributes:
         path: File of the package.
         name: File, function, and text before and after.
-        line: Line of the change.
-        source: The file's source with the error in it.
+        lines: Lines of the changed expression.
+        code: The compiled file with the error in it.
     """
 
     path: Path
     name: str
-    line: int
-    source: str
+    lines: range
+    code: CodeType
 
 
 def modules() -> list[Path]:
@@ -140,7 +154,7 @@ def chance(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
 
 
-def mutants(path: Path, rate: float) -> Iterator[Mutant]:
+def mutants(path: Path, rate: float, only: str) -> Iterator[Mutant]:
     """Yield the mutants of one file that belong to a sample."""
     tree = ast.parse(path.read_text())
     seen: Counter[str] = Counter()
@@ -150,9 +164,10 @@ def mutants(path: Path, rate: float) -> Iterator[Mutant]:
             name += ast.unparse(changed)
             seen[name] += 1
             name += f" #{seen[name]}" * (seen[name] > 1)
-            if chance(name) < rate:
+            if chance(name) < rate and only in name:
                 put(changed)
-                yield Mutant(path, name, node.lineno, ast.unparse(ast.fix_missing_locations(tree)))
+                code = compile(ast.fix_missing_locations(tree), str(path), "exec")
+                yield Mutant(path, name, range(node.lineno, node.end_lineno + 1), code)
                 put(node)
 
 
@@ -247,19 +262,14 @@ def altered(node: ast.expr, **fields: object) -> ast.expr:
     return made
 
 
-Tests = Callable[[Path], list[list[str]]]
+def own_tests(path: Path) -> list[Path]:
+    """Return a module, for its examples, and the tests that are named after it."""
+    return [path, *(file for file in _room(path) if path.stem.rstrip("s") in file.stem)]
 
 
-def own_tests(path: Path) -> list[list[str]]:
-    """Return the examples of a module and the tests named after it, in one list to run."""
-    return [[str(path), *(str(file) for file in _room(path) if path.stem.rstrip("s") in file.stem)]]
-
-
-def all_tests(path: Path) -> list[list[str]]:
-    """Return the same, and then the other tests of its room."""
-    (own,) = own_tests(path)
-    others = [str(file) for file in _room(path) if str(file) not in own]
-    return [own, others] if others else [own]
+def room_tests(path: Path) -> list[Path]:
+    """Return a module and the tests of its room."""
+    return [path, *_room(path)]
 
 
 def _room(path: Path) -> list[Path]:
@@ -267,76 +277,225 @@ def _room(path: Path) -> list[Path]:
     return [file for file in files if file.name not in SLOW_TESTS]
 
 
-def untouched(sample: list[Mutant], tests: Tests) -> list[tuple[str, Callable[[], int]]]:
-    """Return a job for each file of tests that the sample needs, without a mutant."""
-    files = sorted({file for mutant in sample for part in tests(mutant.path) for file in part})
-    return [(file, lambda file=file: 0 if pytest_code([file]) in (0, 5) else 1) for file in files]
+class Hunt:
+    """A plugin of pytest that runs the collected tests for each mutant, in place of once.
+
+    Attributes:
+        broken: Tests that fail without a mutant.
+        killers: The test that saw each mutant, or None.
+    """
+
+    def __init__(
+        self,
+        sample: list[Mutant],
+        tests: Callable[[Path], list[Path]],
+        jobs: int,
+        killers: dict[str, str | None],
+        results: Path | None,
+    ) -> None:
+        self.sample, self.tests, self.jobs, self.results = sample, tests, jobs, results
+        self.broken: list[str] = []
+        self.killers = {m.name: killers[m.name] for m in sample if m.name in killers}
+        self.failed = ""
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Note the lines and seconds of each test, and then run those that can see a mutant."""
+        for path in {m.path for m in self.sample}:
+            importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        paths = {str(m.path) for m in self.sample}
+        print(f"running {len(session.items)} tests without a mutant ...", flush=True)
+        trials = [(item.nodeid, partial(self._trace, item, paths)) for item in session.items]
+        trials = dict(forked(trials, self.jobs))
+        self.broken = [name for name, trial in trials.items() if not trial or not trial["passed"]]
+        if self.broken:
+            return True
+        live = functions(paths)
+        items = sorted(session.items, key=lambda item: trials[item.nodeid]["seconds"])
+        runs = []
+        for mutant in (m for m in self.sample if m.name not in self.killers):
+            sees = partial(watchers, mutant, items, trials, self.tests(mutant.path))
+            runs.append((mutant.name, partial(self._run, mutant, sees, live, trials)))
+        for done, (name, run) in enumerate(forked(runs, self.jobs), 1):
+            killer = run["killer"] if run else "does not end"
+            self.killers[name] = killer
+            print(f"{done}/{len(runs)} {'killed  ' if killer else 'SURVIVED'} {name}", flush=True)
+            if self.results:
+                with self.results.open("a") as file:
+                    print(json.dumps({"mutant": name, "killer": killer}), file=file)
+        return True
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Remember a test that failed."""
+        if report.failed:
+            self.failed = report.nodeid
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Remember a file that cannot be imported."""
+        if report.failed:
+            self.failed = report.nodeid
+
+    def _trace(self, item: pytest.Item, paths: set[str]) -> dict[str, Any]:
+        lines: dict[str, set[int]] = defaultdict(set)
+
+        def enter(frame: FrameType, event: str, value: object) -> Callable[..., object] | None:
+            # What runs while a module is imported does not belong to the test that imports it.
+            code = frame.f_code
+            if code.co_filename not in paths or not code.co_flags & inspect.CO_OPTIMIZED:
+                return None
+            seen = lines[code.co_filename]
+
+            def step(frame: FrameType, event: str, value: object) -> Callable[..., object]:
+                seen.add(frame.f_lineno)
+                return step
+
+            return step
+
+        start = time.process_time()
+        sys.settrace(enter)
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+        sys.settrace(None)
+        seconds = time.process_time() - start
+        found = {path: sorted(seen) for path, seen in lines.items()}
+        return {"passed": not self.failed, "seconds": seconds, "lines": found}
+
+    def _run(
+        self,
+        mutant: Mutant,
+        sees: Callable[[], list[pytest.Item]],
+        live: dict[str, dict[Key, list[FunctionType]]],
+        trials: dict[str, dict[str, Any]],
+    ) -> dict[str, Any]:
+        """Return the test that sees a mutant. It is called in a process of its own."""
+        items = sees()
+        if not swap(mutant, live[str(mutant.path)]):
+            return {"killer": self._run_anew(mutant, items)}
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            # A loop without end burns time; a test that waits is ended by the alarm.
+            signal.setitimer(signal.ITIMER_PROF, 5 + 5 * trials[item.nodeid]["seconds"])
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if self.failed:
+                break
+        return {"killer": self.failed or None}
+
+    def _run_anew(self, mutant: Mutant, items: list[pytest.Item]) -> str | None:
+        """Run tests on a package that is imported again: the error lies outside of functions."""
+        for name in list(sys.modules):
+            if name.split(".")[0] in ("art_denoised", "tests"):
+                del sys.modules[name]
+        plant(mutant)
+        chosen = Chosen({item.nodeid for item in items})
+        for file in dict.fromkeys(str(item.path) for item in items):
+            if pytest.main([*PYTEST, "-x", file], plugins=[chosen]) not in (0, 5):
+                return file
+        return None
 
 
-def run_tests(mutant: Mutant, tests: Tests) -> int:
-    """Return 0 if no test sees the mutant. It is called in a process of its own."""
-    plant(mutant)
-    return next((code for files in tests(mutant.path) if (code := pytest_code(files))), 0)
+@dataclass(frozen=True)
+class Chosen:
+    """A plugin of pytest that keeps chosen tests."""
+
+    names: set[str]
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Drop the others."""
+        items[:] = [item for item in items if item.nodeid in self.names]
+
+
+def watchers(
+    mutant: Mutant,
+    items: list[pytest.Item],
+    trials: dict[str, dict[str, Any]],
+    files: list[Path],
+) -> list[pytest.Item]:
+    """Return the tests that run a mutant's lines, or else others of its file."""
+    near = [item for item in items if item.path in files]
+    lines = {item.nodeid: trials[item.nodeid]["lines"].get(str(mutant.path), ()) for item in near}
+    direct = [item for item in near if set(mutant.lines) & set(lines[item.nodeid])]
+    return direct or [item for item in near if lines[item.nodeid]]
+
+
+Key = tuple[str, int]  # qualified name of a function, and its line
+
+
+def functions(paths: set[str]) -> dict[str, dict[Key, list[FunctionType]]]:
+    """Return the functions of files that exist in this process."""
+    found: dict[str, dict[Key, list[FunctionType]]] = {path: defaultdict(list) for path in paths}
+    for item in gc.get_objects():
+        if type(item) is FunctionType and item.__code__.co_filename in found:
+            found[item.__code__.co_filename][key(item.__code__)].append(item)
+    return found
+
+
+def key(code: CodeType) -> Key:
+    """Return what tells the functions of a file apart."""
+    return code.co_qualname, code.co_firstlineno
+
+
+def swap(mutant: Mutant, live: dict[Key, list[FunctionType]]) -> bool:
+    """Put a mutant's code into the functions of this process, and tell whether that plants it."""
+    swapped = False
+    for code in codes(mutant.code):
+        for function in live.get(key(code), ()):
+            if function.__code__ != code:
+                function.__code__ = code
+                swapped = True
+    return swapped
+
+
+def codes(code: CodeType) -> Iterator[CodeType]:
+    """Yield the code of each function of a module or class."""
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            if inner.co_flags & inspect.CO_OPTIMIZED:
+                yield inner
+            yield from codes(inner)
 
 
 def plant(mutant: Mutant) -> None:
-    """Let the mutant's source stand for its file in this process, which has not imported it."""
+    """Let a mutant's code stand for its file in this process, which is yet to import it."""
     loader = importlib.machinery.SourceFileLoader
     original = loader.get_code
 
     def get_code(self: importlib.machinery.SourceFileLoader, name: str) -> object:
-        if Path(self.path) == mutant.path:
-            return compile(mutant.source, self.path, "exec")
-        return original(self, name)
+        return mutant.code if Path(self.path) == mutant.path else original(self, name)
 
     loader.get_code = get_code
 
 
-def pytest_code(files: list[str]) -> int:
-    """Return the exit code of pytest."""
-    import pytest
-
-    # Plain assertions: modules that the parent has imported cannot be rewritten.
-    options = ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    return int(pytest.main([*options, *files]))
+Job = Callable[[], dict[str, Any]]
 
 
-def run_all(
-    jobs: list[tuple[str, Callable[[], int]]], processes: int, say: bool = False
-) -> Iterator[tuple[str, int]]:
-    """Yield the name and exit code of each job, each in a fork of this process."""
-    waiting, running, done = list(reversed(jobs)), {}, 0
-    while waiting or running:
-        while waiting and len(running) < processes:
-            name, job = waiting.pop()
-            running[fork(job)] = name
-        pid, status = os.wait()
-        if pid not in running:
-            continue
-        name, done = running.pop(pid), done + 1
-        code = os.waitstatus_to_exitcode(status)
-        if say:
-            print(f"{done}/{len(jobs)} {'killed  ' if code else 'SURVIVED'} {name}", flush=True)
-        yield name, code
+def forked(jobs: Iterable[tuple[str, Job]], processes: int) -> Iterator[tuple[str, dict | None]]:
+    """Yield the name and answer of each job or None, each in a fork of this process."""
+    waiting, running = iter(jobs), {}
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder)
+        while True:
+            for name, job in islice(waiting, processes - len(running)):
+                running[fork(job, answer)] = name
+            if not running:
+                return
+            pid, _ = os.wait()
+            if pid in running:
+                file = answer / str(pid)
+                yield running.pop(pid), json.loads(file.read_text()) if file.exists() else None
 
 
-def fork(job: Callable[[], int]) -> int:
-    """Start a job in a silent process of its own, and return the process."""
-    pid = os.fork()
-    if pid:
+def fork(job: Job, folder: Path) -> int:
+    """Start a job in a silent process, and return the process: it names the file of the answer."""
+    if pid := os.fork():
         return pid
     os.setpgid(0, 0)
-    os.chdir(ROOT)
-    sys.path.insert(0, str(ROOT))
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(SECONDS)
-    code = 1
     try:
-        code = job()
+        answer = json.dumps(job())
+        (folder / str(os.getpid())).write_text(answer)
     finally:
-        os._exit(code)
+        os._exit(0)
 
 
 if __name__ == "__main__":
