@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 DOCS := .venv-docs
 
-.PHONY: demo test docs package fuzz mutants lint bench clean help
+.PHONY: demo test docs docs-version package fuzz mutants lint bench clean help
 
 help:
 	@echo "make demo   install, then certify handwritten digits with and without a denoiser"
 	@echo "make test   install the test extras, then run every check that CI runs"
 	@echo "make docs   build the documentation site into site/ and check it (needs no torch)"
+	@echo "make docs-version  add this version of the site to the branch gh-pages, with a selector of versions"
 	@echo "make package  build wheel and sdist, and install the wheel into an empty environment"
 	@echo "make fuzz   thousands of damaged logs, images, weights and command lines (an hour)"
 	@echo "make mutants  plant errors in the mathematics, and count those that the tests see (an hour)"
@@ -26,6 +27,12 @@ test: lint docs package
 docs: $(DOCS)/installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build
 	$(DOCS)/bin/python tools/check_site.py site
+
+# The branch gh-pages of this clone gets a folder for this version; nothing is pushed.
+docs-version: $(DOCS)/installed
+	NO_MKDOCS_2_WARNING=1 PATH="$(DOCS)/bin:$$PATH" mike deploy --update-aliases \
+		"$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' art_denoised/__init__.py)" latest
+	PATH="$(DOCS)/bin:$$PATH" mike set-default latest
 
 package: $(VENV)/installed-test
 	$(BIN)/python tools/check_package.py

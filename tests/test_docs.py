@@ -109,10 +109,22 @@ def test_every_page_is_in_the_navigation_and_on_the_first_page_of_its_section():
             assert f"]({page.name}" in section.read_text(encoding="utf-8"), page
 
 
+def test_links_lead_somewhere_in_a_clone():
+    """`make docs` checks those of the site, which has more pages."""
+    missing = [
+        (page.name, link)
+        for page in [*PAGES, *DOCS.parent.glob("*.md"), *(DOCS.parent / "results").rglob("*.md")]
+        for link in re.findall(r"\]\(([^)#\s]+)", BLOCK.sub("", page.read_text(encoding="utf-8")))
+        if not link.startswith(("http", "mailto")) and not (page.parent / link).exists()
+    ]
+    assert missing == []
+
+
 def test_the_gallery_shows_every_example():
     gallery = (DOCS / "gallery" / "index.md").read_text(encoding="utf-8")
     for example in (DOCS.parent / "examples").iterdir():
-        name = f"({example.stem}.md)" if example.suffix == ".ipynb" else f"`{example.name}`"
+        notebook = example.suffix == ".ipynb"
+        name = f"(../../examples/{example.name} " if notebook else f"`{example.name}`"
         assert example.name == "README.md" or name in gallery
 
 

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "art_denoised"
 HIDDEN = InclusionLevel.NOT_IN_NAV
+# Pages are read in a clone, too, so they link files of the clone. These have a page on the site.
+SHOWN = {
+    r"\.\./\.\./examples/(\w+)\.ipynb": r"../gallery/\1.md",
+    r"\.\./\.\./(CHANGELOG|CONTRIBUTING)\.md": lambda match: f"../project/{match[1].lower()}.md",
+}
+BEST = {"certify_a_pretrained_classifier": 1}  # picture of a notebook in the gallery; others: 0
 
 
 class ExampleSections(griffe.Extension):
@@ -154,7 +160,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Put the lists of names where a page asks for them."""
+    """Put the lists of names where a page asks for them, and link pages instead of files."""
+
+    def card(match: re.Match[str]) -> str:
+        name, words = match[2], match[3]
+        picture = f"[![{words}]({name}-{BEST.get(name, 0)}.png)]({name}.md)"
+        return f"-   {picture}\n\n    [**{match[1]}**]({name}.md)"
+
+    card_of = r"-   \[\*\*(.+)\*\*\]\(\.\./\.\./examples/(\w+)\.ipynb \"(.+)\"\)"
+    markdown = re.sub(card_of, card, markdown)
+    for file, shown in SHOWN.items():
+        markdown = re.sub(rf"(?<=\]\(){file}(?=[)#])", shown, markdown)
     return markdown.replace("<!-- names of all rooms -->", name_lists())
 
 
