@@ -390,6 +390,6 @@ def _only_one(**forms: bool) -> None:
 
 
 def _print_markup(table: Table, *, latex: bool) -> None:
-    from art_denoised.reports import markup
+    from art_denoised.reports import terminal
 
-    print(markup.latex(table) if latex else markup.markdown(table))
+    print(terminal.latex(table) if latex else terminal.markdown(table))

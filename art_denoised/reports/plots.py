@@ -73,7 +73,7 @@ class Look:
         (3.3, 2.5)
     """
 
-    size: Sequence[float] | None = None
+    size: tuple[float, ...] | None = None
     style: str | None = None
     title: str = ""
     xlabel: str | None = None
@@ -104,13 +104,14 @@ _PLAIN = Look()
 
 
 @contextmanager
-def _drawing(look: Look, size: Sequence[float], **settings: Any) -> Iterator[Figure]:
+def _drawing(look: Look, size: tuple[float, float], **settings: Any) -> Iterator[Figure]:
     """Yield a figure to draw into: in this look, and of this size where the look has none."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context({**look.settings, **_FILES, **settings}):
-        yield Figure(figsize=look.size or size, layout="constrained")
+        width, height = look.size or size
+        yield Figure(figsize=(width, height), layout="constrained")
 
 
 def read_curves(path: Path | str) -> list[Curve]:
@@ -254,14 +255,15 @@ def _draw_accuracy(axes: Any, models: Sequence[Model], norm: str, *, named: bool
     certified = any(_is_certified(model, norm) for model in models)
     attacked = any(_points(model, norm) for model in models)
     for i, (model, names) in enumerate(zip(models, _labels(models, norm), strict=True)):
-        proved, kept = ({"label": name} if named else {} for name in names)
+        proved, kept = (dict[str, Any](label=name) if named else {} for name in names)
         if _is_certified(model, norm):
             _draw_certified(axes, model.certified, appearance(i), model.asked, **proved)
         if points := _points(model, norm):
             kept |= {"linewidth": 1.2, "marker": appearance(i).marker}
             if model.trusted is False:
                 kept |= {"markerfacecolor": "none", "linestyle": ":"}
-            _draw_shares(axes, *zip(*points, strict=True), color=appearance(i).colour, **kept)
+            places, shares = zip(*points, strict=True)
+            _draw_shares(axes, places, shares, color=appearance(i).colour, **kept)
     kinds = {(True, False): "certified ", (False, True): "robust "}
     kind = kinds.get((certified, attacked), "")
     where = " and ".join([f"{norm} eps"] * attacked + ["l2 radius"] * certified)
