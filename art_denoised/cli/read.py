@@ -92,13 +92,11 @@ class LookOptions:
     size: Numbers | None = None
     style: str | None = None
 
-    def look(self, **labels: Any) -> Look | None:
-        """Return the look, if one was asked for."""
+    def look(self, **labels: Any) -> Look:
+        """Return the look that was asked for."""
         from art_denoised.reports.plots import Look
 
-        size = {} if self.size is None else {"size": self.size}
-        given = {**labels, **size, "title": self.title, "style": self.style}
-        return Look(**given) if any(given.values()) else None
+        return Look(self.size, self.style, self.title, **labels)
 
 
 _PLAIN = LookOptions()
@@ -392,6 +390,6 @@ def _only_one(**forms: bool) -> None:
 
 
 def _print_markup(table: Table, *, latex: bool) -> None:
-    from art_denoised.reports import markup
+    from art_denoised.reports import terminal
 
-    print(markup.latex(table) if latex else markup.markdown(table))
+    print(terminal.latex(table) if latex else terminal.markdown(table))

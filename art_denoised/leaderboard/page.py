@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,11 @@ import msgspec
 
 from art_denoised.checks import InputError
 from art_denoised.leaderboard.entries import Entry, check, read_entries
-from art_denoised.reports.terminal import Column, Table, show, text
+from art_denoised.reports.terminal import Column, Table, markdown, plain_markdown, show, text
 from art_denoised.runs.journal import write_whole
 
 VERIFIED, UNNAMED, UNVERIFIED = "votes", "votes, images not named", "unverified"
 _HEADS = ("entry", "defence", "classifier", "sigma", "images", "n", "alpha")
-# Where a backslash is shown as it is by a renderer, an entity is not.
-_MARKUP = {ord(c): f"\\{c}" for c in "|`*_[]{}#"} | {ord(c): f"&#{ord(c)};" for c in "\\&<>~$"}
 _INTRODUCTION = """\
 # Certified leaderboard
 
@@ -63,16 +61,15 @@ class Leaderboard:
 
     def to_markdown(self) -> str:
         """Return a section with a table for each data set and alpha, and the sources."""
-        parts = []
-        for table in self._blocks():
-            heads = [column.head for column in table.columns]
-            lines = [heads, ["---"] * len(heads), *table.rows]
-            rows = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
-            parts.append(f"## {_cell(table.title)}\n\n{rows}\n")
+        tables = [
+            f"## {plain_markdown(table.title)}\n\n{markdown(replace(table, title=''))}\n"
+            for table in self._blocks()
+        ]
         sources = "\n".join(
-            f"- {_cell(entry.name)}: {_cell(entry.source)}" for entry in self.entries
+            f"- {plain_markdown(entry.name)}: {plain_markdown(entry.source)}"
+            for entry in self.entries
         )
-        return "\n".join([*parts, f"## Sources\n\n{sources}\n"])
+        return "\n".join([*tables, f"## Sources\n\n{sources}\n"])
 
     def _blocks(self) -> list[Table]:
         return [
@@ -151,8 +148,3 @@ def _cells(entry: Entry, radii: list[float]) -> list[str]:
         *shares,
         checked,
     ]
-
-
-def _cell(words: Any) -> str:
-    """Return text that Markdown shows as it is, also in the cell of a table."""
-    return str(words).translate(_MARKUP)

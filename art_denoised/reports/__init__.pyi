@@ -8,7 +8,6 @@ from .pictures import certified_strips as certified_strips
 from .plots import Curve as Curve
 from .plots import Look as Look
 from .plots import accuracy_figure as accuracy_figure
-from .plots import draw_certified as draw_certified
 from .plots import feature_figure as feature_figure
 from .plots import loss_figure as loss_figure
 from .plots import picture_figure as picture_figure

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +9,7 @@ from typing import Any
 
 from art_denoised.checks import InputError
 from art_denoised.evaluation.rows import CertifyRow, Log
-from art_denoised.reports.terminal import Column, Table, escaped, show, text
+from art_denoised.reports.terminal import Column, Table, separated, show, text
 from art_denoised.smoothing.statistics import (
     ABSTAIN,
     TableRow,
@@ -154,15 +152,12 @@ class CertifiedTable:
 
     def to_csv(self) -> str:
         """Return one line for each run and radius, with shares in [0, 1], for `read_curves`."""
-        file = io.StringIO()
-        lines = csv.writer(file, lineterminator="\n")
-        lines.writerow(CSV_COLUMNS)
-        for run in self.runs:
-            for entry, at_least in zip(run.accuracy, run.at_least, strict=True):
-                lines.writerow(
-                    [escaped(run.name), run.images, *entry, at_least, run.abstained, run.acr]
-                )
-        return file.getvalue()
+        lines = (
+            (run.name, run.images, *entry, at_least, run.abstained, run.acr)
+            for run in self.runs
+            for entry, at_least in zip(run.accuracy, run.at_least, strict=True)
+        )
+        return separated([CSV_COLUMNS, *lines])
 
 
 def certified_table(

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from art_denoised.reports.certified import accuracy_table, is_lower_bound
+from art_denoised.reports.certified import certified_table
 from art_denoised.reports.results import Agreement, Model, Result, differences, eps_name
 from art_denoised.reports.tables import (
     SHARES,
     agreement_words,
-    certified_radii,
     conflicts,
     shouts,
     trust_words,
 )
-from art_denoised.reports.terminal import escaped
+from art_denoised.reports.terminal import separated
 
 _THREATS = {"linf": "Linf", "l2": "L2"}  # as RobustBench spells them
 COLUMNS = (
@@ -43,14 +40,9 @@ def to_json(models: Sequence[Model], notices: Sequence[str] = ()) -> dict[str, A
 
 
 def to_tsv(models: Sequence[Model]) -> str:
-    r"""Return all results as a table with tabs, one line for each, with columns `COLUMNS`."""
-    file = io.StringIO()
-    lines = csv.DictWriter(file, COLUMNS, delimiter="\t", lineterminator="\n")
-    lines.writeheader()
-    for model in models:
-        for result in model.results:
-            lines.writerow({key: _cell(value) for key, value in _line(model, result).items()})
-    return file.getvalue()
+    """Return all results as a table with tabs, one line for each, with columns `COLUMNS`."""
+    lines = [_line(model, result) for model in models for result in model.results]
+    return separated([COLUMNS, *([line.get(name) for name in COLUMNS] for line in lines)], "\t")
 
 
 def robustbench(model: Model) -> list[dict[str, Any]]:
@@ -100,7 +92,9 @@ def _model_json(model: Model) -> dict[str, Any]:
         "shouts": list(shouts([model])),
         "clean": msgspec.to_builtins(model.clean),
         "figures": msgspec.to_builtins(model.results),
-        "certified": _certified_json(model) if model.certified else [],
+        "certified": (
+            certified_table({model.name: model.certify_log}).to_json() if model.certified else []
+        ),
         "certified_against_robust": [_agreement_json(entry) for entry in model.agreements],
         "checks": [
             {name: getattr(check, name) for name in ("name", "passed", "finding", "numbers")}
@@ -109,13 +103,6 @@ def _model_json(model: Model) -> dict[str, Any]:
         "robustbench": robustbench(model),
         "logs": [{"path": path, "settings": dict(log)} for path, log in model.settings],
     }
-
-
-def _certified_json(model: Model) -> list[dict[str, Any]]:
-    return [
-        {**entry._asdict(), "at_least": is_lower_bound(entry.radius, model.asked)}
-        for entry in accuracy_table(model.certified, certified_radii([model]))
-    ]
 
 
 def _agreement_json(entry: Agreement) -> dict[str, Any]:
@@ -130,10 +117,6 @@ def _line(model: Model, result: Result) -> dict[str, Any]:
         limits = values[name] or {}
         values |= {f"{name}{end}": limits.get(end[1:] or "value") for end in ("", "_low", "_high")}
     return {"model": model.name, **values, "trusted": model.trusted}
-
-
-def _cell(value: Any) -> Any:
-    return escaped(value) if isinstance(value, str) else value
 
 
 def _percent(share: float) -> str:

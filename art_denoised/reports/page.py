@@ -23,7 +23,7 @@ from markupsafe import Markup
 from art_denoised.reports import tables
 from art_denoised.reports.certified import is_lower_bound
 from art_denoised.reports.facts import FACTS, facts
-from art_denoised.reports.pictures import STAGES, Strip, attacked_strips
+from art_denoised.reports.pictures import STAGES, Strip, attacked_strips, channels_last
 from art_denoised.reports.plots import appearance, page_figure
 from art_denoised.reports.results import ALL, Model, differences
 from art_denoised.reports.terminal import escaped
@@ -125,14 +125,10 @@ class Picture:
 
     @classmethod
     def of(cls, pixels: np.ndarray) -> Picture:
-        """Return the picture of bytes (channels, height, width).
-
-        The first three channels are shown, or the first. Large images are averaged down.
-        """
+        """Return the picture of bytes (channels, height, width); large ones are averaged down."""
         from PIL import Image
 
-        shown = pixels[:3].transpose(1, 2, 0) if len(pixels) >= 3 else pixels[0]
-        image = Image.fromarray(np.ascontiguousarray(shown))
+        image = Image.fromarray(np.ascontiguousarray(channels_last(pixels)))
         image = image.reduce(-(-max(image.size) // _LARGEST))
         buffer = io.BytesIO()
         image.save(buffer, "PNG")

@@ -252,6 +252,11 @@ def _difference(before: np.ndarray | None, after: np.ndarray) -> tuple[np.ndarra
     return np.rint(stretched).astype(np.uint8), f"largest change {largest}/255"
 
 
+def channels_last(pixels: np.ndarray) -> np.ndarray:
+    """Return the first three channels of a picture, or the first, as they are displayed."""
+    return pixels[:3].transpose(1, 2, 0) if len(pixels) >= 3 else pixels[0]
+
+
 def _bytes(image: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
 

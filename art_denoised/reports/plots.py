@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,14 +19,13 @@ import numpy as np
 from art_denoised.checks import InputError
 from art_denoised.evaluation.rows import CertifyRow
 from art_denoised.reports.certified import accuracy_table
+from art_denoised.reports.pictures import Strip, channels_last
 from art_denoised.reports.results import Model, Share
 from art_denoised.reports.terminal import escaped
 from art_denoised.runs.journal import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from art_denoised.reports.pictures import Strip
 
 _SUFFIXES = (".png", ".pdf", ".svg")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
@@ -60,7 +60,7 @@ class Look:
     """Size, style and labels of a plot.
 
     Attributes:
-        size: Width and height in inches.
+        size: Width and height in inches; None: one that suits the picture.
         style: Name of a style of matplotlib, or path of a style sheet; None: ours.
         title: Title above the plot.
         xlabel, ylabel: Labels of the axes; None: what the axes show.
@@ -73,32 +73,45 @@ class Look:
         (3.3, 2.5)
     """
 
-    size: tuple[float, float] = (6.4, 4.0)
+    size: tuple[float, ...] | None = None
     style: str | None = None
     title: str = ""
     xlabel: str | None = None
     ylabel: str | None = None
-    settings: Mapping[str, Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse what matplotlib cannot use."""
-        if len(self.size) != 2 or not all(0 < side <= 100 for side in self.size):
+        if self.size and not (len(self.size) == 2 and all(0 < side <= 100 for side in self.size)):
             raise InputError(f"size is {self.size}; give width and height in inches, as 6.4,4")
-        object.__setattr__(self, "settings", _style(self.style))
+        _ = self.settings
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The style as settings of matplotlib."""
+        if self.style is None:
+            return {"axes.spines.top": False, "axes.spines.right": False}
+        from matplotlib import rc_params_from_file, style
+
+        if self.style in style.library:
+            return dict(style.library[self.style])
+        if not Path(self.style).is_file():
+            known = ", ".join(sorted(n for n in style.library if not n.startswith("_")))
+            raise InputError(f"style is {self.style!r}; give a style sheet or one of {known}")
+        return dict(rc_params_from_file(self.style, use_default_template=False))
 
 
-def _style(name: str | None) -> Mapping[str, Any]:
-    """Return the settings of a style of matplotlib."""
-    if name is None:
-        return {"axes.spines.top": False, "axes.spines.right": False}
-    from matplotlib import rc_params_from_file, style
+_PLAIN = Look()
 
-    if name in style.library:
-        return dict(style.library[name])
-    if not Path(name).is_file():
-        known = ", ".join(sorted(n for n in style.library if not n.startswith("_")))
-        raise InputError(f"style is {name!r}; give a style sheet or one of {known}")
-    return dict(rc_params_from_file(name, use_default_template=False))
+
+@contextmanager
+def _drawing(look: Look, size: tuple[float, float], **settings: Any) -> Iterator[Figure]:
+    """Yield a figure to draw into: in this look, and of this size where the look has none."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({**look.settings, **_FILES, **settings}):
+        width, height = look.size or size
+        yield Figure(figsize=(width, height), layout="constrained")
 
 
 def read_curves(path: Path | str) -> list[Curve]:
@@ -183,7 +196,7 @@ def accuracy_figure(
     *,
     norm: str | None = None,
     published: Sequence[Curve] = (),
-    look: Look | None = None,
+    look: Look = _PLAIN,
 ) -> Figure:
     """Draw certified accuracy against radius and robust accuracy against eps on one axis.
 
@@ -211,26 +224,19 @@ def accuracy_figure(
         >>> figure.axes[0].get_ylabel()
         'certified accuracy (%)'
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    look, norm = look or Look(), _norm(models, norm)
+    norm = _norm(models, norm)
     for model in models:
         if not (_is_certified(model, norm) or _points(model, norm)):
             raise InputError(f"{model.name} has no results in {norm}; leave it out, or give norm")
-    with rc_context({**look.settings, **_FILES}):
-        figure = Figure(figsize=look.size, layout="constrained")
-        axes = figure.add_subplot()
-        draw_accuracy(axes, models, norm, named=True)
+    with _drawing(look, (6.4, 4.0)) as figure:
+        axes = figure.add_subplot(title=literal(look.title))
+        _draw_accuracy(axes, models, norm, named=True)
         for i, curve in enumerate(published):
             line: dict[str, Any] = {"color": _GREY, "lw": 0.9, "marker": ".", "ms": 3, "zorder": 1}
-            values = [100 * share for share in curve.accuracy]
-            dashes = _linestyle(appearance(i).dashes)
-            axes.plot(curve.radii, values, label=literal(curve.name), linestyle=dashes, **line)
-        axes.set_title(literal(look.title))
-        for name, words in (("xlabel", look.xlabel), ("ylabel", look.ylabel)):
-            if words is not None:
-                axes.set(**{name: literal(words)})
+            line |= {"label": literal(curve.name), "linestyle": appearance(i).linestyle}
+            axes.plot(curve.radii, [100 * share for share in curve.accuracy], **line)
+        given = {"xlabel": look.xlabel, "ylabel": look.ylabel}
+        axes.set(**{name: literal(words) for name, words in given.items() if words is not None})
         drawn = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
         names = [name for pair in _labels(models, norm) for name in pair]
         names += [literal(curve.name) for curve in published]
@@ -242,23 +248,22 @@ def accuracy_figure(
     return figure
 
 
-def draw_accuracy(axes: Any, models: Sequence[Model], norm: str, *, named: bool = False) -> None:
-    """Draw all models in one norm into axes of matplotlib, as `accuracy_figure` explains.
-
-    With ``named`` the lines get the names that a legend shows.
-    """
+def _draw_accuracy(axes: Any, models: Sequence[Model], norm: str, *, named: bool = False) -> None:
+    """Draw all models in one norm, as `accuracy_figure` explains, if asked with names."""
     from matplotlib.ticker import MaxNLocator
 
     certified = any(_is_certified(model, norm) for model in models)
     attacked = any(_points(model, norm) for model in models)
     for i, (model, names) in enumerate(zip(models, _labels(models, norm), strict=True)):
-        proved, kept = ({"label": name} if named else {} for name in names)
+        proved, kept = (dict[str, Any](label=name) if named else {} for name in names)
         if _is_certified(model, norm):
-            colour, marker, dashes = appearance(i)
-            line: dict[str, Any] = {"linestyle": _linestyle(dashes), "marker": marker}
-            draw_certified(axes, model.certified, colour, exact_at=model.asked, **line, **proved)
+            _draw_certified(axes, model.certified, appearance(i), model.asked, **proved)
         if points := _points(model, norm):
-            _draw_robust(axes, points, appearance(i), trusted=model.trusted, **kept)
+            kept |= {"linewidth": 1.2, "marker": appearance(i).marker}
+            if model.trusted is False:
+                kept |= {"markerfacecolor": "none", "linestyle": ":"}
+            places, shares = zip(*points, strict=True)
+            _draw_shares(axes, places, shares, color=appearance(i).colour, **kept)
     kinds = {(True, False): "certified ", (False, True): "robust "}
     kind = kinds.get((certified, attacked), "")
     where = " and ".join([f"{norm} eps"] * attacked + ["l2 radius"] * certified)
@@ -280,51 +285,39 @@ def _labels(models: Sequence[Model], norm: str) -> Iterator[tuple[str, str]]:
         yield name + ", certified" * attacked, name + ", attacked" * certified + flag
 
 
-def draw_certified(
-    axes: Any,
-    rows: Sequence[CertifyRow],
-    colour: str,
-    *,
-    exact_at: Sequence[float] = (),
-    **line: Any,
+def _draw_certified(
+    axes: Any, rows: Sequence[CertifyRow], shown: Appearance, asked: Sequence[float], **named: Any
 ) -> None:
-    """Draw certified accuracy in percent against radius, with its 95% band.
+    """Draw certified accuracy against radius with its 95% band.
 
-    Args:
-        axes: Axes of matplotlib.
-        rows: Rows of one run.
-        colour: Colour of line and band.
-        exact_at: Radii at which the run stopped sampling. They get markers with 95% bars; elsewhere
-            certified accuracy is a lower bound, whose line is thin and has no band.
-        line: Further properties of the line, such as ``label``. A ``marker`` is drawn only at the
-            radii of ``exact_at``.
-
-    Raises:
-        InputError: There are no rows.
-
-    Example:
-        >>> from matplotlib.figure import Figure
-        >>> row = CertifyRow(index=0, label=1, prediction=1, radius=0.5, seconds=0)
-        >>> draw_certified(axes := Figure().add_subplot(), [row], "black")
-        >>> axes.lines[0].get_ydata().tolist()
-        [100.0, 100.0, 0.0]
+    A run that stopped at radii has markers there. Elsewhere it is a lower bound: thin, no band.
     """
     # Accuracy is constant up to and including each certified radius, then drops.
     knots = np.unique([0.0, *(row.radius for row in rows if row.correct)])
     table = np.array(accuracy_table(rows, [*knots.tolist(), np.inf]))
     edges = np.append(knots, knots[-1])
-    marker = line.pop("marker", "o")
-    if exact_at:
-        exact = 100 * np.array(accuracy_table(rows, list(exact_at)))[:, 1:]
-        bars = [exact[:, 0] - exact[:, 1], exact[:, 2] - exact[:, 0]]
-        points = {"color": colour, "fmt": marker, "markersize": 5, "elinewidth": 1, "capsize": 3}
-        label = {"label": line.pop("label")} if "label" in line else {}
-        axes.errorbar(exact_at, exact[:, 0], yerr=bars, **points, **label)
-        line = {**line, "linewidth": 0.9, "alpha": 0.7}
+    line: dict[str, Any] = {"color": shown.colour, "linestyle": shown.linestyle}
+    if asked:
+        shares = [Share(*found[1:]) for found in accuracy_table(rows, asked)]
+        marked: dict[str, Any] = {
+            "color": shown.colour,
+            "marker": shown.marker,
+            "linestyle": "none",
+        }
+        _draw_shares(axes, asked, shares, **marked, **named)
+        line |= {"linewidth": 0.9, "alpha": 0.7}
     else:
-        band: dict[str, Any] = {"step": "pre", "alpha": 0.15, "lw": 0, "color": colour}
+        line |= named
+        band: dict[str, Any] = {"step": "pre", "alpha": 0.15, "lw": 0, "color": shown.colour}
         axes.fill_between(edges, 100 * table[:, 2], 100 * table[:, 3], **band)
-    axes.step(edges, 100 * table[:, 1], where="pre", color=colour, **line)
+    axes.step(edges, 100 * table[:, 1], where="pre", **line)
+
+
+def _draw_shares(axes: Any, places: Sequence[float], shares: Sequence[Share], **line: Any) -> None:
+    """Draw shares in percent as points with 95% bars."""
+    value, low, high = 100 * np.array([(one.value, one.low, one.high) for one in shares]).T
+    style = {"markersize": 5, "elinewidth": 1, "capsize": 3, **line}
+    axes.errorbar(places, value, yerr=[value - low, high - value], **style)
 
 
 class Appearance(NamedTuple):
@@ -334,6 +327,11 @@ class Appearance(NamedTuple):
     marker: str
     dashes: tuple[float, ...]
 
+    @property
+    def linestyle(self) -> Any:
+        """The dashes as matplotlib takes them."""
+        return (0, self.dashes) if self.dashes else "-"
+
 
 def appearance(i: int) -> Appearance:
     """Return what the i-th model looks like."""
@@ -341,24 +339,13 @@ def appearance(i: int) -> Appearance:
     return Appearance(_COLOURS[i % n], _MARKERS[(i + i // n) % n], _DASHES[(i + i // n) % n])
 
 
-def _linestyle(dashes: tuple[float, ...]) -> Any:
-    return (0, dashes) if dashes else "-"
-
-
 def page_figure(models: Sequence[Model], norms: Sequence[str], *, wide: bool) -> Figure:
-    """Return the figure of the page, without names: one panel for each norm.
-
-    Panels stand side by side in a wide figure and below each other in a narrow one.
-    """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
+    """Return the figure of the page, without names: a panel for each norm, in a row if wide."""
     shape = (1, len(norms)) if wide else (len(norms), 1)
     size = (10.0, 3.9) if wide else (4.0, 3.3 * len(norms))
-    with rc_context({**Look().settings, "font.size": 12 if wide else 10}):
-        figure = Figure(figsize=size, layout="constrained")
+    with _drawing(_PLAIN, size, **{"font.size": 12 if wide else 10}) as figure:
         for axes, norm in zip(figure.subplots(*shape, squeeze=False).flat, norms, strict=True):
-            draw_accuracy(axes, models, norm)
+            _draw_accuracy(axes, models, norm)
             axes.tick_params(color=_GREY)
             for spine in axes.spines.values():
                 spine.set_color(_GREY)
@@ -389,39 +376,18 @@ def _points(model: Model, norm: str) -> list[tuple[float, Share]]:
     return points
 
 
-def _draw_robust(
-    axes: Any,
-    points: Sequence[tuple[float, Share]],
-    shown: Appearance,
-    *,
-    trusted: bool | None,
-    **line: Any,
-) -> None:
-    eps, shares = zip(*points, strict=True)
-    values = [100 * share.value for share in shares]
-    bars = [
-        [100 * (share.value - share.low) for share in shares],
-        [100 * (share.high - share.value) for share in shares],
-    ]
-    style: dict[str, Any] = {"color": shown.colour, "marker": shown.marker}
-    style |= {"markersize": 5, "capsize": 3}
-    if trusted is False:
-        style |= {"markerfacecolor": "none", "linestyle": ":"}
-    axes.errorbar(eps, values, yerr=bars, linewidth=1.2, elinewidth=1, **style, **line)
-
-
 def literal(words: str) -> str:
     """Return words that matplotlib shows as they are: no formulas."""
     return escaped(words).replace("$", r"\$")
 
 
-def picture_figure(strips: Sequence[Strip], *, look: Look | None = None) -> Figure:
+def picture_figure(strips: Sequence[Strip], *, look: Look = _PLAIN) -> Figure:
     """Draw a grid of images: one row for each image, one column for each stage.
 
     Args:
         strips: Images with what stands below them, such as those of `attacked_strips` and
             `certified_strips`.
-        look: Title, style, and size; without a look the size follows from the grid.
+        look: Title, style and size.
 
     Raises:
         InputError: There are no images.
@@ -433,15 +399,10 @@ def picture_figure(strips: Sequence[Strip], *, look: Look | None = None) -> Figu
         >>> picture_figure([strip]).axes[0].get_xlabel()
         '2, right'
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     if not strips:
         raise InputError("there are no pictures; give a run that kept some")
     stages = list(dict.fromkeys(stage for strip in strips for stage in strip.pictures))
-    size = look.size if look else (1.5 * len(stages) + 0.4, 1.8 * len(strips) + 0.3)
-    with rc_context({**(look or Look()).settings, **_FILES}):
-        figure = Figure(figsize=size, layout="constrained")
+    with _drawing(look, (1.5 * len(stages) + 0.4, 1.8 * len(strips) + 0.3)) as figure:
         grid = figure.subplots(len(strips), len(stages), squeeze=False)
         for axes, strip in zip(grid, strips, strict=True):
             for one, stage in zip(axes, stages, strict=True):
@@ -449,7 +410,7 @@ def picture_figure(strips: Sequence[Strip], *, look: Look | None = None) -> Figu
             axes[0].set_ylabel("\n".join(map(literal, strip.titles)), fontsize=7)
         for one, stage in zip(grid[0], stages, strict=True):
             one.set_title(literal(stage), fontsize=9)
-        figure.suptitle(literal(look.title) if look else "")
+        figure.suptitle(literal(look.title))
     return figure
 
 
@@ -459,8 +420,7 @@ def _draw_picture(axes: Any, pixels: np.ndarray | None, caption: str) -> None:
     for spine in axes.spines.values():
         spine.set_visible(False)
     if pixels is not None:
-        shown = pixels[:3].transpose(1, 2, 0) if len(pixels) >= 3 else pixels[0]
-        axes.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.imshow(channels_last(pixels), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axes.set_xlabel("\n".join(map(literal, caption.split("; "))), fontsize=7)
 
 
@@ -470,7 +430,7 @@ def feature_figure(
     *,
     block: str | None = None,
     channel: int | None = None,
-    look: Look | None = None,
+    look: Look = _PLAIN,
 ) -> Figure:
     """Draw feature maps before and after a denoising block, beside the images.
 
@@ -484,7 +444,7 @@ def feature_figure(
         block: Name of the block in the network; None: the first.
         channel: Channel of the features; None: the one that the block changes most, on average
             over these images.
-        look: Title, style, and size; without a look the size follows from the grid.
+        look: Title, style and size.
 
     Raises:
         InputError: The network has no such block, or the features no such channel.
@@ -498,17 +458,12 @@ def feature_figure(
         >>> [axes.get_title() for axes in figure.axes[:3]]
         ['image', 'before block 1', 'after block 1']
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     name, before, after = _features(network, images, block)
     if channel is None:
         channel = int(np.square(after - before).mean(axis=(0, 2, 3)).argmax())
     if not 0 <= channel < before.shape[1]:
         raise InputError(f"channel is {channel}; {name} has {before.shape[1]}, counted from 0")
-    size = look.size if look else (5.2, 1.5 * len(images) + 0.3)
-    with rc_context({**(look or Look()).settings, **_FILES}):
-        figure = Figure(figsize=size, layout="constrained")
+    with _drawing(look, (5.2, 1.5 * len(images) + 0.3)) as figure:
         grid = figure.subplots(len(images), 3, squeeze=False)
         titles = ("image", f"before block {name}", f"after block {name}")
         for axes, title in zip(grid[0], titles, strict=True):
@@ -523,7 +478,7 @@ def feature_figure(
                 _draw_picture(one, None, "")
                 drawn = one.imshow(features[row, channel], cmap="viridis", vmin=low, vmax=high)
         figure.colorbar(drawn, ax=list(grid[:, 2]), shrink=0.8, label=f"channel {channel}")
-        figure.suptitle(literal(look.title) if look else "")
+        figure.suptitle(literal(look.title))
     return figure
 
 
@@ -560,7 +515,7 @@ def loss_figure(
     *,
     label: int | None = None,
     names: Sequence[str] | None = None,
-    look: Look | None = None,
+    look: Look = _PLAIN,
 ) -> Figure:
     """Draw the loss of a diffusion classifier for one image, by noise level and class.
 
@@ -588,9 +543,6 @@ def loss_figure(
         >>> [text.get_text() for text in figure.axes[1].get_yticklabels()]
         ['0', '1', '2']
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     table = np.asarray(losses, dtype=np.float64)
     classes = [str(i) for i in range(table.shape[-1])] if names is None else [*map(literal, names)]
     if table.shape != (len(sigmas), len(classes)):
@@ -598,13 +550,11 @@ def loss_figure(
             f"losses have the shape {table.shape}; give (levels, classes), here "
             f"({len(sigmas)}, {len(classes)})"
         )
-    look = look or Look(size=(7.5, 3.4))
     relative = table - table.mean(axis=1, keepdims=True)
     totals = relative.sum(axis=0)
     order = totals.argsort()
     marked = dict(_marked(order.tolist(), label))
-    with rc_context({**look.settings, **_FILES}):
-        figure = Figure(figsize=look.size, layout="constrained")
+    with _drawing(look, (7.5, 3.4)) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(2.2, 1))
         for one in sorted(range(len(classes)), key=lambda one: one in marked):
             words, style = marked.get(one, ("", {"color": _GREY, "lw": 0.7, "alpha": 0.6}))

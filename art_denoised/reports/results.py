@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from scipy import stats
 
 from art_denoised.evaluation.attack_rows import CLEAN, AttackRow, CheckRow, ImageRow, verdict
-from art_denoised.evaluation.rows import CertifyRow
+from art_denoised.evaluation.rows import CertifyRow, Log
 from art_denoised.reports.certified import accuracy_table, is_lower_bound
 from art_denoised.smoothing.statistics import proportion_interval
 
@@ -289,6 +289,11 @@ class Model:
     def inversions(self) -> tuple[Agreement, ...]:
         """Agreements where certified accuracy is above robust accuracy, which cannot be."""
         return tuple(agreement for agreement in self.agreements if agreement.inverted)
+
+    @property
+    def certify_log(self) -> Log:
+        """Its certificates as a log."""
+        return Log("certify", {"radii": self.asked}, self.certified)
 
     def certified_share(self, radius: float) -> Share | None:
         """Return certified accuracy at an l2 radius; None without certificates."""

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from art_denoised.evaluation.attack_rows import CHECKS
-from art_denoised.evaluation.rows import Log
 from art_denoised.reports.certified import (
     LOWER_BOUND,
     certified_table,
@@ -59,7 +58,7 @@ def comparison_blocks(models: Sequence[Model], notices: Sequence[str] = ()) -> l
 
 def certified_radii(models: Sequence[Model]) -> list[float]:
     """Return the radii at which certified accuracy of these models is shown."""
-    logs = [_certify_log(model) for model in models if model.certified]
+    logs = [model.certify_log for model in models if model.certified]
     return default_radii(logs) if logs else []
 
 
@@ -77,7 +76,7 @@ def _model_blocks(model: Model, width: int) -> Iterator[Block]:
     for ball in model.columns:
         yield _ball_table(model, ball, width)
     if model.certified:
-        yield replace(certified_table({model.name: _certify_log(model)}).block(), note=())
+        yield replace(certified_table({model.name: model.certify_log}).block(), note=())
     yield Lines(tuple(agreement_words(one) for one in model.agreements if not one.inverted))
 
 
@@ -161,10 +160,6 @@ def _mark(model: Model) -> str:
 
 def _share_cell(share: Share | None, mark: str = "") -> Cell:
     return (mark + percent(share), interval(share)) if share else "-"
-
-
-def _certify_log(model: Model) -> Log:
-    return Log("certify", {"radii": model.asked}, model.certified)
 
 
 def _filled(blocks: Sequence[Block]) -> list[Block]:

@@ -1,12 +1,13 @@
-"""Tables and lines for people: styled on a terminal, plain aligned text where they are piped."""
+"""Tables and lines: styled on a terminal, plain where they are piped; LaTeX, Markdown and CSV."""
 
 from __future__ import annotations
 
+import csv
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -14,6 +15,15 @@ if TYPE_CHECKING:
 Cell: TypeAlias = str | tuple[str, ...]
 # Rich drops columns that do not fit, such as the verdict; a terminal wraps them.
 _WIDE = 100_000
+_LATEX = {ord(sign): f"\\{sign}" for sign in "&%$#_{}"} | {
+    ord("\\"): r"\textbackslash{}",
+    ord("~"): r"\textasciitilde{}",
+    ord("^"): r"\textasciicircum{}",
+    ord("<"): r"$<$",
+    ord(">"): r"$>$",
+}
+# Where a backslash is shown as it is by a renderer of Markdown, an entity is not.
+_MARKDOWN = {ord(c): f"\\{c}" for c in "|`*_[]{}#"} | {ord(c): f"&#{ord(c)};" for c in "\\&<>~$"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,55 @@ def show(blocks: Sequence[Block]) -> None:
     from rich.console import Console
 
     _print(Console(width=_WIDE, highlight=False, force_jupyter=False), blocks, styled=True)
+
+
+def latex(table: Table) -> str:
+    """Return a tabular of LaTeX for the package booktabs, with title and notes as comments."""
+
+    def quote(words: str) -> str:
+        return escaped(words).translate(_LATEX).replace("$>$=", r"$\geq$")
+
+    def small(words: str) -> str:
+        return rf" {{\scriptsize {quote(words)}}}".replace("-", "--")
+
+    align = "".join("l" if column.left else "r" for column in table.columns)
+    lines = [[quote(column.head) for column in table.columns], *_quoted(table, quote, small)]
+    heads, *rows = [" & ".join(line) + r" \\" for line in lines]
+    comments = [f"% {escaped(line)}" for line in (table.title, *table.note) if line]
+    body = [rf"\begin{{tabular}}{{{align}}}", r"\toprule", heads, r"\midrule", *rows]
+    return "\n".join([*comments, *body, r"\bottomrule", r"\end{tabular}"])
+
+
+def markdown(table: Table) -> str:
+    """Return a table of Markdown, with title and notes as lines around it."""
+    lines = [[plain_markdown(column.head) for column in table.columns]]
+    lines.append([":--" if column.left else "--:" for column in table.columns])
+    lines += _quoted(table, plain_markdown, lambda words: f" ({plain_markdown(words)})")
+    body = [f"| {' | '.join(line)} |" for line in lines]
+    title = [plain_markdown(table.title), ""] if table.title else []
+    return "\n".join([*title, *body, *(f"\n{plain_markdown(line)}" for line in table.note)])
+
+
+def plain_markdown(words: str) -> str:
+    """Return text that Markdown shows as it is, also in the cell of a table."""
+    return escaped(words).translate(_MARKDOWN)
+
+
+def _quoted(
+    table: Table, quote: Callable[[str], str], small: Callable[[str], str]
+) -> list[list[str]]:
+    """Return the rows with cells of one line: the first is quoted, others are made small."""
+    rows = [[(cell,) if isinstance(cell, str) else cell for cell in row] for row in table.rows]
+    return [[quote(cell[0]) + "".join(map(small, cell[1:])) for cell in row] for row in rows]
+
+
+def separated(lines: Iterable[Iterable[Any]], delimiter: str = ",") -> str:
+    """Return lines of cells for programs, without control characters."""
+    file = io.StringIO()
+    writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+    for line in lines:
+        writer.writerow([escaped(cell) if isinstance(cell, str) else cell for cell in line])
+    return file.getvalue()
 
 
 def escaped(words: str) -> str:

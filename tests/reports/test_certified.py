@@ -12,7 +12,7 @@ from art_denoised.cli import main
 from art_denoised.evaluation import CERTIFY, CertifyRow, Log
 from art_denoised.reports import accuracy_table, certified_table, read_curves
 from art_denoised.reports.certified import default_radii
-from art_denoised.reports.markup import latex, markdown
+from art_denoised.reports.terminal import latex, markdown
 from art_denoised.runs import Run
 from art_denoised.smoothing.statistics import proportion_interval
 
@@ -132,7 +132,7 @@ def test_a_table_for_papers():
     assert r"\begin{tabular}{lrrrrr}" in lines
     rows = [line for line in markdown(found.block()).splitlines() if line.startswith("|")]
     assert [line.count(" | ") for line in rows] == [5, 5, 5]
-    assert rows[2].startswith(r"| 50% & \[more\] | 4 | \>=50.0 (")
+    assert rows[2].startswith(r"| 50% &#38; \[more\] | 4 | &#62;=50.0 (")
 
 
 def test_a_csv_holds_the_shares_and_is_a_file_of_curves(tmp_path):

@@ -24,7 +24,6 @@ from art_denoised.reports import (
     accuracy_table,
     attacked_strips,
     certified_strips,
-    draw_certified,
     feature_figure,
     loss_figure,
     picture_figure,
@@ -60,9 +59,6 @@ def test_curve_is_the_certified_accuracy_at_every_radius():
     assert (x[0], y[0]) == (0, 50)
     assert (x[-1], y[-1]) == (0.5, 0)
     assert axes.get_title() == "t"
-    again = Figure().add_subplot()
-    draw_certified(again, ROWS, "black")
-    np.testing.assert_array_equal(again.lines[0].get_data(), (x, y))
 
 
 def test_a_run_that_stopped_at_radii_has_markers_there_and_no_band():
@@ -146,8 +142,6 @@ def test_files_carry_fonts_and_text(tmp_path):
         save_figure(figure, tmp_path / "a.doc")
     with pytest.raises(InputError, match=r"missing/a\.png cannot be written"):
         save_figure(figure, tmp_path / "missing" / "a.png")
-    with pytest.raises(InputError, match="no rows"):
-        draw_certified(figure.axes[0], [], "black")
 
 
 def test_pictures_of_an_attack_have_labels_and_radii(tmp_path):
