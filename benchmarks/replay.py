@@ -75,7 +75,7 @@ def shuffled(image: Image, n: int, rng: np.random.Generator) -> Callable[[Draw],
     left = {image.selected: image.votes, 1 - image.selected: n - image.votes}
 
     def votes(draw: Draw) -> Mapping[int, int]:
-        size = draw.stop - draw.start
+        size = draw.size
         if draw.stage is Stage.SELECTION:
             return {image.selected: size}
         true = int(rng.hypergeometric(left[TRUE], left[OTHER], size))

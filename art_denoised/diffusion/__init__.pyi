@@ -5,6 +5,7 @@ from .folders import load_diffusion as load_diffusion
 from .folders import save_diffusion as save_diffusion
 from .folders import unet_diffusion as unet_diffusion
 from .levels import SIGMA_DATA as SIGMA_DATA
+from .levels import LevelNoise as LevelNoise
 from .levels import Levels as Levels
 from .levels import noise_levels as noise_levels
 from .levels import training_levels as training_levels
@@ -12,7 +13,6 @@ from .model import DiffusionModel as DiffusionModel
 from .model import NoisedDiffusion as NoisedDiffusion
 from .model import SelfTest as SelfTest
 from .model import self_test as self_test
-from .noise import LevelNoise as LevelNoise
 from .openai import openai_diffusion as openai_diffusion
 from .preconditioning import DDPM as DDPM
 from .preconditioning import EDM as EDM

@@ -135,10 +135,9 @@ def flop(function: Callable[[Tensor], Tensor], x: Images) -> tuple[float, float]
         with torch.no_grad(), FlopCounter() as forward:
             function(x)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        reason = " ".join(str(error).split())
         raise InputError(
-            f"the network failed on an image of shape {tuple(x.shape[1:])} ({reason}); give the "
-            "shape it was made for"
+            f"the network failed on an image of shape {tuple(x.shape[1:])} "
+            f"({checks.one_line(error)}); give the shape it was made for"
         ) from error
     with torch.enable_grad(), FlopCounter() as both:
         leaf = x.detach().requires_grad_()

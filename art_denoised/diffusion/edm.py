@@ -203,11 +203,7 @@ class SongUNet(nn.Module):
                 self.dec[f"{at}_aux_conv"] = _Conv(channels, images, 3)
 
     def forward(self, x: Images, c_noise: Tensor, y: Labels | None) -> Images:
-        """Return the prediction for images at noise levels (batch,); the null class is label_dim.
-
-        Raises:
-            InputError: The images have another size or number of channels than in the training.
-        """
+        """Return the prediction at noise levels (batch,); the null class is label_dim."""
         check_images(x, self.config.img_channels, self.image_size)
         return self._decode(*self._encode(x, self._embed(c_noise, y)))
 
@@ -305,11 +301,7 @@ class DhariwalUNet(nn.Module):
         return channels
 
     def forward(self, x: Images, c_noise: Tensor, y: Labels | None) -> Images:
-        """Return the prediction for images at noise levels (batch,); the null class is label_dim.
-
-        Raises:
-            InputError: The images have another size or number of channels than in the training.
-        """
+        """Return the prediction at noise levels (batch,); the null class is label_dim."""
         check_images(x, self.config.img_channels, self.image_size)
         code = sinusoids(c_noise, self.map_layer0.in_features).to(self.map_layer0.weight.dtype)
         embedding = self.map_layer1(F.silu(self.map_layer0(code)))

@@ -6,8 +6,8 @@ reader compiles that code. Here the name and the state are kept and the code is 
 else a pickle could do is not possible here:
 
 - Only the opcodes of `_OPCODES` are known: those that build plain values, look up a name and call.
-- A name stands for one of the few functions of `_NAMES`, all of which are defined in this file;
-  nothing is imported, whatever the file says.
+- A name stands for one of the few functions of `_NAMES`: those defined in this file, dict and set.
+  Nothing is imported, whatever the file says.
 - Storages of tensors, which are pickles inside the pickle, are left to ``torch.load`` with
   ``weights_only=True``, in the one format that EDM writes.
 - The interpreter is the one in Python: the one in C reserves memory for any number that a file
@@ -58,17 +58,9 @@ class _Object:
 
 
 def read_edm_pickle(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the arguments and the weights of the averaged network in a pickle of EDM.
+    """Return the arguments of EDMPrecond and the averaged weights in a pickle of EDM.
 
-    Args:
-        path: File "edm-*.pkl", or a snapshot of EDM's training.
-
-    Returns:
-        The arguments of EDMPrecond, and name -> tensor, where names start with "model.".
-
-    Raises:
-        InputError: The file is damaged, holds another kind of model, or holds anything else than
-            such a file needs, which is named. Nothing of it has run.
+    Whatever else than such a file needs is in it, is refused by name. Nothing of it has run.
     """
     try:
         with path.open("rb") as file, warnings.catch_warnings():
@@ -198,27 +190,15 @@ def _scalar(dtype: _Object, raw: bytes) -> float:
     return float(number) if dtype.kind.startswith("f") else number
 
 
-def _module() -> _Object:
-    return _Object("Module", None)
-
-
-def _dict(*args: Any) -> dict[Any, Any]:
-    return dict(*args)
-
-
-def _set(*args: Any) -> set[Any]:
-    return set(*args)
-
-
 _NAMES: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
     ("torch.storage", "_load_from_bytes"): _storage,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch.nn.modules.container", "ModuleDict"): _module,
-    ("collections", "OrderedDict"): _dict,
-    ("dnnlib.util", "EasyDict"): _dict,
-    ("builtins", "set"): _set,
+    ("torch.nn.modules.container", "ModuleDict"): lambda: _Object("Module", None),
+    ("collections", "OrderedDict"): dict,
+    ("dnnlib.util", "EasyDict"): dict,
+    ("builtins", "set"): set,
     ("numpy", "dtype"): _dtype,
     ("numpy.core.multiarray", "scalar"): _scalar,
     ("numpy._core.multiarray", "scalar"): _scalar,

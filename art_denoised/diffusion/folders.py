@@ -19,8 +19,10 @@ from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.preconditioning import EDM
 from art_denoised.diffusion.published import (
     PUBLISHED_NETWORKS,
+    WEIGHTS,
     is_published,
     load_published,
+    read_config,
     save_published,
 )
 from art_denoised.diffusion.schedulers import read_preconditioning
@@ -29,20 +31,14 @@ from art_denoised.models.loading import find_published, fitting_state, read_stat
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels
 
-_WEIGHTS = "diffusion_pytorch_model.safetensors"
 _EXTRA = "art_denoised.json"  # what diffusers has no place for
 # Nothing that would have to be unpickled is downloaded, however large the repository.
-_DOWNLOADED = ("*.json", f"*{_WEIGHTS}")
+_DOWNLOADED = ("*.json", f"*{WEIGHTS}")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 class UNetNetwork(nn.Module):
-    """Calls a UNet2DModel as `DiffusionModel` calls its network.
-
-    Args:
-        unet: UNet2DModel.
-        patch: Side of the squares of pixels that are folded into channels and back.
-    """
+    """Calls a UNet2DModel on squares of ``patch`` x ``patch`` pixels, folded into channels."""
 
     def __init__(self, unet: Any, *, patch: int = 1) -> None:
         super().__init__()
@@ -237,7 +233,7 @@ def _check_unet(folder: Path, config: Any, classes: int | None) -> int | None:
 
 def embedded_classes(folder: Path) -> int | None:
     """Return the number of class embeddings of the U-Net in a folder; None: none, or no U-Net."""
-    found = [_config(place / "config.json") for place in (folder / "unet", folder)]
+    found = [read_config(place / "config.json") for place in (folder / "unet", folder)]
     return next((n for config in found if (n := config.get("num_class_embeds"))), None)
 
 
@@ -338,7 +334,7 @@ def _refuse_latents(folder: Path) -> None:
     """Refuse models whose images are the codes of an autoencoder, or that are no U-Net."""
     names = {path.name for path in folder.iterdir()}
     for path in (folder / "unet", folder):
-        kind = _config(path / "config.json").get("_class_name", "UNet2DModel")
+        kind = read_config(path / "config.json").get("_class_name", "UNet2DModel")
         if kind != "UNet2DModel":
             names.add(str(kind))
     if "transformer" in names or {name for name in names if "Transformer2DModel" in name}:
@@ -347,7 +343,7 @@ def _refuse_latents(folder: Path) -> None:
             "autoencoder and also returns variances; give a UNet2DModel of pixels, or wrap it "
             "with its encoder in a DiffusionModel of your own"
         )
-    pipeline = _config(folder / "model_index.json").get("_class_name")
+    pipeline = read_config(folder / "model_index.json").get("_class_name")
     if {"vae", "vqvae"} & names or pipeline == "LDMPipeline":
         raise InputError(
             f"{folder} holds a latent diffusion model, whose images are the codes of an "
@@ -355,19 +351,11 @@ def _refuse_latents(folder: Path) -> None:
         )
 
 
-def _config(path: Path) -> dict[str, Any]:
-    """Return a configuration; empty if it is missing or damaged, which is reported elsewhere."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
 def read_unet(folder: Path) -> Any:
     """Load a UNet2DModel (config.json and safetensors) in its own dtype, in eval mode."""
     from diffusers import UNet2DModel
 
-    weights = folder / _WEIGHTS
+    weights = folder / WEIGHTS
     if not weights.is_file() and list(folder.glob("diffusion_pytorch_model*.bin")):
         raise InputError(
             f"{folder} holds its weights as a pickle (.bin), which can run any code and is not "
@@ -389,10 +377,8 @@ def read_unet(folder: Path) -> Any:
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{folder} is not the folder of a diffusers UNet2DModel: {reason}"
-        ) from None
+        why = checks.one_line(error)
+        raise InputError(f"{folder} is not the folder of a diffusers UNet2DModel: {why}") from None
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[what]:  # diffusers draws missing weights at random
             raise InputError(

@@ -26,22 +26,16 @@ def sinusoids(t: Tensor, width: int, *, endpoint: bool = False) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return softmax(q k / sqrt(width)) v of tensors (batch, heads, width, tokens).
-
-    It is written out because fused kernels have no second derivative, which exact gradients through
-    likelihood maximization need.
-    """
+    """Return softmax(q k / sqrt(width)) v of tensors (batch, heads, width, tokens)."""
+    # Written out: fused kernels have no second derivative, which exact gradients through
+    # likelihood maximization need.
     scale = q.shape[2] ** -0.25  # on both factors, so that half precision does not overflow
     weight = torch.einsum("nhct,nhcs->nhts", q * scale, k * scale).softmax(-1)
     return torch.einsum("nhts,nhcs->nhct", weight, v)
 
 
 def check_images(x: Images, channels: int, size: int) -> None:
-    """Check that images have the shape of a network's training.
-
-    Raises:
-        InputError: They have another.
-    """
+    """Check that images have the shape of a network's training."""
     if x.shape[1:] != (channels, size, size):
         raise InputError(
             f"images have shape {tuple(x.shape[1:])}, but the diffusion model was trained on "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -101,11 +102,7 @@ class DiffusionModel(nn.Module):
         return self.preconditioning.sigma_max / self.scale
 
     def at_least(self, sigma: float) -> float:
-        """Return the smallest noise level of the training not below ``sigma``; image units.
-
-        Raises:
-            InputError: The highest level of the training is below ``sigma``.
-        """
+        """Return the smallest noise level of the training not below ``sigma``; image units."""
         level = self.preconditioning.at_least(sigma * self.scale) / self.scale
         return max(level, sigma)  # not below, in floating point either
 
@@ -218,14 +215,7 @@ class NoisedDiffusion(DiffusionModel):
         return max((total**2 - self.noise**2) ** 0.5, sigma)
 
     def forward(self, x_noisy: Images, sigma: Sigmas, y: Labels | None = None) -> Images:
-        """Return E[x_tau | x_s, y].
-
-        Args:
-            x_noisy: Images x_s.
-            sigma: Additional noise rho in image units, one number or one per image.
-            y: Class indices, which may be the null class, on any device: reading those on a GPU
-                waits for it. None: no class.
-        """
+        """Return E[x_tau | x_s, y] of images x_s; ``sigma`` is rho, one number or one per image."""
         rho = torch.as_tensor(sigma, device=x_noisy.device).reshape(-1).expand(len(x_noisy))
         total = (rho.double() ** 2 + self.noise**2).sqrt()
         share = (rho.double() / total).square().to(x_noisy.dtype).reshape(-1, 1, 1, 1)
@@ -358,13 +348,7 @@ def _other_readings(model: DiffusionModel) -> dict[str, DiffusionModel]:
         for name in get_args(Prediction):
             if name != declared.prediction:
                 others[f"prediction {name!r}"] = (replace(declared, prediction=name), image_range)
-    return {
-        name: DiffusionModel(
-            model.network,
-            preconditioning,
-            classes=model.classes,
-            null_class=model.null_class,
-            image_range=other_range,
-        ).train(model.training)
-        for name, (preconditioning, other_range) in others.items()
-    }
+    readings = {name: copy.copy(model) for name in others}
+    for name, reading in readings.items():
+        reading.preconditioning, reading.image_range = others[name]
+    return readings

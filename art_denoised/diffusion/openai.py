@@ -7,7 +7,6 @@ arXiv 2105.05233). Modules are named as in the published files.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections import OrderedDict
@@ -173,18 +172,10 @@ PUBLISHED = (
 
 
 def openai_flags(given: str | Mapping[str, Any]) -> Flags:
-    """Return flags, checked, by the name of a published model or as a mapping.
-
-    Raises:
-        InputError: There is no such model or flag, a value is out of range, or a flag is missing.
-    """
+    """Return flags, checked, by the name of a published model or as a mapping."""
     if isinstance(given, str):
         models = {model.name: model.flags for model in PUBLISHED}
-        if given not in models:
-            close = difflib.get_close_matches(given, models, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"give one of {', '.join(models)}"
-            raise InputError(f"there is no model {given!r} of OpenAI; {hint}")
-        given = models[given]
+        given = models[checks.choice("model of OpenAI", given, models)]
     try:
         return msgspec.convert(dict(given), Flags)
     except (TypeError, ValueError) as error:
@@ -249,12 +240,7 @@ def _alphas_cumprod(flags: Flags) -> tuple[float, ...]:
 class OpenAIUNet(nn.Module):
     """The U-Net of both repositories: noise or image prediction, without the learned variance.
 
-    Args:
-        flags: Flags.
-        embedded: Number of class embeddings; None: unconditional.
-
-    Raises:
-        InputError: Heads or groups do not divide the channels.
+    ``embedded`` is the number of class embeddings; None: unconditional.
     """
 
     def __init__(self, flags: Flags, embedded: int | None = None) -> None:
@@ -296,11 +282,7 @@ class OpenAIUNet(nn.Module):
         self.out = nn.Sequential(_norm(channels), nn.SiLU(), answer)
 
     def forward(self, x: Images, step: Tensor, y: Labels | None) -> Images:
-        """Return the prediction for images in [-1, 1] at steps of the training, (batch,).
-
-        Raises:
-            InputError: The images have another size or number of channels than in the training.
-        """
+        """Return the prediction for images in [-1, 1] at steps of the training, (batch,)."""
         check_images(x, 3, self.image_size)
         time = sinusoids(step.float() * self.flags.time_scale, self.flags.num_channels)
         embedding = self.time_embed(time.to(parameter_dtype(self.time_embed, time)))
@@ -412,11 +394,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 def check_flags(flags: Flags, state: Mapping[str, Tensor], source: object) -> None:
-    """Check flags against what the shapes of a state dict say.
-
-    Raises:
-        InputError: They contradict each other, or the state dict is of another architecture.
-    """
+    """Check flags against what the shapes of a state dict say."""
     try:
         read = _read_shapes(state)
     except (LookupError, ValueError, ZeroDivisionError):

@@ -45,11 +45,7 @@ class Preconditioning(ABC):
         """Return the coefficients at noise levels ``sigma``, float tensor of any shape."""
 
     def at_least(self, sigma: float) -> float:
-        """Return the smallest noise level of the training that is not below ``sigma``.
-
-        Raises:
-            InputError: The highest level of the training is below ``sigma``.
-        """
+        """Return the smallest noise level of the training that is not below ``sigma``."""
         if sigma > self.sigma_max:
             raise InputError(
                 f"sigma {sigma:g} (in the network's units) is beyond {self.sigma_max:g}, the "
@@ -149,11 +145,7 @@ class DDPM(Preconditioning):
         return Coefficients(c_skip, c_out, c_in, step)
 
     def at_least(self, sigma: float) -> float:
-        """Return the smallest noise level of a step that is not below ``sigma``.
-
-        Raises:
-            InputError: No step is as noisy.
-        """
+        """Return the smallest noise level of a step that is not below ``sigma``."""
         super().at_least(sigma)
         grid = self.sigmas
         return float(grid[int((grid < sigma).sum())])

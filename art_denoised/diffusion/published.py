@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from art_denoised.checks import InputError
 from art_denoised.diffusion.edm import DhariwalUNet, SongUNet, edm_diffusion
@@ -39,7 +39,7 @@ _BUILDERS: dict[str, Callable[..., DiffusionModel]] = {
 def is_published(path: Path, openai: object) -> bool:
     """Whether a file or folder is read here: it names its network, or ``openai`` does."""
     if path.is_dir():
-        return _config(path).get("_class_name") in _BUILDERS
+        return read_config(path / "config.json").get("_class_name") in _BUILDERS
     return path.suffix == ".pkl" or openai is not None or published_name(path.stem) is not None
 
 
@@ -48,17 +48,11 @@ def load_published(
 ) -> DiffusionModel:
     """Load a file of OpenAI or EDM, or a folder of `save_published`, in float32 and eval mode.
 
-    Args:
-        path: File or folder.
-        classes: Number of classes, checked. If a file of OpenAI embeds one more, that is the null
-            class.
-        openai: Name of a published model of OpenAI or its flags; None: by the name of the file.
-
-    Raises:
-        InputError: The file is damaged or of another kind, or flags or classes do not fit it.
+    If a file of OpenAI embeds one class more than ``classes``, that is the null class. ``openai``
+    is a name of a published model or flags; None: by the name of the file.
     """
     if path.is_dir():
-        config, state = _config(path), read_state_dict(path / WEIGHTS)
+        config, state = read_config(path / "config.json"), read_state_dict(path / WEIGHTS)
         build = _BUILDERS[config.pop("_class_name")]
     elif path.suffix == ".pkl":
         if openai is not None:
@@ -76,7 +70,7 @@ def load_published(
     if classes not in (None, model.classes):
         known = "no classes" if model.classes is None else f"{model.classes} classes"
         raise InputError(f"classes is {classes}, but the model in {path} has {known}")
-    _fill(model.network, state, path)
+    model.network.load_state_dict(fitting_state(model.network, state, path), assign=True)
     return model.float().eval()
 
 
@@ -96,12 +90,6 @@ def _openai_config(
     return {"openai": openai, "classes": classes or embedded, "null_class": null_class}
 
 
-def _fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Make tensors the weights of a network on the meta device."""
-    state = fitting_state(network, state, path)
-    network.load_state_dict(state, assign=True)
-
-
 def save_published(model: DiffusionModel, folder: Path) -> None:
     """Write a model of OpenAI or EDM as config.json and safetensors."""
     network = model.network
@@ -117,9 +105,9 @@ def save_published(model: DiffusionModel, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    """Return config.json of a folder; empty where there is none, or none that can be read."""
+def read_config(path: Path) -> dict[str, Any]:
+    """Return a configuration; empty if it is missing or damaged, which is reported elsewhere."""
     try:
-        return dict(json.loads((folder / "config.json").read_text()))
+        return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         return {}

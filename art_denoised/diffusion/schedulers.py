@@ -12,60 +12,35 @@ import warnings
 from pathlib import Path
 from typing import Any, get_args
 
-from art_denoised.checks import InputError
+from art_denoised.checks import InputError, one_line
 from art_denoised.diffusion.preconditioning import DDPM, EDM, Flow, Preconditioning, Prediction
 
 _CONFIG = "scheduler_config.json"
+# fmt: off
 VARIANCE_PRESERVING = (
-    "DDIMInverseScheduler",
-    "DDIMParallelScheduler",
-    "DDIMScheduler",
-    "DDPMParallelScheduler",
-    "DDPMScheduler",
-    "DEISMultistepScheduler",
-    "DPMSolverMultistepInverseScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSDEScheduler",
-    "DPMSolverSinglestepScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "LMSDiscreteScheduler",
-    "PNDMScheduler",
-    "RePaintScheduler",
-    "SASolverScheduler",
-    "UniPCMultistepScheduler",
+    "DDIMInverseScheduler", "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler",
+    "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepInverseScheduler",
+    "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler",
+    "PNDMScheduler", "RePaintScheduler", "SASolverScheduler", "UniPCMultistepScheduler",
 )
 FLOW_MATCHING = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 VARIANCE_EXPLODING = ("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler")
 _CONSISTENCY = (
-    "CMStochasticIterativeScheduler",
-    "FlowMatchLCMScheduler",
-    "LCMScheduler",
-    "TCDScheduler",
+    "CMStochasticIterativeScheduler", "FlowMatchLCMScheduler", "LCMScheduler", "TCDScheduler",
 )
 
 _SCHEDULE = (
-    "beta_end",
-    "beta_schedule",
-    "beta_start",
-    "num_train_timesteps",
-    "rescale_betas_zero_snr",
+    "beta_end", "beta_schedule", "beta_start", "num_train_timesteps", "rescale_betas_zero_snr",
     "trained_betas",
 )
 _READ = {*_SCHEDULE, "predict_epsilon", "prediction_type", "sigma_data", "sigma_max", "sigma_min"}
 _CHECKED = {
-    "clip_sample",
-    "clip_sample_range",
-    "invert_sigmas",
-    "thresholding",
-    "timestep_type",
+    "clip_sample", "clip_sample_range", "invert_sigmas", "thresholding", "timestep_type",
     "use_flow_sigmas",
 }
 # These choose the levels, the order and the noise of sampling; x0 at a level is the same.
-# fmt: off
 _SAMPLING = {
     "algorithm_type", "base_image_seq_len", "base_shift", "corrector_order",
     "disable_corrector", "dynamic_thresholding_ratio", "eta", "euler_at_final",
@@ -92,10 +67,6 @@ def read_preconditioning(folder: Path) -> Preconditioning:
 
     Clipping of samples to [-1, 1] (``clip_sample``) is not applied: the result stays differentiable
     and `OneShotDenoiser` clips anyway.
-
-    Raises:
-        InputError: There is no such file, E[x | x_noisy] does not follow from the scheduler, or a
-            key has a value that is not supported.
     """
     path = find_scheduler(folder)
     if path is None:
@@ -112,7 +83,7 @@ def read_preconditioning(folder: Path) -> Preconditioning:
     except (TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path} is damaged: {one_line(error)}") from None
 
 
 def _preconditioning(path: Path, name: str, config: dict[str, Any]) -> Preconditioning:
@@ -193,7 +164,7 @@ def _alphas_cumprod(path: Path, name: str, config: dict[str, Any]) -> tuple[floa
         ) from None
     except ImportError as error:
         raise InputError(
-            f"{path} is of {name}: {' '.join(str(error).split())}; or give a DDPMScheduler"
+            f"{path} is of {name}: {one_line(error)}; or give a DDPMScheduler"
         ) from None
     # A last step of pure noise (zero terminal SNR) has no finite sigma.
     return tuple(abar[abar > 1e-9].tolist())

@@ -245,8 +245,7 @@ class DefendedClassifier(PyTorchClassifier):
     def reset(self) -> None:
         """Initialise what ``fit`` trains, and nothing else."""
         if self._trained_by_fit is not None:
-            # Parts before the whole, as blocks of feature denoising need it.
-            self._trained_by_fit.apply(lambda module: getattr(module, "reset_parameters", tuple)())
+            self._trained_by_fit.apply(_initialise)
 
     def __repr__(self) -> str:
         """Return defence, noise, classes and device in a line."""
@@ -360,3 +359,9 @@ def _refuse_processing(options: dict[str, Any], estimator: object = None) -> Non
                 f"{name} is {options[name]}; it must be part of the module: wrap the classifier "
                 "in a PyTorchClassifier with torch preprocessing and build the defence over it"
             )
+
+
+def _initialise(module: nn.Module) -> None:
+    start_again = getattr(module, "reset_parameters", None)
+    if callable(start_again):
+        start_again()

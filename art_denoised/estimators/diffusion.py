@@ -106,18 +106,16 @@ class RobustDiffusionClassifier(_DiffusionDefence):
             form = named_form(form, lr=lr, levels=levels)
         noise: dict[str, Any] = {"seed": seed, "bf16": bf16}
         options = {"levels": levels, "prior": prior, "temperature": temperature, **noise}
-        classifier = DiffusionClassifier(
-            diffusion, max_batch=max_batch, recompute=recompute, **options
-        )
+        options |= {"max_batch": max_batch, "recompute": recompute}
+        classifier = DiffusionClassifier(diffusion, **options)
         stages: list[nn.Module] = [classifier]
         if checks.count("steps", steps, 0):
             purify = LikelihoodMaximization(
                 maximized, steps=steps, eta=eta, form=form, gradient=gradient, **noise
             )
             stages.insert(0, purify)
-        classes = classifier.classes
-        model = nn.Sequential(*stages)
-        super().__init__(model, input_shape=input_shape, nb_classes=classes, **kwargs)
+        classes, whole = classifier.classes, nn.Sequential(*stages)
+        super().__init__(whole, input_shape=input_shape, nb_classes=classes, **kwargs)
 
     @classmethod
     def chen2024(
@@ -144,8 +142,8 @@ class RobustDiffusionClassifier(_DiffusionDefence):
         settings = {**chen2024_settings(levels, input_shape), "steps": 5}
         if fixed := sorted({*settings, "lr", "eta"} & options.keys()):
             raise InputError(f"{fixed[0]} belongs to the release; leave it out, or use the class")
-        models = {"unconditional": unconditional, "input_shape": input_shape}
-        return cls(diffusion, **models, **settings, **options)
+        options |= {"unconditional": unconditional, "input_shape": input_shape}
+        return cls(diffusion, **settings, **options)
 
     def fit_temperature(self, x: np.ndarray, y: np.ndarray) -> float:
         """Fit the classifier's temperature on what likelihood maximization makes of images.

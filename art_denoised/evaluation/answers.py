@@ -16,7 +16,7 @@ from art_denoised.runs.identity import describe, fingerprint
 from art_denoised.runs.identity import identity as identity_of
 from art_denoised.runs.journal import Kind, Row, Run, read_run
 from art_denoised.smoothing.blackbox import Answer, Vocabulary
-from art_denoised.smoothing.sequential import Look
+from art_denoised.smoothing.bounds import Look
 from art_denoised.smoothing.statistics import ABSTAIN, Certificate, top_class
 from art_denoised.smoothing.stops import AtRadii, Counts, Draw, FixedN, Stage, simulate
 

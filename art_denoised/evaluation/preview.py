@@ -278,7 +278,7 @@ def _votes(counts: Counts, rng: np.random.Generator) -> Callable[[Draw], Counts]
     probabilities = rng.dirichlet(weights)
 
     def votes(draw: Draw) -> Counts:
-        drawn = rng.multinomial(draw.stop - draw.start, probabilities)
+        drawn = rng.multinomial(draw.size, probabilities)
         return {c: int(k) for c, k in zip(classes, drawn, strict=True) if k}
 
     return votes

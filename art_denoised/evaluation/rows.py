@@ -18,8 +18,7 @@ from msgspec import Meta
 from art_denoised.checks import InputError
 from art_denoised.evaluation.attack_rows import ATTACK, AttackLog, read_attack_log
 from art_denoised.runs.journal import Contents, Kind, Row, Run, read_run, write_whole
-from art_denoised.smoothing.bounds import Looks, Mixture
-from art_denoised.smoothing.sequential import Proof, Sequential
+from art_denoised.smoothing.bounds import Looks, Mixture, Proof, Sequential
 from art_denoised.smoothing.statistics import Bound, Certificate, Vote
 
 Index: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]

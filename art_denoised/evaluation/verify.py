@@ -20,8 +20,7 @@ from art_denoised.evaluation.attack_rows import (
     planned_columns,
 )
 from art_denoised.evaluation.rows import CertifyRow, LabelledRow, Log, PredictRow
-from art_denoised.smoothing.bounds import Looks, Mixture
-from art_denoised.smoothing.sequential import Look, Sequential
+from art_denoised.smoothing.bounds import Look, Looks, Mixture, Sequential
 from art_denoised.smoothing.statistics import ABSTAIN, Certificate, Vote, top_class
 
 _P_TOLERANCE = 1e-9  # other versions of scipy

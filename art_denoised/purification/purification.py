@@ -14,8 +14,8 @@ from art_denoised.checks import InputError
 from art_denoised.checks.values import OneOf
 from art_denoised.diffusion.chain import Chain
 from art_denoised.diffusion.cost import Part, flop
+from art_denoised.diffusion.levels import LevelNoise
 from art_denoised.diffusion.model import DiffusionModel
-from art_denoised.diffusion.noise import LevelNoise
 from art_denoised.models.cost import saved, weights
 from art_denoised.purification.samplers import Sampler, named_sampler, vp_sigma
 from art_denoised.straight_through import straight_through

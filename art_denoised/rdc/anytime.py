@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from art_denoised import checks
-from art_denoised.diffusion.noise import LevelNoise
+from art_denoised.diffusion.levels import LevelNoise
 from art_denoised.rdc.classifier import DiffusionClassifier
 
 if TYPE_CHECKING:

@@ -13,9 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.diffusion.cost import Part, flop
-from art_denoised.diffusion.levels import Levels, noise_levels
+from art_denoised.diffusion.levels import LevelNoise, Levels, noise_levels
 from art_denoised.diffusion.model import DiffusionModel
-from art_denoised.diffusion.noise import LevelNoise
 from art_denoised.models.cost import saved, weights
 
 if TYPE_CHECKING:

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from scipy import special, stats
 
-from art_denoised.smoothing.bounds import Looks, Mixture
-from art_denoised.smoothing.sequential import Look, Proof, Sequential
+from art_denoised.smoothing.bounds import Look, Looks, Mixture, Proof, Sequential
 
 ABSTAIN = -1
 """Label of an abstention."""
@@ -52,10 +51,10 @@ class Certificate:
             image was skipped, because its selected class was known to be wrong.
         alpha: Failure probability of this certificate.
         sigma: Standard deviation of the noise in image units.
+        bound: How ``p_lower`` follows from the counts, and what allowed sampling to stop.
         seed: Seed of the noise streams.
         dtype: Floating-point type in which the base classifier computed, e.g. "float32". The
             certificate is one of the model in that type.
-        bound: How ``p_lower`` follows from the counts, and what allowed sampling to stop.
         proofs: Each proved radius of a table with the look that proved it: n samples, and the votes
             of the label among them.
         noise: "gaussian", or "quantised" for 8-bit images.
@@ -72,9 +71,9 @@ class Certificate:
     counts: Mapping[int, int]
     alpha: float
     sigma: float
-    seed: int
-    dtype: str
     bound: Bound
+    seed: int = 0
+    dtype: str = "float32"
     noise: str = "gaussian"
     tv: float = 0.0
     drawn: int = 0
@@ -98,17 +97,15 @@ class Certificate:
         *,
         alpha: float,
         sigma: float,
-        seed: int = 0,
-        dtype: str = "float32",
         bound: Looks | Mixture | None = None,
-        noise: str = "gaussian",
         tv: float = 0.0,
+        **record: Any,
     ) -> Certificate:
         """Certify from the votes of two independent sets of samples (Cohen et al., Certify).
 
         The class is selected from the first set, and its probability is bounded from the second
-        alone: reusing the first would void the bound. Arguments are the attributes; ``bound`` is
-        by default the one for a number of samples fixed beforehand.
+        alone: reusing the first would void the bound. Arguments are the attributes, as in
+        ``record``; ``bound`` is by default the one for a number of samples fixed beforehand.
 
         Raises:
             ValueError: ``bound`` does not hold at this number of samples.
@@ -134,12 +131,10 @@ class Certificate:
             counts=dict(counts),
             alpha=alpha,
             sigma=sigma,
-            seed=seed,
-            dtype=dtype,
             bound=bound,
-            noise=noise,
             tv=tv,
             drawn=n,
+            **record,
         )
 
     @classmethod
@@ -151,8 +146,6 @@ class Certificate:
         proofs: Sequence[Proof],
         *,
         sigma: float,
-        seed: int = 0,
-        dtype: str = "float32",
         **record: Any,
     ) -> Certificate:
         """Return the certificate of the class ``label`` with these radii of a table proved."""
@@ -164,21 +157,13 @@ class Certificate:
             selection_counts=dict(selection_counts),
             counts=dict(counts),
             sigma=sigma,
-            seed=seed,
-            dtype=dtype,
             drawn=sum(counts.values()),
             proofs=tuple(proofs),
             **record,
         )
 
     def proves(self, radius: float) -> bool:
-        """Whether the label is certified within ``radius``, which may be 0.
-
-        Example:
-            >>> c = Certificate.from_counts({3: 50}, {3: 1000}, alpha=0.001, sigma=0.25)
-            >>> c.proves(0.0), c.proves(0.5), c.proves(1.0)
-            (True, True, False)
-        """
+        """Whether the label is certified within ``radius``, which may be 0."""
         return self.label != ABSTAIN and self.radius >= radius
 
     def at(self, alpha: float) -> Certificate:
@@ -227,21 +212,12 @@ class Vote:
     counts: Mapping[int, int]
     alpha: float
     sigma: float
-    seed: int
-    dtype: str
+    seed: int = 0
+    dtype: str = "float32"
     noise: str = "gaussian"
 
     @classmethod
-    def from_counts(
-        cls,
-        counts: Mapping[int, int],
-        *,
-        alpha: float,
-        sigma: float,
-        seed: int = 0,
-        dtype: str = "float32",
-        noise: str = "gaussian",
-    ) -> Vote:
+    def from_counts(cls, counts: Mapping[int, int], *, alpha: float, **record: Any) -> Vote:
         """Predict from votes, abstaining where the two leading classes are too close.
 
         Votes for -1, samples without an answer, count as a class that cannot be returned.
@@ -257,7 +233,7 @@ class Vote:
         if first > second:  # not so where most samples have no answer
             p_value = float(stats.binomtest(first, first + second, 0.5).pvalue)
         label = label if p_value <= alpha else ABSTAIN
-        return cls(label, p_value, dict(counts), alpha, sigma, seed, dtype, noise)
+        return cls(label, p_value, dict(counts), alpha, **record)
 
 
 def top_class(counts: Mapping[int, int]) -> int:

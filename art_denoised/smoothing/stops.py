@@ -16,8 +16,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, Type
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.smoothing.bounds import Looks, Mixture
-from art_denoised.smoothing.sequential import Look, Proof, Sequential
+from art_denoised.smoothing.bounds import Look, Looks, Mixture, Proof, Sequential
 from art_denoised.smoothing.statistics import ABSTAIN, Certificate, Vote, top_class
 
 FIRST_TURN = 100  # samples of each image before time is spent on more of any
@@ -46,6 +45,11 @@ class Draw(NamedTuple):
     start: int
     stop: int
 
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return self.stop - self.start
+
 
 Procedure: TypeAlias = Generator[Draw, Counts, T]
 """A generator that asks for votes and returns an answer."""
@@ -63,7 +67,7 @@ def simulate(procedure: Procedure[T], votes: Callable[[Draw], Counts]) -> tuple[
 
     Example:
         >>> steps = AtRadii([0.25], n=10_000).procedure(None, {"sigma": 0.25})
-        >>> certificate, samples = simulate(steps, lambda draw: {3: draw.stop - draw.start})
+        >>> certificate, samples = simulate(steps, lambda draw: {3: draw.size})
         >>> certificate.label, certificate.radius, samples
         (3, 0.25, 164)
     """
@@ -71,7 +75,7 @@ def simulate(procedure: Procedure[T], votes: Callable[[Draw], Counts]) -> tuple[
     try:
         draw = next(procedure)
         while True:
-            samples += draw.stop - draw.start
+            samples += draw.size
             draw = procedure.send(votes(draw))
     except StopIteration as end:
         return end.value, samples

@@ -212,7 +212,7 @@ class NetworkVoter:
     @property
     def pending(self) -> int:
         """Number of samples submitted and not yet returned."""
-        done = sum(draw.stop - draw.start for _, draw, _ in self._done)
+        done = sum(draw.size for _, draw, _ in self._done)
         return done + self._wanted + self._unread
 
     @property
@@ -302,7 +302,7 @@ class _Sampler:
             key = StreamKey(self._seed, self._index, draw.stage)
             stream = Stream(self._noise, key, self._shape, self._device, draw.start)
         self._stream = self._streams[draw.stage] = stream
-        self._stage, self.wanted = draw.stage, draw.stop - draw.start
+        self._stage, self.wanted = draw.stage, draw.size
 
     def take(self, n: int) -> list[Images]:
         """Return up to ``n`` of the noisy copies that are wanted."""

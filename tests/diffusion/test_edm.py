@@ -195,7 +195,7 @@ def test_a_storage_that_is_a_pickle_of_its_own(tmp_path, harm):
         (b"(S'touch x'\nios\nsystem\n.", "opcode 0x53"),
         (b"\x80\x04(cos\nsystem\nX\x01\x00\x00\x00xo.", "names os.system"),
         (b"\x80\x04}}b.", "sets the state of a dict"),
-        (b"\x80\x04ccollections\nOrderedDict\n}b.", "sets the state of a function"),
+        (b"\x80\x04ccollections\nOrderedDict\n}b.", "sets the state of a type"),
         (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "names os.system"),
         (b"\x80\x04K\x01r\xff\xff\xff\xff.", "no network"),  # a memo of 2^32 places
         (b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60) + b"x.", "damaged"),

@@ -179,7 +179,7 @@ def test_a_file_of_another_architecture(tmp_path):
 
 
 def test_unknown_names(file):
-    with pytest.raises(InputError, match="did you mean 'imagenet256-"):
+    with pytest.raises(InputError, match="did you mean imagenet256-"):
         load_diffusion(file, openai="imagenet256")
     with pytest.raises(InputError, match="give one of cifar10-uncond"):
         load_diffusion(file, openai="?")

@@ -15,7 +15,7 @@ from scipy import stats
 
 from art_denoised import AtRadii, InputError
 from art_denoised.smoothing import Draw, Stage, simulate
-from art_denoised.smoothing.sequential import Look, Sequential, threshold
+from art_denoised.smoothing.bounds import Look, Sequential, threshold
 
 ALPHA = 0.05
 
@@ -112,7 +112,7 @@ def test_a_radius_is_not_proved_before_all_smaller_ones():
         """What the larger radius needs after 51 samples, as late as possible, and no more."""
         total = [max(0, large[51] - max(0, 51 - n)) for n in (draw.start, draw.stop)]
         right = total[1] - total[0]
-        return {0: right, 1: draw.stop - draw.start - right}
+        return {0: right, 1: draw.size - right}
 
     stop = AtRadii(NEAR, 60, alpha=ALPHA, labels="class")
     certificate, _ = simulate(stop.procedure(0, {"sigma": 1.0}), votes)
@@ -139,8 +139,8 @@ def path(p: float, seed: int):
 
     def votes(draw: Draw) -> dict[int, int]:
         seen.append(draw)
-        k = int(rng.binomial(draw.stop - draw.start, p))
-        return {0: k, 1: draw.stop - draw.start - k}
+        k = int(rng.binomial(draw.size, p))
+        return {0: k, 1: draw.size - k}
 
     return votes, seen
 
@@ -189,7 +189,7 @@ def test_what_is_certain_or_hopeless_is_decided_soon():
     boundary = plan.boundary(p0, 0.001)
     assert next(n for n, votes in boundary.items() if n >= votes) < 60
     hopeless = AtRadii([0.5], labels="class").procedure(1, {"sigma": 1.0})
-    certificate, samples = simulate(hopeless, lambda draw: {0: draw.stop - draw.start})
+    certificate, samples = simulate(hopeless, lambda draw: {0: draw.size})
     assert (certificate.label, samples) == (-1, 40)
 
 
@@ -198,7 +198,7 @@ def test_the_true_class_takes_the_place_of_a_selected_one():
 
     def votes(draw: Draw) -> dict[int, int]:
         asked.append(draw.stage)
-        return {4: draw.stop - draw.start}
+        return {4: draw.size}
 
     stop = AtRadii([0.5], 1000, labels="class")
     certificate, samples = simulate(stop.procedure(4, {"sigma": 1.0}), votes)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from art_denoised.smoothing.sequential import Sequential
+from art_denoised.smoothing.bounds import Sequential
 from art_denoised.smoothing.statistics import Certificate
 from art_denoised.smoothing.stops import Anytime, AtRadii, Draw, FixedN, Stage, Voting, simulate
 
@@ -24,7 +24,7 @@ RADII = (0.0, 0.5, 1.0)
 
 def multinomial(probabilities, rng):
     def votes(draw: Draw) -> dict[int, int]:
-        drawn = rng.multinomial(draw.stop - draw.start, probabilities)
+        drawn = rng.multinomial(draw.size, probabilities)
         return {c: int(k) for c, k in enumerate(drawn) if k}
 
     return votes
@@ -130,7 +130,7 @@ def answer(share: float):
     def votes(draw: Draw) -> dict[int, int]:
         shares = share, (1 - share) / 2
         first, second = (round(s * draw.stop) - round(s * draw.start) for s in shares)
-        counts = {0: first, 1: second, 2: draw.stop - draw.start - first - second}
+        counts = {0: first, 1: second, 2: draw.size - first - second}
         return {c: k for c, k in counts.items() if k}
 
     return votes
@@ -157,7 +157,7 @@ def test_what_a_look_proved_stays_proved():
     """A run of luck first: the certificate names the look, though all votes say less."""
 
     def votes(draw: Draw) -> dict[int, int]:
-        return {int(draw.stop > 131): draw.stop - draw.start}
+        return {int(draw.stop > 131): draw.size}
 
     certificate, _ = run(AtRadii((0.5, 2.0), 1000, n0=10), votes)
     ((radius, n, k),) = certificate.proofs
