@@ -2,10 +2,13 @@
 
     python benchmarks/workers.py [--kills 100] [--pause 1] [--tiny]
 
-First two workers of one thread each against one, in turns, after a warm-up; the load of the machine
-is printed, because a busy machine says nothing. Then workers are killed at random, half of the
-kills while images are certified and half while they are attacked, and the rows are compared with
-those of one process: nothing may be lost, and nothing may be there twice.
+First two workers of one thread each against one, in turns, after a warm-up. Beside it, two
+processes that compute the same at once without a driver against one, because two cores that share
+caches and memory are less than twice one. The load of the machine is printed: a busy machine says
+nothing. Then workers are killed at random, half of the kills while images are certified and half
+while they are attacked, and the rows are compared with those of one process: nothing may be lost,
+and nothing may be there twice. A kill comes once an answer has come since the one before, because a
+run whose workers only die is given up.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import tempfile
 import threading
 import time
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,6 +30,7 @@ from torch import nn
 
 from art_denoised import PGD, FixedN, Smoother, Workers, certify, evaluate, load_data
 from art_denoised.demo import digits_classifier
+from art_denoised.runs import Answered, Crew, Failed, Lost, Plan, Ready
 from art_denoised.smoothing import Task, drive
 
 PRELOADED = [
@@ -44,9 +49,10 @@ def network() -> nn.Module:
 
 
 def speed(workers: int, n: int) -> float:
-    """Return samples a second of workers of one thread each."""
-    torch.set_num_threads(workers)  # which they share
-    smoother = Smoother(network(), sigma=0.25, workers=Workers(workers))
+    """Return samples a second of workers of one thread each; of this process if there are none."""
+    torch.set_num_threads(max(1, workers))  # which they share
+    place = Workers(workers) if workers else None
+    smoother = Smoother(network(), sigma=0.25, workers=place)
     images = smoother.prepare(torch.rand(4, 3, 32, 32))
     with closing(smoother.voter()) as voter:
         for samples in (n // 4, n):
@@ -57,29 +63,59 @@ def speed(workers: int, n: int) -> float:
     return len(images) * (n + stop.n0) / (time.perf_counter() - begin)
 
 
+def alone(processes: int, n: int) -> float:
+    """Return samples a second of processes without a driver, all at once."""
+    with multiprocessing.get_context("forkserver").Pool(processes) as pool:
+        return sum(pool.starmap(speed, [(0, n)] * processes, chunksize=1))
+
+
 def efficiency(n: int, turns: int) -> None:
-    """Print the efficiency of two workers, the best of several turns of each."""
-    load = os.getloadavg()[0]
-    one, two = (
-        max(speeds)
-        for speeds in zip(*((speed(1, n), speed(2, n)) for _ in range(turns)), strict=True)
-    )
-    cores = len(os.sched_getaffinity(0))
-    print(f"2 workers: {two:,.0f} samples/s, 1 worker: {one:,.0f}; efficiency {two / 2 / one:.1%}")
-    print(f"load of the machine at the start: {load:.1f} on {cores} cores")
+    """Print the efficiency of two workers and of two processes, the best of several turns."""
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    for name, measure in (("worker", speed), ("process without a driver", alone)):
+        found = [(measure(1, n), measure(2, n)) for _ in range(turns)]
+        one, two = map(max, zip(*found, strict=True))
+        print(f"one {name}: {one:,.0f} samples/s, two: {two:,.0f}; efficiency {two / 2 / one:.1%}")
+    print(f"load of the machine at the start: {load:.1f} on {cores} cores", flush=True)
+
+
+@dataclass(frozen=True)
+class Watched(Workers):
+    """Workers that say when one of them has answered."""
+
+    answered: threading.Event = field(default_factory=threading.Event)
+
+    def start(self, plan: Plan, *, gpu: bool) -> Crew:
+        return Watching(super().start(plan, gpu=gpu), self.answered)
+
+
+class Watching:
+    """A crew, and whether it has answered."""
+
+    def __init__(self, crew: Crew, answered: threading.Event) -> None:
+        self.size, self.send, self.close = crew.size, crew.send, crew.close
+        self.crew, self.answered = crew, answered
+
+    def receive(self) -> tuple[int, Ready | Answered | Failed | Lost]:
+        worker, report = self.crew.receive()
+        if isinstance(report, Answered):
+            self.answered.set()
+        return worker, report
 
 
 class Killer(threading.Thread):
     """Kills children of this process until it is stopped, after pauses of up to some seconds."""
 
-    def __init__(self, kills: int, pause: float) -> None:
+    def __init__(self, kills: int, pause: float, answered: threading.Event) -> None:
         super().__init__(daemon=True)
         self.left, self.pause, self.done = kills, pause, threading.Event()
-        self.random = random.Random(0)
+        self.random, self.answered = random.Random(0), answered
 
     def run(self) -> None:
         while self.left and not self.done.wait(self.random.uniform(0, self.pause)):
-            if children := multiprocessing.active_children():
+            children = multiprocessing.active_children()
+            if children and self.answered.is_set():
+                self.answered.clear()
                 self.random.choice(children).kill()
                 self.left -= 1
 
@@ -101,7 +137,7 @@ def rows(log: Path) -> list[str]:
 def killed(kind: str, kills: int, pause: float, folder: Path, **options: int) -> None:
     """Write a log with workers that are killed and one without workers, and compare them."""
     data, net = load_data("digits"), digits_classifier()
-    workers = Workers(2, build=digits_classifier)
+    workers = Watched(2, build=digits_classifier)
     begin = time.monotonic()
 
     def run(name: str, workers: Workers | None) -> list[str]:
@@ -127,7 +163,7 @@ def killed(kind: str, kills: int, pause: float, folder: Path, **options: int) ->
     one, turns = run("one", None), 0
     left = kills
     while left:
-        with Killer(left, pause) as killer:
+        with Killer(left, pause, workers.answered) as killer:
             assert run(str(turns), workers) == one, "rows are lost, or twice"
         left, turns = killer.left, turns + 1
     seconds = time.monotonic() - begin
