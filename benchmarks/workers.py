@@ -2,10 +2,12 @@
 
     python benchmarks/workers.py [--kills 100] [--pause 1] [--json FILE] [--tiny]
 
-First two workers of one thread each against one, in turns, after a warm-up; the load of the machine
-is recorded, because a busy machine says nothing. Then workers are killed at random, half of the
-kills while images are certified and half while they are attacked, and the rows are compared with
-those of one process: nothing may be lost, and nothing may be there twice.
+First two workers of one thread each against one, in turns, after a warm-up. Beside it, two
+processes that compute the same at once without a driver against one, because two cores that share
+caches and memory are less than twice one. The load of the machine is recorded: a busy machine says
+nothing. Then workers are killed at random, half of the kills while images are certified and half
+while they are attacked, and the rows are compared with those of one process: nothing may be lost,
+and nothing may be there twice.
 """
 
 from __future__ import annotations
@@ -43,9 +45,10 @@ def network() -> nn.Module:
 
 
 def speed(workers: int, n: int) -> float:
-    """Return samples a second of workers of one thread each."""
-    torch.set_num_threads(workers)  # which they share
-    smoother = Smoother(network(), sigma=0.25, workers=Workers(workers))
+    """Return samples a second of workers of one thread each; of this process if there are none."""
+    torch.set_num_threads(max(1, workers))  # which they share
+    place = Workers(workers) if workers else None
+    smoother = Smoother(network(), sigma=0.25, workers=place)
     images = smoother.prepare(torch.rand(4, 3, 32, 32))
     with closing(smoother.voter()) as voter:
         for samples in (n // 4, n):
@@ -56,14 +59,20 @@ def speed(workers: int, n: int) -> float:
     return len(images) * (n + stop.n0) / (time.perf_counter() - begin)
 
 
+def alone(processes: int, n: int) -> float:
+    """Return samples a second of processes without a driver, all at once."""
+    with multiprocessing.get_context("forkserver").Pool(processes) as pool:
+        return sum(pool.starmap(speed, [(0, n)] * processes, chunksize=1))
+
+
 def efficiency(record: Record, n: int, turns: int) -> None:
-    """Measure the efficiency of two workers, the best of several turns of each."""
-    one, two = (
-        max(speeds)
-        for speeds in zip(*((speed(1, n), speed(2, n)) for _ in range(turns)), strict=True)
-    )
-    record.add("efficiency", "1 worker", samples_a_second=one)
-    record.add("efficiency", "2 workers", samples_a_second=two, efficiency_percent=50 * two / one)
+    """Measure the efficiency of two workers and of two processes, the best of several turns."""
+    for name, measure in (("worker", speed), ("process without a driver", alone)):
+        found = [(measure(1, n), measure(2, n)) for _ in range(turns)]
+        one, two = map(max, zip(*found, strict=True))
+        record.add("efficiency", f"one {name}", samples_a_second=one)
+        share = 50 * two / one
+        record.add("efficiency", f"two: {name}", samples_a_second=two, efficiency_percent=share)
 
 
 class Killer(threading.Thread):

@@ -2,7 +2,7 @@
 
 A worker answers a bundle of pieces of draws at a time. Bundles take about a quarter of a second, so
 that messages cost little and no worker waits for another one at the end; each worker has one more
-bundle ahead. Where all that was asked for is under way, idle workers sample ahead: an image asks
+bundle ahead. They are made of whole passes of the network, because a worker pads the last one. Where all that was asked for is under way, idle workers sample ahead: an image asks
 for a few samples after the other, and most likely asks for the next ones, too. What a worker took
 with it when it died is handed out again.
 """
@@ -21,13 +21,15 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 
 from art_denoised.runs.crew import AHEAD, Crew, Finished, Team
-from art_denoised.smoothing.noise import PART
 from art_denoised.smoothing.stops import Counts, Draw, Stage
 from art_denoised.smoothing.voters import Task
 
 _SECONDS = 0.25  # that a bundle should take: an image that stops early waits for each look
-_LARGEST = 100 * PART  # samples of a bundle
+_LARGEST = 10_000  # samples of a bundle
 _FARTHEST = 2  # times the samples of an image: that far it is sampled ahead
+_LIKELY = (
+    1.1  # times: so far it most likely goes on, and workers that are not idle are given it, too
+)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -108,6 +110,7 @@ class Dispatcher:
     Args:
         crew: The workers; closed with the voter.
         identity: What every worker must say of itself, as JSON values.
+        batch_size: Number of samples in every pass of a worker.
         allow_mixed: Whether the ``processor`` of workers may differ.
 
     Attributes:
@@ -134,7 +137,12 @@ class Dispatcher:
     """
 
     def __init__(
-        self, crew: Crew, identity: Mapping[str, Any], *, allow_mixed: bool = False
+        self,
+        crew: Crew,
+        identity: Mapping[str, Any],
+        *,
+        batch_size: int = 64,
+        allow_mixed: bool = False,
     ) -> None:
         self._team: Team[_Bundle] = Team(crew, identity, allow_mixed=allow_mixed)
         self._images: WeakKeyDictionary[Task[Any], _Image] = WeakKeyDictionary()
@@ -145,8 +153,9 @@ class Dispatcher:
         self._queue: deque[_Part] = deque()
         self._done: deque[tuple[Task[Any], Draw, Counts]] = deque()
         self._queued = 0  # samples in the queue
-        self._grains = [PART] * crew.size  # samples of the next bundle of each worker
-        self._appetite = AHEAD * PART * crew.size
+        self._pass = batch_size
+        self._grains = [batch_size] * crew.size  # samples of the next bundle of each worker
+        self._appetite = AHEAD * batch_size * crew.size
         self._begin, self._answered = time.monotonic(), 0
         self.pending = 0
 
@@ -201,11 +210,18 @@ class Dispatcher:
         """Fill up the workers, first those that have nothing to do."""
         while self._queue and (worker := self._team.free()) is not None:
             share = -(-self._queued // len(self._team.held))
-            self._give(worker, self._bundle(min(self._grains[worker], max(PART, share))))
-        while self._turns and (worker := self._team.free(most=0)) is not None:
-            if not (bundle := self._guess(PART)):
+            bundle = self._bundle(min(self._grains[worker], self._padded(share)))
+            size = sum(part.size for part in bundle)
+            self._give(worker, bundle + self._guess(self._padded(size) - size))  # instead of zeros
+        while self._turns and (worker := self._team.free(self._spare())) is not None:
+            if not (bundle := self._guess(self._pass)):
                 return
             self._give(worker, bundle)
+
+    def _spare(self) -> int:
+        """Return the most works that a worker holds which is given samples ahead."""
+        share, _, _ = self._turns[0]
+        return AHEAD - 1 if share < _LIKELY else 0
 
     def _give(self, worker: int, bundle: _Bundle) -> None:
         if bundle:  # it is empty if nobody waits for the queue any more
@@ -247,7 +263,7 @@ class Dispatcher:
             self._turn += 1
             image.turn = self._turn
             heappush(self._turns, (image.sent / image.asked, image.turn, image))
-            if len(self._turns) > 2 * len(self._images) + PART:  # drop turns that are out of date
+            if len(self._turns) > 2 * len(self._images) + 100:  # drop turns that are out of date
                 self._turns = [turn for turn in self._turns if turn[1] == turn[2].turn]
                 heapify(self._turns)
 
@@ -255,8 +271,9 @@ class Dispatcher:
         samples = sum(part.size for part in finished.work)
         self._answered += samples
         was = self._grains[finished.worker]
-        wanted = PART * round(_SECONDS * samples / max(finished.seconds, 1e-6) / PART)
-        grain = min(max(wanted, PART), 2 * was, _LARGEST)
+        passes = self._padded(samples) / self._pass
+        wanted = self._pass * round(_SECONDS * passes / max(finished.seconds, 1e-6))
+        grain = max(self._pass, min(wanted, 2 * was, _LARGEST - _LARGEST % self._pass))
         self._grains[finished.worker] = grain
         self._appetite += AHEAD * (grain - was)
         for part, votes in zip(finished.work, finished.answer, strict=True):
@@ -268,6 +285,10 @@ class Dispatcher:
             else:
                 part.answers[part.draw.start] = (part.draw, votes)
 
+    def _padded(self, samples: int) -> int:
+        """Return the number of samples that a worker computes for so many."""
+        return -(-samples // self._pass) * self._pass
+
     def _drop(self, part: _Part) -> None:
         """Forget a part that nobody waits for any more."""
         if part.asked and part.answers is part.image.answered:
@@ -275,9 +296,7 @@ class Dispatcher:
 
 
 def _cut(draw: Draw, most: int) -> tuple[Draw, Draw]:
-    """Return the first samples of a draw, and the rest; parts of a noise stream stay whole."""
+    """Return the first samples of a draw, and the rest."""
     stage, start, stop = draw
     cut = min(start + most, stop)
-    if cut < stop and cut - cut % PART > start:
-        cut -= cut % PART
     return Draw(stage, start, cut), Draw(stage, cut, stop)

@@ -33,7 +33,12 @@ def dispatched(smoother: Smoother, place: Place) -> Voter:
     rule = next((passes.near_ties for passes in smoother.tried.values()), None)
     plan = _Plan(place.build or Held(network), settings, rule)
     crew = place.start(plan, gpu=checks.model_device(network).type == "cuda")
-    return Dispatcher(crew, _identity(smoother), allow_mixed=place.allow_mixed)
+    return Dispatcher(
+        crew,
+        _identity(smoother),
+        batch_size=smoother.batch_size,
+        allow_mixed=place.allow_mixed,
+    )
 
 
 def _identity(smoother: Smoother) -> dict[str, Any]:
