@@ -169,14 +169,6 @@ class AnswerRun(Answers):
 
     The number of answers depends on the stop rule, so a later run must not choose another one,
     knowing the votes.
-
-    Args:
-        folder: Folder of the run.
-        smoother: A smoother of a query-only base classifier.
-        stop: When an image is done.
-        record: What a certificate says of its samples (`Smoother.record`).
-        identity: What else must agree.
-        resume: Continue the journal if it exists.
     """
 
     def __init__(
@@ -343,7 +335,7 @@ def recertify(
             if isinstance(stop, AtRadii):
                 certificate = _of_table(held, index, label, stop, record)
             else:
-                certificate = _of_fixed(held, index, stop, record)
+                certificate = simulate(stop.procedure(label, record), partial(held.votes, index))[0]
         except MissingError as missing:
             whole = [Draw(Stage.SELECTION, 0, settings["n0"]), Draw(Stage.ESTIMATION, 0, last)]
             if not early and not any(held.missing(index, draw) for draw in whole):
@@ -357,12 +349,6 @@ def recertify(
     notices = (*contents.notices, *([left_out] if unfinished else []))
     plan = {**settings, **stop.settings, "dtype": "float32"}
     return Log("certify", {"noise": "gaussian", **plan}, tuple(rows), notices)
-
-
-def _of_fixed(held: Answers, index: int, stop: FixedN, record: Mapping[str, Any]) -> Certificate:
-    selection = held.votes(index, Draw(Stage.SELECTION, 0, stop.n0))
-    counts = held.votes(index, Draw(Stage.ESTIMATION, 0, stop.n))
-    return Certificate.from_counts(selection, counts, bound=stop.bound, **record)
 
 
 def _of_table(

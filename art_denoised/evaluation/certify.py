@@ -391,9 +391,8 @@ class FirstLook:
 def first_look(smoother: Smoother, data: ImageData, indices: Sequence[int]) -> FirstLook:
     """Evaluate a base classifier on the first images of a run, clean and noisy.
 
-    Images without the network's normalisation, or a denoiser that was trained for another noise
-    level, show here in a second instead of in a log full of abstentions. The noise is a stream of
-    its own and enters no certificate.
+    Wrong preprocessing shows here in a second instead of in a log full of abstentions. The noise is
+    a stream of its own and enters no certificate.
     """
     network = smoother.network
     if network is None:

@@ -300,14 +300,12 @@ def _made(name: str, check: Callable[[], Verdict]) -> CheckRow:
 
 
 def gradient_free(s: Subject) -> Verdict:
-    """An attack that sees scores or labels alone must not find what gradient attacks miss.
-
-    Square is always tried, in every ball: the run's own gradient-free attacks may be weak.
-    """
+    """An attack that sees scores or labels alone must not find what gradient attacks miss."""
     s.need_right_images()
     counts = [count for ball in s.balls if (count := _own_columns(s, ball))]
     among = len(counts) + len(s.balls)
     if not any(exceeds(k, n, _MISSED, among) for k, n, _ in counts):
+        # Square is tried in every ball: the run's own gradient-free attacks may be weak.
         for ball in s.balls:
             k = int(s.alone(ball, s.by_square(ball)).sum())
             counts.append(_missed(f"Square ({s.probes.queries} queries)", k, len(s.x), ball))
@@ -489,10 +487,7 @@ def logits(s: Subject) -> Verdict:
 
 @torch.no_grad()
 def global_seed(s: Subject) -> Verdict:
-    """A forward pass must not set the global seeds: attacks draw from them, and so may its noise.
-
-    A model that only draws from them gets a stream of its own in our runs, but not in other tools.
-    """
+    """A forward pass must not set the global seeds: attacks and noise may draw from them."""
     caller, ends, drawn = Generators.now(), [], set()
     try:
         for seed in (1, 2):
@@ -529,9 +524,8 @@ _CHECKS: dict[str, Callable[[Subject], Verdict]] = dict(zip(CHECKS, (
 def unmoved(s: Subject) -> Iterator[CheckRow]:
     """Yield a check for each gradient attack that moved no image, as with a gradient of zero.
 
-    It fails if PGD breaks such images: then the attack did not work. Otherwise there is no verdict,
-    since an attack that returns only what it broke moves nothing on a robust model. A gradient-free
-    attack that moves nothing had too few queries, which says nothing of the model.
+    It fails if PGD breaks such images. Otherwise there is no verdict: an attack that returns only
+    what it broke moves nothing on a robust model.
     """
     moved: dict[tuple[str, str, float], float] = {}
     for row in s.rows:
@@ -559,10 +553,7 @@ def flags_name(column: Column) -> str:
 
 
 def autoattack_flags(name: str, flags: Sequence[str], randomised: bool) -> CheckRow:
-    """Return AutoAttack's warnings about the model as a check of this name, explained.
-
-    The check passes only if no warning spoils the result or leaves the decision to another check.
-    """
+    """Return AutoAttack's warnings about the model as a check of this name, explained."""
     verdicts: set[bool | None] = set()
     words = []
     for flag in flags:
@@ -598,12 +589,8 @@ def judged(
 def exceeds(k: int, n: int, tolerance: float, among: int = 1) -> bool:
     """Whether ``k`` of ``n`` images show that more than ``tolerance`` of all images would do so.
 
-    One-sided exact binomial test at level 1 %, divided by ``among`` for the worst of so many
-    counts (Bonferroni). It exceeds if the Clopper-Pearson lower bound lies above ``tolerance``.
-
-    Example:
-        >>> exceeds(3, 32, 0.02), exceeds(4, 32, 0.02)
-        (False, True)
+    One-sided exact binomial test at level 1 %, divided by ``among`` for the worst of so many counts
+    (Bonferroni): the Clopper-Pearson lower bound lies above ``tolerance``.
     """
     # P(Binomial(n, tolerance) >= k) as an incomplete beta function
     return k > 0 and float(special.betainc(k, n - k + 1, tolerance)) < ALPHA / among

@@ -129,12 +129,7 @@ class _Part:
 
 
 class _Whole:
-    """All shards of one kind of log.
-
-    Attributes:
-        kind: Kind of the log.
-        gaps: What is missing, in words.
-    """
+    """All shards of one kind of log; ``gaps`` says in words what is missing."""
 
     def __init__(self, parts: Sequence[_Part]) -> None:
         first = parts[0]

@@ -31,12 +31,6 @@ LOOKED, _ANSWERS, _CALLS = 32, 96, 16  # images, answers and calls before a mode
 class Target:
     """A model to attack, which is first queried repeatedly to detect randomness.
 
-    The model is randomised if two calls ever differ by more than rounding: of 16 calls with the
-    first two images, then of 3 with the first 32 (of more, if that makes fewer than 96 answers).
-    Noise that changes each answer with probability p is missed with probability (1 - p)^96 or less:
-    1e-6 at p = 0.135. Noise that changes all answers of a call at once is missed with probability
-    (1 - p)^16 or so; `steady` may find it later.
-
     The model gets copies of the images, so that it may write into its input. ``tick`` is called
     with the number of images after each forward pass, for progress bars. ``choices`` are the
     arguments that make an equal target of an equal model.
@@ -139,11 +133,7 @@ class Target:
                 hook.remove()
 
     def gradients(self, asked: Sequence[str] | None = None) -> tuple[str, ...]:
-        """Return the ways of taking gradients that the model has, or those asked for.
-
-        Raises:
-            InputError: The model does not have one that is asked for.
-        """
+        """Return the ways of taking gradients that the model has, or those asked for."""
         has = tuple(dict.fromkeys(mode for part in self._modes for mode in part.gradients))
         has = has or ("exact",)
         asked = (asked,) if isinstance(asked, str) else asked
@@ -245,6 +235,11 @@ class Target:
 
     @torch.no_grad()
     def _differs(self, x: Images, batch_size: int) -> bool:
+        """Whether two calls ever differ by more than rounding.
+
+        Noise that changes each answer with probability p is missed with probability (1 - p)^96 or
+        less, 1e-6 at p = 0.135; noise that changes all answers of a call, with (1 - p)^16 or so.
+        """
         times = max(3, math.ceil(_ANSWERS / len(x)))
         todo = [(x[:2], _CALLS), *((block, times) for block in torch.split(x, batch_size))]
         with self.session(self._seed):

@@ -25,8 +25,8 @@ from art_denoised.smoothing.statistics import ABSTAIN, Certificate, Vote, top_cl
 
 _P_TOLERANCE = 1e-9  # other versions of scipy
 _RADIUS_TOLERANCE = 1.5e-6  # one step of the rounding down, at worst
-_NAMING = ("indices", "labels")
-_OF_IMAGES = {"images", "pixels", *_NAMING}  # certify and predict write all of them, or none
+_NAMING = {"indices", "labels"}
+_OF_IMAGES = {"images", "pixels"} | _NAMING  # certify and predict write all of them, or none
 
 
 @dataclass(frozen=True)
@@ -82,26 +82,21 @@ def verify(log: Log | AttackLog) -> list[Finding]:
         findings = [Finding(row.index, what) for row in log.rows for what in _of(row, settings)]
         findings += _tv_problems(log.rows)
         labels = {row.index: row.label for row in log.rows}
-        for name in ("alpha", "sigma", "seed"):
-            if name not in settings:
-                problem = f"the header has no {name}, so that of the rows cannot be checked"
-                findings.append(Finding(None, problem))
-        if _OF_IMAGES & settings.keys():  # logs of older versions name none of them
-            for name in _NAMING:
-                if name not in settings:
-                    problem = (
-                        f"the header does not name its {name}; certify again with this version"
-                    )
-                    findings.append(Finding(None, problem))
+        findings += [Finding(None, problem) for problem in _header_problems(settings)]
     return findings + [Finding(None, problem) for problem in _image_problems(labels, settings)]
 
 
-def names_images(log: Log) -> bool:
-    """Return whether the header names the images and labels of the run; older logs do not.
+def _header_problems(settings: Mapping[str, Any]) -> Iterator[str]:
+    for name in sorted({"alpha", "sigma", "seed"} - settings.keys()):
+        yield f"the header has no {name}, so that of the rows cannot be checked"
+    if _OF_IMAGES & settings.keys():  # logs of older versions name none of them
+        for name in sorted(_NAMING - settings.keys()):
+            yield f"the header does not name its {name}; certify again with this version"
 
-    Only where it does are images found that were left out, and labels that were changed.
-    """
-    return {*_NAMING} <= (log.settings or {}).keys()
+
+def names_images(log: Log) -> bool:
+    """Return whether the header names images and labels: else changes of them are not found."""
+    return (log.settings or {}).keys() >= _NAMING
 
 
 def family_wise(log: Log, alpha: float, *, images: int | None = None) -> Log:

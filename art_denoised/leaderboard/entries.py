@@ -8,7 +8,6 @@ import os
 import shutil
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,28 +30,16 @@ _UNNAMED = "the log's header does not name its indices and labels; certify again
 
 
 class Votes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The log of an entry, and what follows from it.
+    """The log of an entry, and what follows from it."""
 
-    Attributes:
-        path: Log of certify, relative to the folder of the entry.
-        sha256: Hash of the file.
-        images: Number of images.
-        n: Largest number of samples of an image.
-        alpha: Failure probability of each certificate.
-        seed: Seed of the noise.
-        weights: Hash of the weights that the run recorded; None in logs that have none.
-        named: Whether the log's header names the indices and labels of the run. Otherwise images
-            that were left out, and labels that were changed, are not found.
-    """
-
-    path: Text
+    path: Text  # relative to the folder of the entry
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     images: int
-    n: int
+    n: int  # the largest number of samples of an image
     alpha: float
     seed: int
     weights: str | None = None
-    named: bool = True
+    named: bool = True  # whether the header names indices and labels; see `names_images`
 
     def __post_init__(self) -> None:
         _refuse_control_characters(self, "path", "weights")
@@ -92,17 +79,6 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def __post_init__(self) -> None:
         _refuse_control_characters(self, "name", "defence", "model", "data", "source")
-
-
-@dataclass(frozen=True)
-class Described:
-    """What a log does not say of a run, in words; see `Entry`."""
-
-    name: str
-    defence: str
-    model: str
-    data: str
-    source: str
 
 
 def submit(
@@ -156,11 +132,11 @@ def submit(
     path, folder = Path(run), Path(folder)
     path = path / f"{CERTIFY.name}.jsonl" if path.is_dir() else path
     log = _sound(path)
-    described = Described(name, defence, model, data, source)
     at = checks.radii(default_radii([log]) if radii is None else radii)
     beside = path.resolve().is_relative_to(folder.resolve().parent)
     where = _relative(path, folder) if beside else f"logs/{name}.jsonl"
-    entry = _valid(_entry(described, log, where, path.read_bytes(), at))
+    words = {"name": name, "defence": defence, "model": model, "data": data, "source": source}
+    entry = _valid(words | _figures(log, where, path.read_bytes(), at))
     target = folder / f"{name}.json"
     if target.exists():
         raise InputError(f"{target} exists; choose another name")
@@ -241,7 +217,7 @@ def check(file: Path | str) -> list[Finding]:
             return found
         if votes.named and not names_images(log):
             return [Finding(None, _UNNAMED)]
-        again = _entry(entry, log, votes.path, content, list(entry.accuracy))
+        again = _figures(log, votes.path, content, list(entry.accuracy))
     except InputError as error:
         return [Finding(None, str(error))]
     return [Finding(None, what) for what in _differences(entry, again)]
@@ -268,31 +244,26 @@ def _problems(log: Log) -> list[Finding]:
     return found
 
 
-def _entry(
-    words: Described | Entry, log: Log, path: str, content: bytes, radii: Sequence[float]
-) -> Entry:
+def _figures(log: Log, path: str, content: bytes, radii: Sequence[float]) -> dict[str, Any]:
+    """Return the fields of an entry that follow from its log."""
     settings: Mapping[str, Any] = log.settings or {}
-    found = accuracy_table(log.rows, radii)
-    return Entry(
-        **{name: getattr(words, name) for name in Described.__dataclass_fields__},
-        sigma=settings["sigma"],
-        accuracy={row.radius: row.certified_accuracy for row in found},
-        votes=Votes(
-            path=path,
-            sha256=hashlib.sha256(content).hexdigest(),
-            images=len(log.rows),
-            n=max(row.n for row in log.rows),
-            alpha=settings["alpha"],
-            seed=settings["seed"],
-            weights=settings.get("weights"),
-            named=names_images(log),
-        ),
+    votes = Votes(
+        path=path,
+        sha256=hashlib.sha256(content).hexdigest(),
+        images=len(log.rows),
+        n=max(row.n for row in log.rows),
+        alpha=settings["alpha"],
+        seed=settings["seed"],
+        weights=settings.get("weights"),
+        named=names_images(log),
     )
+    accuracy = {row.radius: row.certified_accuracy for row in accuracy_table(log.rows, radii)}
+    return {"sigma": settings["sigma"], "accuracy": accuracy, "votes": votes}
 
 
-def _valid(entry: Entry) -> Entry:
+def _valid(fields: Mapping[str, Any]) -> Entry:
     try:
-        return msgspec.convert(msgspec.to_builtins(entry), Entry)
+        return msgspec.convert(msgspec.to_builtins(fields), Entry)
     except msgspec.ValidationError as error:
         raise InputError(f"this is no entry of a leaderboard: {error}") from None
 
@@ -304,7 +275,7 @@ def _refuse_control_characters(struct: msgspec.Struct, *names: str) -> None:
             raise InputError(f"{name} is {value!r}; leave out line breaks and control characters")
 
 
-def _differences(entry: Entry, again: Entry) -> list[str]:
+def _differences(entry: Entry, again: Mapping[str, Any]) -> list[str]:
     """Compare what an entry says with what follows from its log."""
     said, found = (msgspec.to_builtins(one, str_keys=True) for one in (entry, again))
     pairs = [("sigma", said["sigma"], found["sigma"])]

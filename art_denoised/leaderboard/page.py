@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -11,7 +12,7 @@ import msgspec
 
 from art_denoised.checks import InputError
 from art_denoised.leaderboard.entries import Entry, check, read_entries
-from art_denoised.reports.terminal import Column, Table, markdown, plain_markdown, show, text
+from art_denoised.reports.terminal import Block, Column, Shown, Table, markdown, plain_markdown
 from art_denoised.runs.journal import write_whole
 
 VERIFIED, UNNAMED, UNVERIFIED = "votes", "votes, images not named", "unverified"
@@ -39,21 +40,14 @@ levels.
 
 
 @dataclass(frozen=True)
-class Leaderboard:
-    """All entries; ``str`` is the plain table.
-
-    Attributes:
-        entries: Entries in the order of the table: by data set and alpha, then by accuracy.
-    """
+class Leaderboard(Shown):
+    """All entries, by data set and alpha, then by accuracy; ``str`` is the plain table."""
 
     entries: tuple[Entry, ...]
 
-    def __str__(self) -> str:
-        return text(self._blocks())
-
-    def show(self) -> None:
-        """Print the table: styled on a terminal, plain elsewhere."""
-        show(self._blocks())
+    def blocks(self) -> list[Block]:
+        """Return a table for each data set and alpha."""
+        return [*self._tables()]
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return all entries as plain JSON values."""
@@ -63,7 +57,7 @@ class Leaderboard:
         """Return a section with a table for each data set and alpha, and the sources."""
         tables = [
             f"## {plain_markdown(table.title)}\n\n{markdown(replace(table, title=''))}\n"
-            for table in self._blocks()
+            for table in self._tables()
         ]
         sources = "\n".join(
             f"- {plain_markdown(entry.name)}: {plain_markdown(entry.source)}"
@@ -71,11 +65,9 @@ class Leaderboard:
         )
         return "\n".join([*tables, f"## Sources\n\n{sources}\n"])
 
-    def _blocks(self) -> list[Table]:
-        return [
-            _table(f"{data}, alpha = {alpha}" if alpha else data, list(entries))
-            for (data, alpha), entries in groupby(self.entries, key=_group)
-        ]
+    def _tables(self) -> Iterator[Table]:
+        for (data, alpha), entries in groupby(self.entries, key=_group):
+            yield _table(f"{data}, alpha = {alpha}" if alpha else data, list(entries))
 
 
 def leaderboard(folder: Path | str) -> Leaderboard:

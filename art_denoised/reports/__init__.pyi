@@ -1,6 +1,5 @@
 from .certified import CertifiedRun as CertifiedRun
 from .certified import CertifiedTable as CertifiedTable
-from .certified import accuracy_table as accuracy_table
 from .certified import certified_table as certified_table
 from .pictures import Strip as Strip
 from .pictures import attacked_strips as attacked_strips
@@ -23,4 +22,3 @@ from .results import Share as Share
 from .results import differences as differences
 from .results import sign_test as sign_test
 from .tables import agreement_words as agreement_words
-from .tables import conflicts as conflicts

@@ -9,7 +9,7 @@ from typing import Any
 
 from art_denoised.checks import InputError
 from art_denoised.evaluation.rows import CertifyRow, Log
-from art_denoised.reports.terminal import Column, Table, separated, show, text
+from art_denoised.reports.terminal import Block, Column, Shown, Table, separated
 from art_denoised.smoothing.statistics import (
     ABSTAIN,
     TableRow,
@@ -25,23 +25,7 @@ LOWER_BOUND = ">=: a lower bound, because the run stopped sampling at other radi
 
 
 def accuracy_table(rows: Sequence[CertifyRow], radii: Sequence[float]) -> list[TableRow]:
-    """Return certified accuracy at each radius, with its 95% interval.
-
-    Args:
-        rows: Rows of one run.
-        radii: l2 radii in image units.
-
-    Raises:
-        InputError: There are no rows.
-
-    Example:
-        >>> rows = [
-        ...     CertifyRow(index=i, label=1, prediction=1, radius=i / 4, seconds=0)
-        ...     for i in range(4)
-        ... ]
-        >>> [entry.certified_accuracy for entry in accuracy_table(rows, [0.0, 0.5])]
-        [1.0, 0.5]
-    """
+    """Return certified accuracy at each l2 radius in image units, with its 95% interval."""
     return accuracy_rows(*_columns(rows), radii)
 
 
@@ -96,7 +80,7 @@ class CertifiedRun:
 
 
 @dataclass(frozen=True)
-class CertifiedTable:
+class CertifiedTable(Shown):
     """Certified accuracy of several runs at the same radii; ``str`` is the plain table.
 
     Attributes:
@@ -107,12 +91,9 @@ class CertifiedTable:
     radii: tuple[float, ...]
     runs: tuple[CertifiedRun, ...]
 
-    def __str__(self) -> str:
-        return text([self.block()])
-
-    def show(self) -> None:
-        """Print the table: styled on a terminal, plain elsewhere."""
-        show([self.block()])
+    def blocks(self) -> list[Block]:
+        """Return what is shown."""
+        return [self.block()]
 
     def block(self) -> Table:
         """Return the table to show."""
@@ -208,11 +189,8 @@ def asked_radii(settings: Mapping[str, Any] | None) -> tuple[float, ...]:
 
 
 def is_lower_bound(radius: float, asked: Sequence[float]) -> bool:
-    """Return whether certified accuracy at a radius is a lower bound in a run that asked for some.
-
-    Sampling ended as soon as the radii asked for were decided: more samples would have certified
-    more at the others.
-    """
+    """Return whether certified accuracy at a radius is a lower bound, in a run that asked."""
+    # Sampling ended when those were decided: more samples would have certified more at others.
     return bool(asked) and not any(math.isclose(radius, one) for one in asked)
 
 

@@ -33,7 +33,7 @@ _SAME = (
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(terminal.Shown):
     """Results of several models; ``str`` is the report as plain text.
 
     Attributes:
@@ -44,12 +44,9 @@ class Report:
     models: tuple[Model, ...]
     notices: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
-        return terminal.text(tables.report_blocks(self.models, self.notices))
-
-    def show(self) -> None:
-        """Print the report: styled on a terminal, plain elsewhere."""
-        terminal.show(tables.report_blocks(self.models, self.notices))
+    def blocks(self) -> list[terminal.Block]:
+        """Return what is shown."""
+        return tables.report_blocks(self.models, self.notices)
 
     def comparison(self) -> str:
         """Return the models side by side as plain text: all attacks together, on fresh noise."""

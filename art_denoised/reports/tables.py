@@ -102,19 +102,11 @@ def _ball_table(model: Model, ball: Ball, width: int) -> Table:
 
 @dataclass(frozen=True)
 class Measure:
-    """One quantity of several models.
-
-    Attributes:
-        name: What was measured, such as "l2 eps 0.5".
-        shares: The share of each model; None where it was not measured.
-        marks: What stands before each share: "! " if it is not reliable, ">=" if it is a lower
-            bound.
-        certified: Whether it is certified accuracy.
-    """
+    """One quantity of several models, such as "l2 eps 0.5"."""
 
     name: str
-    shares: tuple[Share | None, ...]
-    marks: tuple[str, ...]
+    shares: tuple[Share | None, ...]  # of each model; None where it was not measured
+    marks: tuple[str, ...]  # before each share: "! " if not reliable, ">=" if a lower bound
     certified: bool = False
 
     @property
@@ -167,21 +159,11 @@ def _filled(blocks: Sequence[Block]) -> list[Block]:
 
 
 def title_words(models: Sequence[Model]) -> str:
-    """Return the title of a report: what was measured, and of which models.
-
-    Example:
-        >>> title_words([Model("a"), Model("b")])
-        'Certified accuracy of a and b'
-    """
-    attacked, certified = (
-        any(getattr(model, n) for model in models) for n in ("rows", "certified")
-    )
-    what = (
-        "Robust and certified" if attacked and certified else "Robust" if attacked else "Certified"
-    )
-    names = [model.name for model in models]
-    whom = _listed(names) if len(names) <= 3 else f"{len(names)} models"
-    return f"{what} accuracy of {whom}"
+    """Return the title of a report: what was measured, and of which models."""
+    kinds = ["robust"] * any(model.rows for model in models)
+    kinds += ["certified"] * any(model.certified for model in models)
+    what = " and ".join(kinds) or "certified"
+    return f"{what.capitalize()} accuracy of {_names([model.name for model in models])}"
 
 
 def summary_words(models: Sequence[Model]) -> str:
@@ -222,10 +204,12 @@ def _reliability(models: Sequence[Model]) -> str:
     for trusted, words in wanted:
         if names := [model.name for model in attacked if model.trusted is trusted]:
             verb = "" if trusted is False else " was" if len(names) == 1 else " were"
-            return words.format(
-                _listed(names) + verb if len(names) <= 3 else f"{len(names)} models{verb}"
-            )
+            return words.format(_names(names) + verb)
     return "the checks for masked gradients passed"
+
+
+def _names(names: Sequence[str]) -> str:
+    return _listed(names) if len(names) <= 3 else f"{len(names)} models"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -349,19 +333,8 @@ def interval(share: Share | None) -> str:
 
 
 def conflicts(models: Sequence[Model]) -> list[str]:
-    """Return in words where results that stand beside each other do not compare like with like.
-
-    Models are compared with the first: if all equal it, they equal each other.
-
-    Example:
-        >>> from art_denoised.evaluation.attack_rows import AttackRow
-        >>> rows = [
-        ...     AttackRow(i, 1, "pgd", "exact", "l2", 0.5, True, True, (True,), 0, 0, 0)
-        ...     for i in range(2)
-        ... ]
-        >>> conflicts([Model("a", (rows[0],)), Model("b", (rows[1],))])
-        ['a and b: other images were attacked (1 and 1, 0 in common) in l2 eps 0.5']
-    """
+    """Return in words where results that stand beside each other do not compare like with like."""
+    # All are compared with the first: if all equal it, they equal each other.
     found = [words for model in models for words in _within(model)]
     attacked = [model for model in models if model.columns]
     for second in attacked[1:]:

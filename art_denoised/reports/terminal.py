@@ -78,6 +78,21 @@ def show(blocks: Sequence[Block]) -> None:
     _print(Console(width=_WIDE, highlight=False, force_jupyter=False), blocks, styled=True)
 
 
+class Shown:
+    """Something that is shown as blocks; ``str`` is the plain text."""
+
+    def blocks(self) -> list[Block]:
+        """Return what is shown."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return text(self.blocks())
+
+    def show(self) -> None:
+        """Print it: styled on a terminal, plain elsewhere."""
+        show(self.blocks())
+
+
 def latex(table: Table) -> str:
     """Return a tabular of LaTeX for the package booktabs, with title and notes as comments."""
 

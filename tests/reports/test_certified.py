@@ -10,8 +10,8 @@ import pytest
 from art_denoised.checks import InputError
 from art_denoised.cli import main
 from art_denoised.evaluation import CERTIFY, CertifyRow, Log
-from art_denoised.reports import accuracy_table, certified_table, read_curves
-from art_denoised.reports.certified import default_radii
+from art_denoised.reports import certified_table, read_curves
+from art_denoised.reports.certified import accuracy_table, default_radii
 from art_denoised.reports.terminal import latex, markdown
 from art_denoised.runs import Run
 from art_denoised.smoothing.statistics import proportion_interval

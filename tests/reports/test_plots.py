@@ -21,7 +21,6 @@ from art_denoised.reports import (
     Look,
     Model,
     accuracy_figure,
-    accuracy_table,
     attacked_strips,
     certified_strips,
     feature_figure,
@@ -30,6 +29,7 @@ from art_denoised.reports import (
     report,
     save_figure,
 )
+from art_denoised.reports.certified import accuracy_table
 from art_denoised.reports.plots import appearance
 from art_denoised.runs import Run
 from tests.reports.rows import certificate, clean_row, row, write_run

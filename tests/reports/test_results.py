@@ -26,13 +26,13 @@ from art_denoised.reports import (
     Report,
     Share,
     agreement_words,
-    conflicts,
     differences,
     report,
     sign_test,
 )
 from art_denoised.reports.export import COLUMNS
 from art_denoised.reports.results import ALL, eps_name, share, survival
+from art_denoised.reports.tables import conflicts
 from art_denoised.runs import Run
 from art_denoised.smoothing.statistics import proportion_interval
 from tests.reports.rows import certificate, clean_row, row, write_run
