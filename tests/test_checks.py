@@ -69,6 +69,8 @@ class Functional(nn.Module):
         (lambda: checks.indices(5, 10), ["indices is 5", "[5]"]),
         (lambda: checks.indices("12", 30), ["indices is '12'"]),
         (lambda: checks.indices(torch.tensor([0.5]), 5), ["0.5", "whole"]),
+        (lambda: checks.indices([False, True], 5), ["index is False"]),
+        (lambda: checks.eps(True), ["eps is True", "a number"]),
         (lambda: checks.radii(0.1), ["radii is 0.1", "[0.1]"]),
         (lambda: checks.radii("12"), ["radii is '12'"]),  # no radii of 1 and 2
         (lambda: checks.radii({0.1: 2}), ["radii is {0.1: 2}"]),
@@ -105,6 +107,9 @@ def test_what_is_fine_passes():
     assert checks.alpha(np.float32(0.25)) == 0.25
     assert checks.sample_count(10, 0.001) == 10
     assert torch.equal(checks.images(X.numpy()), X)
+    read_only = X.numpy().copy()
+    read_only.flags.writeable = False
+    assert torch.equal(checks.images(read_only), X)  # without a warning
     assert checks.images(X.double()).dtype == torch.float64
     assert checks.images(X * 255, clip_values=(0, 255)).max() == 127.5
     assert checks.images(X + 0.5 + 1e-7).shape == X.shape

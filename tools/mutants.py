@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import copy
 import gc
 import hashlib
@@ -300,16 +301,25 @@ class Hunt:
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Note the lines and seconds of each test, and then run those that can see a mutant."""
+        from art_denoised.data import digits
+
         for path in {m.path for m in self.sample}:
             importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        digits(train=True)  # read from text once, and not in each fork
         paths = {str(m.path) for m in self.sample}
+        live = functions(paths)
+        gc.collect()
+        gc.freeze()  # a collection in a fork would copy all that it shares with this process
         print(f"running {len(session.items)} tests without a mutant ...", flush=True)
         trials = [(item.nodeid, partial(self._trace, item, paths)) for item in session.items]
         trials = dict(forked(trials, self.jobs))
         self.broken = [name for name, trial in trials.items() if not trial or not trial["passed"]]
         if self.broken:
             return True
-        live = functions(paths)
+        for name in sorted({name for trial in trials.values() for name in trial["modules"]}):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+        gc.freeze()
         items = sorted(session.items, key=lambda item: trials[item.nodeid]["seconds"])
         runs = []
         for mutant in (m for m in self.sample if m.name not in self.killers):
@@ -350,13 +360,17 @@ class Hunt:
 
             return step
 
-        start = time.process_time()
+        start, known = time.process_time(), set(sys.modules)
         sys.settrace(enter)
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
         sys.settrace(None)
         seconds = time.process_time() - start
-        found = {path: sorted(seen) for path, seen in lines.items()}
-        return {"passed": not self.failed, "seconds": seconds, "lines": found}
+        return {
+            "passed": not self.failed,
+            "seconds": seconds,
+            "lines": {path: sorted(seen) for path, seen in lines.items()},
+            "modules": [name for name in set(sys.modules) - known if name.split(".")[0] != "tests"],
+        }
 
     def _run(
         self,

@@ -81,6 +81,8 @@ class Suite(ABC):
 
     def __call__(self, model: Any, x: Images, y: Labels, /) -> Images:
         """Return ``x_adv``, leaving the process and the model as they were."""
+        if not len(x):
+            return x
         with contained(as_module(model), self.seed):
             return self.run(model, x, y).x_adv
 

@@ -82,7 +82,7 @@ def alpha(value: SupportsFloat) -> float:
 def count(name: str, value: SupportsIndex, minimum: int = 1) -> int:
     """Return ``value`` as an int of at least ``minimum``."""
     try:
-        number = value.__index__()
+        number = _no_bool(value).__index__()
     except (AttributeError, TypeError):
         raise InputError(f"{name} is {value!r}; give a whole number >= {minimum}") from None
     if number < minimum:
@@ -171,6 +171,13 @@ def _several(name: str, values: Any) -> list[Any]:
 
 def _number(name: str, value: SupportsFloat) -> float:
     try:
-        return float(value)
+        return float(_no_bool(value))
     except (TypeError, ValueError):
         raise InputError(f"{name} is {value!r}; give a number") from None
+
+
+def _no_bool(value: Any) -> Any:
+    """Return a value, unless it is a truth value: a mask is not a list of indices."""
+    if isinstance(value, bool):
+        raise TypeError
+    return value

@@ -70,7 +70,7 @@ class ImageFolder:
     ) -> None:
         self._transform = transform
         folders = [one for one in sorted(Path(folder).iterdir()) if one.is_dir()]
-        folders = [one for one in folders if not _is_hidden(one)]
+        folders = [one for one in folders if not _is_hidden(one.name)]
         if not folders:
             raise InputError(f"{folder} holds no folders; give one folder of images for each class")
         names = [one.name for one in folders] if classes is None else list(classes)
@@ -84,7 +84,8 @@ class ImageFolder:
                     "it or add it to the classes"
                 )
             files = [f for f in sorted(one.rglob("*")) if f.suffix.lower() in _SUFFIXES]
-            files = [f for f in files if f.is_file() and not _is_hidden(f)]
+            inside = [f for f in files if not any(map(_is_hidden, f.relative_to(one).parts))]
+            files = [f for f in inside if f.is_file()]
             if not files:
                 raise InputError(f"{one} holds no images; remove it or fill it")
             self._samples += [(file, labels[one.name.casefold()]) for file in files]
@@ -131,8 +132,8 @@ def read_classes(path: Path | str) -> list[str]:
     return names
 
 
-def _is_hidden(path: Path) -> bool:
-    return path.name.startswith(".") or path.name == "__MACOSX"
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _labels(names: Sequence[str]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
@@ -109,7 +109,7 @@ class DDPM(Preconditioning):
         True
     """
 
-    alphas_cumprod: tuple[float, ...]
+    alphas_cumprod: tuple[float, ...] = field(repr=False)  # a thousand
     prediction: Prediction = "epsilon"
     _COEFFICIENTS: ClassVar[dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]] = {
         "epsilon": lambda s, c: (torch.ones_like(s), -s),

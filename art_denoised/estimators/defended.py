@@ -133,7 +133,9 @@ class DefendedClassifier(PyTorchClassifier):
         if not len(batches[0]):
             return np.zeros((0, self.nb_classes), np.float32)
         with torch.no_grad():
-            outputs = [self.model(batch.to(self.device)).float().cpu() for batch in batches]
+            # Copies: the model may write into its input, which may be the caller's array.
+            inputs = (batch.to(self.device, copy=True) for batch in batches)
+            outputs = [self.model(batch).float().cpu() for batch in inputs]
         return torch.cat(outputs).numpy()
 
     def fit(self, x: np.ndarray, y: np.ndarray, *args: Any, **kwargs: Any) -> None:
@@ -290,8 +292,6 @@ class DefendedClassifier(PyTorchClassifier):
         dtype = dtype if dtype == torch.float64 else torch.float32
         if np.shape(x) == (0, *self.input_shape):
             return torch.zeros(0, *self.input_shape, dtype=dtype)
-        if isinstance(x, np.ndarray) and not x.flags.writeable:
-            x = x.copy()  # torch warns of tensors over memory that must not be written
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
             x = checks.attacked_images(x, clip_values=self.clip_values, shape=self.input_shape)

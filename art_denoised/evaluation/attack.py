@@ -136,6 +136,8 @@ def evaluate(
         raise InputError("there are no images; give at least one")
     x, _ = images.stack(images.whole[:LOOKED])
     target = Target(model, x, noise=noise, repeats=repeats, seed=seed, batch_size=batch_size)
+    if undefended is not None:  # it is attacked last, and would be refused then
+        Target(undefended, x, noise=None, repeats=1, seed=seed)
     used = list(columns(attacks, target.gradients(gradients)))
     seeing = [column.name for column in used if column.gradient != "none"]
     if seeing and not target.differentiable:

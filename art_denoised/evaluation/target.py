@@ -69,6 +69,9 @@ class Target:
             with self.session(seed):
                 self.classes = checks.class_count(self.module, x[:1])
             self.randomised = noise == "fresh" or self._differs(x, batch_size)
+            if not self.randomised:
+                with contained(self.module, seed):
+                    checks.classifier(self.module, x)
             with self.session(seed), torch.enable_grad():
                 leaf = x[:2].detach().clone().requires_grad_()
                 self.differentiable = self.logits(leaf).requires_grad

@@ -63,6 +63,7 @@ def test_it_attacks_within_its_ball_and_leaves_nothing_behind(face, data, capsys
     with torch.no_grad():
         assert (model(x_adv).argmax(1) == y).float().mean() <= 0.8
     assert torch.equal(face(model, x, y), x_adv), "its seed does not fix it"
+    assert face(model, x[:0], y[:0]).shape == (0, *x.shape[1:])
 
 
 def test_which_are_gradient_free():

@@ -78,6 +78,8 @@ def test_hidden_folders_are_no_classes(folder):
         Image.new("L", (4, 4)).save(folder / name / "1.png")
     Image.new("L", (4, 4)).save(folder / "cat" / "1.png")
     Image.new("L", (4, 4)).save(folder / "cat" / ".2.png")
+    (folder / "cat" / ".ipynb_checkpoints").mkdir()
+    Image.new("L", (4, 4)).save(folder / "cat" / ".ipynb_checkpoints" / "1-checkpoint.png")
     data = load_data(f"imagefolder:{folder}")
     assert data.classes == ("cat", "dog")
     assert [data[i][1] for i in range(len(data))] == [0, 1]

@@ -119,3 +119,7 @@ def test_bad_schedules(abar):
         DDPM(abar)
     with pytest.raises(InputError, match="prediction is 'x'"):
         DDPM(ABAR, "x")  # type: ignore[arg-type]
+
+
+def test_a_schedule_is_not_printed():
+    assert repr(DDPM(ABAR, "v_prediction")) == "DDPM(prediction='v_prediction')"

@@ -32,7 +32,7 @@ CONFIG = TrainingConfig(
 
 
 def classifier(**options: object) -> FeatureDenoisingClassifier:
-    net = residual()
+    net = options.pop("backbone", None) or residual()
     defaults = {
         "input_shape": (1, 8, 8),
         "nb_classes": 10,
@@ -132,6 +132,21 @@ def test_the_backbone_stays_as_it_was():
     assert classifier.optimizer.defaults["lr"] == 0.02
     own = {id(parameter) for parameter in classifier.model.parameters()}
     assert {id(p) for p in classifier.optimizer.param_groups[0]["params"]} == own
+
+
+def test_a_network_may_write_into_its_input(batch):
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = digits_network()
+
+        def forward(self, x):
+            return self.network(x.sub_(0.5))
+
+    made, x = classifier(backbone=Centred(), operation=None, activation=None), batch[0].copy()
+    first = made.predict(x)
+    assert np.array_equal(x, batch[0])
+    assert np.array_equal(made.predict(x), first)
 
 
 def test_refitting_starts_at_the_identity_as_well():

@@ -464,6 +464,13 @@ def test_columns_say_how_much_their_attack_sees(digits):
     assert not log.settings["attacks"][0]["mixed"]
 
 
+class Centred(nn.Module):
+    """Its output for an image depends on the other images of its batch."""
+
+    def forward(self, x):
+        return x - x.mean(0)
+
+
 def test_bad_input(digits):
     data, model = TensorDataset(*digits), digits_classifier()
     for attacks, words in (
@@ -499,6 +506,12 @@ def test_bad_input(digits):
         evaluate(model, TensorDataset(digits[0][:2], one_hot), [PGD(0.1)], **FAST)
     with pytest.raises(InputError, match="images is 0"):
         Probes(images=0)
+    centred = nn.Sequential(Centred(), model).eval()
+    with pytest.raises(InputError, match="other images of its batch"):
+        evaluate(centred, data, [PGD(0.1)], **FAST)
+    for undefended, words in ((centred, "other images"), (nn.Dropout(), "training mode")):
+        with pytest.raises(InputError, match=words):
+            evaluate(model, data, [PGD(0.1)], undefended=undefended, **FAST)
     with pytest.raises(InputError, match="training mode"):
         Target(nn.Sequential(nn.Dropout(), model), digits[0], noise=None, repeats=1, seed=0)
 

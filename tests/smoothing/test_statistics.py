@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import mpmath
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from art_denoised.smoothing.bounds import lower_confidence_bound
+from art_denoised.smoothing.sequential import Proof, Sequential
 from art_denoised.smoothing.statistics import (
     Certificate,
     Vote,
@@ -55,6 +57,41 @@ def test_certificate_needs_more_than_half():
     assert (certain.n0, certain.n) == (10, 1000)
 
 
+def test_a_certificate_by_hand():
+    options = {"alpha": 0.001, "sigma": 0.25, "seed": 3, "dtype": "bfloat16"}
+    made = Certificate.from_counts({3: 98, 5: 2}, {3: 990, 5: 10}, **options)
+    p_lower = stats.beta.ppf(0.001, 990, 11)  # Clopper and Pearson
+    assert made.p_lower == pytest.approx(p_lower, rel=1e-9)
+    assert made.radius == pytest.approx(0.25 * stats.norm.ppf(p_lower), abs=1.001e-6)
+    assert (made.label, made.n0, made.n, made.drawn) == (3, 100, 1000, 1000)
+    assert (made.alpha, made.sigma, made.seed, made.dtype) == tuple(options.values())
+    assert made.proves(made.radius)
+    assert not made.proves(made.radius + 1e-6)
+    unanswered = Certificate.from_counts({-1: 10}, {-1: 1000}, **options)
+    assert (unanswered.label, unanswered.radius, unanswered.p_lower) == (-1, 0.0, 0.0)
+    assert not unanswered.proves(0.0)
+    void = Certificate.from_counts({3: 10}, {3: 1000}, tv=1.0, **options)
+    assert (void.label, void.p_lower) == (-1, 0.0)
+
+
+def test_a_certificate_of_a_table_by_hand():
+    proofs, rest = [Proof(0.25, 100, 99), Proof(0.5, 400, 398)], {"alpha": 0.001, "sigma": 0.5}
+    made = Certificate.from_proofs(
+        3, {3: 10}, {3: 398, 1: 2}, proofs, bound=Sequential(100, 400), **rest
+    )
+    assert (made.label, made.radius, made.drawn) == (3, 0.5, 400)
+    assert made.p_lower == pytest.approx(0.8413447460685429, rel=1e-14)  # Phi(0.5 / 0.5)
+    none = Certificate.from_proofs(3, {3: 10}, {3: 400}, [], bound=Sequential(100, 400), **rest)
+    assert (none.label, none.radius, none.p_lower, none.drawn) == (-1, 0.0, 0.0, 400)
+
+
+def test_what_was_drawn_stays_at_another_alpha():
+    made = Certificate.from_counts({3: 10}, {3: 1000}, alpha=0.001, sigma=0.25, seed=2)
+    again = replace(made, drawn=2000).at(0.01)
+    assert (again.drawn, again.alpha, again.seed) == (2000, 0.01, 2)
+    assert again.p_lower == pytest.approx(0.01 ** (1 / 1000))
+
+
 @given(st.dictionaries(st.integers(0, 9), st.integers(1, 500), min_size=1))
 def test_vote_is_the_binomial_test(counts):
     vote = Vote.from_counts(counts, alpha=0.01, sigma=1.0, seed=0, dtype="float32")
@@ -64,6 +101,14 @@ def test_vote_is_the_binomial_test(counts):
     assert (vote.label == -1) == (p_value > 0.01)
     if vote.label != -1:
         assert counts[vote.label] == first
+
+
+def test_a_vote_by_hand():
+    vote = Vote.from_counts({1: 9, 2: 1}, alpha=22 / 1024, sigma=0.25)  # 2 (1 + 10) / 2^10
+    assert (vote.label, vote.p_value) == (1, pytest.approx(22 / 1024))
+    assert Vote.from_counts({1: 9, 2: 1}, alpha=0.021, sigma=0.25).label == -1
+    tie = Vote.from_counts({1: 5, 2: 5}, alpha=0.4, sigma=0.25)
+    assert (tie.label, tie.p_value) == (-1, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +144,14 @@ def test_accuracy_over_images_by_hand():
     assert mean == 0.1875
     half = stats.t.ppf(0.975, 3) * np.std([0.5, 0.25, 0, 0], ddof=1) / 2
     assert (low, high) == pytest.approx((max(0, mean - half), mean + half))
+    assert average_certified_radius([True], [0.5]) == (0.5, (0.0, math.inf))
+    two, (low, high) = average_certified_radius([True, True], [1.0, 1.2])
+    half = 12.706204736432095 * 0.1  # t of one degree of freedom, standard error of the mean
+    assert (two, low, high) == pytest.approx((1.1, 0.0, 1.1 + half))
     assert proportion_interval(0, 10).low == 0
+    # (alpha / 2)^(1 / n), and its opposite
+    assert proportion_interval(10, 10).low == pytest.approx(0.025**0.1)
+    assert proportion_interval(0, 10, 0.9).high == pytest.approx(1 - 0.05**0.1)
     assert proportion_interval(10, 10).high == 1
 
 
