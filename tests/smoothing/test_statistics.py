@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from art_denoised.smoothing.bounds import lower_confidence_bound
-from art_denoised.smoothing.sequential import Proof, Sequential
+from art_denoised.smoothing.bounds import Proof, Sequential, lower_confidence_bound
 from art_denoised.smoothing.statistics import (
     Certificate,
     Vote,
