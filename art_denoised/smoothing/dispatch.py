@@ -2,9 +2,10 @@
 
 A worker answers a bundle of pieces of draws at a time. Bundles take about a quarter of a second, so
 that messages cost little and no worker waits for another one at the end; each worker has one more
-bundle ahead. They are made of whole passes of the network, because a worker pads the last one. Where all that was asked for is under way, idle workers sample ahead: an image asks
-for a few samples after the other, and most likely asks for the next ones, too. What a worker took
-with it when it died is handed out again.
+bundle ahead. They are made of whole passes of the network, because a worker pads the last one.
+Where all that was asked for is under way, idle workers sample ahead: an image asks for a few
+samples after the other, and most likely asks for the next ones, too. What a worker took with it
+when it died is handed out again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from art_denoised.smoothing.voters import Task
 _SECONDS = 0.25  # that a bundle should take: an image that stops early waits for each look
 _LARGEST = 10_000  # samples of a bundle
 _FARTHEST = 2  # times the samples of an image: that far it is sampled ahead
-_LIKELY = 1.1  # times: so far it most likely goes on, and workers that are not idle are given it, too
+_LIKELY = (
+    1.1  # times: so far it most likely goes on, and workers that are not idle are given it, too
+)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
