@@ -44,7 +44,8 @@ class Cluster:
         allow_mixed: Whether nodes may have different processors, as in `Workers`.
 
     Raises:
-        InputError: ``count`` is below 1. In use: Ray is missing, or cannot be reached.
+        InputError: ``count`` is below 1, or ``address`` is no address. In use: Ray is missing, or
+            cannot be reached.
 
     Example:
         >>> Cluster("ray://head:10001", count=64, num_gpus=1).count
@@ -61,6 +62,8 @@ class Cluster:
     def __post_init__(self) -> None:
         if self.count is not None:
             object.__setattr__(self, "count", checks.count("workers", self.count))
+        if self.address != "auto":
+            _host_and_port(self.address)
 
     def start(self, plan: Plan, *, gpu: bool) -> Crew:
         """Start the actors, in the cluster that this process is in or enters for it."""
@@ -184,9 +187,22 @@ def _connect(ray: Any, address: str) -> None:
 
 def _answers(address: str) -> None:
     """Raise an OSError where nobody listens: Ray tries for minutes."""
-    place = urlsplit(address if "://" in address else f"ray://{address}")
-    if place.hostname and place.port:
-        socket.create_connection((place.hostname, place.port), timeout=_PATIENCE).close()
+    socket.create_connection(_host_and_port(address), timeout=_PATIENCE).close()
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    """Return where a cluster listens, for clients (ray://) or for its own processes."""
+    try:
+        place = urlsplit(address if "://" in address else f"ray://{address}")
+        known = place.hostname, place.port
+    except ValueError:
+        known = None, None
+    host, port = known
+    if not host or not port:
+        raise InputError(
+            f"the cluster is {address!r}; give auto, or an address such as ray://HOST:10001"
+        )
+    return host, port
 
 
 def _room(resources: dict[str, float], cpus: float, gpus: float) -> int:

@@ -2,9 +2,10 @@
 
 A worker answers a bundle of pieces of draws at a time. Bundles take about a quarter of a second, so
 that messages cost little and no worker waits for another one at the end; each worker has one more
-bundle ahead. They are made of whole passes of the network, because a worker pads the last one. Where all that was asked for is under way, idle workers sample ahead: an image asks
-for a few samples after the other, and most likely asks for the next ones, too. What a worker took
-with it when it died is handed out again.
+bundle ahead. They are made of whole passes of the network, because a worker pads the last one.
+Where all that was asked for is under way, idle workers sample ahead: an image asks for a few
+samples after the other, and most likely asks for the next ones, too. What a worker took with it
+when it died is handed out again.
 """
 
 from __future__ import annotations

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-import tests.forked  # noqa: F401  whose server has imported torch: processes start at once
 from art_denoised import Cluster, Workers
 from art_denoised.cli import main
 from art_denoised.cli.options import DeviceOptions, WorkerOptions
 from art_denoised.evaluation import read_attack_log, read_log
 from tests.cli.command import DENOISER, MODEL, ROOT, certify, refusal, words
-from tests.runs.test_workers import lines
+from tests.forked import forked  # whose server has imported torch: processes start at once
+from tests.runs.test_workers import alive, lines, wait
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +86,52 @@ def test_workers_write_the_same_rows(tmp_path):
     assert main(certify(tmp_path / "two", *size, "--workers", "2", denoiser=DENOISER)) == 0
     one, two = (sorted(lines(tmp_path / name / "certify.jsonl")) for name in ("one", "two"))
     assert one == two
+
+
+ASLEEP = """
+import os, time
+from multiprocessing import current_process
+from pathlib import Path
+from torch import nn
+
+class Asleep(nn.Flatten):
+    def forward(self, x):
+        if current_process().daemon:  # a worker
+            Path(__file__).with_name(f"{os.getpid()}.pid").touch()
+            time.sleep(0.2)
+        return super().forward(x)
+
+def network():
+    return Asleep().eval()
+"""
+
+
+def import_from(folder: str) -> None:
+    sys.path.insert(0, folder)
+
+
+@pytest.mark.parametrize("command", ["certify", "predict", "attack"])
+def test_an_interrupt_ends_all_workers(tmp_path, command):
+    (tmp_path / "asleep.py").write_text(ASLEEP)
+    errors = tmp_path / "errors"
+    options = {"model": "asleep:network", "data": "digits", "out": tmp_path / "run", "workers": 2}
+    attack = {"eps": 0.1, "attacks": "pgd", "batch_size": 4}
+    options |= attack if command == "attack" else {"sigma": 0.25, "n": 100_000}
+    driver = forked(
+        main,
+        words(command, "--quiet", **options),
+        errors=errors,
+        prepare=partial(import_from, str(tmp_path)),
+    )
+    try:
+        wait(lambda: len(list(tmp_path.glob("*.pid"))) == 2 or driver.exitcode is not None)
+        os.kill(driver.pid, signal.SIGINT)
+        driver.join(timeout=60)
+    finally:
+        driver.kill()
+    assert driver.exitcode == 130, errors.read_text()
+    assert errors.read_text().splitlines()[-1].endswith("pass --resume to continue")
+    wait(lambda: not any(alive(int(path.stem)) for path in tmp_path.glob("*.pid")))
 
 
 def test_gpus_are_shared_by_workers(tmp_path, monkeypatch, capsys):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from art_denoised.demo import digits_classifier
 from art_denoised.evaluation import certify, evaluate, merge, predict, read_log, verify
 from art_denoised.evaluation.masking import Probes
 from art_denoised.smoothing import Anytime, AtRadii, FixedN, Smoother, Voting
+from tests.forked import forked
 
 DATA = load_data("digits")
 CHOSEN = [3, 7, 8, 11, 20, 21, 40]
@@ -56,7 +60,43 @@ def test_merged_shards_are_the_log_of_one_machine(tmp_path):
     assert log.notices == ()
 
 
-def test_a_killed_shard_is_resumed(tmp_path):
+class Mortal(torch.nn.Module):
+    """The digits classifier; its process is killed after so many passes."""
+
+    def __init__(self, passes: float) -> None:
+        super().__init__()
+        self.net, self._left = digits_classifier(), passes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._left -= 1
+        if self._left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.net(x)
+
+
+def one_of_eight(run: Path, part: int, passes: float = math.inf) -> None:
+    """Write or resume a shard of 24 images."""
+    mortal, some = Smoother(Mortal(passes).eval(), sigma=0.25), Shard(range(24), part, 8)
+    certify(mortal, DATA, FixedN(200), run=run, indices=some, resume=True, progress=False)
+
+
+def test_eight_shards_of_which_two_are_killed(tmp_path):
+    whole = Smoother(Mortal(math.inf).eval(), sigma=0.25)
+    run, chosen = tmp_path / "one", range(24)
+    certify(whole, DATA, FixedN(200), run=run, indices=chosen, progress=False)
+    runs = [tmp_path / str(part) for part in range(1, 9)]
+    for part, passes in ((3, 12), (6, 16)):
+        process = forked(one_of_eight, runs[part - 1], part, passes)
+        process.join(timeout=120)
+        assert process.exitcode == -signal.SIGKILL
+        assert 0 < len(read_log(runs[part - 1]).rows) < 3
+    for part, run in enumerate(runs, start=1):
+        one_of_eight(run, part)
+    merge(tmp_path / "all", runs)
+    assert untimed(tmp_path / "all/certify.jsonl") == untimed(tmp_path / "one/certify.jsonl")
+
+
+def test_a_torn_shard_is_resumed(tmp_path):
     runs = shards(tmp_path / "parts")
     log = runs[1] / "certify.jsonl"
     log.write_bytes(log.read_bytes()[:-40])
