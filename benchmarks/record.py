@@ -5,7 +5,7 @@
 
 Results that are committed are in benchmarks/results/. A file says nothing of whose machine it was.
 In docs/project/benchmarks.md, `<!-- table FILE SECTION -->` and `<!-- end -->` enclose what
-``--page`` writes: the rows of one section of benchmarks/results/FILE.json.
+``--page`` writes: the rows of one section of benchmarks/results/FILE.json, if it exists.
 """
 
 from __future__ import annotations
@@ -177,11 +177,10 @@ def page(text: str) -> str:
     """Return a page with its tables as benchmarks/results/ has them now."""
 
     def made(found: re.Match[str]) -> str:
-        content = json.loads((RESULTS / f"{found[1]}.json").read_text())
-        return (
-            f"<!-- table {found[1]} {found[2]} -->\n\n{table(content, found[2])}\n\n"
-            f"{about(content)}\n\n<!-- end -->"
-        )
+        file = RESULTS / f"{found[1]}.json"
+        content = json.loads(file.read_text()) if file.exists() else None
+        body = f"{table(content, found[2])}\n\n{about(content)}" if content else "Not recorded yet."
+        return f"<!-- table {found[1]} {found[2]} -->\n\n{body}\n\n<!-- end -->"
 
     return TABLE.sub(made, text)
 

@@ -51,4 +51,6 @@ def test_documentation_shows_what_is_recorded(monkeypatch, run):
     page = made["PAGE"].read_text("utf-8")
     assert made["page"](page) == page
     shown = {name for name, _ in made["TABLE"].findall(page)}
-    assert shown == {path.stem for path in made["RESULTS"].glob("*.json")}
+    recorded = {path.stem for path in made["RESULTS"].glob("*.json")}
+    assert recorded
+    assert recorded <= shown
