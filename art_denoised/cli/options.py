@@ -219,28 +219,52 @@ class DeviceOptions:
 
 @Parameter(name="*", group=MODEL)
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(DeviceOptions):
-    """Which network, and where it runs.
+class NetworkOptions:
+    """Which weights a named network has, and what it expects of images.
 
     Attributes:
-        model: Network in eval mode that takes images in [0, 1] and returns logits: your function
-            package.module:function, found from the current folder, which normalises by itself; or
-            timm:NAME, torchvision:NAME, hf:OWNER/NAME, robustbench:NAME:DATASET:THREAT.
         weights: Weights of the network (.safetensors, .pth, .tar). Those of train-robust bring
             their denoising blocks and activations.
         num_classes: Number of classes of --weights, for a network of timm, torchvision or hf.
         mean: Mean of each channel that the network expects to be subtracted. By default what the
             library of the network says; your function normalises by itself.
         std: Standard deviation of each channel, with --mean.
+    """
+
+    weights: Annotated[Path | None, Parameter(metavar="FILE")] = None
+    num_classes: Annotated[int | None, more(MODEL), Parameter(metavar="N")] = None
+    mean: Annotated[Numbers | None, more(MODEL)] = None
+    std: Annotated[Numbers | None, more(MODEL)] = None
+
+    def named(self, name: str, *, pretrained: bool = True) -> "nn.Module":
+        """Return the network of this name; without weights it has published or random ones."""
+        from art_denoised.models.classifiers import build_classifier
+        from art_denoised.networks.surgery import load_trained
+
+        network = build_classifier(
+            name,
+            pretrained=pretrained and self.weights is None,
+            num_classes=self.num_classes,
+            mean=self.mean,
+            std=self.std,
+        )
+        return network if self.weights is None else load_trained(network, self.weights)
+
+
+@Parameter(name="*", group=MODEL)
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(DeviceOptions, NetworkOptions):
+    """Which network, and where it runs.
+
+    Attributes:
+        model: Network in eval mode that takes images in [0, 1] and returns logits: your function
+            package.module:function, found from the current folder, which normalises by itself; or
+            timm:NAME, torchvision:NAME, hf:OWNER/NAME, robustbench:NAME:DATASET:THREAT.
         optimize: Make the network faster: fold puts batch norms into convolutions; compile does
             that and compiles it. Results are those of the faster network, which a user deploys.
     """
 
     model: Model
-    weights: Annotated[Path | None, Parameter(metavar="FILE")] = None
-    num_classes: Annotated[int | None, more(MODEL), Parameter(metavar="N")] = None
-    mean: Annotated[Numbers | None, more(MODEL)] = None
-    std: Annotated[Numbers | None, more(MODEL)] = None
     optimize: Annotated[Literal["fold", "compile"] | None, more(MODEL)] = None
 
     @property
@@ -264,19 +288,7 @@ class ModelOptions(DeviceOptions):
 
     def load(self) -> "nn.Module":
         """Return the network on its device."""
-        from art_denoised.models.classifiers import build_classifier
-        from art_denoised.networks.surgery import load_trained
-
-        network = build_classifier(
-            self.model,
-            pretrained=self.weights is None,
-            num_classes=self.num_classes,
-            mean=self.mean,
-            std=self.std,
-        )
-        if self.weights is not None:
-            network = load_trained(network, self.weights)
-        return network.to(self.find_device())
+        return self.named(self.model).to(self.find_device())
 
 
 @Parameter(name="*", group=DATA)

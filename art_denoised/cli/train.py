@@ -15,6 +15,7 @@ from art_denoised.cli.options import (
     TRAINING,
     DeviceOptions,
     Model,
+    NetworkOptions,
     Number,
     Numbers,
     RunOptions,
@@ -143,7 +144,7 @@ def print_trained(what: str, path: Path, row: "EpochRow", *, json: bool) -> None
 
 @Parameter(name="*", group=MODEL)
 @dataclass(frozen=True, kw_only=True)
-class DenoiserOptions:
+class DenoiserOptions(NetworkOptions):
     """Which denoiser is trained, and for which classifier.
 
     Attributes:
@@ -159,11 +160,18 @@ class DenoiserOptions:
     """
 
     objective: Literal["mse", "stability", "classification", "hybrid"]
-    classifier: Model | None = None
+    classifier: Annotated[Model | None, Parameter(name=("--classifier", "--model"))] = None
     surrogate: Annotated[list[str], Parameter(metavar="NAME")] | None = None
     sigma: Annotated[Numbers, Parameter(metavar="S|LOW,HIGH")]
     architecture: Annotated[str, Parameter(metavar="NAME")] = "dncnn"
     fine_epochs: Annotated[int | None, more(MODEL)] = None
+
+    def __post_init__(self) -> None:
+        """Refuse what says more of a classifier than its name, without the name."""
+        for field in fields(NetworkOptions):
+            if self.classifier is None and getattr(self, field.name) is not None:
+                option = field.name.replace("_", "-")
+                raise CycloptsError(msg=f"--{option} is of --classifier; give it as well")
 
     def load(self, device: "torch.device") -> "Objective":
         """Return the objective, with its classifiers on the device."""
@@ -173,7 +181,7 @@ class DenoiserOptions:
         sigma: Any = self.sigma
         classifier = None
         if self.classifier is not None:
-            classifier = load_classifier(self.classifier).to(device)
+            classifier = self.named(self.classifier).to(device)
         return Objective(
             self.objective,
             sigma=sigma[0] if len(sigma) == 1 else sigma,

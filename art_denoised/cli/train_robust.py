@@ -15,6 +15,7 @@ from art_denoised.cli.options import (
     MODEL,
     TRAINING,
     Model,
+    NetworkOptions,
     Norm,
     Number,
     RunOptions,
@@ -37,12 +38,12 @@ if TYPE_CHECKING:
 
 @Parameter(name="*", group=MODEL)
 @dataclass(frozen=True, kw_only=True)
-class ClassifierOptions:
+class ClassifierOptions(NetworkOptions):
     """Which classifier is trained.
 
     Attributes:
-        model: Classifier, trained from random weights that --seed draws: timm:NAME,
-            torchvision:NAME, hf:OWNER/NAME or your function package.module:function.
+        model: Classifier, trained from --weights or from random weights that --seed draws:
+            timm:NAME, torchvision:NAME, hf:OWNER/NAME or your function package.module:function.
         num_classes: Number of classes, for a network of timm, torchvision or hf.
         feature_denoising: Operation of denoising blocks to put into the network: gaussian,
             dot_product, mean, median, ...
@@ -53,7 +54,6 @@ class ClassifierOptions:
     """
 
     model: Model
-    num_classes: Annotated[int | None, more(MODEL), Parameter(metavar="N")] = None
     feature_denoising: Annotated[str | None, Parameter(metavar="OPERATION")] = None
     where: Annotated[str | None, Parameter(metavar="PLACES")] = None
     activation: Annotated[str | None, Parameter(metavar="NAME")] = None
@@ -69,18 +69,36 @@ class ClassifierOptions:
         names = ("feature_denoising", "where", "activation")
         return {name: getattr(self, name) for name in names}
 
-    def build(self, shape: tuple[int, int, int]) -> nn.Module:
-        """Return the network, changed, for images of this shape."""
-        from art_denoised.models.classifiers import build_classifier
+    def load(self) -> nn.Module:
+        """Return the network as it is before its changes."""
+        return self.named(self.model, pretrained=False)
+
+    def change(
+        self, network: nn.Module, shape: tuple[int, int, int]
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """Return the network, changed, for images of this shape, and what its file notes."""
         from art_denoised.networks.surgery import added_cost, change_network
 
+        made = self._made()
         changes = {**self.changes, "input_shape": shape}
-        model = build_classifier(self.model, pretrained=False, num_classes=self.num_classes)
-        smooth = change_network(model, {**changes, "feature_denoising": None})
+        smooth = change_network(network, {**changes, "feature_denoising": None})
         changed = change_network(smooth, {**changes, "activation": None})
         if self.feature_denoising:
             notice(f"denoising blocks: {added_cost(smooth, changed, shape)}")
-        return changed
+        return changed, {"model": self.model, **changes, **made}
+
+    def _made(self) -> dict[str, Any]:
+        """Return the changes that the network of --weights has had."""
+        from art_denoised.checks import InputError
+        from art_denoised.networks.surgery import noted_changes
+
+        made = {} if self.weights is None else noted_changes(self.weights)
+        if made and any(self.changes.values()):
+            raise InputError(
+                f"the network of {self.weights} is changed already; leave out "
+                "--feature-denoising, --where and --activation"
+            )
+        return made
 
 
 RECIPE = Group("Recipe", sort_key=3)
@@ -198,19 +216,22 @@ def train_robust(
           --recipe pgd --eps 8/255 --feature-denoising gaussian \
           --activation silu --out runs/resnet18
     """
+    from art_denoised.models.classifiers import eval_transform
     from art_denoised.training.batches import seeded
     from art_denoised.training.robust import OverfittingWarning, train_robust
 
     config, device, attack = training.config(), training.find_device(), recipe.build()
     run.check("train")
-    validation, images = recipe.validation(data.load_validation()), data.load()
-    channels, height, width = images[0][0].shape
-    shape = (channels, height, width)
     with seeded(training.seed, device):
-        model = classifier.build(shape).to(device)
+        network = classifier.load()
+        transform = eval_transform(network)
+        validation = recipe.validation(data.load_validation(transform))
+        images = data.load(transform)
+        channels, height, width = images[0][0].shape
+        model, note = classifier.change(network, (channels, height, width))
     with notices(OverfittingWarning):
         rows = train_robust(
-            model,
+            model.to(device),
             images,
             attack,
             config,
@@ -218,7 +239,6 @@ def train_robust(
             **run.arguments,
         )
     path = run.out / "model.safetensors"
-    note = {"model": classifier.model, **classifier.changes, "input_shape": shape}
     _save(model, path, {**note, "recipe": recipe.recipe})
     kept = max(rows, key=lambda row: row.figures["robust"]) if recipe.best else rows[-1]
     print_trained("model", path, kept, json=run.json)

@@ -9,8 +9,10 @@ import pickle
 import struct
 import sys
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -221,7 +223,7 @@ def fitting_state(
     module: nn.Module, state: dict[str, Tensor], path: Path | str
 ) -> dict[str, Tensor]:
     """Return ``state`` under the names of ``module``, which it must fit."""
-    own = module.state_dict()
+    own: Any = module.state_dict()
     state = strip_prefixes(state, own.keys())
     if all(name.startswith(_WRAPPED) for name in own) and state.keys() != own.keys():
         state = {_WRAPPED + name: value for name, value in state.items()}
@@ -248,7 +250,10 @@ def fitting_state(
                 f"checkpoint {path} holds {name} as {state[name].dtype}; "
                 "give floating-point weights"
             )
-    return state
+    versioned: Any = OrderedDict(state)
+    versioned._metadata = own._metadata  # modules such as torchvision's MNASNet ask for a version
+    found: dict[str, Tensor] = versioned
+    return found
 
 
 def strip_prefixes(state: dict[str, Tensor], wanted: object) -> dict[str, Tensor]:

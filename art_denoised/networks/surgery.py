@@ -150,10 +150,9 @@ def _places(model: nn.Module, where: str | Sequence[str], calls: dict[str, Call]
     if where in ("stages", "all"):
         places = _residual_blocks(model, calls)
         if not places:
-            parts = _listed(name for name, _ in model.named_children())
             raise InputError(
                 f"{type(model).__name__} has no residual blocks that could be found; "
-                f"name modules in where, within its parts {parts}"
+                f"name modules in where, within its parts {_listed(_parts(model))}"
             )
         if where == "stages":
             runs = groupby(places, key=lambda name: calls[name].output.shape)
@@ -205,6 +204,15 @@ def _residual_blocks(model: nn.Module, calls: dict[str, Call]) -> list[str]:
         if has_convolution and is_residual(module):
             found.append(name)
     return [name for name in calls if name in found]
+
+
+def _parts(model: nn.Module) -> list[str]:
+    """Return the names of the parts of a model, those inside a wrapper of one part."""
+    prefix, inside = "", dict(model.named_children())
+    while len(inside) == 1:
+        ((name, model),) = inside.items()
+        prefix, inside = f"{prefix}{name}.", dict(model.named_children())
+    return [prefix + name for name in inside] or [prefix.rstrip(".")]
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -295,13 +303,27 @@ def load_trained(network: nn.Module, weights: Path | str) -> nn.Module:
     """
     weights = Path(weights)
     state = read_state_dict(weights)
-    note = _note(weights) if weights.suffix == ".safetensors" else {}
+    note = _note(weights)
     with torch.random.fork_rng(devices=[]):  # blocks draw weights, which are replaced
         model = change_network(network, note)
     if note.get("optimized") is not None:
         model = as_optimized(model, note["optimized"])
     model.load_state_dict(fitting_state(model, state, weights))
     return model.eval()
+
+
+def noted_changes(weights: Path) -> dict[str, Any]:
+    """Return how the network of a file was changed before its training; empty: not at all.
+
+    Raises:
+        InputError: The file is damaged, or holds a network that was optimized, which trains badly.
+    """
+    read_state_dict(weights)
+    note = _note(weights)
+    if note.get("optimized") is not None:
+        raise InputError(f"{weights} was optimized; give the weights that it was made of")
+    changed = note.get("activation") or note.get("feature_denoising")
+    return {name: value for name, value in note.items() if value is not None} if changed else {}
 
 
 def change_network(network: nn.Module, changes: Mapping[str, Any]) -> nn.Module:
@@ -355,6 +377,8 @@ class _Note(msgspec.Struct):
 
 def _note(weights: Path) -> dict[str, Any]:
     """Return what a file says of its network; nothing if it has no note."""
+    if weights.suffix != ".safetensors":
+        return {}
     with safe_open(weights, "pt") as file:
         text = (file.metadata() or {}).get("art_denoised", "{}")
     try:

@@ -41,47 +41,49 @@ def main() -> None:
     options.out.mkdir(exist_ok=True, parents=True)
     rng = np.random.default_rng(0)
     small = rng.permutation(sorted(options.cifar10.glob("*/*.*")))
-    photographs = _photographs(options.wheels)
-    # Little of an image shows what noise is; the network needs to see enough to name it.
-    _pack(options.out / "mse.npz", 6000, 64, (64, 112), (160, 400), small, photographs, rng)
-    _pack(options.out / "stability.npz", 2400, 112, (112, 144), (160, 320), small, photographs, rng)
+    first, more = _installed(), _installed() + _in_wheels(options.wheels)
+    # Little of an image shows what noise is; the classifier needs to see enough to name it.
+    _pack(options.out / "mse.npz", small[:3000], first, (64, 112), (160, 400), 64, rng)
+    rng = np.random.default_rng(1)
+    _pack(options.out / "stability.npz", small[-900:], more, (112, 144), (160, 320), 112, rng)
     held = sorted((resources.files("foolbox") / "data").glob("imagenet_*.jpg"))
     labels = [int(path.stem.split("_")[2]) for path in held]
     _save(options.out / "validation.npz", [_central(Image.open(path)) for path in held], labels)
 
 
-def _photographs(wheels: Path) -> list[Image.Image]:
-    files = [
-        (resources.files(package) / file).read_bytes()
-        for package, inside in PHOTOGRAPHS.items()
-        for file in inside
+def _installed() -> list[Image.Image]:
+    return [
+        Image.open(str(resources.files(package) / file)).convert("RGB")
+        for package, files in PHOTOGRAPHS.items()
+        for file in files
     ]
-    for package, inside in WHEELS.items():
-        (wheel,) = wheels.glob(f"{package}-*.whl")
+
+
+def _in_wheels(folder: Path) -> list[Image.Image]:
+    found = []
+    for package, files in WHEELS.items():
+        (wheel,) = folder.glob(f"{package}-*.whl")
         with zipfile.ZipFile(wheel) as archive:
-            files += [archive.read(file) for file in inside]
-    return [Image.open(io.BytesIO(data)).convert("RGB") for data in files]
+            found += [Image.open(io.BytesIO(archive.read(f))).convert("RGB") for f in files]
+    return found
 
 
 def _pack(
     path: Path,
-    count: int,
-    side: int,
-    enlarged: tuple[int, int],
-    reduced: tuple[int, int],
     small: np.ndarray,
     photographs: list[Image.Image],
+    enlarged: tuple[int, int],
+    reduced: tuple[int, int],
+    side: int,
     rng: np.random.Generator,
 ) -> None:
-    """Write crops: half of images of 32x32 pixels, enlarged, and half of photographs, reduced.
+    """Write crops: one of each small image, enlarged, and as many of photographs, reduced.
 
     ``enlarged`` and ``reduced`` are the least and the greatest length of the shorter side.
     """
-    of_small = [Image.open(file).convert("RGB") for file in small[: count // 2]]
-    of_photographs = [photographs[i % len(photographs)] for i in range(count - count // 2)]
-    x = [_crop(image, side, enlarged, rng) for image in of_small]
-    x += [_crop(image, side, reduced, rng) for image in of_photographs]
-    _save(path, x, count * [0])  # no class is trained on
+    x = [_crop(Image.open(file).convert("RGB"), side, enlarged, rng) for file in small]
+    x += [_crop(photographs[i % len(photographs)], side, reduced, rng) for i in range(len(small))]
+    _save(path, x, len(x) * [0])  # no class is trained on
 
 
 def _save(path: Path, x: list[np.ndarray], y: list[int]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import timm
@@ -33,7 +35,6 @@ def photographs(tmp_path_factory):
 
 
 def tiny_vit(folder):
-    folder.mkdir(exist_ok=True)
     config = transformers.ViTConfig(
         image_size=32,
         patch_size=8,
@@ -43,9 +44,28 @@ def tiny_vit(folder):
         intermediate_size=16,
         num_labels=2,
     )
-    transformers.ViTForImageClassification(config).save_pretrained(folder)
-    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return f"hf:{folder}", ()
+    network = transformers.ViTForImageClassification(config)
+    return of_transformers(network, transformers.ViTImageProcessor, folder, height=32, width=32), ()
+
+
+def of_transformers(network, processor, folder, **size):
+    network.save_pretrained(folder)
+    processor(size=size).save_pretrained(folder)
+    return f"hf:{folder}"
+
+
+def tiny_resnet(folder):
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"
+    )
+    network = transformers.ResNetForImageClassification(config)
+    return of_transformers(network, transformers.ConvNextImageProcessor, folder, shortest_edge=32)
+
+
+def tiny_convnext(folder):
+    config = transformers.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)
+    network = transformers.ConvNextForImageClassification(config)
+    return of_transformers(network, transformers.ConvNextImageProcessor, folder, shortest_edge=32)
 
 
 def of_timm(name):
@@ -102,23 +122,83 @@ def test_models_are_listed(capsys):
     assert "nothing-like-it" in refusal(capsys, ["models", "nothing-like-it"])
 
 
-def test_named_networks_are_trained_with_blocks_and_attacked(tmp_path):
+def test_one_specification_names_a_network_to_every_command(tmp_path, capsys):
+    """Trained with blocks, trained on, attacked, certified and defended: each time the same."""
     torch.manual_seed(0)
     x = np.random.default_rng(0).random((8, 3, 32, 32), dtype=np.float32)
     np.savez(tmp_path / "data.npz", x=x, y=np.arange(8) % 2)
     data = ["--data", f"npz:{tmp_path}/data.npz", "--quiet"]
-    named = ["--model", "timm:test_resnet", "--num-classes", "2"]
-    changes = ["--feature-denoising", "mean", "--activation", "silu", "--recipe", "clean"]
-    trained = tmp_path / "trained"
-    words = [*data, *changes, "--epochs", "1", "--batch-size", "4", "--out", str(trained)]
-    assert main(["train-robust", *named, *words]) == 0
-    weights = ["--weights", str(trained / "model.safetensors")]
-    words = ["--eps", "8/255", "--attacks", "pgd:steps=1", "--no-checks"]
-    assert main(["attack", *named, *weights, *data, *words, "--out", str(tmp_path / "run")]) == 0
-    settings = read_attack_log(tmp_path / "run").settings
+    named = ["--model", "timm:test_resnet", "--num-classes", "2", *data]
+    training = ["--epochs", "1", "--batch-size", "4"]
+
+    def run(command, folder, *words):
+        assert main([command, *named, *words, "--out", str(tmp_path / folder)]) == 0
+        return json.loads((tmp_path / folder / "train.jsonl").read_text().partition("\n")[0])
+
+    changes = ["--feature-denoising", "mean", "--activation", "silu"]
+    run("train-robust", "first", *training, "--recipe", "clean", *changes)
+    weights = ["--weights", str(tmp_path / "first" / "model.safetensors")]
+    again = ["train-robust", *named, *training, "--recipe", "clean", *weights]
+    assert "model.safetensors" in refusal(capsys, [*again, *changes, "--out", str(tmp_path / "a")])
+    run("train-robust", "second", *training, "--recipe", "clean", *weights)
+
+    weights = ["--weights", str(tmp_path / "second" / "model.safetensors")]
     network = load_trained(build_classifier(named[1], pretrained=False, num_classes=2), weights[1])
-    assert settings["weights"] == identity(network)["weights"]
     assert any(isinstance(part, FeatureDenoising) for part in network.modules())
+    objective = ["--objective", "stability", "--sigma", "0.25", "--architecture", "dncnn:2:4"]
+    header = run("train-denoiser", "denoiser", *training, *weights, *objective)
+    assert header["settings"]["loss"]["classifiers"] == [identity(network)]
+    attack = ["--eps", "8/255", "--attacks", "pgd:steps=1", "--no-checks"]
+    sampling = ["--sigma", "0.25", "--n", "10", "--n0", "2"]
+    for command, words in (("attack", attack), ("certify", sampling), ("predict", sampling[:4])):
+        assert main([command, *named, *weights, *words, "--out", str(tmp_path / command)]) == 0
+        (log,) = (tmp_path / command).glob("*.jsonl")
+        settings = json.loads(log.read_text().partition("\n")[0])["settings"]
+        assert settings["weights"] == identity(network)["weights"]
+
+
+# Network, places of blocks, activation (of those with ReLU), side of its images, command after it.
+FAMILIES = [
+    ("timm:test_resnet", "stages", "silu", 32, "certify"),
+    ("timm:test_byobnet", "stages", "gelu", 32, "attack"),
+    ("timm:test_nfnet", "stages", "softplus", 32, "certify"),
+    ("timm:test_efficientnet", "network.blocks.*.*", None, 32, "attack"),
+    ("timm:test_convnext", "all", None, 32, "certify"),
+    ("timm:test_mambaout", "stages", None, 32, "attack"),
+    ("timm:test_vit", "network.patch_embed.proj", None, 160, "certify"),
+    ("torchvision:squeezenet1_1", "network.features.12", "smoothrelu", 32, "attack"),
+    (tiny_resnet, "stages", "elu", 32, "certify"),
+    (tiny_convnext, "stages", None, 32, "attack"),
+]
+
+
+@pytest.mark.parametrize(
+    ("network", "where", "activation", "side", "command"),
+    FAMILIES,
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_networks_of_many_makes_are_changed(
+    tmp_path, network, where, activation, side, command, capsys
+):
+    """They get blocks and activations by name, and are certified or attacked with them."""
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).random((2, 3, side, side), dtype=np.float32)
+    np.savez(tmp_path / "data.npz", x=x, y=np.arange(2))
+    name = network if isinstance(network, str) else network(tmp_path / "network")
+    common = ["--model", name, "--num-classes", "2", "--data", f"npz:{tmp_path}/data.npz"]
+    words = ["--feature-denoising", "mean", "--where", where, "--recipe", "clean", "--quiet"]
+    words += ["--activation", activation] if activation else []
+    words += ["--epochs", "1", "--batch-size", "2", "--lr", ".01", "--out", str(tmp_path / "a")]
+    assert main(["train-robust", *common, *words]) == 0
+    assert "denoising blocks: adds" in capsys.readouterr().err
+    words = ["--weights", str(tmp_path / "a" / "model.safetensors"), "--quiet"]
+    words += {
+        "certify": ["--sigma", "0.25", "--n", "10", "--n0", "2", "--batch-size", "4"],
+        "attack": ["--eps", "1/255", "--attacks", "pgd:steps=1", "--no-checks"],
+    }[command]
+    assert main([command, *common, *words, "--out", str(tmp_path / "b")]) == 0
+    log = (read_log if command == "certify" else read_attack_log)(tmp_path / "b")
+    assert len(log.rows) >= 2
 
 
 @pytest.mark.parametrize(
