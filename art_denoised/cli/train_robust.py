@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import CycloptsError, Group, Parameter
 
 from art_denoised.cli.help import more
-from art_denoised.cli.options import MODEL, TRAINING, Model, Norm, Number, RunOptions, notice, notices
+from art_denoised.cli.options import (
+    MODEL,
+    TRAINING,
+    Model,
+    Norm,
+    Number,
+    RunOptions,
+    notice,
+    notices,
+)
 from art_denoised.cli.train import (
     Optimizer,
     Schedule,
