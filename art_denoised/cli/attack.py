@@ -32,6 +32,7 @@ from art_denoised.cli.options import (
     notice,
     notices,
     print_json,
+    print_result,
 )
 from art_denoised.reports.terminal import escaped
 from art_denoised.runs.progress import waiting
@@ -243,11 +244,12 @@ def attack(
     Smoothed classifiers: --denoiser and --sigma as in certify, with --norm l2.
     Diffusion purifiers: docs/how-to/referee-a-purifier.md.
     """
-    from art_denoised import checks
-    from art_denoised.data import Shard
-    from art_denoised.evaluation.attack import evaluate
-    from art_denoised.evaluation.preview import preview_attack
-    from art_denoised.reports.report import report
+    with waiting("loading PyTorch"):
+        from art_denoised import checks
+        from art_denoised.data import Shard
+        from art_denoised.evaluation.attack import evaluate
+        from art_denoised.evaluation.preview import preview_attack
+        from art_denoised.reports.report import report
 
     # What is wrong with the attacks is found before anything is loaded.
     checks.count("seed", attack.seed, 0)
@@ -280,10 +282,7 @@ def attack(
                 repeats=attack.repeats,
                 batch_size=attack.batch_size,
             )
-        if run.json:
-            print_json(asdict(cost))
-        else:
-            print(cost)
+        print_result(asdict(cost), str(cost), json=run.json)
         return
     log = evaluate(
         network,

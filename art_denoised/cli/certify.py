@@ -33,6 +33,7 @@ from art_denoised.cli.options import (
     notice,
     notices,
     print_json,
+    print_result,
 )
 from art_denoised.reports.terminal import escaped
 from art_denoised.runs.progress import waiting
@@ -283,9 +284,10 @@ def certify(
 
     Paid APIs: docs/how-to/paid-api.md. Machines: docs/how-to/many-machines.md.
     """
-    from art_denoised.evaluation.certify import certify
-    from art_denoised.evaluation.preview import preview
-    from art_denoised.smoothing.stops import Anytime
+    with waiting("loading PyTorch"):
+        from art_denoised.evaluation.certify import certify
+        from art_denoised.evaluation.preview import preview
+        from art_denoised.smoothing.stops import Anytime
 
     model.check(api)
     stop = sampling.stop()
@@ -375,11 +377,8 @@ def _certify_api(
 
 
 def _show_preview(found: Preview | QueryPreview, run: RunOptions) -> None:
-    if run.json:
-        limits = {name: value for name, value in asdict(found).items() if value != math.inf}
-        print_json(limits)
-    else:
-        print(found)
+    limits = {name: value for name, value in asdict(found).items() if value != math.inf}
+    print_result(limits, str(found), json=run.json)
 
 
 def _finish(log: Log, indices: Sequence[int], sampling: CertifyOptions, run: RunOptions) -> None:
@@ -424,10 +423,11 @@ def predict(
           --denoiser art_denoised.demo:digits_denoiser --data digits \
           --sigma 0.25 --max 100 --out runs/predicted
     """
-    from art_denoised.evaluation.certify import predict
-    from art_denoised.evaluation.preview import preview
-    from art_denoised.evaluation.rows import write_tsv
-    from art_denoised.smoothing.stops import Voting
+    with waiting("loading PyTorch"):
+        from art_denoised.evaluation.certify import predict
+        from art_denoised.evaluation.preview import preview
+        from art_denoised.evaluation.rows import write_tsv
+        from art_denoised.smoothing.stops import Voting
 
     stop = Voting(sampling.n, alpha=sampling.alpha)
     if not sampling.preview:
@@ -443,13 +443,13 @@ def predict(
         write_tsv(log, run.out / "predict.tsv")
     correct = sum(row.correct for row in log.rows)
     abstained = sum(row.prediction == -1 for row in log.rows)
-    path, total = run.out / "predict.jsonl", len(log.rows)
-    if run.json:
-        found_by_votes = {"images": total, "correct": correct, "abstained": abstained}
-        print_json({"log": str(path), **found_by_votes})
-        return
-    print(f"{correct} of {total} images correct, {abstained} abstentions")
-    print(escaped(f"log: {path}"))
+    path, total = str(run.out / "predict.jsonl"), len(log.rows)
+    print_result(
+        {"log": path, "images": total, "correct": correct, "abstained": abstained},
+        f"{correct} of {total} images correct, {abstained} abstentions",
+        f"log: {path}",
+        json=run.json,
+    )
 
 
 def demo(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from art_denoised.cli.options import print_json
+from art_denoised.cli.options import print_result
 from art_denoised.reports.terminal import escaped
 from art_denoised.runs.progress import waiting
 
@@ -48,11 +48,12 @@ def convert(
         model = load_diffusion(source, openai=_flags(openai), classes=classes)
         save_diffusion(model, out)
     count = sum(p.numel() for p in model.parameters())
-    if json:
-        print_json({"folder": str(out), "parameters": count, "classes": model.classes})
-        return
     known = "no classes" if model.classes is None else f"{model.classes} classes"
-    print(escaped(f"{out}: {count / 1e6:.1f} million parameters, {known}"))
+    print_result(
+        {"folder": str(out), "parameters": count, "classes": model.classes},
+        f"{out}: {count / 1e6:.1f} million parameters, {known}",
+        json=json,
+    )
 
 
 def _flags(text: str | None) -> str | dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 
-from art_denoised.cli.options import print_json
+from art_denoised.cli.options import print_json, print_result
 from art_denoised.reports.terminal import Block, Column, Lines, Table, show
 from art_denoised.runs.progress import waiting
 
@@ -78,10 +78,7 @@ def models(pattern: str = "*", /, *, json: bool = False) -> None:
         names = list_classifiers(pattern)
     if not names:
         raise InputError(f"no network is named {pattern!r}; give another pattern")
-    if json:
-        print_json(names)
-    else:
-        print("\n".join(names))
+    print_result(names, *names, json=json)
 
 
 def _version(package: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import CycloptsError, Parameter
 
-from art_denoised.cli.options import Radii, notice, print_json
+from art_denoised.cli.options import Radii, notice, print_json, print_result
 from art_denoised.reports.terminal import escaped
 from art_denoised.runs.progress import waiting
 
@@ -188,10 +188,7 @@ def submit(
             source=source,
             radii=radii,
         )
-    if json:
-        print_json({"entry": str(path)})
-    else:
-        print(escaped(f"entry: {path}"))
+    print_result({"entry": str(path)}, f"entry: {path}", json=json)
 
 
 def leaderboard(

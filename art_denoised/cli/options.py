@@ -39,6 +39,14 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
+def print_result(value: object, *lines: str, json: bool) -> None:
+    """Print a result for programs as JSON, or for people as lines."""
+    if json:
+        print_json(value)
+    else:
+        print(*map(escaped, lines), sep="\n")
+
+
 @contextmanager
 def notices(kind: type[Warning]) -> Iterator[None]:
     """Show warnings of this kind as one line, each time."""

@@ -19,6 +19,7 @@ from art_denoised.cli.options import (
     notice,
     notices,
     print_json,
+    print_result,
 )
 from art_denoised.reports.terminal import escaped
 from art_denoised.runs.progress import waiting
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from art_denoised.data import ImageData
     from art_denoised.evaluation.rows import Log
     from art_denoised.reports.plots import Look
+    from art_denoised.reports.report import Report
     from art_denoised.reports.terminal import Table
 
 Logs = Annotated[str, Parameter(name="LOG", required=True)]
@@ -63,10 +65,11 @@ def table(
         latex: Print a tabular of LaTeX, for the package booktabs.
         markdown: Print a table of Markdown.
     """
-    from art_denoised.reports.certified import certified_table
-
     _only_one(json=json, csv=csv, latex=latex, markdown=markdown)
-    found = certified_table(_read_all(logs), radii)
+    with waiting("reading the logs"):
+        from art_denoised.reports.certified import certified_table
+
+        found = certified_table(_read_all(logs), radii)
     if json:
         print_json(found.to_json())
     elif csv:
@@ -132,7 +135,7 @@ def plot(
             NAME=FOLDER names it in the legend.
         out: Picture to write: .png, .svg (with text as text) or .pdf (with Type 42 fonts).
         names: Names of the logs in the legend, in their order.
-        norm: Norm of the radii, if attacks in both were made.
+        norm: Norm of the radii, if there are results in both; certificates are in l2.
         published: CSV with the columns name, radius and certified_accuracy (shares in [0, 1]),
             whose curves are drawn as thin lines. table --csv writes such files.
         xlabel: Label of the horizontal axis.
@@ -140,20 +143,27 @@ def plot(
         look: Size, style and title.
         json: Print the name of the picture as JSON.
     """
-    from art_denoised.reports.plots import accuracy_figure, read_curves, save_figure
-    from art_denoised.reports.report import report
-
     if names is not None:
         if len(names) != len(logs):
             raise CycloptsError(msg=f"--names has {len(names)} names for {len(logs)} logs")
         logs = tuple(f"{name}={log}" for name, log in zip(names, logs, strict=True))
-    curves = [] if published is None else read_curves(published)
-    found = report(logs)
-    for words in found.notices:
-        notice(words)
-    looked = look.look(xlabel=xlabel, ylabel=ylabel)
+    with waiting("reading the logs"):
+        from art_denoised.reports.plots import (
+            accuracy_figure,
+            has_results,
+            read_curves,
+            save_figure,
+        )
+
+        curves = [] if published is None else read_curves(published)
+        found = _report(logs)
+    looked, models = look.look(xlabel=xlabel, ylabel=ylabel), found.models
+    if norm is not None and any(has_results(model, norm) for model in models):
+        for model in (model for model in models if not has_results(model, norm)):
+            notice(f"{model.name} has no results in {norm} and is left out")
+        models = [model for model in models if has_results(model, norm)]
     with waiting("drawing the plot"):
-        figure = accuracy_figure(found.models, norm=norm, published=curves, look=looked)
+        figure = accuracy_figure(models, norm=norm, published=curves, look=looked)
         save_figure(figure, out)
     _print_file("plot", out, json=json)
 
@@ -194,10 +204,9 @@ def pictures(
         look: Size, style and title.
         json: Print the name of the picture as JSON.
     """
-    from art_denoised.evaluation.rows import read_log
-    from art_denoised.reports.pictures import attacked_strips, certified_strips
-    from art_denoised.reports.plots import picture_figure, save_figure
-    from art_denoised.reports.report import report
+    with waiting("loading PyTorch"):
+        from art_denoised.reports.pictures import attacked_strips, certified_strips
+        from art_denoised.reports.plots import picture_figure, save_figure
 
     if run.name == "attack.jsonl" or (run / "attack.jsonl").exists():
         if any((data, resize, crop, denoiser)):
@@ -205,26 +214,32 @@ def pictures(
                 msg=f"{run} holds pictures of an attack, so data and denoiser would be ignored; "
                 "leave them out, or give certify.jsonl"
             )
-        found = report([run])
-        for words in found.notices:
-            notice(words)
+        with waiting("reading the pictures of the run"):
+            found = _report([str(run)])
         strips = [strip for model in found.models for strip in attacked_strips(model, max)]
     else:
-        log = read_log(run)
-        _show_notices(run, log.notices)
-        images = _images(log, data, resize, crop)
-        denoise = _denoiser(log, denoiser)
-        strips = certified_strips(log, images, denoiser=denoise, most=max)
+        with waiting("comparing the images with those of the log"):
+            log = _read(run)
+            images = _images(log, data, resize, crop)
+            denoise = _denoiser(log, denoiser)
+            strips = certified_strips(log, images, denoiser=denoise, most=max)
     with waiting("drawing the pictures"):
         save_figure(picture_figure(strips, look=look.look()), out)
     _print_file("pictures", out, json=json)
 
 
 def _print_file(what: str, path: Path, *, json: bool) -> None:
-    if json:
-        print_json({what: str(path)})
-    else:
-        print(escaped(f"{what}: {path}"))
+    print_result({what: str(path)}, f"{what}: {path}", json=json)
+
+
+def _report(runs: Sequence[str]) -> Report:
+    """Return the report of runs, once its notices are shown."""
+    from art_denoised.reports.report import report
+
+    found = report(runs)
+    for words in found.notices:
+        notice(words)
+    return found
 
 
 def _images(log: Log, data: str | None, resize: int | None, crop: int | None) -> ImageData:
@@ -286,11 +301,12 @@ def report(
         latex: Print one row for each model as a tabular of LaTeX, for the package booktabs.
         markdown: Print one row for each model as a table of Markdown.
     """
-    from art_denoised.reports.report import report
-    from art_denoised.reports.tables import model_table
-
     _only_one(json=json, tsv=tsv, compare=compare, latex=latex, markdown=markdown)
-    found = report(runs)
+    with waiting("reading the logs"):
+        from art_denoised.reports.report import report
+        from art_denoised.reports.tables import model_table
+
+        found = report(runs)
     if html is not None:
         found.write_page(html)
         print(escaped(f"page: {html}"), file=sys.stderr)
@@ -332,11 +348,11 @@ def merge(
         tsv: Also write a TSV log with the columns of Cohen et al.
         json: Print a JSON list of {log, rows}.
     """
-    from art_denoised.evaluation import ATTACK, AttackLog, write_tsv
-    from art_denoised.evaluation.attack_rows import unmade
-    from art_denoised.evaluation.merge import merge
-
     with waiting("joining the rows of all shards"):
+        from art_denoised.evaluation import ATTACK, AttackLog, write_tsv
+        from art_denoised.evaluation.attack_rows import unmade
+        from art_denoised.evaluation.merge import merge
+
         merged = merge(out, runs, partial=partial)
     for path, log in merged.items():
         _show_notices(path, log.notices)
@@ -348,10 +364,9 @@ def merge(
                 )
         elif tsv:
             write_tsv(log, path.with_suffix(".tsv"))
-        if not json:
-            print(escaped(f"log: {path}, {len(log.rows)} rows"))
-    if json:
-        print_json([{"log": str(path), "rows": len(log.rows)} for path, log in merged.items()])
+    rows = {str(path): len(log.rows) for path, log in merged.items()}
+    lines = [f"log: {path}, {count} rows" for path, count in rows.items()]
+    print_result([{"log": log, "rows": count} for log, count in rows.items()], *lines, json=json)
 
 
 def _read(path: Path) -> Log:

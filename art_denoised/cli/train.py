@@ -21,9 +21,8 @@ from art_denoised.cli.options import (
     RunOptions,
     Widths,
     notice,
-    print_json,
+    print_result,
 )
-from art_denoised.reports.terminal import escaped
 from art_denoised.runs.progress import waiting
 
 if TYPE_CHECKING:
@@ -135,11 +134,9 @@ class TrainingOptions(DeviceOptions):
 def print_trained(what: str, path: Path, row: "EpochRow", *, json: bool) -> None:
     """Print what was written, and the figures of its epoch."""
     figures = {"epoch": row.epoch, "loss": row.loss, **row.figures}
-    if json:
-        print_json({what.replace(" ", "_"): str(path), **figures})
-        return
-    print(", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in figures.items()))
-    print(escaped(f"{what}: {path}"))
+    words = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in figures.items())
+    named = {what.replace(" ", "_"): str(path), **figures}
+    print_result(named, words, f"{what}: {path}", json=json)
 
 
 @Parameter(name="*", group=MODEL)

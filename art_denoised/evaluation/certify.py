@@ -381,10 +381,13 @@ class FirstLook:
 
     def __str__(self) -> str:
         """Return it in words, for the terminal."""
-        return (
+        words = (
             f"the base classifier gets {self.clean} of the first {self.images} images right, and "
             f"{self.noisy} of them with noise of sigma = {self.sigma:g}"
         )
+        if 2 * self.clean >= self.images:
+            return words
+        return f"{words}. If these are too few, check weights, normalisation and order of classes"
 
 
 @torch.no_grad()

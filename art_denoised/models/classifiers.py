@@ -156,8 +156,8 @@ class PretrainedClassifier(nn.Module):
         """
         if x.shape[1] != self.mean.shape[1]:
             raise InputError(
-                f"images have {x.shape[1]} channels, the classifier takes {self.mean.shape[1]}; "
-                "convert the images"
+                f"images have {x.shape[1]} channels, mean and std have {self.mean.shape[1]}; give "
+                "one number for each channel, or convert the images"
             )
         return checks.unwrapped(self.network((x - self.mean) / self.std))
 

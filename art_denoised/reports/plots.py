@@ -226,7 +226,7 @@ def accuracy_figure(
     """
     norm = _norm(models, norm)
     for model in models:
-        if not (_is_certified(model, norm) or _points(model, norm)):
+        if not has_results(model, norm):
             raise InputError(f"{model.name} has no results in {norm}; leave it out, or give norm")
     with _drawing(look, (6.4, 4.0)) as figure:
         axes = figure.add_subplot(title=literal(look.title))
@@ -360,8 +360,14 @@ def _norm(models: Sequence[Model], norm: str | None) -> str:
     if norm is not None:
         return norm
     if len(norms) != 1:
-        raise InputError(f"these runs are in {' and '.join(sorted(norms))}; give norm as one")
+        words = " and ".join(sorted(norms))
+        raise InputError(f"these runs are in {words}; choose one", norm=min(norms))
     return norms.pop()
+
+
+def has_results(model: Model, norm: str) -> bool:
+    """Return whether a model was certified or attacked in a norm."""
+    return _is_certified(model, norm) or bool(_points(model, norm))
 
 
 def _is_certified(model: Model, norm: str) -> bool:
