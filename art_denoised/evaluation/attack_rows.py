@@ -34,7 +34,22 @@ CHECKS = (
 """Names of the masking checks, in the order they are made. A result needs all of them."""
 
 
-class AttackRow(Row, frozen=True, eq=False, tag_field="kind", tag="attack"):
+class TimedRow(Row, frozen=True, eq=False):
+    """A row about an image. Rows that differ in their cost alone are equal."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TimedRow) and self._untimed == other._untimed
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.key))
+
+    @property
+    def _untimed(self) -> tuple[type, dict[str, Any]]:
+        values = msgspec.structs.asdict(self)
+        return type(self), {name: values[name] for name in values.keys() - {"seconds", "queries"}}
+
+
+class AttackRow(TimedRow, frozen=True, eq=False, tag_field="kind", tag="attack"):
     """What one attack did to one image. Rows that differ in their cost alone are equal.
 
     Every run holds a row of the attack "clean" for each image: eps is 0 and nothing is changed.
@@ -99,16 +114,6 @@ class AttackRow(Row, frozen=True, eq=False, tag_field="kind", tag="attack"):
     def mean(self) -> float:
         """Share of the later evaluations in which the image was right."""
         return sum(self.fresh) / len(self.fresh)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, AttackRow) and self._untimed == other._untimed
-
-    def __hash__(self) -> int:
-        return hash(self._untimed)
-
-    @property
-    def _untimed(self) -> tuple[Any, ...]:
-        return msgspec.structs.astuple(self)[:-2]
 
 
 class CheckRow(Row, frozen=True, tag_field="kind", tag="check"):
@@ -194,12 +199,7 @@ class AttackLog:
     """A finished or interrupted attack run.
 
     Attributes:
-        settings: Settings of the run: "model" and "data" as the user named them; "weights",
-            "structure" and "attributes" of the model; "images" (their number) and "pixels" (a
-            hash of images and labels); "classes"; "randomised" (whether two calls of the model
-            differ); "noise" ("fixed", "fresh" or "none"); "repeats" (later evaluations of an
-            image); "seed"; "attacks" (a list of mappings with "name", "eps", "norm", "gradients"
-            and the attack's own settings); "versions" (package to version).
+        settings: Settings of the run, as its header names them (docs/reference/logs.md).
         rows: Rows by column in the order of the run, then by image.
         checks: Masking checks in the order they were made; empty before the run comes to them.
         images: Pictures of the first images.

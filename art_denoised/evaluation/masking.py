@@ -213,13 +213,17 @@ class Subject:
         scores do.
         """
         mixed = {column.key for column in self.columns if column.mixed}
-        here = (row for row in self.rows if (row.norm, row.eps) == ball)
+        here = self.tried(ball)
         return [row for row in here if row.gradient != "none" and row.column not in mixed]
 
     def blind(self, ball: Ball) -> list[AttackRow]:
         """Return the rows of attacks in a ball that use no gradient."""
+        return [row for row in self.tried(ball) if row.gradient == "none"]
+
+    def tried(self, ball: Ball) -> list[AttackRow]:
+        """Return the rows of all attacks in a ball."""
         here = (row for row in self.rows if (row.norm, row.eps) == ball)
-        return [row for row in here if row.gradient == "none" and row.attack != CLEAN]
+        return [row for row in here if row.attack != CLEAN]
 
     def broken_by_pgd(self, ball: Ball, rows: Iterable[AttackRow]) -> int:
         """Return how many images PGD breaks that the attacks in ``rows`` left."""
@@ -276,6 +280,12 @@ class Count(NamedTuple):
     n: int
     finding: str
 
+    @classmethod
+    def of(cls, images: Tensor, words: str, before: str = "") -> Count:
+        """Return the count of the images that are true, with the words around it."""
+        k, n = int(images.sum()), len(images)
+        return cls(k, n, f"{before}{k} of {n} images {words}")
+
 
 class Verdict(NamedTuple):
     """What a check found; the fields of `CheckRow` after its name."""
@@ -307,8 +317,8 @@ def gradient_free(s: Subject) -> Verdict:
     if not any(exceeds(k, n, _MISSED, among) for k, n, _ in counts):
         # Square is tried in every ball: the run's own gradient-free attacks may be weak.
         for ball in s.balls:
-            k = int(s.alone(ball, s.by_square(ball)).sum())
-            counts.append(_missed(f"Square ({s.probes.queries} queries)", k, len(s.x), ball))
+            alone = s.alone(ball, s.by_square(ball))
+            counts.append(_missed(alone, f"Square ({s.probes.queries} queries)", ball))
     return judged(counts, _MISSED, "; gradients are masked, the result is too high", among)
 
 
@@ -325,13 +335,13 @@ def _own_columns(s: Subject, ball: Ball) -> Count | None:
     if seen:
         alone = lost_alone(*(torch.tensor([shares[i] for i in both]) for shares in (blind, seen)))
     else:
-        alone = s.alone(ball, torch.tensor([blind.get(i, 1.0) for i in s.indices]))
-    names = ", ".join(sorted({row.attack for row in rows}))
-    return _missed(names, int(alone.sum()), len(both), ball)
+        every = s.alone(ball, torch.tensor([blind.get(i, 1.0) for i in s.indices]))
+        alone = every[torch.tensor([index in both for index in s.indices])]
+    return _missed(alone, ", ".join(sorted({row.attack for row in rows})), ball)
 
 
-def _missed(who: str, k: int, n: int, ball: Ball) -> Count:
-    return Count(k, n, f"{who} broke {k} of {n} images that no gradient attack broke ({ball})")
+def _missed(alone: Tensor, who: str, ball: Ball) -> Count:
+    return Count.of(alone, f"that no gradient attack broke ({ball})", f"{who} broke ")
 
 
 def stronger_attack(s: Subject) -> Verdict:
@@ -339,7 +349,7 @@ def stronger_attack(s: Subject) -> Verdict:
     s.need_right_images()
     counts, n = [], len(s.x)
     for ball in s.balls:
-        k = s.broken_by_pgd(ball, (row for row in s.rows if (row.norm, row.eps) == ball))
+        k = s.broken_by_pgd(ball, s.tried(ball))
         finding = (
             f"PGD of {s.probes.steps} steps on the margin broke {k} of {n} images that no attack "
             f"of the run broke ({ball})"
@@ -355,8 +365,7 @@ def zero_gradients(s: Subject) -> Verdict:
         gradients = s.gradients(how).flatten(1)
         usable = gradients.isfinite().all(1) & (gradients != 0).any(1)
         without &= ~usable.cpu()
-    k, n = int(without.sum()), len(without)
-    count = Count(k, n, f"{k} of {n} images have a gradient that is zero or not finite")
+    count = Count.of(without, "have a gradient that is zero or not finite")
     return judged([count], _ZERO, "; make the defence differentiable, or attack it through BPDA")
 
 
@@ -365,9 +374,8 @@ def more_steps(s: Subject) -> Verdict:
     s.need_right_images()
     ball, few = s.ball, max(s.probes.steps // 4, 1)
     alone = lost_alone(s.pgd(ball, few), s.pgd(ball, s.probes.steps))
-    k, n = int(alone.sum()), len(alone)
-    finding = f"{k} of {n} images survive PGD of {s.probes.steps} steps but not of {few} ({ball})"
-    return judged([Count(k, n, finding)], _NOISE)
+    words = f"survive PGD of {s.probes.steps} steps but not of {few} ({ball})"
+    return judged([Count.of(alone, words)], _NOISE)
 
 
 def larger_eps(s: Subject) -> Verdict:
@@ -381,9 +389,8 @@ def larger_eps(s: Subject) -> Verdict:
         ("PGD", norm, eps, beyond, small, large),
         *_growing(s.rows),
     ]:
-        k, n = int(lost_alone(less, more).sum()), len(less)
-        where = f"under {who} at {kind} eps {high:g} but not at {low:g}"
-        counts.append(Count(k, n, f"{k} of {n} images survive {where}"))
+        words = f"survive under {who} at {kind} eps {high:g} but not at {low:g}"
+        counts.append(Count.of(lost_alone(less, more), words))
     return judged(counts, _NOISE)
 
 
@@ -410,11 +417,8 @@ def large_enough_eps(s: Subject) -> Verdict:
     norm = s.ball.norm
     eps = 0.5 if norm == "linf" else 0.5 * math.sqrt(s.x[0].numel())
     held = s.pgd(Ball(norm, eps), 2 * s.probes.steps) > 0.5
-    k, n = int(held.sum()), len(held)
-    finding = (
-        f"{k} of {n} images survive PGD at eps {eps:g} in {norm}, where each can become plain grey"
-    )
-    return judged([Count(k, n, finding)], _HELD, "; the attack fails, not the image")
+    words = f"survive PGD at eps {eps:g} in {norm}, where each can become plain grey"
+    return judged([Count.of(held, words)], _HELD, "; the attack fails, not the image")
 
 
 def gradient_against_random(s: Subject) -> Verdict:
@@ -448,12 +452,8 @@ def transfer(s: Subject) -> Verdict:
     attack = probe(ball, s.probes.steps)
     x_adv = other.attempt(attack, other.gradients()[0], s.x, s.y, 0).x_adv
     alone = lost_alone(s.right(x_adv), s.by_gradients(ball))
-    k, n = int(alone.sum()), len(alone)
-    finding = (
-        f"{k} of {n} images are broken by attacks on the undefended classifier but not by gradient "
-        f"attacks on the defence ({ball})"
-    )
-    return judged([Count(k, n, finding)], _MISSED)
+    words = "are broken by attacks on the undefended classifier but not by gradient attacks on the"
+    return judged([Count.of(alone, f"{words} defence ({ball})")], _MISSED)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,10 +174,14 @@ class _Whole:
             yield from (rows[index] for index in self._shard.whole if index in rows)
             return
         pictures: dict[Any, list[ImageRow]] = {}
-        for row in rows.values():
-            if isinstance(row, ImageRow):
-                key = ((row.attack, row.gradient, row.eps), row.index)
-                pictures.setdefault(key, []).append(row)
+        flags: dict[str, list[CheckRow]] = {}  # warnings of AutoAttack are all that shards check
+        for part in self._parts.values():
+            for row in part.contents.rows.values():
+                if isinstance(row, ImageRow):
+                    key = ((row.attack, row.gradient, row.eps), row.index)
+                    pictures.setdefault(key, []).append(row)
+                elif isinstance(row, CheckRow) and "flags" in row.numbers:
+                    flags.setdefault(row.name, []).append(row)
         size, whole = self._settings["batch_size"], self._shard.whole
         for column in _columns(self._settings):
             for first in range(0, len(whole), size):  # a batch, then its pictures
@@ -185,7 +189,9 @@ class _Whole:
                 keys = [("attack", column, index) for index in block]
                 yield from (rows[key] for key in keys if key in rows)
                 yield from (p for index in block for p in pictures.get((column, index), ()))
-        yield from _joined_flags(row for p in self._parts.values() for row in _flags(p))
+        for name, said in flags.items():
+            every = dict.fromkeys(flag for row in said for flag in row.numbers["flags"])
+            yield autoattack_flags(name, tuple(every), said[-1].numbers["randomised"])
 
 
 def _read(path: Path) -> Iterator[_Part]:
@@ -200,21 +206,3 @@ def _read(path: Path) -> Iterator[_Part]:
 def _columns(settings: Mapping[str, Any]) -> list[Key]:
     """Return the columns of a run in their order."""
     return [(CLEAN, "none", 0.0), *planned_columns(settings)]
-
-
-def _flags(part: _Part) -> Iterator[CheckRow]:
-    """Yield the warnings of AutoAttack: the only checks that a shard makes."""
-    for row in part.contents.rows.values():
-        if isinstance(row, CheckRow) and "flags" in row.numbers:
-            yield row
-
-
-def _joined_flags(rows: Iterable[CheckRow]) -> Iterator[CheckRow]:
-    """Yield one row for each column, with all warnings that shards had."""
-    flags: dict[str, list[str]] = {}
-    randomised = False
-    for row in rows:
-        flags.setdefault(row.name, []).extend(row.numbers["flags"])
-        randomised = row.numbers["randomised"]
-    for name, every in flags.items():
-        yield autoattack_flags(name, tuple(dict.fromkeys(every)), randomised)

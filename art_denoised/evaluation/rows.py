@@ -16,8 +16,8 @@ import msgspec
 from msgspec import Meta
 
 from art_denoised.checks import InputError
-from art_denoised.evaluation.attack_rows import ATTACK, AttackLog, read_attack_log
-from art_denoised.runs.journal import Contents, Kind, Row, Run, read_run, write_whole
+from art_denoised.evaluation.attack_rows import ATTACK, AttackLog, TimedRow, read_attack_log
+from art_denoised.runs.journal import Contents, Kind, Run, read_run, write_whole
 from art_denoised.smoothing.bounds import Looks, Mixture, Proof, Sequential
 from art_denoised.smoothing.statistics import Bound, Certificate, Vote
 
@@ -38,7 +38,7 @@ _OF_CERTIFICATE = (*_OF_BOTH, "radius", "p_lower", "selection_counts", "tv", "dr
 _OF_VOTE = (*_OF_BOTH, "p_value")
 
 
-class LabelledRow(Row, frozen=True, kw_only=True, eq=False):
+class LabelledRow(TimedRow, frozen=True, kw_only=True, eq=False):
     """What a run says of one image. Time takes no part in comparisons.
 
     Attributes:
@@ -77,15 +77,6 @@ class LabelledRow(Row, frozen=True, kw_only=True, eq=False):
     def correct(self) -> bool:
         """Whether the prediction is the true class."""
         return self.prediction == self.label
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, LabelledRow) or type(self) is not type(other):
-            return False
-        mine, others = msgspec.structs.asdict(self), msgspec.structs.asdict(other)
-        return {**mine, "seconds": None} == {**others, "seconds": None}
-
-    def __hash__(self) -> int:
-        return hash((type(self), self.index, self.label, self.prediction))
 
 
 class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):

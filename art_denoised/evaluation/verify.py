@@ -241,12 +241,18 @@ def _certificate_problems(c: Certificate, settings: Mapping[str, Any]) -> Iterat
     if isinstance(c.bound, Sequential) and not skipped:
         yield from _table_problems(c, settings)
     again = c.at(c.alpha)
-    if c.label != again.label:
-        yield f"label is {c.label}, the votes give {again.label}"
-    if not math.isclose(c.p_lower, again.p_lower, rel_tol=_P_TOLERANCE):
-        yield f"p_lower is {c.p_lower:g}, the votes give {again.p_lower:g}"
+    yield from _differing(c, again, "p_lower")
     if abs(c.radius - again.radius) > _RADIUS_TOLERANCE:
         yield f"radius is {c.radius:g}, the votes give {again.radius:g}"
+
+
+def _differing(answer: Any, again: Any, probability: str) -> Iterator[str]:
+    """Compare the label, and a probability, with those that the votes give."""
+    if answer.label != again.label:
+        yield f"label is {answer.label}, the votes give {again.label}"
+    said, found = getattr(answer, probability), getattr(again, probability)
+    if not math.isclose(said, found, rel_tol=_P_TOLERANCE):
+        yield f"{probability} is {said:g}, the votes give {found:g}"
 
 
 def _table_problems(c: Certificate, settings: Mapping[str, Any]) -> Iterator[str]:
@@ -274,8 +280,4 @@ def _vote_problems(v: Vote, settings: Mapping[str, Any]) -> Iterator[str]:
     n = sum(v.counts.values())
     if n != settings.get("n"):
         yield f"there are {n} votes, not {settings.get('n')}"
-    again = Vote.from_counts(v.counts, alpha=v.alpha, sigma=v.sigma)
-    if v.label != again.label:
-        yield f"label is {v.label}, the votes give {again.label}"
-    if not math.isclose(v.p_value, again.p_value, rel_tol=_P_TOLERANCE):
-        yield f"p_value is {v.p_value:g}, the votes give {again.p_value:g}"
+    yield from _differing(v, Vote.from_counts(v.counts, alpha=v.alpha, sigma=v.sigma), "p_value")

@@ -25,7 +25,7 @@ from art_denoised.reports.certified import is_lower_bound
 from art_denoised.reports.facts import FACTS, facts
 from art_denoised.reports.pictures import STAGES, Strip, attacked_strips, channels_last
 from art_denoised.reports.plots import appearance, page_figure
-from art_denoised.reports.results import ALL, Model, differences
+from art_denoised.reports.results import ALL, Model, differences, norms
 from art_denoised.reports.terminal import escaped
 
 if TYPE_CHECKING:
@@ -67,13 +67,10 @@ class Chart:
 
 
 def _chart(models: Sequence[Model]) -> Chart | None:
-    norms = {ball.norm for model in models for ball in model.columns}
-    certified = any(model.certified for model in models)
-    shown = sorted(norms | {"l2"} if certified else norms)
-    if not shown:
+    if not (shown := norms(models)):
         return None
-    kinds = ["robust accuracy against eps (points with bars)"] * bool(norms)
-    kinds += ["certified accuracy against radius (steps)"] * certified
+    kinds = ["robust accuracy against eps (points with bars)"] * any(m.columns for m in models)
+    kinds += ["certified accuracy against radius (steps)"] * any(m.certified for m in models)
     words = f"{' and '.join(kinds)}, in {' and '.join(shown)}"
     drawn = (
         svg(page_figure(models, shown, wide=wide), name, f"Chart of {words}; in tables below")

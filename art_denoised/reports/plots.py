@@ -20,7 +20,7 @@ from art_denoised.checks import InputError
 from art_denoised.evaluation.rows import CertifyRow
 from art_denoised.reports.certified import accuracy_table
 from art_denoised.reports.pictures import Strip, channels_last
-from art_denoised.reports.results import Model, Share
+from art_denoised.reports.results import Model, Share, norms
 from art_denoised.reports.terminal import escaped
 from art_denoised.runs.journal import write_whole
 
@@ -354,15 +354,10 @@ def page_figure(models: Sequence[Model], norms: Sequence[str], *, wide: bool) ->
 
 def _norm(models: Sequence[Model], norm: str | None) -> str:
     """Return the norm to draw."""
-    norms = {ball.norm for model in models for ball in model.columns}
-    if any(model.certified for model in models):
-        norms.add("l2")
-    if norm is not None:
-        return norm
-    if len(norms) != 1:
-        words = " and ".join(sorted(norms))
-        raise InputError(f"these runs are in {words}; choose one", norm=min(norms))
-    return norms.pop()
+    known = norms(models)
+    if norm is None and len(known) != 1:
+        raise InputError(f"these runs are in {' and '.join(known)}; choose one", norm=known[0])
+    return known[0] if norm is None else norm
 
 
 def has_results(model: Model, norm: str) -> bool:

@@ -360,6 +360,12 @@ class Model:
         )
 
 
+def norms(models: Sequence[Model]) -> list[str]:
+    """Return the norms that models have results in: "linf", "l2"; certificates are in l2."""
+    found = {ball.norm for model in models for ball in model.columns}
+    return sorted(found | {"l2"} if any(model.certified for model in models) else found)
+
+
 def eps_name(eps: float) -> str:
     """Return eps as people write it: a fraction of 255 where it is one."""
     whole = round(eps * 255)
