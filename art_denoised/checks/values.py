@@ -90,6 +90,11 @@ def count(name: str, value: SupportsIndex, minimum: int = 1) -> int:
     return number
 
 
+def seed(value: SupportsIndex | None) -> int | None:
+    """Return a seed as a non-negative int; None, for fresh noise, stays None."""
+    return None if value is None else count("seed", value, 0)
+
+
 def sample_count(n: SupportsIndex, alpha: float) -> int:
     """Return ``n`` if that many samples can certify anything at all at ``alpha``."""
     number, needed = count("n", n), fewest_samples(alpha)
