@@ -25,6 +25,7 @@ from .values import count as count
 from .values import eps as eps
 from .values import fewest_samples as fewest_samples
 from .values import indices as indices
+from .values import one_each as one_each
 from .values import one_line as one_line
 from .values import positive as positive
 from .values import radii as radii

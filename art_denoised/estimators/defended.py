@@ -156,10 +156,8 @@ class DefendedClassifier(PyTorchClassifier):
         if not len(images):
             classes = self.nb_classes if label is None else 1
             return np.zeros((0, classes, *self.input_shape), images.dtype)
-        if np.ndim(label) and len(label) != len(images):
-            raise InputError(
-                f"there are {len(images)} images and {len(label)} labels; give one for each"
-            )
+        if np.ndim(label):
+            checks.one_each(images, label)
         return super().class_gradient(images, label, **kwargs)
 
     def get_activations(
@@ -294,10 +292,7 @@ class DefendedClassifier(PyTorchClassifier):
                 raise InputError("labels hold NaN or infinite probabilities; give finite ones")
         else:
             rows = F.one_hot(checks.class_indices(y, self.nb_classes), self.nb_classes)
-        if len(images) != len(rows):
-            raise InputError(
-                f"there are {len(images)} images and {len(rows)} labels; give one for each"
-            )
+        checks.one_each(images, rows)
         if isinstance(x, torch.Tensor):
             return images, rows.to(images)
         return images.numpy(), rows.to(images.dtype).cpu().numpy()

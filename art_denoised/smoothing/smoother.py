@@ -225,14 +225,9 @@ class Smoother:
         classes = self.check(images)
         true = [None] * len(images) if labels is None else checks.labels(labels, classes).tolist()
         held = {} if earlier is None else dict(enumerate(earlier))
-        for name, given, values in (
-            ("labels", labels, true),
-            ("earlier certificates", earlier, held),
-        ):
-            if given is not None and len(values) != len(images):
-                raise InputError(
-                    f"there are {len(images)} images and {len(values)} {name}; give one for each"
-                )
+        checks.one_each(images, true)
+        if earlier is not None:
+            checks.one_each(images, held, "earlier certificates")
         for index, answer in self._answers(images, stop, true, first_index, held):
             held[index - first_index] = answer
         missing = [i for i in range(len(images)) if i not in held]

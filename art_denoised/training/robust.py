@@ -405,6 +405,5 @@ def measure_classifier(network: nn.Module, x: Images, y: Labels, attack: PGD) ->
 
 def _class_count(network: nn.Module, x: Images) -> int:
     """Classify one image, to find a misfit before the work starts."""
-    parameter = next(network.parameters(), torch.zeros(0))
     with in_eval(network):
-        return checks.class_count(network, x.to(parameter.device))
+        return checks.class_count(network, x.to(checks.model_device(network)))
