@@ -16,6 +16,7 @@ from .models import model_device as model_device
 from .models import model_dtype as model_dtype
 from .models import nan_logits as nan_logits
 from .models import near as near
+from .models import placed as placed
 from .models import unwrapped as unwrapped
 from .values import InputError as InputError
 from .values import alpha as alpha
@@ -24,8 +25,10 @@ from .values import count as count
 from .values import eps as eps
 from .values import fewest_samples as fewest_samples
 from .values import indices as indices
+from .values import one_each as one_each
 from .values import one_line as one_line
 from .values import positive as positive
 from .values import radii as radii
 from .values import sample_count as sample_count
+from .values import seed as seed
 from .values import sigma as sigma

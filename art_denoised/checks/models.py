@@ -315,6 +315,11 @@ def model_device(model: object) -> torch.device:
     return next((p.device for p in parameters), torch.device("cpu"))
 
 
+def placed(x: Tensor, model: object) -> Tensor:
+    """Return a tensor on the device and in the type of a model."""
+    return x.to(model_device(model), model_dtype(model))
+
+
 def _tried(name: str, model: Callable[..., Any], x: Images, *more: Any) -> Any:
     """Return a model's output for a copy of ``x``, which it may write into."""
     try:

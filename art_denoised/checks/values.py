@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Sized
 from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
@@ -88,6 +88,19 @@ def count(name: str, value: SupportsIndex, minimum: int = 1) -> int:
     if number < minimum:
         raise InputError(f"{name} is {number}; give a whole number >= {minimum}")
     return number
+
+
+def seed(value: SupportsIndex | None) -> int | None:
+    """Return a seed as a non-negative int; None, for fresh noise, stays None."""
+    return None if value is None else count("seed", value, 0)
+
+
+def one_each(images: Sized, others: Sized, name: str = "labels") -> None:
+    """Check that there is one label, or one of something else, for each image."""
+    if len(images) != len(others):
+        raise InputError(
+            f"there are {len(images)} images and {len(others)} {name}; give one for each"
+        )
 
 
 def sample_count(n: SupportsIndex, alpha: float) -> int:

@@ -180,13 +180,8 @@ class Shard(Sequence[int]):
 class Chosen:
     """The images of a run: chosen by index, and checked where they enter.
 
-    Args:
-        data: Pairs of an image (channels, height, width) in [0, 1] and its class.
-        indices: Indices of the images, or a `Shard` of them; None: all.
-        classes: Number of classes; None: not known yet.
-
     Attributes:
-        indices: The indices, as ints.
+        indices: The indices, as ints; by default all.
         whole: The indices of all shards; the same if there are none.
         classes: Number of classes that labels are checked for, once it is known.
         shape: (channels, height, width) of the images, once one was read; all must have it.
@@ -236,10 +231,9 @@ class Chosen:
         return torch.stack([x for x, _ in pairs]), torch.tensor([label for _, label in pairs])
 
     def settings(self, watch: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> dict[str, Any]:
-        """Return what tells these images and labels from any others, reading all of them.
+        """Return what tells these images from any others; a shard reads those of all shards.
 
-        A shard reads the images of all shards, too, so that merging can compare them. ``watch``
-        wraps the iteration, for a progress bar.
+        ``watch`` wraps the iteration, for a progress bar.
         """
         whole = self
         if self.shard is not None:

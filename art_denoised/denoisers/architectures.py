@@ -172,11 +172,7 @@ class UNetDenoiser(nn.Module):
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> UNetDenoiser:
-        """Load a diffusers folder (config.json and .safetensors) in its own dtype, in eval mode.
-
-        Raises:
-            InputError: The folder holds no UNet2DModel with safetensors weights that match it.
-        """
+        """Load a diffusers folder (config.json and .safetensors) in its own dtype, in eval mode."""
         return cls(read_unet(Path(folder))).eval()
 
     def forward(self, x_noisy: Images, sigma: Sigmas) -> Images:
@@ -229,11 +225,7 @@ class OneShotDenoiser(nn.Module):
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> OneShotDenoiser:
-        """Load an unconditional diffusers folder, in eval mode.
-
-        Raises:
-            InputError: The folder cannot be loaded, or its U-Net is class-conditional.
-        """
+        """Load an unconditional diffusers folder, in eval mode."""
         if (embedded := embedded_classes(Path(folder))) is not None:
             raise InputError(
                 f"the U-Net in {folder} is class-conditional ({embedded} class embeddings), and a "
@@ -243,19 +235,11 @@ class OneShotDenoiser(nn.Module):
         return cls(load_diffusion(folder)).eval()
 
     def level(self, sigma: float) -> float:
-        """Return the noise level that the model is told, at least ``sigma``; image units.
-
-        Raises:
-            InputError: The highest level of the training is below ``sigma``.
-        """
+        """Return the noise level that the model is told, at least ``sigma``; image units."""
         return self.model.at_least(sigma)
 
     def forward(self, x_noisy: Images, sigma: Sigmas) -> Images:
-        """Return x_hat in [0, 1]; ``sigma`` is positive, one number or one per image.
-
-        Raises:
-            InputError: The highest level of the training is below ``sigma``.
-        """
+        """Return x_hat in [0, 1]; ``sigma`` is positive, one number or one per image."""
         if isinstance(sigma, torch.Tensor) and sigma.ndim:
             level: Sigmas = torch.tensor([self.level(s) for s in sigma.tolist()]).to(x_noisy.device)
         else:

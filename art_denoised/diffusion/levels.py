@@ -201,12 +201,9 @@ class LevelNoise:
         self._drawn: dict[tuple[int, ...], torch.Tensor] = {}
 
     def __call__(self, x: Images, images: Sequence[int], levels: Sequence[int]) -> Images:
-        """Return noise of shape (rows, ...) for rows of (image, level).
+        """Return noise for rows of (index of an image, index of a level), on the host.
 
-        Args:
-            x: Any batch of such images: shape, type and device.
-            images: Index of the image of each row, on the host.
-            levels: Index of the level of each row, on the host.
+        ``x`` is any batch of such images: its shape, type and device are those of the noise.
         """
         pairs, rows = np.unique(np.stack([images, levels], 1), axis=0, return_inverse=True)
         if self._shared:
@@ -219,12 +216,10 @@ class LevelNoise:
 
     def _of(self, x: Images, *key: int) -> torch.Tensor:
         if key not in self._drawn:
-            self._drawn[key] = self._draw(key, x)
+            sequence = np.random.SeedSequence(self._seed, spawn_key=(*self._stream, *key))
+            generator = torch.Generator(x.device)
+            # 63 bits: the generator of a GPU takes no more.
+            generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
+            drawn = torch.randn(x.shape[1:], generator=generator, device=x.device, dtype=x.dtype)
+            self._drawn[key] = drawn
         return self._drawn[key]
-
-    def _draw(self, key: tuple[int, ...], x: Images) -> torch.Tensor:
-        generator = torch.Generator(x.device)
-        sequence = np.random.SeedSequence(self._seed, spawn_key=(*self._stream, *key))
-        # 63 bits: the generator of a GPU takes no more.
-        generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
-        return torch.randn(x.shape[1:], generator=generator, device=x.device, dtype=x.dtype)

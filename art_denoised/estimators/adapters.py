@@ -170,12 +170,7 @@ class ArtAttack(ClassAttack):
         return self.kind == "AutoAttack"
 
     def run(self, model: Any, x: Images, y: Labels) -> Outcome:
-        """Attack.
-
-        Raises:
-            InputError: ART has no such attack, it cannot attack such a model, or an option is
-                wrong.
-        """
+        """Attack."""
         known: Any = getattr(evasion, self.kind, None)
         is_attack = inspect.isclass(known) and issubclass(known, EvasionAttack)
         if not is_attack:

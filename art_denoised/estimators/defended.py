@@ -30,11 +30,10 @@ def optimizer_like(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.
 
 
 class _Whole(nn.Module):
-    """What ART calls: the outputs of all layers, here of one, which is the module.
+    """What ART calls: the outputs of all layers, here of one, which is the module."""
 
-    ART's own wrapper takes an nn.Sequential apart, and its TRADES trainer then reads the output of
-    the first layer as logits.
-    """
+    # ART's own wrapper takes an nn.Sequential apart, and its TRADES trainer then reads the output
+    # of the first layer as logits.
 
     def __init__(self, model: nn.Module, layers: list[str]) -> None:
         super().__init__()
@@ -61,21 +60,7 @@ class DefendedClassifier(PyTorchClassifier):
 
     Beside ART's: images and labels are checked, no images give no rows, the global random state is
     left alone, pickles leave no files behind, and preprocessing belongs to the module, so that
-    predictions and gradients are of one function.
-
-    Args:
-        model: Images to logits; it is put into eval mode.
-        input_shape: (channels, height, width).
-        nb_classes: Number of logits.
-        loss: Loss on logits and labels; cross-entropy by default.
-        clip_values: Smallest and largest pixel value.
-        **kwargs: Further arguments of PyTorchClassifier: ``optimizer``, for ART's trainers, and
-            ``device_type``, "gpu" where there is one, or "cpu". Preprocessing and postprocessing
-            are refused.
-
-    Raises:
-        InputError: The model does not give ``nb_classes`` logits for images of ``input_shape``, or
-            an option is refused.
+    predictions and gradients are of one function. The arguments are those of PyTorchClassifier.
     """
 
     # Whether the layers of the module see one row an image: those of a defence that makes many
@@ -173,10 +158,8 @@ class DefendedClassifier(PyTorchClassifier):
         if not len(images):
             classes = self.nb_classes if label is None else 1
             return np.zeros((0, classes, *self.input_shape), images.dtype)
-        if np.ndim(label) and len(label) != len(images):
-            raise InputError(
-                f"there are {len(images)} images and {len(label)} labels; give one for each"
-            )
+        if np.ndim(label):
+            checks.one_each(images, label)
         return super().class_gradient(images, label, **kwargs)
 
     def get_activations(
@@ -309,10 +292,7 @@ class DefendedClassifier(PyTorchClassifier):
                 raise InputError("labels hold NaN or infinite probabilities; give finite ones")
         else:
             rows = F.one_hot(checks.class_indices(y, self.nb_classes), self.nb_classes)
-        if len(images) != len(rows):
-            raise InputError(
-                f"there are {len(images)} images and {len(rows)} labels; give one for each"
-            )
+        checks.one_each(images, rows)
         if isinstance(x, torch.Tensor):
             return images, rows.to(images)
         return images.numpy(), rows.to(images.dtype).cpu().numpy()
@@ -335,7 +315,7 @@ class RandomDefence(DefendedClassifier):
     @seed.setter
     def seed(self, value: int | None) -> None:
         for part in self._random:
-            part.seed = value if value is None else checks.count("seed", value, 0)
+            part.seed = checks.seed(value)
 
     @property
     def _random(self) -> list[Any]:

@@ -49,7 +49,7 @@ class MaiteModel:
     @torch.no_grad()
     def __call__(self, batch: Sequence[Any], /) -> list[np.ndarray]:
         """Return the class probabilities of images (channels, height, width)."""
-        x = _stack(batch).to(checks.model_device(self._model), checks.model_dtype(self._model))
+        x = checks.placed(_stack(batch), self._model)
         logits = checks.logits(self._model(x), len(x))
         return list(logits.float().softmax(1).cpu().numpy())
 

@@ -180,8 +180,5 @@ class RobustTrainer(Trainer):
     def _data(self, x: np.ndarray, y: np.ndarray) -> torch.utils.data.TensorDataset:
         labels = checks.class_indices(y, self._classifier.nb_classes)
         images = checks.images(x, shape=self._classifier.input_shape).float()
-        if len(images) != len(labels):
-            raise InputError(
-                f"there are {len(images)} images and {len(labels)} labels; give one an image"
-            )
+        checks.one_each(images, labels)
         return torch.utils.data.TensorDataset(images, labels)

@@ -63,10 +63,7 @@ class EvalTransform:
                 checks.count(name, length)
         if max(self.crop[0] - sides[0], self.crop[1] - sides[-1]) > 0:
             raise InputError(f"crop is {self.crop}, but resize {self.resize}; give a smaller crop")
-        if self.interpolation not in _INTERPOLATIONS:
-            raise InputError(
-                f"interpolation is {self.interpolation!r}; give one of {', '.join(_INTERPOLATIONS)}"
-            )
+        checks.choice("interpolation", self.interpolation, _INTERPOLATIONS)
 
     def __str__(self) -> str:
         """Return it in words."""

@@ -91,11 +91,7 @@ class _Meter(FlopCounter):  # type: ignore[no-untyped-call]
 
 @torch.no_grad()
 def forward_cost(network: Classifier, x: Images) -> PassCost:
-    """Return the cost of a forward pass without gradients. It makes one of one image.
-
-    Args:
-        network: Module or function of images.
-        x: Images (batch, channels, height, width), of which the first is used.
+    """Return the cost of a forward pass without gradients, found by one of the first image.
 
     Example:
         >>> cost = forward_cost(nn.Conv2d(1, 8, 3, padding=1), torch.zeros(1, 1, 8, 8))
@@ -110,11 +106,7 @@ def forward_cost(network: Classifier, x: Images) -> PassCost:
 
 
 def gradient_cost(network: nn.Module, x: Images) -> PassCost:
-    """Return the cost of a forward pass and its gradient in the image. It makes one of one image.
-
-    Args:
-        network: Module of images, differentiable.
-        x: Images (batch, channels, height, width), of which the first is used.
+    """Return the cost of a forward pass and its gradient in the image, found by one of the first.
 
     Example:
         >>> x = torch.zeros(1, 1, 8, 8)

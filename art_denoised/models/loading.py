@@ -169,11 +169,7 @@ def _read_torch(path: Path) -> object:
 def find_published(source: Path | str) -> Path | str:
     """Return the path of weights that this project names ``art-denoised:NAME``; others unchanged.
 
-    They are in the folder ``results`` of a clone, which is looked for in the current folder and
-    beside the package. ``results/weights.json`` lists them with their hashes, cards and commands.
-
-    Raises:
-        InputError: There is no such folder, no such name, or the file has another hash.
+    They are in the folder ``results`` of a clone, in the current folder or beside the package.
     """
     prefix, colon, name = str(source).partition(":")
     if not colon or prefix != _PUBLISHED:
@@ -185,13 +181,10 @@ def find_published(source: Path | str) -> Path | str:
     known = json.loads((root / "weights.json").read_text(encoding="utf-8"))
     entry = known[checks.choice("published weights", name, known)]
     weights = root / entry["weights"]
-    if not weights.is_file() or _sha256(weights) != entry["sha256"]:
+    found = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else ""
+    if found != entry["sha256"]:
         raise InputError(f"{weights} is not the published file; restore it with git checkout")
     return root / entry["path"]
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load_weights(module: nn.Module, path: Path | str) -> None:

@@ -129,8 +129,7 @@ class SplitReLU(nn.Module):
 
     def __init__(self, smooth: nn.Module | None = None, *, smooth_in: Step = "both") -> None:
         super().__init__()
-        if smooth_in not in get_args(Step):
-            raise InputError(f"smooth_in is {smooth_in!r}; give one of {', '.join(get_args(Step))}")
+        checks.choice("smooth_in", smooth_in, get_args(Step))
         self.smooth = ParametricSoftplus() if smooth is None else smooth
         if any(p.requires_grad for p in self.smooth.parameters()):
             raise InputError(

@@ -92,8 +92,7 @@ class FeatureDenoising(nn.Module):
         super().__init__()
         self.channels = channels = checks.count("channels", channels)
         size = checks.count("kernel_size", kernel_size)
-        if operation not in _KINDS:
-            raise InputError(f"operation is {operation!r}; give one of {', '.join(_KINDS)}")
+        checks.choice("operation", operation, _KINDS)
         if size % 2 == 0:
             raise InputError(f"kernel_size is {size}; give an odd one")
         kind = _KINDS[operation]
@@ -107,8 +106,10 @@ class FeatureDenoising(nn.Module):
         self._options |= {"kernel_size": size} if kind.windowed else {}
         self._options |= {"conv": conv, "residual": residual}
         self.denoise = partial(kind.function, kernel_size=size) if kind.windowed else kind.function
-        names = ("theta", "phi") if kind.pairwise else ()
-        self.embeddings = nn.ModuleDict({name: _embedding(channels, embedding) for name in names})
+        self.embeddings = nn.ModuleDict()
+        for name in ("theta", "phi") if kind.pairwise else ():
+            halve = nn.Conv2d(channels, channels // 2, 1, bias=False) if embedding else None
+            self.embeddings[name] = halve or nn.Identity()
         self.conv: nn.Module = nn.Conv2d(channels, channels, 1, bias=False)
         self.bn: nn.Module = nn.BatchNorm2d(channels)
         if not conv:
@@ -135,7 +136,3 @@ class FeatureDenoising(nn.Module):
         """Return the options that the operation takes, which tell two blocks apart."""
         options = ", ".join(f"{name}={value}" for name, value in self._options.items())
         return f"{self.channels}, {self.operation!r}, {options}"
-
-
-def _embedding(channels: int, wanted: bool) -> nn.Module:
-    return nn.Conv2d(channels, channels // 2, 1, bias=False) if wanted else nn.Identity()

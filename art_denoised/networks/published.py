@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck, ResNet
 
+from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.networks.feature_denoising import FeatureDenoising, Operation
 
@@ -81,11 +82,7 @@ def load_published(
         art_denoised.checks.values.InputError: weights R152.npz do not exist; give an .npz file
     """
     if isinstance(architecture, str):
-        if architecture not in ARCHITECTURES:
-            raise InputError(
-                f"architecture is {architecture!r}; give one of {', '.join(ARCHITECTURES)}"
-            )
-        architecture = ARCHITECTURES[architecture]
+        architecture = ARCHITECTURES[checks.choice("architecture", architecture, ARCHITECTURES)]
     arrays = _read(Path(path))
     classes = arrays["linear/b"].size if "linear/b" in arrays else 1000
     with torch.device("meta"):  # shapes alone: nothing is drawn or allocated to be replaced
@@ -128,12 +125,7 @@ def _pad(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Return TensorFlow's SAME padding before and after: for ceil(size / stride) outputs.
-
-    Example:
-        >>> same_padding(224, 7, 2), same_padding(299, 7, 2)
-        ((2, 3), (3, 3))
-    """
+    """Return TensorFlow's SAME padding before and after: for ceil(size / stride) outputs."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 

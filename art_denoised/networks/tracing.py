@@ -29,12 +29,8 @@ def own_graph(
 ) -> fx.Graph:
     """Trace the forward of one module.
 
-    Args:
-        module: Module whose forward is traced.
-        given: Arguments with a default that callers give another value. They become inputs, and
-            the others keep their defaults for good.
-        training: Mode to trace in. None keeps ``self.training`` a variable, for a graph that
-            holds in both modes.
+    Arguments with a default become inputs if they are ``given``; others keep it for good.
+    ``training`` is the mode to trace in; None keeps it a variable, for a graph that holds in both.
 
     Raises:
         UntraceableError: The code branches on values, computes something that does not depend on

@@ -79,13 +79,8 @@ class Call:
 class Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """One forward pass of a copy of a model on images of noise, seen from hooks on every module.
 
-    Args:
-        model: Any network; the noise has the device and dtype of its first floating-point tensor.
-        input_shape: Shape of one image, usually (channels, height, width).
-        images: Number of images in the batch. Batch norm needs two in training mode.
-        training: Mode in which it runs.
-        values: Whether inputs and outputs of calls are kept as they were at the time; otherwise
-            code that follows may have changed them.
+    With ``values`` inputs and outputs of calls are kept as they were at the time; otherwise code
+    that follows may have changed them.
 
     Attributes:
         result: What the model returned.
@@ -94,7 +89,6 @@ class Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Raises:
         TrialError: The model fails.
-        InputError: The model cannot be copied.
     """
 
     def __init__(
@@ -180,19 +174,18 @@ def kept_states() -> Iterator[tuple[Any, Any]]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two outputs, tensors or containers of tensors, are equal to the last bit.
-
-    GPU kernels need not repeat themselves, so there the values must be close; on the meta device
-    only the shapes are compared.
-    """
-    (ours, structure), (theirs, expected) = tree_flatten(one), tree_flatten(other)
-    return structure == expected and all(map(_equal, ours, theirs))
+    """Whether two outputs, tensors or containers of tensors, are equal to the last bit."""
+    return _alike(_equal, one, other)
 
 
 def near(one: Any, other: Any) -> bool:
     """Whether two outputs are equal up to the rounding of a network's arithmetic."""
+    return _alike(_near, one, other)
+
+
+def _alike(compare: Callable[[Any, Any], bool], one: Any, other: Any) -> bool:
     (ours, structure), (theirs, expected) = tree_flatten(one), tree_flatten(other)
-    return structure == expected and all(map(_near, ours, theirs))
+    return structure == expected and all(map(compare, ours, theirs))
 
 
 def _near(one: Any, other: Any) -> bool:
@@ -209,6 +202,7 @@ def _equal(one: Any, other: Any) -> bool:
         return type(one) is type(other)
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
+    # Kernels of a GPU need not repeat themselves; the meta device has shapes alone.
     close = torch.equal if one.device.type == "cpu" else torch.allclose
     return one.is_meta or close(one.nan_to_num(), other.nan_to_num())
 

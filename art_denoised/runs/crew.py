@@ -141,22 +141,14 @@ class Finished(NamedTuple, Generic[W]):
 class Team(Generic[W]):
     """The books of a crew: who is ready, and who holds which work.
 
-    The cost of an event does not depend on the number of workers.
-
-    Args:
-        crew: The workers; closed with the team.
-        identity: What every worker must say of itself.
-        allow_mixed: Whether their ``processor`` may differ.
-
-    Attributes:
-        held: Work of each worker that is ready, oldest first.
-        lost: Work of workers that died, oldest first; whoever gives it out again takes it.
+    Every worker must have this ``identity``; with ``allow_mixed`` its processor may differ. The
+    cost of an event does not depend on the number of workers.
     """
 
     def __init__(self, crew: Crew, identity: Mapping[str, Any], *, allow_mixed: bool) -> None:
         self._crew, self._identity, self._mixed = crew, identity, allow_mixed
-        self.held: dict[int, deque[W]] = {}
-        self.lost: deque[W] = deque()
+        self.held: dict[int, deque[W]] = {}  # by worker that is ready, oldest first
+        self.lost: deque[W] = deque()  # of workers that died; whoever gives it out again takes it
         self._levels: list[set[int]] = [set() for _ in range(AHEAD + 1)]  # by works held
         self._deaths = 0
         self._answered: set[int] = set()  # workers that have answered since they began
@@ -180,11 +172,7 @@ class Team(Generic[W]):
         self._crew.send(worker, message)
 
     def receive(self) -> Finished[W] | None:
-        """Wait for the next event; None: it was that a worker came or went.
-
-        Raises:
-            InputError: A worker failed or differs, or workers only die.
-        """
+        """Wait for the next event; None: it was that a worker came or went."""
         worker, report = self._crew.receive()
         if isinstance(report, Answered):
             self._deaths = 0

@@ -118,12 +118,10 @@ def fingerprint(*tensors: Tensor, **named: Tensor) -> str:
 
 
 def describe(value: Any, opened: int = _OPENED) -> Any:
-    """Return options as JSON values without addresses in memory.
+    """Return options as JSON values without addresses in memory; objects are ``opened`` so deep.
 
-    Objects become their class and their attributes; functions their name with defaults, closure
-    and the global networks and tensors that they name (an edit of the body is not seen); methods
-    also what they are bound to; tensors and arrays a hash. Objects deeper
-    than ``opened`` become the name of their class.
+    Objects become class and attributes; functions their name with defaults, closure and the global
+    networks and tensors that they name (an edit of the body is not seen); tensors a hash.
     """
     if value is None or isinstance(value, (bool, int, str)):
         return value

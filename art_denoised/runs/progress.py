@@ -18,26 +18,8 @@ T = TypeVar("T")
 class Progress:
     """Progress of a run on standard error: what is done, units a second, time left and a note.
 
-    A terminal shows a bar that moves. A file or a pipe gets a line at the start, one at each
-    ``interval``, and a last one: a bar would fill it with control characters.
-
-    Args:
-        what: Name of what is done.
-        total: Number of units; None: unknown.
-        done: Number of units that were done before.
-        unit: Name of a unit, in the singular.
-        visible: Whether anything is shown.
-        interval: Number of seconds between two lines.
-
-    Attributes:
-        n: Number of units done.
-
-    Example:
-        >>> with Progress("count", 3, visible=False) as progress:
-        ...     for _ in range(3):
-        ...         progress.update()
-        >>> progress.n
-        3.0
+    A terminal shows a bar that moves. A file or a pipe gets a line at the start, one every
+    ``interval`` seconds, and a last one: a bar would fill it with control characters.
     """
 
     def __init__(
@@ -50,8 +32,8 @@ class Progress:
         visible: bool = True,
         interval: float = _BETWEEN_LINES,
     ) -> None:
-        self.n = float(done)
-        self._what, self._total, self._done, self._unit = what, total, done, unit
+        self.n, self.total, self.what = float(done), total, what
+        self._done, self._unit = done, unit
         self._note: Callable[[], str] = str
         self._begin = self._shown = time.monotonic()
         self._interval = interval
@@ -77,9 +59,9 @@ class Progress:
         """Set the number of units done, the note and the name of what is done now."""
         self.n = n
         self._note = self._note if note is None else note
-        self._what = self._what if what is None else what
+        self.what = self.what if what is None else what
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=n, description=self._what)
+            self._bar.update(self._bar.task_ids[0], completed=n, description=self.what)
         elif time.monotonic() - self._shown >= self._interval:
             self._print()
 
@@ -90,33 +72,23 @@ class Progress:
         self._print()
         self._bar, self._lines = None, False
 
-    @property
-    def total(self) -> float | None:
-        """Number of units; None: unknown."""
-        return self._total
-
-    @property
-    def name(self) -> str:
-        """Name of what is done now."""
-        return self._what
-
     def words(self) -> str:
         """Return what is done, the speed, the time left and the note."""
         seconds, made = time.monotonic() - self._begin, self.n - self._done
-        of = "" if self._total is None else f"/{self._total:,.0f}"
+        of = "" if self.total is None else f"/{self.total:,.0f}"
         digits = 0 if self.n >= 100 or self.n == int(self.n) else 1 if self.n >= 1 else 2
         done = f"{self.n:,.{digits}f}"
         words = [f"{done}{of} {self._unit}s"]
         if made > 0 and seconds > 0:
             words.append(f"{made / seconds:.3g} {self._unit}s/s")
-            if self._total is not None and self.n < self._total:
-                left = round((self._total - self.n) * seconds / made)
+            if self.total is not None and self.n < self.total:
+                left = round((self.total - self.n) * seconds / made)
                 words.append(f"{timedelta(seconds=left)} left")
         return ", ".join(filter(None, [*words, self._note()]))
 
     def _print(self) -> None:
         if self._lines:
-            print(f"{self._what}: {self.words()}", file=sys.stderr, flush=True)
+            print(f"{self.what}: {self.words()}", file=sys.stderr, flush=True)
             self._shown = time.monotonic()
 
 
@@ -133,22 +105,12 @@ def _bar(progress: Progress) -> Any:
 
     name = TextColumn("{task.description}", markup=False)
     bar = Bar(name, BarColumn(20), Words(), console=Console(stderr=True), refresh_per_second=4)
-    bar.add_task(progress.name, total=progress.total, completed=round(progress.n))
+    bar.add_task(progress.what, total=progress.total, completed=round(progress.n))
     return bar
 
 
 def watched(items: Collection[T], what: str, *, visible: bool = True) -> Iterator[T]:
-    """Yield items, with `Progress` once it has taken two seconds.
-
-    Args:
-        items: What is iterated over.
-        what: What is done, such as "reading".
-        visible: Whether anything is shown.
-
-    Example:
-        >>> list(watched([3, 1], "reading"))
-        [3, 1]
-    """
+    """Yield items, with `Progress` once it has taken two seconds."""
     begin, progress = time.monotonic(), None
     try:
         for done, item in enumerate(items):
@@ -164,16 +126,7 @@ def watched(items: Collection[T], what: str, *, visible: bool = True) -> Iterato
 
 @contextmanager
 def waiting(what: str, *, visible: bool = True) -> Iterator[None]:
-    """Say on standard error what is done, once it has taken two seconds.
-
-    Args:
-        what: What is done, such as "loading the network".
-        visible: Whether anything is shown.
-
-    Example:
-        >>> with waiting("adding numbers"):
-        ...     total = 1 + 1
-    """
+    """Say on standard error what is done, once it has taken two seconds."""
 
     def tell() -> None:
         print(f"notice: {what} ...", file=sys.stderr, flush=True)

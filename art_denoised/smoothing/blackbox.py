@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from art_denoised import checks
-from art_denoised.checks import InputError
+from art_denoised.checks import InputError, one_line
 from art_denoised.smoothing.statistics import ABSTAIN
 
 if TYPE_CHECKING:
@@ -141,8 +141,6 @@ class Retry:
 class Vocabulary:
     """The classes that answers are read as, in the order of the labels, and other words for them.
 
-    Neither case nor space around words matters.
-
     Example:
         >>> words = Vocabulary(("cat", "dog"), {"tabby": "cat"})
         >>> [words.index(answer) for answer in ("Dog", "tabby", "stone", "", None, 1)]
@@ -254,24 +252,17 @@ class BlackBox:
         failed: Callable[[str, int], None] = lambda reason, queries: None,
         stopped: threading.Event | None = None,
     ) -> list[Answer]:
-        """Return the classifier's answers to one call.
+        """Return the classifier's answers to one call, about images (batch, ...).
 
-        Args:
-            images: Images (batch, channels, height, width).
-            failed: Called with reason and number of queries of each attempt that failed.
-            stopped: Event that ends waiting for a retry.
+        ``failed`` is called with reason and number of queries of each attempt that failed;
+        ``stopped`` ends waiting for a retry.
 
         Raises:
             BudgetError: The budget is used up.
             InputError: The classifier failed for good, or did not give an answer for each image.
             StoppedError: ``stopped`` was set before the query was sent.
         """
-        from tenacity import (
-            Retrying,
-            retry_if_exception_type,
-            sleep_using_event,
-            stop_after_attempt,
-        )
+        import tenacity
 
         def wait(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
@@ -279,11 +270,11 @@ class BlackBox:
 
         stopped = threading.Event() if stopped is None else stopped
         transient: tuple[type[Exception], ...] = (TransientError, *self.retry.transient)
-        attempts = Retrying(
-            retry=retry_if_exception_type(transient),
-            stop=stop_after_attempt(self.retry.times + 1),
+        attempts = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(transient),
+            stop=tenacity.stop_after_attempt(self.retry.times + 1),
             wait=wait,
-            sleep=sleep_using_event(stopped),
+            sleep=tenacity.sleep_using_event(stopped),
             reraise=True,
         )
         try:
@@ -291,9 +282,9 @@ class BlackBox:
         except (InputError, StoppedError):
             raise
         except Exception as error:
-            how = f" ({type(error).__name__}: {_reason(error)})"
+            how = f" ({type(error).__name__}: {one_line(error)})"
             if isinstance(error, transient):
-                how = f" {self.retry.times + 1} times in a row ({_reason(error)})"
+                how = f" {self.retry.times + 1} times in a row ({one_line(error)})"
             raise InputError(f"the classifier failed{how}; answers so far are kept") from error
 
     def _once(
@@ -311,14 +302,10 @@ class BlackBox:
                     f"the classifier gave {len(answers)} answers for {len(images)} images"
                 )
         except Exception as error:
-            failed(_reason(error), len(images))
+            failed(one_line(error), len(images))
             raise
         return [a[:LONGEST_LABEL] if isinstance(a, str) else a for a in answers]
 
 
 def _plain(word: str) -> str:
     return word.strip().casefold()
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import reduce
 from typing import TYPE_CHECKING
 
@@ -112,13 +111,14 @@ class SmoothedClassifier(nn.Module):
         self.base = base
         self.sigma = checks.positive("sigma", sigma)
         self.samples = checks.count("samples", samples)
-        self.seed = seed if seed is None else checks.count("seed", seed, 0)
+        self.seed = checks.seed(seed)
         self.max_batch = checks.count("max_batch", max_batch)
         self.training = checks.in_training(base)
 
     def forward(self, x: Images) -> Logits:
         """Return log-probabilities of shape (batch, classes), differentiable in ``x``."""
-        if self.seed is None and _is_traced():
+        is_exporting = getattr(torch.compiler, "is_exporting", bool)  # since torch 2.7
+        if self.seed is None and (torch.jit.is_tracing() or is_exporting()):  # type: ignore[attr-defined, no-untyped-call]
             raise InputError("seed is None, and tracing would freeze the noise; set a seed")
         x = x.to(checks.model_dtype(self.base))
         at_once = max(1, self.max_batch // max(1, len(x)))
@@ -157,9 +157,3 @@ class SmoothedClassifier(nn.Module):
 def _take(streams: list[Stream], n: int, dtype: torch.dtype) -> torch.Tensor:
     """Return noise of shape (n, 1 or batch, channels, height, width): it comes from numpy."""
     return torch.stack([stream.take(n) for stream in streams], dim=1).to(dtype)
-
-
-def _is_traced() -> bool:
-    is_exporting = getattr(torch.compiler, "is_exporting", bool)  # since torch 2.7
-    is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
-    return is_tracing() or is_exporting()

@@ -223,11 +223,9 @@ def cells(sigma: float) -> Cells:
 
 
 def rounded_noise(table: Cells, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-    """Return integers drawn on the device of a generator, int32, by inverse transform.
-
-    All bits are drawn at once: to find the values that 16 of them leave open would wait for the
-    device. The order of unsigned integers is that of signed ones after a shift.
-    """
+    """Return integers drawn on the device of a generator, int32, by inverse transform."""
+    # All bits at once: to find the values that 16 of them leave open would wait for the device.
+    # The order of unsigned integers is that of signed ones after a shift.
     device, lowest = generator.device, -(2**63)
     u = torch.empty(tuple(shape), dtype=torch.int64, device=device)
     u.random_(lowest, None, generator=generator)

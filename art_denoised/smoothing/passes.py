@@ -44,15 +44,7 @@ class Passes:
     ) -> Passes:
         """Return the passes of a network, after a trial on noisy copies of an image.
 
-        Args:
-            network: Module or function from images to logits, in eval mode.
-            x: An image (channels, height, width) on the device of the network.
-            batch_size: Number of images in every pass.
-            near_ties: The rule of a run that this is a part of; None: what the trial finds.
-
-        Raises:
-            InputError: The batch does not fit into memory, or the rule of the run is "in_batch" and
-                the trial fails here.
+        ``near_ties`` is the rule of a run that this is a part of; None: what the trial finds.
         """
         order = memory_order(network, x)
         try:
@@ -74,7 +66,9 @@ class Passes:
             The class of each image, or the number of classes where its logits are NaN; and the
             number of classes.
         """
-        n, batch = len(x), self._batch(network, x)
+        n, missing = len(x), self.batch_size - len(x)
+        padded = functional.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else x
+        batch = padded.to(checks.model_dtype(network)).contiguous(memory_format=self.order)
         given = batch if self.near_ties == "in_batch" else batch.clone()  # may be written into
         logits = checks.logit_rows(network(given), self.batch_size)[:n]
         labels = logits.argmax(1)
@@ -83,12 +77,6 @@ class Passes:
                 labels[i] = checks.logits(network(batch[i : i + 1].contiguous()), 1).argmax(1)[0]
         classes = logits.shape[1]
         return labels.masked_fill(logits.isnan().any(1), classes), classes
-
-    def _batch(self, network: Classifier, x: Images) -> Images:
-        """Return images in type, order and number that the network is given."""
-        missing = self.batch_size - len(x)
-        padded = functional.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else x
-        return padded.to(checks.model_dtype(network)).contiguous(memory_format=self.order)
 
 
 def _near_ties(logits: Logits, batch: Images) -> list[int]:
@@ -151,7 +139,7 @@ def best_batch_size(network: Classifier, x: Image) -> int:
         >>> best_batch_size(torch.nn.Flatten(), torch.zeros(1, 8, 8)) >= 16
         True
     """
-    x = x.to(checks.model_device(network), checks.model_dtype(network))
+    x = checks.placed(x, network)
     order = memory_order(network, x)
     start, best, fastest = time.perf_counter(), 0, 0.0
     for size in _BATCH_SIZES:

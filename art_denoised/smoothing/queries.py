@@ -129,9 +129,9 @@ class ApiVoter:
     def __init__(
         self,
         box: QueryOnly,
-        *,
         noise: Noise,
         seed: int,
+        *,
         denoiser: Denoiser | None = None,
         ledger: Ledger | None = None,
     ) -> None:
@@ -225,8 +225,8 @@ class ApiVoter:
         stream = Stream(self._noise, key, task.x.shape, task.x.device, sample)
         x = self._noise.add(self._noise.centre(task.x), stream.take(1))
         if self._denoiser is not None:
-            x = x.to(checks.model_device(self._denoiser), checks.model_dtype(self._denoiser))
-            x = self._denoiser(x, self._noise.sigma).float()
+            placed = checks.placed(x, self._denoiser)
+            x = self._denoiser(placed, self._noise.sigma).float()
         return x.cpu().contiguous().numpy()
 
     def _work(self) -> None:

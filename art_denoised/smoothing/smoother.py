@@ -112,11 +112,7 @@ class Smoother:
             self.network = DenoisedClassifier(base, denoiser, sigma=self.sigma)
 
     def record(self, shape: Sequence[int]) -> dict[str, Any]:
-        """Return what an answer says of its samples, except their votes.
-
-        Args:
-            shape: (channels, height, width) of an image.
-        """
+        """Return what an answer on images of a shape says of its samples, except their votes."""
         return {
             "sigma": self.sigma,
             "seed": self.seed,
@@ -147,9 +143,7 @@ class Smoother:
             x: Images (batch, channels, height, width) as `prepare` returns them.
 
         Raises:
-            InputError: The network is in training mode, cannot take the image, returns something
-                else than logits, or is not a function of each image alone; or the denoiser returns
-                something else than an image.
+            InputError: The network or the denoiser cannot be used (`art_denoised.checks`).
         """
         x = x[:1]
         if self.network is not None:
@@ -157,20 +151,11 @@ class Smoother:
         assert self._box is not None
         if self.denoiser is not None:
             checks.eval_mode(self.denoiser)
-            dtype = checks.model_dtype(self.denoiser)
-            x = x.to(checks.model_device(self.denoiser), dtype)
-            checks.denoises(self.denoiser, x, self.sigma)
+            checks.denoises(self.denoiser, checks.placed(x, self.denoiser), self.sigma)
         return len(self._box.classes)
 
     def passes(self, x: Image) -> Passes:
-        """Return how noisy copies of an image are passed to the network.
-
-        Args:
-            x: An image (channels, height, width) as `prepare` returns it. Each shape is tried once.
-
-        Raises:
-            InputError: A batch does not fit into memory.
-        """
+        """Return how noisy copies of an image are passed to the network; a shape is tried once."""
         assert self.network is not None  # a query-only base has no passes
         key = (self.batch_size, *x.shape)
         if key not in self.tried:
@@ -180,8 +165,7 @@ class Smoother:
     def voter(self, ledger: Ledger | None = None) -> Voter:
         """Return a voter that samples the base; the caller closes it.
 
-        Args:
-            ledger: Keeps the answers of a query-only base; None: they are kept in memory.
+        The ledger keeps the answers of a query-only base; None: they are kept in memory.
         """
         if callable(self.workers):
             return self.workers(self)
@@ -189,18 +173,12 @@ class Smoother:
             from art_denoised.smoothing.remote import dispatched
 
             return dispatched(self, self.workers)
+        streams = self._noise, self.seed
         if self.network is not None:
-            return NetworkVoter(
-                self.network,
-                noise=self._noise,
-                seed=self.seed,
-                passes=self.passes,
-                batch_size=self.batch_size,
-            )
+            size = self.batch_size
+            return NetworkVoter(self.network, *streams, passes=self.passes, batch_size=size)
         assert self._box is not None
-        return ApiVoter(
-            self._box, noise=self._noise, seed=self.seed, denoiser=self.denoiser, ledger=ledger
-        )
+        return ApiVoter(self._box, *streams, denoiser=self.denoiser, ledger=ledger)
 
     def certify(
         self,
@@ -247,22 +225,17 @@ class Smoother:
         classes = self.check(images)
         true = [None] * len(images) if labels is None else checks.labels(labels, classes).tolist()
         held = {} if earlier is None else dict(enumerate(earlier))
-        for name, given, values in (
-            ("labels", labels, true),
-            ("earlier certificates", earlier, held),
-        ):
-            if given is not None and len(values) != len(images):
-                raise InputError(
-                    f"there are {len(images)} images and {len(values)} {name}; give one for each"
-                )
+        checks.one_each(images, true)
+        if earlier is not None:
+            checks.one_each(images, held, "earlier certificates")
         for index, answer in self._answers(images, stop, true, first_index, held):
             held[index - first_index] = answer
-        for i in range(len(images)):
-            if i not in held:
-                raise InputError(
-                    f"there was no time to select a class of image {first_index + i} and sample "
-                    "once more; give more seconds or a smaller n0"
-                )
+        missing = [i for i in range(len(images)) if i not in held]
+        if missing:
+            raise InputError(
+                f"there was no time to select a class of image {first_index + missing[0]} and "
+                "sample once more; give more seconds or a smaller n0"
+            )
         return [held[i] for i in range(len(images))]
 
     def vote(

@@ -139,22 +139,15 @@ def drive(
 
 
 class _Job(Generic[T]):
-    """A task under way.
+    """A task under way."""
 
-    Attributes:
-        draw: What its procedure asks for at present.
-        reached: First sample of the draw whose vote is missing.
-        votes: Votes of the samples before that one.
-        answer: What the procedure returned.
-    """
-
-    draw: Draw
-    answer: T
+    draw: Draw  # what its procedure asks for at present
+    answer: T  # what the procedure returned
 
     def __init__(self, task: Task[T]) -> None:
         self.task = task
-        self.reached = 0
-        self.votes: Counter[int] = Counter()
+        self.reached = 0  # first sample of the draw whose vote is missing
+        self.votes: Counter[int] = Counter()  # of the samples before that one
         self._ahead: dict[int, tuple[int, Counts]] = {}  # parts that came before their turn
 
     def advance(self, votes: Counts | None) -> bool:
@@ -182,21 +175,15 @@ class NetworkVoter:
     The noise of a sample does not depend on its batch, and passes have one fixed shape (`Passes`),
     so no vote depends on how samples are packed. Votes are counted on the device, and read when a
     draw is done or a quarter of a second has passed. On a GPU the next batch is launched before
-    they are read.
-
-    Args:
-        network: Module or function from images to logits, in eval mode.
-        noise: Kind of noise.
-        seed: Seed of the noise.
-        passes: Returns the passes of an image; asked once.
+    they are read. ``passes`` returns the passes of an image; it is asked once.
     """
 
     def __init__(
         self,
         network: Classifier,
-        *,
         noise: Noise,
         seed: int,
+        *,
         passes: Callable[[Image], Passes],
         batch_size: int,
     ) -> None:

@@ -34,10 +34,9 @@ _SAMPLE = 16  # images that stand for all when data are compared
 
 @contextmanager
 def seeded(key: Sequence[int] | int, device: torch.device) -> Iterator[None]:
-    """Seed torch's random states of the CPU and of one device, and restore them afterwards.
+    """Seed torch's random states of the CPU and of one device alone, and restore them afterwards.
 
-    Unlike `torch.manual_seed`, it leaves other devices alone. The state of accelerators other than
-    CUDA is not restored. A key of several numbers is hashed; an integer is the seed itself.
+    The state of accelerators other than CUDA is not restored. A key of several numbers is hashed.
     """
     seed = key if isinstance(key, int) else _derived(key)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -33,7 +33,6 @@ def decayed_weights(network: nn.Module) -> list[dict[str, Any]]:
     """Group parameters so that weight decay acts on weights alone, as in the papers' releases.
 
     Weights are trained parameters of two or more dimensions that belong to no normalisation.
-    Biases, normalisation and learnt activations such as `SmoothReLU` are not decayed.
     """
     # Norms over several dimensions have weights that look like those of a linear layer.
     norms = {

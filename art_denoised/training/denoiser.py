@@ -290,7 +290,7 @@ def _holds(a: nn.Module, b: nn.Module) -> bool:
 
 def _class_counts(denoiser: nn.Module, objective: Objective, x: Images) -> int | None:
     """Denoise and classify one image; return the smallest number of classes of the teachers."""
-    x = x.to(next(denoiser.parameters(), torch.zeros(0)).device)
+    x = x.to(checks.model_device(denoiser))
     with in_eval(denoiser):
         checks.denoises(denoiser, x, objective.levels[1])
     counts = [checks.class_count(classifier, x) for classifier in objective.classifiers]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,7 +42,33 @@ class Recipe(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Adversarial:
+class _Ascent:
+    """A recipe whose attack is projected gradient ascent in a ball."""
+
+    eps: float = 8 / 255
+    norm: Norm = "linf"
+    steps: int = 10
+    relative_step_size: float | None = 0.25
+
+    def __post_init__(self) -> None:
+        PGD(self.eps, norm=self.norm, steps=self.steps)  # checks them
+        if self.relative_step_size is not None:
+            checks.positive("relative_step_size", self.relative_step_size)
+
+    @property
+    def step_size(self) -> float:
+        """Length of a step, in image units."""
+        if self.relative_step_size is None:
+            return max(1 / 255, self.eps / self.steps)
+        return self.relative_step_size * self.eps
+
+    def _ascend(self, loss: Callable[[Images], Tensor], x: Images, start: Images) -> Images:
+        step_size, steps, norm = self.step_size, self.steps, self.norm
+        return perturb(loss, x, start, eps=self.eps, step_size=step_size, steps=steps, norm=norm)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adversarial(_Ascent):
     """Train on adversarial images alone: PGD training and its single-step and targeted kinds.
 
     During the attack all modules are in eval mode (batch norm uses its running statistics), as in
@@ -70,19 +96,13 @@ class Adversarial:
         torch.Size([])
     """
 
-    eps: float = 8 / 255
-    norm: Norm = "linf"
-    steps: int = 10
-    relative_step_size: float | None = 0.25
     targeted: bool = False
     clean_starts: float = 0.0
     clip_starts: bool = True
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        PGD(self.eps, norm=self.norm, steps=self.steps)  # checks them
-        if self.relative_step_size is not None:
-            checks.positive("relative_step_size", self.relative_step_size)
+        _Ascent.__post_init__(self)
         for name in ("clean_starts", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give a share in [0, 1]")
@@ -91,13 +111,6 @@ class Adversarial:
         """Return the cross-entropy of adversarial images."""
         logits = _logits(model, self.attack(model, x, y) if self.eps else x)
         return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
-
-    @property
-    def step_size(self) -> float:
-        """Length of a step, in image units."""
-        if self.relative_step_size is None:
-            return max(1 / 255, self.eps / self.steps)
-        return self.relative_step_size * self.eps
 
     def attack(self, model: nn.Module, x: Images, y: Labels) -> Images:
         """Return adversarial images; draws from torch's global random state."""
@@ -111,19 +124,11 @@ class Adversarial:
             return cross_entropy(logits, y, target)
 
         with in_eval(model), attacking(model):
-            return perturb(
-                loss,
-                x,
-                start,
-                eps=self.eps,
-                step_size=self.step_size,
-                steps=self.steps,
-                norm=self.norm,
-            )
+            return self._ascend(loss, x, start)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trades:
+class Trades(_Ascent):
     """TRADES: clean cross-entropy plus the largest divergence from the clean prediction.
 
     CE(f(x), y) + beta max KL(p(x) || p(x')) over the ball; the attack starts at x + 0.001 n with n
@@ -133,7 +138,7 @@ class Trades:
         eps: Radius of the ball, for images in [0, 1].
         norm: "linf" or "l2".
         steps: Number of steps of the attack.
-        relative_step_size: Length of a step, relative to ``eps``.
+        relative_step_size: Length of a step, relative to ``eps``; None: as in `Adversarial`.
         beta: Weight of the divergence, the paper's 1 / lambda.
 
     Raises:
@@ -146,15 +151,10 @@ class Trades:
         torch.Size([])
     """
 
-    eps: float = 8 / 255
-    norm: Norm = "linf"
-    steps: int = 10
-    relative_step_size: float = 0.25
     beta: float = 6.0
 
     def __post_init__(self) -> None:
-        PGD(self.eps, norm=self.norm, steps=self.steps)  # checks them
-        checks.positive("relative_step_size", self.relative_step_size)
+        _Ascent.__post_init__(self)
         checks.positive("beta", self.beta)
 
     def loss(self, model: nn.Module, x: Images, y: Labels) -> Tensor:
@@ -170,15 +170,7 @@ class Trades:
             # gradient, for the step.
             clean = model(x).float().detach()
             start = (x + 0.001 * torch.randn_like(x)).clamp(0, 1)
-            return perturb(
-                lambda x_adv: _divergence(clean, model(x_adv).float()),
-                x,
-                start,
-                eps=self.eps,
-                step_size=self.relative_step_size * self.eps,
-                steps=self.steps,
-                norm=self.norm,
-            )
+            return self._ascend(lambda x_adv: _divergence(clean, model(x_adv).float()), x, start)
 
 
 def _wrong_class(y: Labels, classes: int, share: Tensor) -> Labels:
@@ -413,6 +405,5 @@ def measure_classifier(network: nn.Module, x: Images, y: Labels, attack: PGD) ->
 
 def _class_count(network: nn.Module, x: Images) -> int:
     """Classify one image, to find a misfit before the work starts."""
-    parameter = next(network.parameters(), torch.zeros(0))
     with in_eval(network):
-        return checks.class_count(network, x.to(parameter.device))
+        return checks.class_count(network, x.to(checks.model_device(network)))
