@@ -141,3 +141,17 @@ def test_a_classifier_gives_its_number_of_classes():
 def test_rounding_does_not_make_a_classifier_random(dtype):
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, 200), nn.Linear(200, 10)).to(dtype).eval()
     assert checks.classifier(net, X.to(dtype)) == 10
+
+
+def test_tensor_cores_are_noticed_where_the_new_setting_makes_them_count(monkeypatch):
+    """Reading `allow_tf32` is an error in torch once `fp32_precision` has been set."""
+    on_a_gpu = SimpleNamespace(is_cuda=True, dtype=torch.float32)
+    convolutions, products = (SimpleNamespace(fp32_precision="ieee") for _ in range(2))
+    monkeypatch.setattr(torch.backends, "cudnn", SimpleNamespace(conv=convolutions))
+    monkeypatch.setattr(torch.backends.cuda, "matmul", products)
+    single = torch.finfo(torch.float32).eps ** 0.5
+    assert checks.near(X, on_a_gpu) == single
+    for part in (convolutions, products):
+        part.fp32_precision = "tf32"
+        assert checks.near(X, on_a_gpu) == 2.0**-5
+        part.fp32_precision = "ieee"

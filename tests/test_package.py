@@ -97,3 +97,10 @@ def test_users_import_from_the_top_or_from_a_room():
     assert deep == []
     rooms = {name.split(".")[1] for _, name in shown() if "." in name}
     assert rooms <= set(ROOMS)
+
+
+def test_nothing_is_imported_that_one_system_alone_has():
+    """Windows has no `fcntl`."""
+    alone = "(?:from|import) (fcntl|grp|msvcrt|pwd|resource|termios|winreg)"
+    files = (ROOT / "art_denoised").rglob("*.py")
+    assert [f.name for f in files if re.search(alone, f.read_text("utf-8"))] == []

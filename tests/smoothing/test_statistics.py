@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import ClassVar
 
 import mpmath
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from art_denoised.smoothing.bounds import Proof, Sequential, lower_confidence_bound
+from art_denoised.smoothing.bounds import Look, Proof, Sequential, lower_confidence_bound
 from art_denoised.smoothing.statistics import (
     Certificate,
     Vote,
@@ -74,7 +76,8 @@ def test_a_certificate_by_hand():
 
 
 def test_a_certificate_of_a_table_by_hand():
-    proofs, rest = [Proof(0.25, 100, 99), Proof(0.5, 400, 398)], {"alpha": 0.001, "sigma": 0.5}
+    proofs = [Proof(0.25, 100, 99), Proof(0.3, 400, 398), Proof(0.5, 400, 398)]
+    rest = {"alpha": 0.001, "sigma": 0.5}
     made = Certificate.from_proofs(
         3, {3: 10}, {3: 398, 1: 2}, proofs, bound=Sequential(100, 400), **rest
     )
@@ -82,6 +85,48 @@ def test_a_certificate_of_a_table_by_hand():
     assert made.p_lower == pytest.approx(0.8413447460685429, rel=1e-14)  # Phi(0.5 / 0.5)
     none = Certificate.from_proofs(3, {3: 10}, {3: 400}, [], bound=Sequential(100, 400), **rest)
     assert (none.label, none.radius, none.p_lower, none.drawn) == (-1, 0.0, 0.0, 400)
+
+
+class Noted(Sequential):
+    """Looks that note what they are asked, and prove the first radius."""
+
+    asked: ClassVar[list[tuple]] = []
+
+    def proofs(self, looks, radii, *, sigma, tv, alpha):
+        self.asked.append((looks, radii, sigma, tv, alpha))
+        return [Proof(radius, 100, 99) for radius in radii[:1]]
+
+
+@pytest.mark.parametrize("last", [400, 1000])
+def test_a_table_at_another_alpha_is_asked_at_its_own_looks(last):
+    proofs = [Proof(0.25, 100, 99), Proof(0.3, 400, 398), Proof(0.5, 400, 398)]
+    made = Certificate.from_proofs(
+        3, {3: 10}, {3: last - 5, 1: 5}, proofs, bound=Noted(100, 1000), alpha=0.01, sigma=0.5,
+        noise="quantised", tv=0.01,
+    )  # fmt: skip
+    again = made.at(0.001)
+    looks = [Look(100, 99), Look(400, 398), Look(400, 398)]
+    looks += [Look(1000, 995)] * (last == 1000)
+    assert Noted.asked[-1] == (looks, [0.25, 0.3, 0.5], 0.5, 0.01, 0.001)
+    assert (again.label, again.radius, again.alpha, again.tv) == (3, 0.25, 0.001, 0.01)
+
+
+def test_a_table_without_proofs_has_no_looks_at_another_alpha():
+    bound = Noted(100, 1000)
+    made = Certificate.from_proofs(3, {3: 1}, {3: 50}, [], bound=bound, alpha=0.01, sigma=0.5)
+    assert made.at(0.001).label == -1
+    assert Noted.asked[-1] == ([], [], 0.5, 0.0, 0.001)
+    unseen = replace(made, proofs=(Proof(0.25, 10, 10),), counts={1: 50}, label=3)
+    unseen.at(0.001)
+    assert Noted.asked[-1][0] == [Look(10, 10), Look(50, 0)]
+
+
+def test_one_half_is_no_majority():
+    even = SimpleNamespace(p_lower=lambda votes, n, alpha: 0.5)
+    made = Certificate.from_counts({3: 1}, {3: 9}, bound=even, alpha=0.01, sigma=1.0)
+    assert (made.label, made.radius, made.p_lower) == (-1, 0.0, 0.5)
+    stated = Certificate(3, 0.1, 0.6, {3: 1}, {3: 9}, 0.01, 1.0, 0, "float32", even)
+    assert (stated.noise, stated.tv, stated.drawn, stated.proofs) == ("gaussian", 0.0, 0, ())
 
 
 def test_what_was_drawn_stays_at_another_alpha():
