@@ -190,7 +190,8 @@ def test_a_reader_that_has_gone_is_no_error():
         assert run.stdout is not None
         assert run.stderr is not None
         run.stdout.close()
-        assert run.stderr.read() == ""
+        waits = run.stderr.read().splitlines()  # a busy machine makes the command say that it waits
+    assert all(line.startswith("notice: ") for line in waits)
     assert run.returncode == 0
 
 
