@@ -82,12 +82,8 @@ class Target:
     @property
     def settings(self) -> dict[str, Any]:
         """What determines its answers, beside the identity of the model."""
-        return {
-            "classes": self.classes,
-            "randomised": self.randomised,
-            "noise": self._kind,
-            "repeats": self.repeats,
-        }
+        how = {"classes": self.classes, "randomised": self.randomised}
+        return {**how, "noise": self._kind, "repeats": self.repeats}
 
     @contextlib.contextmanager
     def as_asked(self) -> Iterator[None]:
