@@ -50,7 +50,7 @@ def speed(workers: int, n: int) -> float:
     images = smoother.prepare(torch.rand(4, 3, 32, 32))
     with closing(smoother.voter()) as voter:
         for samples in (n // 4, n):
-            begin, stop = time.perf_counter(), FixedN(samples)
+            begin, stop = time.perf_counter(), FixedN(samples, min(samples, 100))
             record = smoother.record(images.shape[1:])
             tasks = (Task(i, x, stop.procedure(None, record)) for i, x in enumerate(images))
             assert len(list(drive(tasks, voter))) == len(images)
@@ -144,7 +144,7 @@ def main() -> None:
     size = {"n": 1000, "images": 20} if options.tiny else {"n": 10_000, "images": 200}
     # A worker that is replaced starts at once, so that kills hit workers that compute.
     multiprocessing.set_forkserver_preload(PRELOADED)
-    efficiency(n=200 if options.tiny else 2000, turns=1 if options.tiny else 2)
+    efficiency(n=40 if options.tiny else 2000, turns=1 if options.tiny else 2)
     torch.set_num_threads(1)  # two that wait for each other are slower on a small network
     with tempfile.TemporaryDirectory() as folder:
         killed("certify", kills // 2, options.pause, Path(folder), **size)
