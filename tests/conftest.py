@@ -10,20 +10,20 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-gc.disable()  # until all tests are collected
 os.environ["OMP_NUM_THREADS"] = "1"  # two threads that wait for each other are slower on small nets
 
 import pytest
 import torch
 from hypothesis import settings
 
+gc.disable()  # until all tests are collected
 torch.set_num_threads(1)
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
 def pytest_collection_finish() -> None:
-    """Modules are no garbage; looking through them takes a quarter of the time of importing them."""
+    """Modules are no garbage; to look through them takes a quarter of the time of importing."""
     gc.freeze()
     gc.enable()
 
