@@ -21,8 +21,11 @@ demo: $(VENV)/installed
 	@out=demo-output; if [ -e $$out ]; then out=demo-output-$$(date +%Y%m%d-%H%M%S); fi; \
 	$(BIN)/art-denoised demo --out $$out
 
-test: lint docs package
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+# Plugins that no test uses are not loaded, and each process finds the bytecode of those before it.
+test:
+	$(MAKE) --jobs 2 --output-sync=target lint docs package
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist worksteal \
+		--disable-plugin-autoload -p xdist.plugin -p _hypothesis_pytestplugin
 
 docs: $(DOCS)/installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build

@@ -52,7 +52,7 @@ def speed(workers: int, n: int) -> float:
     images = smoother.prepare(torch.rand(4, 3, 32, 32))
     with closing(smoother.voter()) as voter:
         for samples in (n // 4, n):
-            begin, stop = time.perf_counter(), FixedN(samples)
+            begin, stop = time.perf_counter(), FixedN(samples, min(samples, 100))
             record = smoother.record(images.shape[1:])
             tasks = (Task(i, x, stop.procedure(None, record)) for i, x in enumerate(images))
             assert len(list(drive(tasks, voter))) == len(images)
@@ -157,7 +157,7 @@ def main() -> None:
     record = Record("workers", given.json)
     # A worker that is replaced starts at once, so that kills hit workers that compute.
     multiprocessing.set_forkserver_preload(PRELOADED)
-    efficiency(record, n=200 if given.tiny else 2000, turns=1 if given.tiny else 2)
+    efficiency(record, n=40 if given.tiny else 2000, turns=1 if given.tiny else 2)
     torch.set_num_threads(1)  # two that wait for each other are slower on a small network
     with tempfile.TemporaryDirectory() as folder:
         for kind, count in (("certify", kills // 2), ("attack", kills - kills // 2)):

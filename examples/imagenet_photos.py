@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--denoiser", default="art-denoised:photographs")
     parser.add_argument("--n", type=int, default=100, help="samples of each certificate")
     parser.add_argument("--n0", type=int, default=20, help="samples that select the class")
+    parser.add_argument("--batch-size", type=int, default=20, help="images of each pass")
     parser.add_argument("--out", type=Path, default=Path("runs/photographs"))
     options = parser.parse_args()
 
@@ -123,7 +124,9 @@ def main() -> None:
     rows = {}
     for sigma in options.sigma:
         for kind, one in (("none", None), ("denoiser", denoiser)):
-            smoother = Smoother(classifier, sigma=sigma, denoiser=one, seed=0, batch_size=20)
+            smoother = Smoother(
+                classifier, sigma=sigma, denoiser=one, seed=0, batch_size=options.batch_size
+            )
             run = options.out / f"{kind}-{sigma:g}"
             log = ad.certify(smoother, data, FixedN(options.n, options.n0), run=run, resume=True)
             for name, row in zip(x, log.rows, strict=True):

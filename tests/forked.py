@@ -6,6 +6,7 @@ of them seconds.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -36,6 +37,7 @@ from art_denoised.runs.identity import versions
 from art_denoised.smoothing.http import HttpClassifier  # noqa: F401
 
 load_data("digits"), versions()  # both are read from files once a process
+gc.freeze()  # no process looks through the modules, so they share the pages of them
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.forked"])

@@ -14,7 +14,7 @@ QUICK = {
     "certify_a_paid_api.py": ["--images", "2", "--out", "out"],
     "imagenet_photos.py": [
         *("--photographs", "rocket.jpg", "--sigma", "0.25"),
-        *("--n", "10", "--n0", "2", "--out", "out"),
+        *("--n", "10", "--n0", "2", "--batch-size", "2", "--out", "out"),
     ],
     "robust_resnet.py": ["--epochs", "1", "--images", "64"],
     "train_digits.py": ["--quick", "--out", "out"],

@@ -44,7 +44,8 @@ def test_both_logs_hold_the_same_rows(tmp_path, capsys):
 
 
 def test_the_base_is_looked_at_first(tmp_path, capsys):
-    assert main(certify(tmp_path, max=8)) == 0
+    assert main(certify(tmp_path, max=8, batch_size=None)) == 0
+    assert read_log(tmp_path).settings["batch_size"] >= 1  # the fastest
     notice = capsys.readouterr().err
     assert "of the first 8 images" in notice
     assert "sigma = 0.25" in notice
@@ -90,7 +91,7 @@ def test_rows_do_not_depend_on_batch_size_or_sigkill(tmp_path, mode):
     arguments = certify(killed.parent, batch_size=32, **settings)
     kill_at(2, killed, forked(main, arguments, environment={"SLOW_SECONDS": "0.1"}))
     assert len(read_log(killed).rows) < 4
-    assert main(certify(killed.parent, "--resume", **settings)) == 0
+    assert main(certify(killed.parent, "--resume", batch_size=None, **settings)) == 0
     one, many, resumed = (
         read_log(tmp_path / name / "certify.jsonl") for name in ("1", "64", "killed")
     )

@@ -36,12 +36,12 @@ def test_shards_of_a_slurm_array(tmp_path, monkeypatch, capsys):
     runs = [tmp_path / str(task) for task in (4, 6, 8)]
     for run in runs:
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", run.name)
-        assert main(certify(run, max=5)) == 0
+        assert main(certify(run, max=5, batch_size=None)) == 0
         assert "SLURM_ARRAY_TASK_ID" in capsys.readouterr().err
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "5")
     assert "SLURM_ARRAY_TASK_ID is 5" in refusal(capsys, certify(tmp_path / "no"))
     whole = ("--shard", "1/1", "--batch-size", "64")  # that of shards, unless it is given
-    assert main(certify(tmp_path / "one", *whole, max=5)) == 0
+    assert main(certify(tmp_path / "one", *whole, max=5, batch_size=None)) == 0
     assert main(["merge", str(tmp_path / "all"), *map(str, runs), "--tsv"]) == 0
     one = read_log(tmp_path / "one")
     merged = read_log(tmp_path / "all")
@@ -81,9 +81,8 @@ def test_there_is_no_such_shard(tmp_path, text, capsys):
 
 def test_workers_write_the_same_rows(tmp_path):
     """In any order."""
-    size = ("--batch-size", "64")
-    assert main(certify(tmp_path / "one", *size, denoiser=DENOISER)) == 0
-    assert main(certify(tmp_path / "two", *size, "--workers", "2", denoiser=DENOISER)) == 0
+    assert main(certify(tmp_path / "one", denoiser=DENOISER)) == 0
+    assert main(certify(tmp_path / "two", "--workers", "2", denoiser=DENOISER)) == 0
     one, two = (sorted(lines(tmp_path / name / "certify.jsonl")) for name in ("one", "two"))
     assert one == two
 

@@ -42,7 +42,7 @@ class Defence:
             four times as large; None: it has no pieces.
         bpda: Options that give it an approximate gradient; None: it has exact ones alone.
         eps: A budget in l_inf at which gradient attacks must get through.
-        light: Options of a computation so small that it can be trained in a test.
+        light: Options of a computation so small that it can be trained and attacked in a test.
     """
 
     make: Callable[..., DefendedClassifier]

@@ -114,7 +114,7 @@ ATTACKS = {
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_it_runs_unchanged_and_attacks(defence, attack, x, y):
     fresh = defence.noisy and attack in FRESH
-    estimator = defence.make(**({"seed": None} if fresh else {}))
+    estimator = defence.make(**defence.light, **({"seed": None} if fresh else {}))
     images, labels = torch.from_numpy(x), torch.from_numpy(y)
     x_adv = ATTACKS[attack](estimator, defence.eps, images, labels)
     assert x_adv.shape == images.shape

@@ -28,7 +28,7 @@ from art_denoised.smoothing.stops import AtRadii, FixedN
 from tests.api_server import NAMES, Service
 from tests.forked import forked
 
-KILLS, WORKERS, IMAGES, N0, N = 50, 4, 8, 20, 100
+KILLS, WORKERS, IMAGES, N0, N = 20, 4, 8, 20, 100
 
 CLASSIFIER = digits_classifier()
 
@@ -79,7 +79,7 @@ def client(url: str, out: str) -> None:
     run(out, box, indices=range(IMAGES), resume=True)
 
 
-def test_fifty_kills_lose_nothing_and_ask_nothing_twice(tmp_path):
+def test_twenty_kills_lose_nothing_and_ask_nothing_twice(tmp_path):
     """Killed at random moments, the run is charged for each query once and ends in the same rows.
 
     What is on the wire when the process dies, at most a query a worker, is asked again; the

@@ -16,7 +16,7 @@ from art_denoised.cli import main
 # `make fuzz` asks for thousands of new examples; by default the same few are drawn each time.
 _ASKED = os.environ.get("FUZZ_EXAMPLES")
 fuzzed = settings(
-    max_examples=int(_ASKED or 12),
+    max_examples=int(_ASKED or 6),
     derandomize=_ASKED is None,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -87,18 +87,29 @@ def test_a_single_look_is_clopper_pearson():
     assert Looks.fixed(1000).p_lower(900, 1000, 0.01) == lower_confidence_bound(900, 1000, 0.01)
 
 
+def first_from(near: int, end: int, holds: Callable[[int], bool]) -> int:
+    """The first number below ``end`` from which on something holds, asked about few numbers."""
+    low, high, step = near - 1, near, 1
+    while low >= 0 and holds(low):
+        low, high, step = low - step, low, 2 * step
+    while high < end and not holds(high):
+        low, high, step = high, high + step, 2 * step
+    low, high = max(low, -1), min(high, end)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
+
+
 def ever_above(p: float, looks: tuple[int, ...], p_lower: Callable[[int, int], float]) -> float:
     """P(some look's bound exceeds p) for votes of probability p, exactly: a walk with a barrier."""
     below, n = np.ones(1), 0  # distribution of the votes on paths that never exceeded p
+    fewest = 0  # votes whose bound exceeds p, which it grows with
     for look in looks:
         below = np.convolve(below, stats.binom.pmf(np.arange(look - n + 1), look - n, p))
         n = look
-        # The bound grows with the votes: find the fewest whose bound exceeds p.
-        low, high = 0, n + 1
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if p_lower(middle, n) > p else (middle + 1, high)
-        below[low:] = 0.0
+        fewest = first_from(fewest, n + 1, lambda k, n=n: p_lower(k, n) > p)
+        below[fewest:] = 0.0
     return 1 - float(below.sum())
 
 

@@ -16,7 +16,7 @@ from art_denoised.smoothing.statistics import Certificate
 from art_denoised.smoothing.stops import Anytime, AtRadii, Draw, FixedN, Stage, Voting, simulate
 
 ROOT = Path(__file__).parent.parent.parent
-ALPHA, TRIALS = 0.05, 4_000  # three times for each mode
+ALPHA, TRIALS = 0.05, 2_000  # three times for each mode
 # A sound procedure exceeds this with probability below 1e-6 a case; the streams are seeded.
 LIMIT = int(stats.binom.ppf(1 - 1e-6, TRIALS, ALPHA))
 RADII = (0.0, 0.5, 1.0)
