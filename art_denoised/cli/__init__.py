@@ -55,10 +55,10 @@ First steps, with the packaged digits classifier; each takes a minute or less:
       --data digits --eps 0.1 --attacks pgd --max 20 --out runs/first
   art-denoised report runs/first
 
-Your own network is named by a function that returns it, as package.module:function:
+Your own network is named by its class, or by a function that returns it:
 
-  art-denoised certify --model mynets:resnet20 --data imagefolder:val \\
-      --sigma 0.25 --max 100 --out runs/mine
+  art-denoised certify --model mynets:ResNet20 --weights resnet20.pth \\
+      --data imagefolder:val --sigma 0.25 --max 100 --out runs/mine
 
 All commands: art-denoised --help. What is installed: art-denoised doctor."""
 

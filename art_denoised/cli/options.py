@@ -265,9 +265,10 @@ class ModelOptions(DeviceOptions, NetworkOptions):
     """Which network, and where it runs.
 
     Attributes:
-        model: Network in eval mode that takes images in [0, 1] and returns logits: your function
-            package.module:function, found from the current folder, which normalises by itself; or
-            timm:NAME, torchvision:NAME, hf:OWNER/NAME, robustbench:NAME:DATASET:THREAT.
+        model: Network in eval mode that takes images in [0, 1] and returns logits: your class or
+            function package.module:NAME, found from the current folder, which normalises by itself
+            or by --mean; or timm:NAME, torchvision:NAME, hf:OWNER/NAME,
+            robustbench:NAME:DATASET:THREAT.
         optimize: Make the network faster: fold puts batch norms into convolutions; compile does
             that and compiles it. Results are those of the faster network, which a user deploys.
     """
