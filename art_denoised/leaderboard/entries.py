@@ -99,7 +99,11 @@ def submit(
     Args:
         run: Folder of the run, or its certify.jsonl.
         folder: Folder of the leaderboard, created where it is missing.
-        name, defence, model, data, source: As in `Entry`: what the log does not say of the run.
+        name: Name of the entry.
+        defence: What makes the classifier robust, in words.
+        model: The classifier, in words.
+        data: Data set and which of its images, in words.
+        source: Where the run is described, such as a URL.
         radii: l2 radii in image units; None: those that the run stopped at, or round steps.
 
     Returns:
