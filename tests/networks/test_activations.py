@@ -166,7 +166,7 @@ def test_bad_input():
         for alpha in (0, -1, float("nan"), "ten"):
             with pytest.raises(InputError, match="alpha"):
                 make(alpha)
-    with pytest.raises(InputError, match="attacker, optimiser, both"):
+    with pytest.raises(InputError, match="did you mean attacker"):
         SplitReLU(smooth_in="attack")
     with pytest.raises(InputError, match="SmoothReLU learns"):
         SplitReLU(SmoothReLU())

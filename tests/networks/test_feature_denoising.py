@@ -172,7 +172,7 @@ def test_it_runs_under_autocast(operation):
         ({"channels": 0}, "channels is 0"),
         (
             {"channels": 8, "operation": "meen"},
-            "operation is 'meen'; give one of gaussian, dot_pro",
+            "operation is 'meen'; did you mean mean",
         ),
         ({"channels": 8, "operation": "mean", "kernel_size": 4}, "kernel_size is 4; give an odd"),
         ({"channels": 8, "kernel_size": 0}, "kernel_size is 0"),

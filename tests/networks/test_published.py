@@ -209,7 +209,7 @@ def test_bad_files(tmp_path):
     assert "28 missing (first 'group0_denoise/conv/W')" in refused(
         path, architecture=SMALL["stage"]
     )
-    assert "give one of resnet152" in refused(path, architecture="resnet50")
+    assert "did you mean resnet152" in refused(path, architecture="resnet50")
 
     def changed(**others: object) -> str:
         kept = {k: v for k, v in {**arrays, **others}.items() if v is not None}
