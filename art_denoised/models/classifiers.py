@@ -170,7 +170,8 @@ def to_input_size(classifier: object, x: Images) -> Images:
     size = getattr(classifier, "input_size", None)
     if size is None or x.shape[-2:] == torch.Size(size):
         return x
-    return F.interpolate(x, size, mode="bicubic", antialias=True).clamp(0, 1)
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # no CPU resizes those
+    return F.interpolate(wide, size, mode="bicubic", antialias=True).clamp(0, 1).to(x.dtype)
 
 
 def image_size(denoiser: nn.Module | None) -> int | None:

@@ -195,3 +195,7 @@ def test_a_denoiser_of_another_size_is_before_a_resize():
         torch.testing.assert_close(model(x), classifier(seen))
     model(x).sum().backward()
     assert (x.grad != 0).all()
+    # Torch resizes no half precision on a CPU.
+    half = model.to(torch.bfloat16)(x.detach().to(torch.bfloat16))
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), model.float()(x), rtol=0.05, atol=0.05)
