@@ -4,8 +4,9 @@
 
 First each test of the rooms runs alone, and the lines that it runs are noted. An error is then
 planted in a fork of this process, which has imported everything, and the tests that run its line
-follow, the fastest first. The error is killed when one of them fails or does not end. What survives
-must stand in tools/survivors.json with the reason why it changes nothing that a user could see.
+follow, the fastest first. If they pass, the module's own tests follow once more, on a package that
+is imported with the error. It is killed when a test fails or does not end. What survives must stand
+in tools/survivors.json with the reason why it changes nothing that a user could see.
 
 The sample does not depend on the rest of the code: a mutant belongs to it by the hash of its file,
 function and text.
@@ -31,8 +32,8 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
@@ -65,6 +66,7 @@ PYTEST = (
     *("-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:faulthandler"),
 )
 SECONDS = 300  # of waiting, after which tests do not end
+FEW = 30  # tests of a module without tests of its own that run when all is imported again
 MEMORY = 8 << 30  # bytes that the tests of one mutant may take
 
 
@@ -181,7 +183,7 @@ def places(node: ast.AST, function: str) -> Iterator[Place]:
         if field in ("annotation", "returns", "decorator_list", "type_params"):
             continue
         for index, item in enumerate(child) if isinstance(child, list) else [(None, child)]:
-            if not isinstance(item, ast.AST) or isinstance(item, SKIPPED) or typing_only(item):
+            if not isinstance(item, ast.AST) or isinstance(item, SKIPPED) or without_result(item):
                 continue
             name = function
             if isinstance(item, ast.FunctionDef | ast.ClassDef):
@@ -206,8 +208,10 @@ def putter(parent: ast.AST, field: str, index: int | None) -> Callable[[ast.AST]
 SKIPPED = (ast.Raise, ast.JoinedStr, ast.Assert, ast.Import, ast.ImportFrom)
 
 
-def typing_only(node: ast.AST) -> bool:
-    """Tell whether a statement is for type checkers alone."""
+def without_result(node: ast.AST) -> bool:
+    """Tell whether code is for type checkers alone, or guards what is right by construction."""
+    if isinstance(node, ast.keyword):
+        return node.arg == "strict"  # of zip
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
@@ -305,9 +309,9 @@ class Hunt:
 
         for path in {m.path for m in self.sample}:
             importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
-        digits(train=True)  # read from text once, and not in each fork
         paths = {str(m.path) for m in self.sample}
         live = functions(paths)
+        digits(train=True)  # read from text once, and not in each fork
         gc.collect()
         gc.freeze()  # a collection in a fork would copy all that it shares with this process
         print(f"running {len(session.items)} tests without a mutant ...", flush=True)
@@ -321,10 +325,18 @@ class Hunt:
                 importlib.import_module(name)
         gc.freeze()
         items = sorted(session.items, key=lambda item: trials[item.nodeid]["seconds"])
-        runs = []
-        for mutant in (m for m in self.sample if m.name not in self.killers):
-            sees = partial(watchers, mutant, items, trials, self.tests(mutant.path))
-            runs.append((mutant.name, partial(self._run, mutant, sees, live, trials)))
+
+        def job(mutant: Mutant) -> tuple[str, Job]:
+            files = self.tests(mutant.path)
+            return mutant.name, partial(self._run, mutant, items, files, live, trials)
+
+        waiting = [mutant for mutant in self.sample if mutant.name not in self.killers]
+        whole = {mutant.path: untouched(mutant) for mutant in waiting}
+        checks = forked(map(job, whole.values()), self.jobs)
+        self.broken = [name for name, run in checks if not run or run["killer"]]
+        if self.broken:
+            return True
+        runs = [job(mutant) for mutant in waiting]
         for done, (name, run) in enumerate(forked(runs, self.jobs), 1):
             killer = run["killer"] if run else "does not end"
             self.killers[name] = killer
@@ -375,24 +387,29 @@ class Hunt:
     def _run(
         self,
         mutant: Mutant,
-        sees: Callable[[], list[pytest.Item]],
+        items: list[pytest.Item],
+        files: list[Path],
         live: dict[str, dict[Key, list[FunctionType]]],
         trials: dict[str, dict[str, Any]],
     ) -> dict[str, Any]:
         """Return the test that sees a mutant. It is called in a process of its own."""
-        items = sees()
-        if not swap(mutant, live[str(mutant.path)]):
-            return {"killer": self._run_anew(mutant, items)}
-        for item, following in zip(items, [*items[1:], None], strict=True):
+        items = watchers(mutant, items, trials, files)
+        planted = swaps(mutant, live[str(mutant.path)])
+        for function, code in planted:
+            function.__code__ = code
+        for item, following in zip(items, [*items[1:], None], strict=True) if planted else ():
             # A loop without end burns time; a test that waits is ended by the alarm.
             signal.setitimer(signal.ITIMER_PROF, 5 + 5 * trials[item.nodeid]["seconds"])
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if self.failed:
-                break
-        return {"killer": self.failed or None}
+                return {"killer": self.failed}
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        # Constants, and parameters of tests, were computed without the error.
+        own = [item for item in items if item.path in own_tests(mutant.path)]
+        return {"killer": self._run_anew(mutant, own or items[:FEW])}
 
     def _run_anew(self, mutant: Mutant, items: list[pytest.Item]) -> str | None:
-        """Run tests on a package that is imported again: the error lies outside of functions."""
+        """Return the file of tests that sees a mutant when all is imported again with it."""
         for name in list(sys.modules):
             if name.split(".")[0] in ("art_denoised", "tests"):
                 del sys.modules[name]
@@ -428,13 +445,16 @@ def watchers(
     return direct or [item for item in near if lines[item.nodeid]]
 
 
+CACHED = type(cache(len))
 Key = tuple[str, int]  # qualified name of a function, and its line
 
 
 def functions(paths: set[str]) -> dict[str, dict[Key, list[FunctionType]]]:
-    """Return the functions of files that exist in this process."""
+    """Return the functions of files that exist in this process, and forget what they cached."""
     found: dict[str, dict[Key, list[FunctionType]]] = {path: defaultdict(list) for path in paths}
     for item in gc.get_objects():
+        if type(item) is CACHED and item.__module__.startswith("art_denoised"):
+            item.cache_clear()
         if type(item) is FunctionType and item.__code__.co_filename in found:
             found[item.__code__.co_filename][key(item.__code__)].append(item)
     return found
@@ -445,15 +465,21 @@ def key(code: CodeType) -> Key:
     return code.co_qualname, code.co_firstlineno
 
 
-def swap(mutant: Mutant, live: dict[Key, list[FunctionType]]) -> bool:
-    """Put a mutant's code into the functions of this process, and tell whether that plants it."""
-    swapped = False
-    for code in codes(mutant.code):
-        for function in live.get(key(code), ()):
-            if function.__code__ != code:
-                function.__code__ = code
-                swapped = True
-    return swapped
+def swaps(
+    mutant: Mutant, live: dict[Key, list[FunctionType]]
+) -> list[tuple[FunctionType, CodeType]]:
+    """Return the functions of this process that a mutant changes, with their new code.
+
+    There are none where the error lies outside of functions: such code ran on import.
+    """
+    found = [(one, code) for code in codes(mutant.code) for one in live.get(key(code), ())]
+    return [(function, code) for function, code in found if function.__code__ != code]
+
+
+def untouched(mutant: Mutant) -> Mutant:
+    """Return what tests must let pass when the package is imported again."""
+    code = compile(mutant.path.read_text(), str(mutant.path), "exec")
+    return replace(mutant, name=f"{mutant.path.name}, imported again", code=code)
 
 
 def codes(code: CodeType) -> Iterator[CodeType]:

@@ -129,6 +129,13 @@ def test_one_half_is_no_majority():
     assert (stated.noise, stated.tv, stated.drawn, stated.proofs) == ("gaussian", 0.0, 0, ())
 
 
+def test_the_seed_is_zero_unless_it_is_given():
+    rest, bound = {"alpha": 0.01, "sigma": 1.0}, Sequential(1, 2)
+    assert Certificate.from_counts({3: 1}, {3: 9}, **rest).seed == 0
+    assert Certificate.from_proofs(3, {3: 1}, {3: 9}, [], bound=bound, **rest).seed == 0
+    assert Vote.from_counts({3: 9}, **rest).seed == 0
+
+
 def test_what_was_drawn_stays_at_another_alpha():
     made = Certificate.from_counts({3: 10}, {3: 1000}, alpha=0.001, sigma=0.25, seed=2)
     again = replace(made, drawn=2000).at(0.01)
