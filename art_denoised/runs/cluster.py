@@ -170,19 +170,27 @@ def _import_ray() -> Any:
 
 
 def _connect(ray: Any, address: str) -> None:
-    """Enter a cluster, or start one on this machine."""
+    """Enter a cluster, or start one on this machine. Ray raises errors of all classes."""
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address != "auto":
             _answers(address)
         ray.init(address=address, **quiet)
-    except OSError as error:  # a ConnectionError is one
-        if address != "auto":
+        return
+    except Exception as error:
+        none_here = address == "auto" and isinstance(error, ConnectionError)
+        if not none_here:
             raise InputError(
                 f"the cluster {address} cannot be reached ({one_line(error)}); give another address"
             ) from None
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody has agreed to them
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody has agreed to them
+    try:
         ray.init(address="local", include_dashboard=False, **quiet)
+    except Exception as error:
+        raise InputError(
+            f"Ray does not start on this machine ({one_line(error)}); start it with "
+            "`ray start --head`, or use processes"
+        ) from None
 
 
 def _answers(address: str) -> None:
