@@ -48,7 +48,7 @@ def as_program(monkeypatch, tmp_path) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))  # of its child processes
     monkeypatch.setattr(sys, "path", list(sys.path))
-    # The server of tests/forked.py is started with what its tests import.
+    # The server of new processes holds what tests/forked.py imports.
     monkeypatch.setattr(multiprocessing, "set_forkserver_preload", lambda names: None)
     yield tmp_path
     logging.disable(logging.NOTSET)

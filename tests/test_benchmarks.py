@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import tests.forked  # noqa: F401  its server starts the workers of benchmarks at once
+
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
 

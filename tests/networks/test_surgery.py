@@ -28,10 +28,7 @@ DEPTHS = {  # blocks in each stage, and their channels
     "resnet101": ((3, 4, 23, 3), BOTTLENECK),
     "resnet152": ((3, 8, 36, 3), BOTTLENECK),
     "resnext50_32x4d": ((3, 4, 6, 3), BOTTLENECK),
-    "resnext101_32x8d": ((3, 4, 23, 3), BOTTLENECK),
-    "resnext101_64x4d": ((3, 4, 23, 3), BOTTLENECK),
     "wide_resnet50_2": ((3, 4, 6, 3), BOTTLENECK),
-    "wide_resnet101_2": ((3, 4, 23, 3), BOTTLENECK),
 }
 
 
@@ -66,7 +63,7 @@ def woken(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", DEPTHS)
-def test_every_resnet_of_torchvision(name):
+def test_resnets_of_torchvision_of_every_kind_and_depth(name):
     depths, channels = DEPTHS[name]
     model = on_meta(name).eval()
     changed = add_feature_denoising(model, input_shape=(3, 32, 32))
@@ -107,12 +104,12 @@ def test_dilated_stages_are_told_by_their_channels():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fresh_blocks_leave_the_function_exactly(operation, dtype):
     torch.manual_seed(0)
-    model = CifarResNet().to(dtype).eval()
+    model = CifarResNet(side=16).to(dtype).eval()
     for where in ("stages", "all"):
-        changed = add_feature_denoising(model, where, operation, input_shape=(3, 32, 32))
-        for x in (torch.rand(2, 3, 32, 32), torch.rand(3, 3, 32, 32) * 5 - 2):
+        changed = add_feature_denoising(model, where, operation, input_shape=(3, 16, 16))
+        for x in (torch.rand(2, 3, 16, 16), torch.rand(3, 3, 16, 16) * 5 - 2):
             assert torch.equal(changed(x.to(dtype)), model(x.to(dtype)))
-        x = torch.rand(4, 3, 32, 32).to(dtype)
+        x = torch.rand(4, 3, 16, 16).to(dtype)
         assert torch.equal(changed.train()(x), copy.deepcopy(model).train()(x))
         assert not torch.equal(woken(changed).eval()(x), model(x))
     assert not any(module.training for module in model.modules())
