@@ -126,8 +126,7 @@ def test_the_command_line_attacks_as_a_client_of_a_cluster(nodes, tmp_path):
 
 
 def test_an_interrupt_ends_the_actors(nodes, tmp_path):
-    environment = {"RAY_ADDRESS": nodes.address}
-    driver = forked(certify_slowly, tmp_path, Cluster(count=1), environment=environment)
+    driver = forked(certify_slowly, tmp_path, Cluster(count=1), environment=os.environ)
     try:
         wait(lambda: bool(pids(tmp_path)))
         os.kill(driver.pid, signal.SIGINT)
