@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DOCS := .venv-docs
+RECORDS := benchmarks/results
 
 .PHONY: demo test docs docs-version package fuzz mutants lint bench clean help
 
@@ -15,7 +16,7 @@ help:
 	@echo "make fuzz   thousands of damaged logs, images, weights and command lines (an hour)"
 	@echo "make mutants  plant errors in the mathematics, and count those that the tests see (an hour)"
 	@echo "make lint   formatting, style, types and the import contract alone"
-	@echo "make bench  time everything beside its peers (an hour)"
+	@echo "make bench  time everything beside its peers, and write the tables of the documentation (an hour)"
 
 demo: $(VENV)/installed
 	@out=demo-output; if [ -e $$out ]; then out=demo-output-$$(date +%Y%m%d-%H%M%S); fi; \
@@ -53,16 +54,16 @@ lint: $(VENV)/installed-test
 	$(BIN)/lint-imports
 
 bench: $(VENV)/installed-test
-	$(BIN)/python benchmarks/certify.py
-	$(BIN)/python benchmarks/replay.py
-	$(BIN)/python benchmarks/scale.py
-	$(BIN)/python benchmarks/workers.py
-	$(BIN)/python benchmarks/rdc.py
-	$(BIN)/python benchmarks/purification.py
-	$(BIN)/python benchmarks/networks.py
-	$(BIN)/python benchmarks/adversarial.py
-	$(BIN)/python benchmarks/gpu.py
-	$(BIN)/python benchmarks/record.py
+	$(BIN)/python benchmarks/certify.py --json $(RECORDS)/certify.json
+	$(BIN)/python benchmarks/replay.py --seeds 6 --json $(RECORDS)/replay.json
+	$(BIN)/python benchmarks/scale.py --json $(RECORDS)/scale.json
+	$(BIN)/python benchmarks/workers.py --json $(RECORDS)/workers.json
+	$(BIN)/python benchmarks/rdc.py --json $(RECORDS)/rdc.json
+	$(BIN)/python benchmarks/purification.py --json $(RECORDS)/purification.json
+	$(BIN)/python benchmarks/networks.py --json $(RECORDS)/networks.json
+	$(BIN)/python benchmarks/adversarial.py --json $(RECORDS)/adversarial.json
+	$(BIN)/python benchmarks/gpu.py --json $(RECORDS)/gpu.json
+	$(BIN)/python benchmarks/record.py --page
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

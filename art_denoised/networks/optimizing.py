@@ -21,6 +21,7 @@ from art_denoised.networks.tracing import UntraceableError, own_graph
 from art_denoised.networks.trial import Shape, Trial
 
 HalfType = Literal["bfloat16", "float16"]
+_SHAPES = 32  # for which a process compiles
 _BATCHES = (1, 8)  # images of a trial: code may do something else with one image
 Pair = tuple[str, str]  # names of a convolution and of the batch norm after it
 
@@ -96,7 +97,7 @@ def optimize(
     if dtype is not None:
         Trial(network, input_shape)  # it can compute in this type
     if compile:
-        network.compile(dynamic=False)
+        _compile(network)
     return network
 
 
@@ -149,8 +150,32 @@ def as_optimized(network: nn.Module, how: Optimization) -> nn.Module:
     network.optimized = how  # type: ignore[assignment]
     network = _laid_out(network, how.dtype)
     if how.compiled:
-        network.compile(dynamic=False)
+        _compile(network)
     return network
+
+
+def _compile(network: nn.Module) -> None:
+    """Compile a network for each shape of a batch.
+
+    By default torch compiles for eight shapes, shared by all modules of a process, and computes all
+    further ones without its compiler: another function, to the last bit. Here they fail.
+    """
+    network.compile(dynamic=False)
+    compiled: Any = network._compiled_call_impl
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch._dynamo.config.patch(cache_size_limit=_SHAPES, fail_on_cache_limit_hit=True):
+            try:
+                return compiled(*args, **kwargs)
+            except Exception as error:
+                if not type(error).__name__.endswith("LimitHit"):  # has two names in torch
+                    raise
+                raise InputError(
+                    f"networks of this process were compiled for {_SHAPES} shapes; use one batch "
+                    "size, or no compiler"
+                ) from error
+
+    network._compiled_call_impl = call
 
 
 def _laid_out(network: nn.Module, dtype: HalfType | None) -> nn.Module:

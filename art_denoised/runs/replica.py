@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from art_denoised.checks import InputError, one_line
 from art_denoised.runs.crew import Answered, Failed, Plan, Ready, Report, Server
@@ -30,6 +31,15 @@ class Held:
     """Returns a network that was sent itself, pickled."""
 
     network: Any
+
+    def __post_init__(self) -> None:
+        modules = self.network.modules() if isinstance(self.network, nn.Module) else ()
+        # A pickle leaves out what was compiled: workers would compute another function.
+        if any(module._compiled_call_impl is not None for module in modules):
+            raise InputError(
+                "the network is compiled, which cannot be sent to workers; give `build`, a "
+                "function of a module that returns it compiled"
+            )
 
     def __call__(self) -> Any:
         """Return it."""

@@ -13,6 +13,7 @@ from art_denoised import DenoisedClassifier, FixedN, InputError, Smoother
 from art_denoised.demo import digits_classifier, digits_denoiser
 from art_denoised.networks import Optimization, load_trained, optimize, save_optimized
 from art_denoised.runs import identity
+from art_denoised.runs.replica import Held
 
 
 def calibrated(network: nn.Module) -> nn.Module:
@@ -185,6 +186,36 @@ def test_files_of_other_networks_are_refused(tmp_path):
     save_optimized(optimize(calibrated(Block())), tmp_path / "a.safetensors")
     with pytest.raises(InputError, match="no first with a"):
         load_trained(digits_classifier(), tmp_path / "a.safetensors")
+
+
+def test_every_shape_is_compiled_or_refused(monkeypatch):
+    """By default torch stops to compile after eight shapes, without an error."""
+    shapes, real = [], nn.Module.compile
+
+    def backend(graph, inputs):
+        shapes.append(inputs)
+        return graph.forward
+
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, **options: real(self, backend=backend, **options)
+    )
+    torch.compiler.reset()
+    net = optimize(nn.Flatten().eval(), fold=False, compile=True)
+    for images in range(2, 14):
+        assert net(torch.rand(images, 3, 2, 2)).shape == (images, 12)
+    assert len(shapes) == 12
+    further = [torch.rand(images, 3, 2, 2) for images in range(14, 40)]
+    with pytest.raises(InputError, match="shapes"):
+        [net(x) for x in further]
+    torch.compiler.reset()
+
+
+def test_a_compiled_network_is_not_sent_to_workers():
+    net = nn.Sequential(nn.Flatten())
+    assert Held(net)() is net
+    net[0].compile(backend="eager")
+    with pytest.raises(InputError, match="compiled"):
+        Held(net)
 
 
 def test_compiling_is_noted(monkeypatch):
