@@ -231,9 +231,10 @@ class ModelOptions(DeviceOptions):
     """Which network, and where it runs.
 
     Attributes:
-        model: Network in eval mode that takes images in [0, 1] and returns logits: your class
-            or function package.module:NAME, found from the current folder, which normalises by
-            itself or by --mean; or timm:NAME, torchvision:NAME, hf:OWNER/NAME, robustbench:NAME:DATASET:THREAT.
+        model: Network in eval mode that takes images in [0, 1] and returns logits: your class or
+            function package.module:NAME, found from the current folder, which normalises by itself
+            or by --mean; or timm:NAME, torchvision:NAME, hf:OWNER/NAME,
+            robustbench:NAME:DATASET:THREAT.
         weights: Weights of the network (.safetensors, .pth, .tar). Those of train-robust bring
             their denoising blocks and activations.
         num_classes: Number of classes of --weights, for a network of timm, torchvision or hf.
