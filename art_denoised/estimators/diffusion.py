@@ -131,7 +131,7 @@ class RobustDiffusionClassifier(_DiffusionDefence):
 
         Args:
             diffusion: Class-conditional diffusion model, such as edm-cifar10-32x32-cond-vp.pkl.
-            unconditional: Model for likelihood maximization, such as edm-cifar10-32x32-uncond-vp.pkl.
+            unconditional: Model of likelihood maximization: edm-cifar10-32x32-uncond-vp.pkl.
             input_shape: (channels, height, width).
             levels: Number of noise levels; the release also uses 1,000.
             **options: Further arguments of the class: gradient, seed, max_batch and so on.
