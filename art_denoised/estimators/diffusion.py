@@ -130,8 +130,8 @@ class RobustDiffusionClassifier(_DiffusionDefence):
         """Build the classifier with the settings of the release (`art_denoised.rdc.chen2024`).
 
         Args:
-            diffusion: As in the class, such as edm-cifar10-32x32-cond-vp.pkl.
-            unconditional: As in the class, such as edm-cifar10-32x32-uncond-vp.pkl.
+            diffusion: Class-conditional diffusion model, such as edm-cifar10-32x32-cond-vp.pkl.
+            unconditional: Model of likelihood maximization: edm-cifar10-32x32-uncond-vp.pkl.
             input_shape: (channels, height, width).
             levels: Number of noise levels; the release also uses 1,000.
             **options: Further arguments of the class: gradient, seed, max_batch and so on.
