@@ -231,7 +231,7 @@ class NetworkOptions:
     """Which weights a named network has, and what it expects of images.
 
     Attributes:
-                weights: Weights of the network (.safetensors, .pth, .tar). Those of train-robust bring
+        weights: Weights of the network (.safetensors, .pth, .tar). Those of train-robust bring
             their denoising blocks and activations.
         num_classes: Number of classes of --weights, for a network of timm, torchvision or hf.
         mean: Mean of each channel that the network expects to be subtracted. By default what the

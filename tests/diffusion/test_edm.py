@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from art_denoised import load_diffusion
 from art_denoised.checks import InputError
@@ -57,6 +58,12 @@ def test_outputs_equal_the_reference(name, config):
     x, sigma = normal(1, 2, 3, 16, 16).double(), torch.tensor([0.3, 2.0])  # in [-1, 1]
     x_hat = 2 * diffusion((x + 1) / 2, sigma / 2, y) - 1
     assert figures(x_hat) == pytest.approx(frozen("edm")["D"][name], abs=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "eps"), [("SongUNet", 1e-6), ("DhariwalUNet", 1e-5)])
+def test_norms_add_the_eps_of_their_network(kind, eps):
+    parts = model(model_type=kind).network.modules()
+    assert {part.eps for part in parts if isinstance(part, nn.GroupNorm)} == {eps}
 
 
 def test_published_sizes():
