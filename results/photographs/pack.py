@@ -43,7 +43,7 @@ def main() -> None:
     small = rng.permutation(sorted(options.cifar10.glob("*/*.*")))
     first, more = _installed(), _installed() + _in_wheels(options.wheels)
     # Little of an image shows what noise is; the classifier needs to see enough to name it.
-    _pack(options.out / "mse.npz", small[:3000], first, (64, 112), (160, 400), 64, rng)
+    _pack(options.out / "train.npz", small[:3000], first, (64, 112), (160, 400), 64, rng)
     rng = np.random.default_rng(1)
     _pack(options.out / "stability.npz", small[-900:], more, (112, 144), (160, 320), 112, rng)
     held = sorted((resources.files("foolbox") / "data").glob("imagenet_*.jpg"))
