@@ -20,7 +20,7 @@ def run(notebook: nbformat.NotebookNode) -> None:
 
 
 def test_there_are_notebooks():
-    assert len(NOTEBOOKS) == 5
+    assert len(NOTEBOOKS) == 6
 
 
 @pytest.mark.filterwarnings("default")  # those of libraries
