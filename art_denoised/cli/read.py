@@ -163,7 +163,7 @@ def plot(
     if norm is not None and any(has_results(model, norm) for model in models):
         for model in (model for model in models if not has_results(model, norm)):
             notice(f"{model.name} has no results in {norm} and is left out")
-        models = [model for model in models if has_results(model, norm)]
+        models = tuple(model for model in models if has_results(model, norm))
     with waiting("drawing the plot"):
         figure = accuracy_figure(models, norm=norm, published=curves, look=looked)
         save_figure(figure, out)
