@@ -34,7 +34,7 @@ docs: $(DOCS)/installed
 
 # The branch gh-pages of this clone gets a folder for this version; nothing is pushed.
 docs-version: $(DOCS)/installed
-	NO_MKDOCS_2_WARNING=1 PATH="$(DOCS)/bin:$$PATH" mike deploy --update-aliases \
+	VERSIONS=mike NO_MKDOCS_2_WARNING=1 PATH="$(DOCS)/bin:$$PATH" mike deploy --update-aliases \
 		"$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' art_denoised/__init__.py)" latest
 	PATH="$(DOCS)/bin:$$PATH" mike set-default latest
 
