@@ -84,3 +84,19 @@ def test_a_transform_that_changes_the_shape_needs_a_stand_in():
     y = BPDA(shrink, nn.AvgPool2d(2))(x)
     y.sum().backward()
     assert torch.equal(x.grad, torch.full_like(x, 0.25))
+
+
+def test_the_stand_in_runs_only_where_a_gradient_is_taken():
+    calls = []
+
+    def stand_in(x):
+        calls.append(len(x))
+        return x
+
+    transform = BPDA(quantise, stand_in)
+    transform(images())
+    with torch.no_grad():
+        transform(images().requires_grad_())
+    assert calls == []
+    transform(images().requires_grad_())
+    assert calls == [4]
