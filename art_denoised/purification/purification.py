@@ -19,6 +19,7 @@ from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.models.cost import saved, weights
 from art_denoised.purification.samplers import Sampler, named_sampler, vp_sigma
 from art_denoised.straight_through import straight_through
+from art_denoised.uncompiled import uncompiled
 
 if TYPE_CHECKING:
     from art_denoised.types import Images
@@ -128,7 +129,7 @@ class Purification(nn.Module):
         self.eval()
 
     # Recomputed gradients cannot be traced: compile the network instead.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @uncompiled
     def forward(self, x: Images) -> Images:
         """Return purified images, also under ``no_grad`` and ``inference_mode``.
 

@@ -16,6 +16,7 @@ from art_denoised.diffusion.cost import Part, flop
 from art_denoised.diffusion.levels import LevelNoise, Levels, noise_levels
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.models.cost import saved, weights
+from art_denoised.uncompiled import uncompiled
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Logits
@@ -102,7 +103,7 @@ class DiffusionClassifier(nn.Module):
         self.eval()
 
     # Streams of noise and recomputed gradients cannot be traced: compile the network instead.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @uncompiled
     def forward(self, x: Images) -> Logits:
         """Return logits of shape (batch, classes), differentiable in ``x``.
 

@@ -22,6 +22,7 @@ from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.models.cost import saved, weights
 from art_denoised.rdc.classifier import DiffusionClassifier, check_levels
 from art_denoised.straight_through import straight_through
+from art_denoised.uncompiled import uncompiled
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Logits
@@ -205,7 +206,7 @@ class LikelihoodMaximization(nn.Module):
         self.eval()
 
     # Streams of noise and recomputed gradients cannot be traced: compile the network instead.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @uncompiled
     def forward(self, x: Images) -> Images:
         """Return likelier images, also under ``no_grad`` and ``inference_mode``.
 

@@ -15,6 +15,7 @@ from art_denoised.checks import InputError
 from art_denoised.models.classifiers import to_input_size
 from art_denoised.smoothing.noise import Gaussian, Stream, StreamKey, fresh_seed
 from art_denoised.smoothing.stops import Stage
+from art_denoised.uncompiled import uncompiled
 
 if TYPE_CHECKING:
     from art_denoised.types import Classifier, Denoiser, Images, Logits
@@ -136,7 +137,7 @@ class SmoothedClassifier(nn.Module):
             parts.append(part)
         return reduce(torch.logaddexp, parts) - math.log(self.samples)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @uncompiled
     def _streams(self, x: Images) -> list[Stream]:
         """Return one stream of noise for all images, or one for each where it is fresh."""
         seed = fresh_seed() if self.seed is None else self.seed
@@ -153,7 +154,7 @@ class SmoothedClassifier(nn.Module):
         return torch.logsumexp(log_probabilities.reshape(shape), dim=0)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@uncompiled
 def _take(streams: list[Stream], n: int, dtype: torch.dtype) -> torch.Tensor:
     """Return noise of shape (n, 1 or batch, channels, height, width): it comes from numpy."""
     return torch.stack([stream.take(n) for stream in streams], dim=1).to(dtype)
