@@ -4,7 +4,7 @@
     python benchmarks/record.py --page             # writes the tables of the documentation
 
 Results that are committed are in benchmarks/results/. A file says nothing of whose machine it was.
-In docs/project/benchmarks.md, `<!-- table FILE SECTION -->` and `<!-- end -->` enclose what
+In docs/project/benchmarks*.md, `<!-- table FILE SECTION -->` and `<!-- end -->` enclose what
 ``--page`` writes: the rows of one section of benchmarks/results/FILE.json, if it exists.
 """
 
@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parent.parent / "docs" / "project" / "benchmarks.md"
+PAGES = Path(__file__).parent.parent / "docs" / "project"
 TABLE = re.compile(r"<!-- table (\S+) (.+?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -170,7 +170,7 @@ def table(content: Mapping[str, Any], section: str) -> str:
     columns = list(dict.fromkeys(name for row in rows for name in row if name != "section"))
     cells = [["", *map(title, columns[1:])], ["---", *("---:" for _ in columns[1:])]]
     cells += [[number(row.get(name)) for name in columns] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
+    return "\n".join(f"|{'|'.join(line)}|" for line in cells)
 
 
 def page(text: str) -> str:
@@ -195,7 +195,8 @@ def main() -> None:
         print(json.dumps(machine()))
         return
     if arguments.page:
-        PAGE.write_text(page(PAGE.read_text("utf-8")), "utf-8")
+        for path in PAGES.glob("benchmarks*.md"):
+            path.write_text(page(path.read_text("utf-8")), "utf-8")
         return
     for path in arguments.files or sorted(RESULTS.glob("*.json")):
         content = json.loads(path.read_text())
