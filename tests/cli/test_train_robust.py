@@ -130,14 +130,6 @@ def test_bad_trainings(tmp_path, capsys, changes, values):
         assert value in message
 
 
-def test_the_names_of_the_docs_are_known_too(tmp_path):
-    options = {"rate": 0.1, "stride": 0.5, "holdout": "digits", "holdout_max": 20}
-    trained = arguments(tmp_path, lr=None, epochs=1, judge_steps=1, steps=2, **options)
-    assert main(trained) == 0
-    settings = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])["settings"]
-    assert settings["loss"]["recipe"]["relative_step_size"] == 0.5
-
-
 def test_other_validation_images_are_not_resumed_with(tmp_path, capsys):
     options = {"epochs": 1, "validation": "digits", "judge_steps": 1}
     assert main(arguments(tmp_path, validation_max=20, **options)) == 0

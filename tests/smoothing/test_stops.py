@@ -200,7 +200,9 @@ def test_voting_asks_once():
 def load_replay():
     spec = importlib.util.spec_from_file_location("replay", ROOT / "benchmarks" / "replay.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")  # where its imports are
+        spec.loader.exec_module(module)
     return module
 
 
