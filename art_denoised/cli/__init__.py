@@ -6,9 +6,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter, Token, convert
 
 from art_denoised import __version__
 from art_denoised.cli.config import read_config, write_config
@@ -107,6 +107,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error}{_remedy(error.remedy)}")
 
 
+def _whole(type_: Any, tokens: Sequence[Token]) -> Any:
+    """Convert tokens as cyclopts does, but refuse fractions, which it rounds."""
+    for word in (token.value for token in tokens):
+        if (type_ is int or int in get_args(type_)) and _is_fraction(word):
+            raise ValueError(f"{word!r} is not a whole number")
+    return convert(type_, tokens)
+
+
+def _is_fraction(word: str) -> bool:
+    try:
+        return not float(word).is_integer()
+    except ValueError:
+        return False
+
+
 def build_app(*, everything: bool = False) -> App:
     """Return the application; the module of a command is imported when it is needed.
 
@@ -123,7 +138,9 @@ def build_app(*, everything: bool = False) -> App:
         help_formatter=Page(everything),
         group_parameters=_OPTIONS,
         # The last one counts where an option is repeated, as in `wrapper --sigma 0.5 "$@"`.
-        default_parameter=Parameter(negative=(), allow_repeating=True, show_env_var=False),
+        default_parameter=Parameter(
+            negative=(), allow_repeating=True, show_env_var=False, converter=_whole
+        ),
     )
     for order, (title, commands) in enumerate(_COMMANDS.items()):
         group = Group(title, sort_key=order)

@@ -37,6 +37,7 @@ from art_denoised.cli.options import (
 )
 from art_denoised.reports.terminal import escaped
 from art_denoised.runs.progress import waiting
+from art_denoised.words import counted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -400,7 +401,7 @@ def _finish(log: Log, indices: Sequence[int], sampling: CertifyOptions, run: Run
     if table is not None:
         table.show()
     print(escaped(f"log: {path}"))
-    print(f"{samples:,} samples for {images} images")
+    print(f"{samples:,} samples for {counted(images, 'image')}")
 
 
 def predict(
