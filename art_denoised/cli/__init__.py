@@ -8,7 +8,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from cyclopts import App, CycloptsError, Group, Parameter, Token, convert
+import cyclopts
+from cyclopts import App, CycloptsError, Group, Parameter, Token
 
 from art_denoised import __version__
 from art_denoised.cli.config import read_config, write_config
@@ -112,7 +113,7 @@ def _whole(type_: Any, tokens: Sequence[Token]) -> Any:
     for word in (token.value for token in tokens):
         if (type_ is int or int in get_args(type_)) and _is_fraction(word):
             raise ValueError(f"{word!r} is not a whole number")
-    return convert(type_, tokens)
+    return cyclopts.convert(type_, tokens)  # the module `convert` is a command
 
 
 def _is_fraction(word: str) -> bool:

@@ -28,9 +28,8 @@ from art_denoised.smoothing.voters import Task
 _SECONDS = 0.25  # that a bundle should take: an image that stops early waits for each look
 _LARGEST = 10_000  # samples of a bundle
 _FARTHEST = 2  # times the samples of an image: that far it is sampled ahead
-_LIKELY = (
-    1.1  # times: so far it most likely goes on, and workers that are not idle are given it, too
-)
+# Times: so far it most likely goes on, and workers that are not idle are given it, too.
+_LIKELY = 1.1
 
 
 @dataclass(frozen=True, eq=False, slots=True)
