@@ -25,7 +25,5 @@ def test_planted_errors_are_killed_by_tests_that_pass_without_them(tmp_path):
     killers = {row["mutant"].partition(": ")[2]: row["killer"] for row in rows}
     assert killers["x.detach() -> x"] is None
     shape = "stand_in.shape != value.shape -> stand_in.shape == value.shape"
-    assert killers[shape].partition("::")[0] in (
-        "tests/attacks/test_bpda.py",
-        "art_denoised/attacks/bpda.py",
-    )
+    own = ("tests/attacks/test_bpda.py", "art_denoised/attacks/bpda.py")
+    assert killers[shape].partition("::")[0].endswith(own)
