@@ -119,12 +119,10 @@ class CertifiedModelOptions(DenoisedModelOptions):
         """Refuse two classifiers, or none."""
         if (self.model is None) == (api.api is None):
             raise CycloptsError(msg="the classifier is not clear; give either --model or --api")
-        own = ("weights", "num_classes", "mean", "std", "dtype", "optimize")
-        for name in own if api.api is not None else ():
-            if getattr(self, name) is not None:
-                raise CycloptsError(
-                    msg=f"--{name.replace('_', '-')} is of a network; leave it out with --api"
-                )
+        types = {"--dtype": self.dtype, "--optimize": self.optimize}
+        own = [*self.network.given, *(name for name, value in types.items() if value is not None)]
+        if api.api is not None and own:
+            raise CycloptsError(msg=f"{own[0]} is of a network; leave it out with --api")
 
 
 _HERE, _ANY, _NO_API = WorkerOptions(), CertifiedModelOptions(), ApiOptions()

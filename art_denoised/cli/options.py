@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -244,7 +244,13 @@ class NetworkOptions:
     mean: Annotated[Numbers | None, more(MODEL)] = None
     std: Annotated[Numbers | None, more(MODEL)] = None
 
-    def named(self, name: str, *, pretrained: bool = True) -> "nn.Module":
+    @property
+    def given(self) -> list[str]:
+        """The options that were given, as the command line spells them."""
+        names = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        return [f"--{name.replace('_', '-')}" for name in names]
+
+    def build(self, name: str, *, pretrained: bool = True) -> "nn.Module":
         """Return the network of this name; without weights it has published or random ones."""
         from art_denoised.models.classifiers import build_classifier
         from art_denoised.networks.surgery import load_trained
@@ -259,9 +265,12 @@ class NetworkOptions:
         return network if self.weights is None else load_trained(network, self.weights)
 
 
+PLAIN_NETWORK = NetworkOptions()
+
+
 @Parameter(name="*", group=MODEL)
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(DeviceOptions, NetworkOptions):
+class ModelOptions(DeviceOptions):
     """Which network, and where it runs.
 
     Attributes:
@@ -269,11 +278,13 @@ class ModelOptions(DeviceOptions, NetworkOptions):
             function package.module:NAME, found from the current folder, which normalises by itself
             or by --mean; or timm:NAME, torchvision:NAME, hf:OWNER/NAME,
             robustbench:NAME:DATASET:THREAT.
+        network: Its weights, and what it expects.
         optimize: Make the network faster: fold puts batch norms into convolutions; compile does
             that and compiles it. Results are those of the faster network, which a user deploys.
     """
 
     model: Model
+    network: NetworkOptions = PLAIN_NETWORK
     optimize: Annotated[Literal["fold", "compile"] | None, more(MODEL)] = None
 
     @property
@@ -297,7 +308,7 @@ class ModelOptions(DeviceOptions, NetworkOptions):
 
     def load(self) -> "nn.Module":
         """Return the network on its device."""
-        return self.named(self.model).to(self.find_device())
+        return self.network.build(self.model).to(self.find_device())
 
 
 @Parameter(name="*", group=DATA)

@@ -12,6 +12,7 @@ from art_denoised.cli.help import more
 from art_denoised.cli.options import (
     DATA,
     MODEL,
+    PLAIN_NETWORK,
     TRAINING,
     DeviceOptions,
     Model,
@@ -141,13 +142,14 @@ def print_trained(what: str, path: Path, row: "EpochRow", *, json: bool) -> None
 
 @Parameter(name="*", group=MODEL)
 @dataclass(frozen=True, kw_only=True)
-class DenoiserOptions(NetworkOptions):
+class DenoiserOptions:
     """Which denoiser is trained, and for which classifier.
 
     Attributes:
         objective: Training objective, see above.
         classifier: The classifier to defend: timm:NAME, torchvision:NAME, hf:OWNER/NAME,
             robustbench:NAME:DATASET:THREAT or your function package.module:function; in eval mode.
+        network: Weights of --classifier, and what it expects.
         surrogate: Classifier to train with instead of it, named in the same way; repeat the option
             for several.
         sigma: Noise level, or a range of levels; pixels are in [0, 1].
@@ -158,6 +160,7 @@ class DenoiserOptions(NetworkOptions):
 
     objective: Literal["mse", "stability", "classification", "hybrid"]
     classifier: Annotated[Model | None, Parameter(name=("--classifier", "--model"))] = None
+    network: NetworkOptions = PLAIN_NETWORK
     surrogate: Annotated[list[str], Parameter(metavar="NAME")] | None = None
     sigma: Annotated[Numbers, Parameter(metavar="S|LOW,HIGH")]
     architecture: Annotated[str, Parameter(metavar="NAME")] = "dncnn"
@@ -165,10 +168,8 @@ class DenoiserOptions(NetworkOptions):
 
     def __post_init__(self) -> None:
         """Refuse what says more of a classifier than its name, without the name."""
-        for field in fields(NetworkOptions):
-            if self.classifier is None and getattr(self, field.name) is not None:
-                option = field.name.replace("_", "-")
-                raise CycloptsError(msg=f"--{option} is of --classifier; give it as well")
+        if self.classifier is None and self.network.given:
+            raise CycloptsError(msg=f"{self.network.given[0]} is of --classifier; give it as well")
 
     def load(self, device: "torch.device") -> "Objective":
         """Return the objective, with its classifiers on the device."""
@@ -178,7 +179,7 @@ class DenoiserOptions(NetworkOptions):
         sigma: Any = self.sigma
         classifier = None
         if self.classifier is not None:
-            classifier = self.named(self.classifier).to(device)
+            classifier = self.network.build(self.classifier).to(device)
         return Objective(
             self.objective,
             sigma=sigma[0] if len(sigma) == 1 else sigma,

@@ -13,6 +13,7 @@ from cyclopts import CycloptsError, Group, Parameter
 from art_denoised.cli.help import more
 from art_denoised.cli.options import (
     MODEL,
+    PLAIN_NETWORK,
     TRAINING,
     Model,
     NetworkOptions,
@@ -38,13 +39,13 @@ if TYPE_CHECKING:
 
 @Parameter(name="*", group=MODEL)
 @dataclass(frozen=True, kw_only=True)
-class ClassifierOptions(NetworkOptions):
+class ClassifierOptions:
     """Which classifier is trained.
 
     Attributes:
         model: Classifier, trained from --weights or from random weights that --seed draws:
             timm:NAME, torchvision:NAME, hf:OWNER/NAME or your function package.module:function.
-        num_classes: Number of classes, for a network of timm, torchvision or hf.
+        network: Its weights, and what it expects.
         feature_denoising: Operation of denoising blocks to put into the network: gaussian,
             dot_product, mean, median, ...
         where: Places of the blocks: stages (after the last block of each), all, or names of modules
@@ -54,6 +55,7 @@ class ClassifierOptions(NetworkOptions):
     """
 
     model: Model
+    network: NetworkOptions = PLAIN_NETWORK
     feature_denoising: Annotated[str | None, Parameter(metavar="OPERATION")] = None
     where: Annotated[str | None, Parameter(metavar="PLACES")] = None
     activation: Annotated[str | None, Parameter(metavar="NAME")] = None
@@ -71,7 +73,7 @@ class ClassifierOptions(NetworkOptions):
 
     def load(self) -> nn.Module:
         """Return the network as it is before its changes."""
-        return self.named(self.model, pretrained=False)
+        return self.network.build(self.model, pretrained=False)
 
     def change(
         self, network: nn.Module, shape: tuple[int, int, int]
@@ -92,10 +94,11 @@ class ClassifierOptions(NetworkOptions):
         from art_denoised.checks import InputError
         from art_denoised.networks.surgery import noted_changes
 
-        made = {} if self.weights is None else noted_changes(self.weights)
+        weights = self.network.weights
+        made = {} if weights is None else noted_changes(weights)
         if made and any(self.changes.values()):
             raise InputError(
-                f"the network of {self.weights} is changed already; leave out "
+                f"the network of {weights} is changed already; leave out "
                 "--feature-denoising, --where and --activation"
             )
         return made

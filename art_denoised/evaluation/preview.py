@@ -79,10 +79,13 @@ class Preview:
                 f"({self.low:,.0f} to {self.high:,.0f}{saving if ratio > 1 else ''})"
             )
         words = [f"{counted(self.images, 'image')}: {samples}"]
-        words += [f"of which {self.n0:,} an image select its class"] * bool(self.n0)
-        words += [duration(self.seconds)]
-        words += [f"cost {self.cost:,.2f}"] * bool(self.cost)
-        words += [operations(self.flop), memory(self.memory)] * bool(self.flop)
+        if self.n0:
+            words.append(f"of which {self.n0:,} an image select its class")
+        words.append(duration(self.seconds))
+        if self.cost:
+            words.append(f"cost {self.cost:,.2f}")
+        if self.flop:
+            words += [operations(self.flop), memory(self.memory)]
         return ", ".join(words)
 
 
@@ -187,7 +190,9 @@ class QueryPreview:
 
     def __str__(self) -> str:
         """Return it in words, for the terminal."""
-        number = f"{self.fewest:,} to " * (self.fewest < self.most) + f"{self.most:,}"
+        number = f"{self.most:,}"
+        if self.fewest < self.most:
+            number = f"{self.fewest:,} to {number}"
         words = f"{counted(self.images, 'image')}: {number} queries"
         words += f", cost {self.cost:,.2f} at most" if self.cost else ""
         words += f", {duration(self.seconds)} at a second a query"

@@ -86,7 +86,7 @@ class _Part:
 
     @property
     def size(self) -> int:
-        return self.draw.stop - self.draw.start
+        return self.draw.size
 
     @property
     def wanted(self) -> bool:
@@ -124,7 +124,7 @@ class Dispatcher:
         >>> class Alone:
         ...     size, reports = 1, [Ready({})]
         ...     def send(self, worker, bundle):
-        ...         votes = [{3: piece.draw.stop - piece.draw.start} for piece in bundle]
+        ...         votes = [{3: piece.draw.size} for piece in bundle]
         ...         self.reports.append(Answered(votes, seconds=0.1))
         ...     def receive(self):
         ...         return 0, self.reports.pop(0)
@@ -171,7 +171,7 @@ class Dispatcher:
 
     def submit(self, task: Task[Any], draw: Draw) -> None:
         """Accept a draw; a part of it may have been sampled ahead."""
-        self.pending += draw.stop - draw.start
+        self.pending += draw.size
         image = self._images.get(task)
         if image is None:
             image = self._images[task] = _Image(task)
@@ -199,7 +199,7 @@ class Dispatcher:
                 self._queue.extendleft(reversed(lost))
                 self._queued += sum(part.size for part in lost)
         task, draw, votes = self._done.popleft()
-        self.pending -= draw.stop - draw.start
+        self.pending -= draw.size
         return task, draw, votes
 
     def close(self) -> None:
@@ -240,9 +240,9 @@ class Dispatcher:
             draw, rest = _cut(part.draw, room)
             if rest.start < rest.stop:
                 self._queue.appendleft(_Part(part.image, rest))
-                self._queued += rest.stop - rest.start
+                self._queued += rest.size
             bundle.append(_Part(part.image, draw))
-            room -= draw.stop - draw.start
+            room -= draw.size
         return bundle
 
     def _guess(self, room: int) -> _Bundle:
@@ -253,7 +253,7 @@ class Dispatcher:
             if turn == image.turn and (draw := image.ahead(room)):
                 image.sent = draw.stop
                 bundle.append(_Part(image, draw))
-                room -= draw.stop - draw.start
+                room -= draw.size
                 self._line_up(image)
         return bundle
 

@@ -125,7 +125,7 @@ def drive(
         job = jobs[task]
         job.add(part, votes)
         if tell is not None:
-            tell(task.index, part.stop - part.start)
+            tell(task.index, part.size)
         if job.reached < job.draw.stop:
             continue
         if job.advance(job.votes):
