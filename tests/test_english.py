@@ -19,6 +19,7 @@ EVERYWHERE = [
     "again and again",
     "costs money and fails",
     "uses what is there for more",
+    "is done without",
     "was left as wrong",
     "would not be heeded",
     "rows follow from their votes",

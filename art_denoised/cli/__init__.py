@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import cyclopts
-from cyclopts import App, CycloptsError, Group, Parameter, Token
+from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, Token
 
 from art_denoised import __version__
 from art_denoised.cli.config import read_config, write_config
@@ -23,28 +23,62 @@ _RUN: Mapping[str, Any] = {
     "print_error": False,
     "result_action": "return_value",
 }
+_HELP = ("--help", ALL, "-h")
 _OPTIONS = Group("Options", sort_key=100)
 _FILE = Parameter(group=folded("Config", 100), metavar="FILE")
-_COMMANDS = {  # of each group, with their modules
-    "Start here": {"demo": "certify", "models": "doctor", "doctor": "doctor"},
-    "Evaluate": {"certify": "certify", "predict": "certify", "attack": "attack"},
-    "Train": {
-        "train-denoiser": "train",
-        "train-diffusion": "train",
-        "train-robust": "train_robust",
+# Of each group: commands with their module and the first line of their docstring, which is repeated
+# here so that the page of all commands imports none of them.
+_COMMANDS = {
+    "Start here": {
+        "demo": ("certify", "Certify digits with and without a denoiser, in about a minute."),
+        "models": ("doctor", "List the names of networks that --model takes."),
+        "doctor": (
+            "doctor",
+            "Show versions, devices and optional packages, and what each would add.",
+        ),
     },
-    "Convert": {"convert": "convert"},
+    "Evaluate": {
+        "certify": ("certify", "Certify a data set: a label and an l2 radius for each image."),
+        "predict": (
+            "certify",
+            "Predict with the smoothed classifier, abstaining where it is unsure.",
+        ),
+        "attack": ("attack", "Attack a model, and check that its robust accuracy is reliable."),
+    },
+    "Train": {
+        "train-denoiser": ("train", "Train a denoiser for a pretrained classifier."),
+        "train-diffusion": ("train", "Train a class-conditional diffusion model."),
+        "train-robust": ("train_robust", "Train a classifier adversarially."),
+    },
+    "Convert": {
+        "convert": (
+            "convert",
+            "Write a diffusion model of EDM or OpenAI as safetensors and a config.",
+        ),
+    },
     "Read results": {
-        "table": "read",
-        "plot": "read",
-        "pictures": "read",
-        "report": "read",
-        "merge": "read",
+        "table": ("read", "Print certified accuracy at chosen radii."),
+        "plot": ("read", "Plot certified accuracy against radius and robust accuracy against eps."),
+        "pictures": (
+            "read",
+            "Draw images of a run: clean, noisy, denoised, attacked, and the difference.",
+        ),
+        "report": ("read", "Report robust accuracy under attack beside certified accuracy."),
+        "merge": ("read", "Join shards of certify, predict or attack into one log."),
     },
     "Check and share": {
-        "verify": "leaderboard",
-        "submit": "leaderboard",
-        "leaderboard": "leaderboard",
+        "verify": (
+            "leaderboard",
+            "Check all logs of a run: votes and radii of certify, balls of attacks.",
+        ),
+        "submit": (
+            "leaderboard",
+            "Make the entry of a leaderboard from a certify run, with its votes.",
+        ),
+        "leaderboard": (
+            "leaderboard",
+            "Show a leaderboard, once each entry has been recomputed from its votes.",
+        ),
     },
 }
 _EPILOGUE = "art-denoised COMMAND --help-all also explains the options of the last lines."
@@ -82,12 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words:
         print(_FIRST_STEPS)
         return 0
-    app = build_app(everything=ALL in words)
+    app = build_app(everything=ALL in words, summaries=words[0] in _HELP)
     try:
-        _refuse_empty(words)
-        if words[0] in app.help_flags:
-            for name in chain(*_COMMANDS.values()):
-                app[name]  # imports the command, whose summary the page shows
+        _refuse_variables(words)
         return app.meta(words, **_RUN) or 0
     except BrokenPipeError:
         sys.stderr.close()  # the reader has gone, as in `... | head`
@@ -96,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted; completed rows are kept: pass --resume to continue", 130)
     except CycloptsError as error:
         command = " ".join([_PROGRAM, *(word for word in words[:1] if word in app)])
-        return _fail(f"{str(error).rstrip('.')} (see {command} --help)")
+        return _fail(f"{_said(error)} (see {command} --help)")
     except OSError as error:
         where = error.filename and f"{error.filename} cannot be used ({error.strerror})"
         return _fail(f"{where}; choose another file or folder" if where else error)
@@ -123,15 +154,16 @@ def _is_fraction(word: str) -> bool:
         return False
 
 
-def build_app(*, everything: bool = False) -> App:
+def build_app(*, everything: bool = False, summaries: bool = False) -> App:
     """Return the application; the module of a command is imported when it is needed.
 
-    With ``everything``, help pages explain options that few runs need, too.
+    With ``everything``, help pages explain options that few runs need, too. With ``summaries``, all
+    that is known of a command is its first line.
     """
     app = App(
         name=_PROGRAM,
         help="Defend image classifiers by denoising, certify them, and attack them honestly.",
-        help_flags=("--help", ALL, "-h"),
+        help_flags=_HELP,
         help_epilogue=None if everything else _EPILOGUE,
         version=f"{_PROGRAM} {__version__}",
         help_format="plaintext",
@@ -145,9 +177,10 @@ def build_app(*, everything: bool = False) -> App:
     )
     for order, (title, commands) in enumerate(_COMMANDS.items()):
         group = Group(title, sort_key=order)
-        for place, (name, module) in enumerate(commands.items()):
+        for place, (name, (module, summary)) in enumerate(commands.items()):
             function = f"art_denoised.cli.{module}:{name.replace('-', '_')}"
-            app.command(function, name=name, group=group, sort_key=place)
+            text = summary if summaries else None  # it would replace the whole docstring
+            app.command(function, name=name, group=group, sort_key=place, help=text)
     app.meta.suppress_keyboard_interrupt = False  # not inherited
     app.register_install_completion_command(help="Install completion for your shell, and exit.")
     for flag in ("--help", "--version", "--install-completion"):
@@ -168,7 +201,7 @@ def build_app(*, everything: bool = False) -> App:
         """
         if config is not None:
             words = tuple(read_config(config, app, words))
-            _refuse_empty(words)
+            _refuse_variables(words)
         if save_config is not None:
             app.parse_args(words, exit_on_error=False, print_error=False)
             write_config(save_config, app, words)
@@ -177,13 +210,25 @@ def build_app(*, everything: bool = False) -> App:
     return app
 
 
-def _refuse_empty(words: Sequence[str]) -> None:
-    """Refuse an empty word: an unset variable of the shell, which no option can mean."""
+def _refuse_variables(words: Sequence[str]) -> None:
+    """Refuse what a variable of the shell becomes, and no option can mean.
+
+    An unset one is an empty word, and zsh passes several options as one word.
+    """
     for before, word in zip(["", *words], words, strict=False):
         name, equals, value = word.partition("=")
         if not word or (name.startswith("--") and equals and not value):
             option = name or (before if before.startswith("-") else "an argument")
             raise CycloptsError(msg=f"{option} is empty; give a value or leave it out")
+        if re.match(r"--[a-z][a-z-]* ", word):
+            raise CycloptsError(msg=f"{word!r} is one word; leave out the quotes or the variable")
+
+
+def _said(error: CycloptsError) -> str:
+    """Return the message, which for an option that was left out speaks of its value alone."""
+    if isinstance(error, MissingArgumentError) and error.argument and error.keyword is None:
+        return f"{error.argument.name} is missing; give it"
+    return str(error).rstrip(".")
 
 
 def _remedy(arguments: Mapping[str, Any]) -> str:

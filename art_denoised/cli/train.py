@@ -284,11 +284,12 @@ def train_denoiser(
           --surrogate mynets:resnet18 --surrogate mynets:vgg16 --sigma 0.1,0.5 \
           --out runs/denoiser
     """
-    from art_denoised.checks import InputError
-    from art_denoised.denoisers.checkpoints import check_saveable, save_denoiser
-    from art_denoised.models.classifiers import eval_transform
-    from art_denoised.training.batches import seeded
-    from art_denoised.training.denoiser import train_denoiser
+    with waiting("loading PyTorch"):
+        from art_denoised.checks import InputError
+        from art_denoised.denoisers.checkpoints import check_saveable, save_denoiser
+        from art_denoised.models.classifiers import eval_transform
+        from art_denoised.training.batches import seeded
+        from art_denoised.training.denoiser import train_denoiser
 
     config, device = training.config(), training.find_device()
     run.check("train")
@@ -335,14 +336,16 @@ def train_diffusion(
       art-denoised train-diffusion --data digits --classes 10 --widths 16,32 \
           --augment none --epochs 20 --out runs/diffusion
     """
-    from art_denoised.checks import InputError
-    from art_denoised.diffusion.folders import save_diffusion
-    from art_denoised.training.batches import seeded
-    from art_denoised.training.diffusion import EDMLoss, train_diffusion
+    with waiting("loading PyTorch"):
+        from art_denoised.checks import InputError
+        from art_denoised.diffusion.folders import save_diffusion
+        from art_denoised.training.batches import seeded
+        from art_denoised.training.diffusion import EDMLoss, train_diffusion
 
     config, device = training.config(), training.find_device()
     run.check("train")
-    images = data.load()
+    with waiting("loading the images"):
+        images = data.load()
     channels, size, width = images[0][0].shape
     if size != width:
         raise InputError(f"the images are {size} x {width}; the U-Net takes square ones")

@@ -30,6 +30,7 @@ from art_denoised.cli.train import (
     ValidatedData,
     print_trained,
 )
+from art_denoised.runs.progress import waiting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -219,13 +220,14 @@ def train_robust(
           --recipe pgd --eps 8/255 --feature-denoising gaussian \
           --activation silu --out runs/resnet18
     """
-    from art_denoised.models.classifiers import eval_transform
-    from art_denoised.training.batches import seeded
-    from art_denoised.training.robust import OverfittingWarning, train_robust
+    with waiting("loading PyTorch"):
+        from art_denoised.models.classifiers import eval_transform
+        from art_denoised.training.batches import seeded
+        from art_denoised.training.robust import OverfittingWarning, train_robust
 
     config, device, attack = training.config(), training.find_device(), recipe.build()
     run.check("train")
-    with seeded(training.seed, device):
+    with waiting("loading the network and the images"), seeded(training.seed, device):
         network = classifier.load()
         transform = eval_transform(network)
         validation = recipe.validation(data.load_validation(transform))
