@@ -162,6 +162,11 @@ def _shown(value: Any) -> Any:
     return "" if value is None else escaped(str(value))
 
 
+def _parted(value: str) -> Markup:
+    """Return names such as pgd:steps=10 so that a narrow column breaks them between their parts."""
+    return Markup(":<wbr>").join(escaped(value).split(":"))
+
+
 def _source(name: str) -> str:
     return files("art_denoised.reports").joinpath("templates", name).read_text(encoding="utf-8")
 
@@ -180,6 +185,7 @@ def _environment() -> jinja2.Environment:
         "agreement": tables.agreement_words,
         "flat": _flat,
         "interval": tables.interval,
+        "parted": _parted,
         "percent": tables.percent,
         "heading": FACTS.__getitem__,
         "picture": Picture.of,

@@ -51,6 +51,7 @@ class Strip:
 def attacked_strips(model: Model, most: int = 10) -> list[Strip]:
     """Return the first attacked images that the runs of a model kept pictures of.
 
+    Images that were wrong before, which no attack changes, come after all others.
     Captions hold the predicted class and, where the model was also certified, the radius. The noisy
     picture shows noise of the model's sigma.
 
@@ -65,7 +66,11 @@ def attacked_strips(model: Model, most: int = 10) -> list[Strip]:
         '3'
     """
     most = checks.count("most", most)
-    attacked = [row for row in model.pictures if row.stage == "attacked"]
+    right = {(row.index, *row.column): row.clean for row in model.rows}
+    attacked = sorted(
+        (row for row in model.pictures if row.stage == "attacked"),
+        key=lambda row: not right.get((row.index, row.attack, row.gradient, row.eps), True),
+    )
     return [_attacked_strip(model, row) for row in attacked[:most]]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -154,6 +157,11 @@ def test_pictures_of_an_attack_have_labels_and_radii(tmp_path):
     assert strip.captions["attacked"].startswith("one answer: 7; right in ")
     assert strip.captions["attacked"].endswith(" of 4")
     assert (strip.pictures["difference"] == 128).all()  # the row holds the same picture twice
+    wrong = {"index": 99, "clean": False, "counted": False, "fresh": (False,)}
+    rows = tuple(msgspec.structs.replace(row, **wrong) for row in model.rows if row.index == 0)
+    pictures = tuple(msgspec.structs.replace(row, index=99) for row in model.pictures)
+    wrong_last = replace(model, rows=rows + model.rows, pictures=pictures + model.pictures)
+    assert [one.titles[0] for one in attacked_strips(wrong_last)] == ["image 0", "image 99"]
     figure = picture_figure([strip])
     assert [axes.get_title() for axes in figure.axes] == list(strip.pictures)
     assert [len(axes.images) for axes in figure.axes] == [1] * 4
