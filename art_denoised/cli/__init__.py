@@ -226,7 +226,8 @@ def _refuse_variables(words: Sequence[str]) -> None:
 
 def _said(error: CycloptsError) -> str:
     """Return the message, which for an option that was left out speaks of its value alone."""
-    if isinstance(error, MissingArgumentError) and error.argument and error.keyword is None:
+    left_out = isinstance(error, MissingArgumentError) and error.keyword is None
+    if left_out and error.argument and not error.unused_tokens:  # of those one may be meant
         return f"{error.argument.name} is missing; give it"
     return str(error).rstrip(".")
 
