@@ -458,6 +458,7 @@ Key = tuple[str, int]  # qualified name of a function, and its line
 def functions(paths: set[str]) -> dict[str, dict[Key, list[FunctionType]]]:
     """Return the functions of files that exist in this process, and forget what they cached."""
     found: dict[str, dict[Key, list[FunctionType]]] = {path: defaultdict(list) for path in paths}
+    gc.unfreeze()  # the tests freeze what they imported, and it would not be among the objects
     for item in gc.get_objects():
         if type(item) is CACHED and item.__module__.startswith("art_denoised"):
             item.cache_clear()
