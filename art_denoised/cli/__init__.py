@@ -225,7 +225,7 @@ def _refuse_variables(words: Sequence[str]) -> None:
 
 
 def _said(error: CycloptsError) -> str:
-    """Return the message, which for an option that was left out speaks of its value alone."""
+    """Return the message; an option that was left out is called missing."""
     left_out = isinstance(error, MissingArgumentError) and error.keyword is None
     if left_out and error.argument and not error.unused_tokens:  # of those one may be meant
         return f"{error.argument.name} is missing; give it"
