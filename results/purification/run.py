@@ -152,7 +152,7 @@ def jobs() -> dict[str, Job]:
     checked = Probes(images=16, steps=20, queries=200)
     return {
         "digits-gdmp-fixed": Job(digits_gdmp, 64, [*known, path], "fixed"),
-        "digits-rdc-fixed": Job(digits_rdc, 64, known, "fixed"),
+        "digits-rdc-fixed": Job(digits_rdc, 32, known, "fixed"),
         "digits-plain": Job(lambda: frozen(digits_classifier()), 64, [*known, whole]),
         "digits-adversarial": Job(digits_adversarial, 64, [*known, whole]),
         "digits-diffpure-fixed": Job(digits_diffpure, 64, [*known, path], "fixed"),
