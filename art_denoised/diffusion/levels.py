@@ -200,10 +200,13 @@ class LevelNoise:
         self._seed = secrets.randbits(63) if seed is None else seed
         self._drawn: dict[tuple[int, ...], torch.Tensor] = {}
 
-    def __call__(self, x: Images, images: Sequence[int], levels: Sequence[int]) -> Images:
+    def __call__(
+        self, x: Images, images: Sequence[int], levels: Sequence[int], *, keep: bool = True
+    ) -> Images:
         """Return noise for rows of (index of an image, index of a level), on the host.
 
-        ``x`` is any batch of such images: its shape, type and device are those of the noise.
+        ``x`` is any batch of such images: its shape, type and device are those of the noise. Noise
+        that is not kept is drawn again when it is asked for again.
         """
         pairs, rows = np.unique(np.stack([images, levels], 1), axis=0, return_inverse=True)
         if self._shared:
@@ -211,15 +214,17 @@ class LevelNoise:
         elif len(pairs):  # rows of an image follow each other: forget those before
             first = pairs[0, 0]
             self._drawn = {k: v for k, v in self._drawn.items() if k[0] >= first - 1}
-        drawn = torch.stack([self._of(x, image, level) for image, level in pairs.tolist()])
+        drawn = torch.stack([self._of(x, keep, image, level) for image, level in pairs.tolist()])
         return drawn[torch.from_numpy(rows.reshape(-1)).to(x.device, non_blocking=True)]
 
-    def _of(self, x: Images, *key: int) -> torch.Tensor:
-        if key not in self._drawn:
-            sequence = np.random.SeedSequence(self._seed, spawn_key=(*self._stream, *key))
-            generator = torch.Generator(x.device)
-            # 63 bits: the generator of a GPU takes no more.
-            generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
-            drawn = torch.randn(x.shape[1:], generator=generator, device=x.device, dtype=x.dtype)
+    def _of(self, x: Images, keep: bool, *key: int) -> torch.Tensor:
+        if key in self._drawn:
+            return self._drawn[key]
+        sequence = np.random.SeedSequence(self._seed, spawn_key=(*self._stream, *key))
+        generator = torch.Generator(x.device)
+        # 63 bits: the generator of a GPU takes no more.
+        generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
+        drawn = torch.randn(x.shape[1:], generator=generator, device=x.device, dtype=x.dtype)
+        if keep:
             self._drawn[key] = drawn
-        return self._drawn[key]
+        return drawn

@@ -206,7 +206,8 @@ class Purification(nn.Module):
         u, base, total = state
         if move.sigma == 0:
             return State(u + move.after * self._draw(noise, u, move.first), u, total)
-        draws = [self._draw(noise, u, move.first + i) for i in range(self.sampler.draws)]
+        numbers = range(move.first, move.first + self.sampler.draws)
+        draws = [self._draw(noise, u, number, keep=False) for number in numbers]
         u = self.sampler.step(self._denoise, u, move[:2], draws, start)
         # abar (z - z_t)^2 = abar^2 (u - u_t)^2, with the noise of the pass, whose move came first
         forward = self._draw(noise, u, move.first // (2 * _LONGEST) * 2 * _LONGEST)
@@ -250,8 +251,8 @@ class Purification(nn.Module):
         return low + scale * x_hat
 
     @staticmethod
-    def _draw(noise: LevelNoise, u: Tensor, number: int) -> Tensor:
-        return noise(u, range(len(u)), [number] * len(u))
+    def _draw(noise: LevelNoise, u: Tensor, number: int, *, keep: bool = True) -> Tensor:
+        return noise(u, range(len(u)), [number] * len(u), keep=keep)
 
 
 def _check_model(model: DiffusionModel) -> None:

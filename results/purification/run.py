@@ -35,6 +35,7 @@ from art_denoised import (
 )
 from art_denoised.data import digits
 from art_denoised.demo import digits_classifier, digits_diffusion, digits_network
+from art_denoised.evaluation import Probes
 from art_denoised.rdc import RDC
 from art_denoised.training import RECIPES
 
@@ -54,12 +55,14 @@ class Job:
         images: Number of images.
         attacks: Names and attacks, each run with every gradient of the defence.
         noise: "fixed" or "fresh"; None for defences without noise.
+        probes: Size of the masking checks; None: they are not made.
     """
 
     build: Callable[[], nn.Module]
     images: int
     attacks: Sequence[tuple[str, Any]]
     noise: str | None = None
+    probes: Probes | None = None
 
 
 def digits_diffpure() -> nn.Module:
@@ -144,21 +147,25 @@ def fresh(eps: float, steps: int, draws: int) -> list[tuple[str, Any]]:
 def jobs() -> dict[str, Job]:
     known, small = fixed(DIGITS_EPS, 20), fixed(MNIST_EPS, 10)
     path = ("DiffAttack", DiffAttack(DIGITS_EPS, steps=20, loss="margin"))
+    whole = ("AutoAttack", AutoAttack(DIGITS_EPS))
     draws = fresh(DIGITS_EPS, 10, 5)
+    checked = Probes(images=16, steps=20, queries=200)
     return {
-        "digits-plain": Job(lambda: frozen(digits_classifier()), 64, known),
+        "digits-gdmp-fixed": Job(digits_gdmp, 64, [*known, path], "fixed"),
+        "digits-rdc-fixed": Job(digits_rdc, 32, known, "fixed"),
+        "digits-plain": Job(lambda: frozen(digits_classifier()), 64, [*known, whole]),
+        "digits-adversarial": Job(digits_adversarial, 64, [*known, whole]),
         "digits-diffpure-fixed": Job(digits_diffpure, 64, [*known, path], "fixed"),
         "digits-maximization-fixed": Job(digits_maximized, 64, known, "fixed"),
+        "digits-maximization-fresh": Job(digits_maximized, 64, draws, "fresh"),
+        "digits-diffpure-masking": Job(digits_diffpure, 16, known[:1], "fixed", checked),
+        "digits-diffpure-autoattack": Job(digits_diffpure, 32, [whole], "fixed"),
+        "digits-gdmp-fresh": Job(digits_gdmp, 32, draws, "fresh"),
         "digits-diffpure-fresh": Job(digits_diffpure, 64, draws, "fresh"),
         "mnist-plain": Job(lambda: frozen(mnist.plain()), 32, small),
         "mnist-adversarial": Job(lambda: frozen(mnist.adversarial()), 32, small),
-        "digits-gdmp-fixed": Job(digits_gdmp, 64, [*known, path], "fixed"),
         "mnist-diffpure-fixed": Job(mnist_diffpure, 32, small[:1], "fixed"),
-        "digits-rdc-fixed": Job(digits_rdc, 32, known[:1], "fixed"),
-        "digits-adversarial": Job(digits_adversarial, 64, known),
         "mnist-maximization-fixed": Job(mnist_maximized, 32, small[:1], "fixed"),
-        "digits-gdmp-fresh": Job(digits_gdmp, 64, draws, "fresh"),
-        "digits-maximization-fresh": Job(digits_maximized, 64, draws, "fresh"),
         "mnist-gdmp-fixed": Job(mnist_gdmp, 32, small[:1], "fixed"),
     }
 
@@ -181,7 +188,8 @@ def main() -> None:
             job.attacks,
             run=HERE / "rows" / name,
             noise=job.noise,
-            masking_checks=False,  # they take longer than these short attacks
+            masking_checks=job.probes is not None,  # they take longer than these short attacks
+            probes=job.probes,
             batch_size=job.images,
             pictures=0,
             resume=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from itertools import pairwise
 
 import pytest
@@ -151,6 +152,20 @@ def test_what_is_kept_grows_by_an_image_a_step(sampler):
 
     image = (images().numel() + len(images())) * 8  # and how far it strayed
     assert kept(23) - kept(3) == 20 * image
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_noise_of_the_steps_is_drawn_again_rather_than_kept(seed):
+    """What is kept for the gradient holds the noise of the pass alone, whatever the steps."""
+
+    def kept(steps: int) -> int:
+        purify = purification(sampler="gdmp", steps=steps, sigma=0.3, seed=seed)
+        result = purify(images(2).requires_grad_())
+        assert result.requires_grad
+        tensors = [one for one in gc.get_objects() if isinstance(one, torch.Tensor)]
+        return sum(tensor.shape == (1, 8, 8) for tensor in tensors)
+
+    assert kept(9) == kept(3)
 
 
 def test_the_preview_is_the_cost_of_a_run():

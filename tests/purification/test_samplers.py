@@ -105,31 +105,48 @@ def test_guidance_is_the_gradient_of_the_squared_distance():
     )
 
 
-V, MU, X, SIGMA = 0.3, -0.2, 0.9, 1.2  # variance and mean of the data, an image, and a noise level
-KEPT = V / (V + SIGMA**2)
+SIGMA = 1.2
+TURN = torch.linalg.qr(normal(7, (2, 2)))[0]
+
+
+def matrix(*values: float) -> torch.Tensor:
+    """Return the symmetric matrix with these eigenvalues."""
+    return TURN @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ TURN.T
+
+
+V = (0.3, 1.5)  # eigenvalues of the covariance C of the data
+MU, X = torch.tensor([[-0.2, 0.1], [0.9, -1.0]], dtype=torch.float64)
+KEPT = matrix(*(v / (v + SIGMA**2) for v in V))
+ROOT = matrix(*((v / (v + SIGMA**2)) ** 0.5 for v in V))
+FORMS = {
+    "posterior": (KEPT, matrix(*V) @ (torch.eye(2) - KEPT) + SIGMA**2 * KEPT @ KEPT),
+    "flow": (ROOT, SIGMA**2 * KEPT),
+}
+
+
+def posterior_mean(u: torch.Tensor, sigma: float) -> torch.Tensor:
+    return MU + (u - MU) @ matrix(*(v / (v + sigma**2) for v in V))
 
 
 @pytest.mark.parametrize(
-    ("sampler", "share", "variance"),
+    ("sampler", "form"),
     [
-        # A sample of the posterior of x given the noised image.
-        (DDIM(1.0), KEPT, V * (1 - KEPT) + (KEPT * SIGMA) ** 2),
-        (ReverseSDE(), KEPT, V * (1 - KEPT) + (KEPT * SIGMA) ** 2),
-        # The flow, which maps N(mu, v + sigma^2) to N(mu, v).
-        (DDIM(0.0), KEPT**0.5, KEPT * SIGMA**2),
-        (DDIM(0.0, "edm"), KEPT**0.5, KEPT * SIGMA**2),
-        (Heun(), KEPT**0.5, KEPT * SIGMA**2),
+        (DDIM(1.0), "posterior"),  # a sample of the posterior of x given the noised image
+        (ReverseSDE(), "posterior"),
+        (DDIM(0.0), "flow"),  # which maps N(mu, C + sigma^2) to N(mu, C)
+        (DDIM(0.0, "edm"), "flow"),
+        (Heun(), "flow"),
     ],
     ids=str,
 )
-def test_purified_gaussians_have_the_mean_and_variance_of_the_closed_form(sampler, share, variance):
-    u = X + SIGMA * normal(0, (10_000,))
-    levels = sampler.levels(SIGMA, 200, 0.002)
-    for i, pair in enumerate(pairwise(levels)):
-        noise = [normal(i + 1, (10_000,))]
-        u = sampler.step(lambda u, s: (V * u + s**2 * MU) / (V + s**2), u, pair, noise, u)
-    assert float(u.mean()) == pytest.approx(MU + share * (X - MU), abs=0.02)
-    assert float(u.var()) == pytest.approx(variance, rel=0.05)
+def test_purified_gaussians_have_the_mean_and_covariance_of_the_closed_form(sampler, form):
+    share, covariance = FORMS[form]
+    u = X + SIGMA * normal(0, (10_000, 2))
+    for i, pair in enumerate(pairwise(sampler.levels(SIGMA, 200, 0.002))):
+        noise = [normal(i + 1, (10_000, 2))]
+        u = sampler.step(posterior_mean, u, pair, noise, u)
+    torch.testing.assert_close(u.mean(0), MU + share @ (X - MU), atol=0.03, rtol=0)
+    torch.testing.assert_close(u.T.cov(), covariance, atol=0.03, rtol=0.05)
 
 
 def test_time_and_noise_level_are_inverse():
