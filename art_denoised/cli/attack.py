@@ -30,7 +30,6 @@ from art_denoised.cli.options import (
     WorkerOptions,
     image_shape,
     notice,
-    notices,
     print_json,
     print_result,
 )
@@ -72,8 +71,8 @@ class AttackedModelOptions(ModelOptions):
             fresh noise any model is evaluated as randomised. By default the model's own setting.
         gradients: Gradients to attack with, for defences that offer both: exact, bpda or
             exact,bpda. By default all that the defence offers.
-        denoiser: Denoiser in front of the network, as in certify; needs --sigma.
-        sigma: Noise level of certify: the smoothed classifier that certify certifies is attacked.
+        sigma: Noise level of certify: the smoothed classifier that certify certifies is attacked,
+            with its --denoiser and --dtype.
         samples: Number of noisy copies that the smoothed classifier averages.
         purify: Diffusion model that purifies images in front of the network: a diffusers folder, a
             file of EDM or OpenAI, a model of the Hugging Face hub, or a function.
@@ -85,7 +84,6 @@ class AttackedModelOptions(ModelOptions):
     undefended: Model | None = None
     noise: Annotated[Literal["fixed", "fresh"] | None, more(MODEL)] = None
     gradients: Annotated[Names | None, more(MODEL)] = None
-    denoiser: Annotated[Factory | None, Parameter(metavar="FACTORY|FILE")] = None
     sigma: Number | None = None
     samples: Annotated[int, more(MODEL)] = 32
     purify: Annotated[Factory | None, more(MODEL), Parameter(metavar="FOLDER|FACTORY")] = None
@@ -94,16 +92,20 @@ class AttackedModelOptions(ModelOptions):
     )
 
     def __post_init__(self) -> None:
-        """Refuse a denoiser without its noise, and two defences at once."""
+        """Refuse what needs noise without it, and two defences at once."""
         if self.purify is not None and (self.sigma is not None or self.denoiser is not None):
             raise CycloptsError(msg="--purify adds its own noise; leave out --sigma and --denoiser")
         if self.denoiser is not None and self.sigma is None:
             raise CycloptsError(msg="--denoiser needs noise; give --sigma as well")
+        if self.dtype in ("bfloat16", "float16") and self.sigma is None:
+            raise CycloptsError(
+                msg=f"--dtype {self.dtype} is of a classifier under noise; give --sigma as well"
+            )
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a log says of the choice."""
-        named = {"undefended": self.undefended, "denoiser": self.denoiser}
+        named = {"undefended": self.undefended}
         if self.purify is not None:
             named |= {"purify": self.purify, "purification": self.purification}
         return {**super().identity, **named}
@@ -113,8 +115,7 @@ class AttackedModelOptions(ModelOptions):
 
         With --sigma that is the classifier under noise that certify certifies.
         """
-        from art_denoised.denoisers.checkpoints import load_denoiser
-        from art_denoised.smoothing.modules import DenoisedClassifier, SmoothedClassifier
+        from art_denoised.smoothing.modules import SmoothedClassifier
 
         parse_purification(self.purification)  # what is wrong is found before anything is loaded
         network = self.load()
@@ -122,23 +123,18 @@ class AttackedModelOptions(ModelOptions):
             return self._purified(network, seed)
         if self.sigma is None:
             return network
-        if self.denoiser is not None:
-            with notices(UserWarning):
-                denoiser = load_denoiser(self.denoiser, sigma=self.sigma).to(self.find_device())
-            network = DenoisedClassifier(network, denoiser, sigma=self.sigma)
+        network = self.denoised(network, self.load_denoiser(self.sigma), self.sigma)
         smoothed = SmoothedClassifier(network, sigma=self.sigma, samples=self.samples, seed=seed)
         return smoothed.eval()
 
-    def optimized(
-        self, network: nn.Module, shape: Sequence[int], dtype: str | None = None
-    ) -> nn.Module:
+    def optimized(self, network: nn.Module, shape: Sequence[int]) -> nn.Module:
         """Return the network, faster if that is asked for: what certify samples, under noise."""
         from art_denoised.smoothing.modules import SmoothedClassifier
 
         if isinstance(network, SmoothedClassifier):
-            network.base = super().optimized(network.base, shape, dtype)
+            network.base = super().optimized(network.base, shape)
             return network
-        return super().optimized(network, shape, dtype)
+        return super().optimized(network, shape)
 
     def build(self, seed: int, shape: Sequence[int]) -> nn.Module:
         """Return the same for a worker; remarks were made by its driver."""

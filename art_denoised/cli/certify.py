@@ -17,12 +17,10 @@ from cyclopts import CycloptsError, Parameter
 from art_denoised.cli.api import ApiOptions
 from art_denoised.cli.help import more
 from art_denoised.cli.options import (
-    MODEL,
     RUN,
     SAMPLING,
     DataOptions,
     Duration,
-    Factory,
     Model,
     ModelOptions,
     Number,
@@ -31,7 +29,6 @@ from art_denoised.cli.options import (
     WorkerOptions,
     image_shape,
     notice,
-    notices,
     print_json,
     print_result,
 )
@@ -51,66 +48,8 @@ if TYPE_CHECKING:
     from art_denoised.types import Classifier
 
 
-@Parameter(name="*", group=MODEL)
 @dataclass(frozen=True, kw_only=True)
-class DenoisedModelOptions(ModelOptions):
-    """Which classifier, and which denoiser in front of it.
-
-    Attributes:
-        denoiser: Function that returns a denoiser(x_noisy, sigma), or a checkpoint of DnCNN, MemNet
-            or a U-Net (.safetensors, .pth, .tar, diffusers folder). By default there is none: plain
-            smoothing.
-        dtype: Type the network computes in; a certificate is one of the network in this type. By
-            default the type of its weights.
-    """
-
-    denoiser: Annotated[Factory | None, Parameter(metavar="FACTORY|FILE")] = None
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, more(MODEL)] = None
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a log says of the choice."""
-        return {**super().identity, "denoiser": self.denoiser}
-
-    def load(self) -> nn.Module:
-        """Return the classifier."""
-        return self._in_type(super().load())
-
-    def load_denoiser(self, sigma: float) -> nn.Module | None:
-        """Return the denoiser, if one is named."""
-        from art_denoised.denoisers.checkpoints import load_denoiser
-
-        if self.denoiser is None:
-            return None
-        with notices(UserWarning):
-            denoiser = load_denoiser(self.denoiser, sigma=sigma)
-        return self._in_type(denoiser.to(self.find_device()))
-
-    def sampled(
-        self, base: nn.Module, denoiser: nn.Module | None, sigma: float, shape: Sequence[int]
-    ) -> nn.Module:
-        """Return the network that is sampled, faster if that is asked for."""
-        from art_denoised.smoothing.modules import DenoisedClassifier
-
-        whole = base if denoiser is None else DenoisedClassifier(base, denoiser, sigma=sigma)
-        return self.optimized(whole, shape, self.dtype)
-
-    def build(self, sigma: float, shape: Sequence[int]) -> Classifier:
-        """Return the same for a worker; remarks were made by its driver."""
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-            return self.sampled(self.load(), self.load_denoiser(sigma), sigma, shape)
-
-    def _in_type(self, network: nn.Module) -> nn.Module:
-        import torch
-
-        later = self.optimize is not None and self.dtype != "float32"  # rounded once folded
-        if self.dtype is None or later:
-            return network
-        return network.to(getattr(torch, self.dtype))
-
-
-@dataclass(frozen=True, kw_only=True)
-class CertifiedModelOptions(DenoisedModelOptions):
+class CertifiedModelOptions(ModelOptions):
     """Which classifier, unless it is behind --api, and which denoiser in front of it."""
 
     model: Model | None = None  # type: ignore[assignment]
@@ -123,6 +62,13 @@ class CertifiedModelOptions(DenoisedModelOptions):
         own = [*self.network.given, *(name for name, value in types.items() if value is not None)]
         if api.api is not None and own:
             raise CycloptsError(msg=f"{own[0]} is of a network; leave it out with --api")
+
+
+def _build(model: ModelOptions, sigma: float, shape: Sequence[int]) -> Classifier:
+    """Return the network that is sampled, for a worker; remarks were made by its driver."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        network = model.denoised(model.load(), model.load_denoiser(sigma), sigma)
+        return model.optimized(network, shape)
 
 
 _HERE, _ANY, _NO_API = WorkerOptions(), CertifiedModelOptions(), ApiOptions()
@@ -307,7 +253,7 @@ def certify(
 
 
 def _sampled(
-    model: DenoisedModelOptions,
+    model: ModelOptions,
     data: DataOptions,
     sampling: SamplingOptions,
     workers: WorkerOptions,
@@ -319,8 +265,8 @@ def _sampled(
         images, indices = data.load(base, denoiser)
     named = {**model.identity, **data.identity(base, denoiser)}
     shape = image_shape(images, indices)
-    place = workers.place(partial(model.build, sampling.sigma, shape), model)
-    network = model.sampled(base, denoiser, sampling.sigma, shape)
+    place = workers.place(partial(_build, model, sampling.sigma, shape), model)
+    network = model.optimized(model.denoised(base, denoiser, sampling.sigma), shape)
     return sampling.smoother(network, images, indices, place, run), images, indices, named
 
 
@@ -404,7 +350,7 @@ def _finish(log: Log, indices: Sequence[int], sampling: CertifyOptions, run: Run
 
 def predict(
     *,
-    model: DenoisedModelOptions,
+    model: ModelOptions,
     data: DataOptions,
     sampling: PredictOptions,
     workers: WorkerOptions = _HERE,

@@ -281,34 +281,68 @@ class ModelOptions(DeviceOptions):
         network: Its weights, and what it expects.
         optimize: Make the network faster: fold puts batch norms into convolutions; compile does
             that and compiles it. Results are those of the faster network, which a user deploys.
+        denoiser: Function that returns a denoiser(x_noisy, sigma), or a checkpoint of DnCNN, MemNet
+            or a U-Net (.safetensors, .pth, .tar, diffusers folder). By default there is none: plain
+            smoothing.
+        dtype: Type the network computes in; a certificate is one of the network in this type. By
+            default the type of its weights.
     """
 
     model: Model
     network: NetworkOptions = PLAIN_NETWORK
     optimize: Annotated[Literal["fold", "compile"] | None, more(MODEL)] = None
+    denoiser: Annotated[Factory | None, Parameter(metavar="FACTORY|FILE")] = None
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, more(MODEL)] = None
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a log says of the choice."""
         chosen = {} if self.optimize is None else {"optimize": self.optimize}
-        return {"model": self.model, **chosen}  # a log has the hash of the weights
+        # A log has the hash of the weights, in their type.
+        return {"model": self.model, **chosen, "denoiser": self.denoiser}
 
-    def optimized(
-        self, network: "nn.Module", shape: Sequence[int], dtype: str | None = None
+    def load(self) -> "nn.Module":
+        """Return the classifier on its device."""
+        return self._in_type(self.network.build(self.model).to(self.find_device()))
+
+    def load_denoiser(self, sigma: float) -> "nn.Module | None":
+        """Return the denoiser, if one is named."""
+        from art_denoised.denoisers.checkpoints import load_denoiser
+
+        if self.denoiser is None:
+            return None
+        with notices(UserWarning):
+            denoiser = load_denoiser(self.denoiser, sigma=sigma)
+        return self._in_type(denoiser.to(self.find_device()))
+
+    def denoised(
+        self, classifier: "nn.Module", denoiser: "nn.Module | None", sigma: float
     ) -> "nn.Module":
+        """Return the classifier behind the denoiser, if there is one: what noisy images go to."""
+        from art_denoised.smoothing.modules import DenoisedClassifier
+
+        if denoiser is None:
+            return classifier
+        return DenoisedClassifier(classifier, denoiser, sigma=sigma)
+
+    def optimized(self, network: "nn.Module", shape: Sequence[int]) -> "nn.Module":
         """Return a network that takes images of a shape, faster if that is asked for."""
         from art_denoised.networks.optimizing import optimize
 
         if self.optimize is None:
             return network
-        half: Any = None if dtype == "float32" else dtype
+        half: Any = None if self.dtype == "float32" else self.dtype
         return optimize(
             network, dtype=half, compile=self.optimize == "compile", input_shape=tuple(shape)
         )
 
-    def load(self) -> "nn.Module":
-        """Return the network on its device."""
-        return self.network.build(self.model).to(self.find_device())
+    def _in_type(self, network: "nn.Module") -> "nn.Module":
+        import torch
+
+        later = self.optimize is not None and self.dtype != "float32"  # rounded once folded
+        if self.dtype is None or later:
+            return network
+        return network.to(getattr(torch, self.dtype))
 
 
 @Parameter(name="*", group=DATA)

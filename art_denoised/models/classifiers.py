@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -402,20 +404,27 @@ def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        reason = "" if error.name == package else f" ({one_line(error)})"
-        raise InputError(
-            f"{package} cannot be imported{reason}; install it with: pip install {package}"
-        ) from None
+        if error.name == package:
+            remedy = f"{package} is not installed; install it with: pip install {package}"
+        else:
+            remedy = f"{package} cannot be imported ({one_line(error)}); install what it lacks"
+        raise InputError(remedy) from None
 
 
 @contextlib.contextmanager
 def _told(name: str) -> Iterator[None]:
-    """Say in one line what a library could not do, whatever it raises."""
+    """Say in one line what a library could not do, whatever it raises, logs and prints."""
+    hub = logging.getLogger("huggingface_hub")  # which logs each of its attempts
+    level = hub.level
+    hub.setLevel(logging.ERROR)
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):  # torch.hub prints where results belong
+            yield
     except InputError:
         raise
     except Exception as error:
         line = one_line(error)
         line = line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."
         raise InputError(f"{name} cannot be loaded: {type(error).__name__}: {line}") from error
+    finally:
+        hub.setLevel(level)

@@ -121,7 +121,8 @@ class SmoothedClassifier(nn.Module):
         is_exporting = getattr(torch.compiler, "is_exporting", bool)  # since torch 2.7
         if self.seed is None and (torch.jit.is_tracing() or is_exporting()):  # type: ignore[attr-defined, no-untyped-call]
             raise InputError("seed is None, and tracing would freeze the noise; set a seed")
-        x = x.to(checks.model_dtype(self.base))
+        # As in a certificate, noise is added in single precision, and the sum is rounded.
+        x = x.to(torch.promote_types(checks.model_dtype(self.base), torch.float32))
         at_once = max(1, self.max_batch // max(1, len(x)))
         recompute = torch.is_grad_enabled() and self.samples > at_once
         streams = self._streams(x)
@@ -148,7 +149,8 @@ class SmoothedClassifier(nn.Module):
 
     def _log_sum_softmax(self, x: Images, noise: torch.Tensor) -> Logits:
         noisy = torch.add(x, noise, alpha=self.sigma)
-        logits = checks.unwrapped(self.base(noisy.flatten(0, 1)))
+        noisy_batch = noisy.flatten(0, 1).to(checks.model_dtype(self.base))
+        logits = checks.unwrapped(self.base(noisy_batch)).to(x.dtype)
         log_probabilities = torch.log_softmax(logits, dim=1)
         shape = (*noisy.shape[:2], logits.shape[1])
         return torch.logsumexp(log_probabilities.reshape(shape), dim=0)

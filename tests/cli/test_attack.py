@@ -42,6 +42,7 @@ def arguments(out: object, *flags: str, **changes: object) -> list[str]:
         ({"eps": "8/0"}, ["'8/0'"]),
         ({"noise": "loud"}, ["loud", "fixed", "fresh"]),
         ({"purify": "folder", "sigma": 0.1}, ["--purify", "--sigma"]),
+        ({"dtype": "bfloat16"}, ["bfloat16", "--sigma"]),
         ({"purify": "folder", "purification": "sdee:t=0.1"}, ["'sdee'", "sde"]),
         ({"purify": "folder", "purification": "sde:eta=1"}, ["'eta'", "t"]),
     ],
@@ -114,3 +115,20 @@ def test_the_function_that_was_certified_is_the_one_that_is_attacked(tmp_path, c
         found[name] = [len(model["certified_against_robust"]) for model in models]
     assert found == {"both": [1], "bare": [0, 0], "other": [0, 0]}
     assert main(["attack", *network, *noise[:2], *attack, "--out", str(tmp_path / "no")]) == 2
+
+
+def test_the_network_is_attacked_in_the_type_in_which_it_was_certified(tmp_path, capsys):
+    network = words("", model=MODEL, data="digits", max=2, sigma=0.25)[1:]
+    half = ["--dtype", "bfloat16", "--quiet"]
+    attack = ["--norm", "l2", "--eps", "0.25", "--attacks", "pgd:steps=1", "--no-checks"]
+    attack += ["--samples", "2"]
+    compared = []
+    for name, dtype in (("same", half), ("other", ["--quiet"])):
+        out = ["--out", str(tmp_path / name)]
+        assert main(["certify", *network, *half, "--n", "50", "--batch-size", "50", *out]) == 0
+        assert main(["attack", *network, *dtype, *attack, *out]) == 0
+        capsys.readouterr()
+        assert main(["report", *out[1:], "--json"]) == 0
+        models = json.loads(capsys.readouterr().out)["models"]
+        compared.append(any(model["certified_against_robust"] for model in models))
+    assert compared == [True, False]

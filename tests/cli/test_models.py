@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,14 +14,16 @@ import torch
 import torchvision
 import transformers
 from PIL import Image
+from torch import nn
 
 from art_denoised.cli import main
-from art_denoised.diffusion import edm_diffusion, save_diffusion
+from art_denoised.diffusion import edm_diffusion, openai_diffusion, save_diffusion
 from art_denoised.evaluation import read_attack_log, read_log
 from art_denoised.models.classifiers import build_classifier
 from art_denoised.networks import FeatureDenoising, load_trained
 from art_denoised.runs import identity
-from tests.cli.command import refusal
+from tests.cli.command import certify, refusal
+from tests.diffusion import edm_files
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +90,39 @@ def of_torchvision(name):
     return make
 
 
+def of_robustbench(folder):
+    return "robustbench:Carmon2019Unlabeled:cifar10:Linf", ()
+
+
+@pytest.fixture
+def zoo(monkeypatch):
+    """RobustBench with one network, which is made where it would be fetched."""
+
+    def load_model(**options):
+        assert options == {
+            "model_name": "Carmon2019Unlabeled",
+            "dataset": "cifar10",
+            "threat_model": "Linf",
+        }
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+
+    zoo = ModuleType("robustbench.utils")
+    zoo.load_model = load_model
+    monkeypatch.setitem(sys.modules, "robustbench", ModuleType("robustbench"))
+    monkeypatch.setitem(sys.modules, "robustbench.utils", zoo)
+
+
 NETWORKS = {
     "timm": of_timm("test_resnet.r160_in1k"),
     "torchvision": of_torchvision("squeezenet1_1"),
     "hf": tiny_vit,
+    "robustbench": of_robustbench,
 }
 
 
+@pytest.mark.usefixtures("zoo")
 @pytest.mark.parametrize("library", NETWORKS)
 def test_the_network_that_is_certified_is_attacked(library, tmp_path, photographs, capsys):
     torch.manual_seed(0)
@@ -107,6 +138,7 @@ def test_the_network_that_is_certified_is_attacked(library, tmp_path, photograph
     assert [len(log.rows) > 0 for log in logs] == [True, True]
     header, other = (log.settings for log in logs)
     assert header["model"] == other["model"] == name
+    assert header["weights"] == other["weights"]
     assert header["transform"] == other["transform"]
     assert "32" in header["transform"]
     assert "photographs: resized" in capsys.readouterr().err
@@ -219,19 +251,81 @@ def test_names_and_sizes_that_cannot_be_used(options, value, capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_hub_that_does_not_answer(monkeypatch, capsys, tmp_path):
+    """One line, without the attempts that a library logs and prints."""
+
+    def create_model(*args, **options):
+        logging.getLogger("huggingface_hub.utils").warning("retrying")
+        print("downloading")
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    heard = logging.StreamHandler(sys.stdout)
+    logging.getLogger("huggingface_hub").addHandler(heard)
+    try:
+        status = main(certify(tmp_path / "run", model="timm:test_resnet"))
+    finally:
+        logging.getLogger("huggingface_hub").removeHandler(heard)
+    out, err = capsys.readouterr()
+    assert (status, out) == (2, "")
+    assert "timm:test_resnet" in err.splitlines()[-1]
+    assert "not known" in err.splitlines()[-1]
+
+
+EDM = {
+    "img_resolution": 16,
+    "img_channels": 3,
+    "model_type": "SongUNet",
+    "model_channels": 8,
+    "channel_mult": [1, 1],
+    "num_blocks": 1,
+    "attn_resolutions": [],
+}
+
+
+def another_architecture(folder):
+    torch.save(nn.Linear(2, 2).state_dict(), folder / "64x64_diffusion.pt")
+    return folder / "64x64_diffusion.pt"
+
+
+def contradicting_flags(folder):
+    flags = {"image_size": 32, "num_channels": 32, "num_res_blocks": 1}
+    path = folder / "256x256_diffusion_uncond.pt"
+    torch.save(openai_diffusion(flags).network.state_dict(), path)
+    return path
+
+
+def half_a_pickle(folder):
+    root = {"ema": edm_files.precond(edm_diffusion(**EDM).network, EDM)}
+    whole = edm_files.write(folder / "edm.pkl", root).read_bytes()
+    (folder / "edm.pkl").write_bytes(whole[: len(whole) // 2])
+    return folder / "edm.pkl"
+
+
+def another_size(folder):
+    save_diffusion(edm_diffusion(**EDM), folder / "edm")
+    return folder / "edm"
+
+
+@pytest.mark.parametrize(
+    ("make", "values"),
+    [
+        (another_architecture, ["64x64_diffusion.pt", "OpenAI"]),
+        (contradicting_flags, ["num_channels is 256", "32"]),
+        (half_a_pickle, ["edm.pkl", "damaged"]),
+        (another_size, ["(1, 8, 8)", "(3, 16, 16)"]),
+    ],
+)
+def test_a_published_denoiser_that_cannot_be_used(make, values, tmp_path, capsys):
+    message = refusal(capsys, certify(tmp_path / "run", denoiser=make(tmp_path)))
+    for value in values:
+        assert value in message
+
+
 def test_a_diffusion_model_of_its_own_size_is_in_front(tmp_path, photographs, capsys):
     """Photographs get its size, and what it returns that of the classifier (Carlini et al.)."""
     torch.manual_seed(0)
-    diffusion = edm_diffusion(
-        img_resolution=16,
-        img_channels=3,
-        model_type="SongUNet",
-        model_channels=8,
-        channel_mult=[1, 1],
-        num_blocks=1,
-        attn_resolutions=[],
-    )
-    save_diffusion(diffusion, tmp_path / "diffusion")
+    save_diffusion(edm_diffusion(**EDM), tmp_path / "diffusion")
     name, weights = NETWORKS["hf"](tmp_path / "vit")
     common = ["--model", name, *weights, "--data", f"imagefolder:{photographs}", "--quiet"]
     common += ["--denoiser", str(tmp_path / "diffusion"), "--sigma", "0.25"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import socket
 import sys
 from types import ModuleType
+from unittest.mock import Mock
 
 import huggingface_hub
 import numpy as np
@@ -190,6 +192,10 @@ def test_a_library_that_is_not_installed(monkeypatch):
     with pytest.raises(InputError, match="pip install timm"):
         load_classifier("timm:resnet18")
     assert all(name.startswith("torchvision:") for name in list_classifiers("resnet*"))
+    lacking = ModuleNotFoundError("No module named 'pkg_resources'", name="pkg_resources")
+    monkeypatch.setattr(importlib, "import_module", Mock(side_effect=lacking))
+    with pytest.raises(InputError, match="'pkg_resources'"):
+        load_classifier("robustbench:Carmon2019Unlabeled:cifar10:Linf")
 
 
 def test_names_are_listed_by_pattern():

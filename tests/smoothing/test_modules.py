@@ -59,6 +59,18 @@ def test_gradients_against_finite_differences(max_batch):
     assert torch.autograd.gradcheck(model, X[:2].double().requires_grad_())
 
 
+def test_a_half_network_sees_the_images_that_a_certificate_samples():
+    """Noise is added in single precision; images rounded before it would hide small attacks."""
+    seen = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = smoothed(dtype, samples=2)
+        model.base.register_forward_pre_hook(lambda _, x, dtype=dtype: seen.update({dtype: x[0]}))
+        x = X.clone().requires_grad_()
+        model(x).amax(1).sum().backward()
+        assert x.grad.dtype == model(X).dtype == torch.float32
+    assert torch.equal(seen[torch.bfloat16], seen[torch.float32].bfloat16())
+
+
 def test_fresh_noise_differs_between_calls_and_images():
     model = smoothed(seed=None)
     same = X[:1].expand(2, -1, -1, -1)
