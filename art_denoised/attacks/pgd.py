@@ -225,7 +225,9 @@ class _Worst:
     def check(self) -> None:
         """Raise if logits were NaN at a point seen. Once a restart: it waits for the device."""
         if bool(self._unread):
-            raise InputError("the model returned NaN or infinite logits under attack; mend the model")
+            raise InputError(
+                "the model returned NaN or infinite logits under attack; mend the model"
+            )
 
     def see(self, x_adv: Images, fooled: Tensor, loss: Tensor) -> None:
         self._unread |= fooled.isnan().any()

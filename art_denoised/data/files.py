@@ -180,6 +180,8 @@ def _read(path: Path, grey: bool, transform: Transform | None) -> torch.Tensor:
             raise InputError(
                 f"{path} has mode {image.mode}; give {kind} images, as the first one is"
             )
+        if image.mode == "I;16" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
+            raise InputError(f"{path} is a 16-bit TIFF in which 0 is white; save it inverted")
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # cameras put a preview behind a JPEG
             raise InputError(f"{path} holds {frames} images; give one image a file")
@@ -189,8 +191,6 @@ def _read(path: Path, grey: bool, transform: Transform | None) -> torch.Tensor:
             if may_be_transparent and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
                 # No classifier sees it: a transparent pixel has no colour.
                 raise InputError(f"{path} has transparent pixels; put it on a background first")
-            if image.mode == "I;16" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
-                raise InputError(f"{path} is a 16-bit TIFF in which 0 is white; save it inverted")
             if image.mode == "I;16":
                 image, white = Pil.fromarray(np.asarray(image, np.float32)), 65535
             else:

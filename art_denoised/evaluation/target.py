@@ -188,7 +188,9 @@ class Target:
             own = getattr(attack, "seed", None)
             seed = (seed + own * _MIXING) % 2**31 if isinstance(own, int) else seed
             attack = replace(attack, seed=seed)  # type: ignore[type-var]
-        errors = checks.in_one_line(f"attack {attack_name(attack)!r}", "change it, completed rows are kept")
+        errors = checks.in_one_line(
+            f"attack {attack_name(attack)!r}", "change it, completed rows are kept"
+        )
         with errors, self.session(seed), self.taking(gradient):
             if isinstance(attack, Suite):
                 return attack.run(self.given, x.clone(), y)
