@@ -26,9 +26,9 @@ _GREY = ("1", "L", "LA", "I;16")
 _COLOUR = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
 # What systems and NAS devices leave in folders beside hidden names, with thumbnails or what was
 # deleted.
-_OF_SYSTEMS = frozenset(
-    ["__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found"]
-    + ["system volume information"]
+_OF_SYSTEMS = (
+    *("__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found"),
+    "system volume information",
 )
 _PHOTOMETRIC = 262  # TIFF's tag, which Pillow heeds in 8 bits alone
 _MOST_PIXELS = 10**8  # a larger one is a bomb, or no image that a classifier takes
@@ -44,8 +44,9 @@ class ImageFolder:
     """Images in one folder for each class.
 
     Classes are the folders in alphabetical order, or as they are given. Hidden folders and files,
-    and those of operating systems such as ``__MACOSX`` and ``@eaDir``, are ignored. Images have one channel if the first one is grey, else three.
-    EXIF rotation is applied; palettes and CMYK become RGB; 16-bit grey keeps its 16 bits.
+    and those of operating systems such as ``__MACOSX`` and ``@eaDir``, are ignored. Images have one
+    channel if the first one is grey, else three. EXIF rotation is applied; palettes and CMYK become
+    RGB; 16-bit grey keeps its 16 bits.
 
     Args:
         folder: Folder that holds the folders of the classes.
@@ -199,7 +200,7 @@ def _read(path: Path, grey: bool, transform: Transform | None) -> torch.Tensor:
             if not isinstance(image, Pil.Image):
                 raise InputError(
                     f"the transform returned a {type(image).__name__}; give one from PIL image to "
-                    "PIL image, without ToTensor and Normalize, which are done here and by the model"
+                    "PIL image: ToTensor is done here, Normalize by the model"
                 )
             pixels = np.asarray(image, np.float32) / white
         except InputError:

@@ -221,7 +221,7 @@ class Chosen:
                 raise InputError(f"the data give {kind}; give pairs of an image and its class")
             x = checks.images(_own(entry[0])[None], shape=self.shape)[0].float()
             label = int(checks.labels([entry[1]], self.classes)[0])
-            found = hashlib.blake2b(x.cpu().contiguous().numpy(), digest_size=8).digest()
+            found = hashlib.blake2b(x.cpu().numpy().tobytes(), digest_size=8).digest()
             if self._seen.setdefault(index, (found, label)) != (found, label):
                 raise InputError(
                     "a second reading gave another image or label; give data without random "
