@@ -37,6 +37,17 @@ class Functional(nn.Module):
         (lambda: checks.alpha(0), ["alpha is 0", "0.001"]),
         (lambda: checks.alpha(0.5), ["0.5"]),
         (lambda: checks.alpha(None), ["None"]),
+        (lambda: checks.sigma(0.25, (0, float("nan"))), ["nan", "smaller and a larger"]),
+        (lambda: checks.sigma(0.25, (1, 0)), ["(1, 0)", "smaller and a larger"]),
+        (lambda: checks.sigma(0.25, None), ["None", "smaller and a larger"]),
+        (lambda: checks.positive("sigma", np.True_), ["True", "number"]),
+        (lambda: checks.count("seed", torch.tensor(True), 0), ["True", "whole"]),
+        (lambda: checks.sample_count(9, 5e-324), ["n is 9", "fewer than 1075"]),
+        (lambda: checks.images(np.ma.masked_less(X.numpy(), 1)), ["masked", "filled"]),
+        (lambda: checks.class_indices(np.zeros((2, 3)), 3), ["no probabilities"]),
+        (lambda: checks.class_indices(np.eye(3) * np.nan, 3), ["no probabilities"]),
+        (lambda: checks.class_indices(np.ones((2, 3)), 3), ["likeliest"]),
+        (lambda: checks.class_indices(-np.eye(3), 3), ["no probabilities"]),
         (lambda: checks.count("n0", 0), ["n0 is 0", ">= 1"]),
         (lambda: checks.count("n0", 1.5), ["1.5", "whole"]),
         (lambda: checks.sample_count(9, 0.001), ["n is 9", "fewer than 10"]),
@@ -125,6 +136,73 @@ def test_what_is_fine_passes():
 
 def test_input_error_is_a_value_error():
     assert issubclass(InputError, ValueError)
+
+
+class WithBuffer(nn.Module):
+    """Keeps a running mean in eval mode too, or counts its calls."""
+
+    def __init__(self, step: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.step = step
+        self.register_buffer("seen", torch.zeros(1, dtype=dtype))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += self.step
+        return flat(x)
+
+
+def test_a_running_mean_that_moves_in_eval_mode_is_refused():
+    """It moves so little that two answers agree, and far in a run."""
+    with pytest.raises(InputError, match="buffer 'seen'"):
+        checks.classifier(WithBuffer(1e-9, torch.float32).eval(), X)
+    assert checks.classifier(WithBuffer(1, torch.int64).eval(), X) == 48
+
+
+def test_answers_in_shared_memory_are_compared_all_the_same():
+    """CUDA graphs return each answer in the memory of the last."""
+    memory = torch.zeros(1, 48)
+
+    def shared(x):
+        return memory.copy_(torch.randn(1, 48)) if len(x) == 1 else flat(x)
+
+    with pytest.raises(InputError, match="two answers"):
+        checks.classifier(shared, X)
+
+
+def test_a_classifier_that_depends_on_the_size_of_its_batch_is_refused():
+    def of_size(x):
+        return (flat(x) * torch.arange(48)).roll(int(len(x) > 2), 1)
+
+    with pytest.raises(InputError, match="size of its batch"):
+        checks.classifier(of_size, torch.cat([X, X]))
+
+
+@pytest.mark.parametrize(
+    ("output", "word"),
+    [
+        (torch.eye(2, 3, dtype=torch.long), "int64"),
+        (torch.eye(2, 3) > 0, "bool"),
+        (torch.eye(2, 3) + 0j, "complex64"),
+        (torch.eye(2, 3).to_sparse(), "sparse"),
+        (torch.eye(2, 3, device="meta"), "meta"),
+        (torch.full((2, 3), torch.inf), "infinite"),
+        (torch.full((2, 3), -torch.inf), "infinite"),
+    ],
+)
+def test_outputs_from_which_no_label_can_be_read_are_refused(output, word):
+    with pytest.raises(InputError, match=word):
+        checks.logits(output, 2)
+
+
+def test_arrays_in_any_memory_order_are_images_and_labels():
+    x = np.linspace(0, 1, 96, dtype=np.float32).reshape(X.shape)
+    assert torch.equal(
+        checks.images(np.ascontiguousarray(x[:, :, ::-1])[:, :, ::-1]), checks.images(x)
+    )
+    assert torch.equal(checks.images(x.astype(">f4")), checks.images(x))
+    assert torch.equal(checks.images([*torch.from_numpy(x)]), checks.images(x))
+    assert checks.labels([np.uint64(3)]).tolist() == [3]
+    assert checks.class_indices(np.eye(3) > 0, 3).tolist() == [0, 1, 2]
 
 
 def test_a_classifier_gives_its_number_of_classes():

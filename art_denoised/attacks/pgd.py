@@ -107,8 +107,7 @@ class PGD:
         """
         x = checks.images(x)
         y = checks.labels(y).to(x.device)
-        if len(x) != len(y):
-            raise InputError(f"there are {len(x)} images and {len(y)} labels; give one an image")
+        checks.one_each(x, y)
         size = len(x) if self.batch_size is None else self.batch_size
         parts = []
         with torch.inference_mode(False), torch.enable_grad(), in_eval(model):
@@ -158,6 +157,11 @@ class PGD:
         for _ in range(self.eot):
             leaf = x_adv.detach().requires_grad_()
             draw = self._draw(model, leaf, y, target)
+            if not draw.requires_grad:
+                raise InputError(
+                    "autograd does not reach the images through the model; put BPDA into it, or "
+                    "attack without gradients"
+                )
             # In the images alone: weights take part in no gradient and accumulate none.
             yield torch.autograd.grad(draw[1].sum(), leaf)[0], draw.detach()
 
@@ -167,13 +171,13 @@ class PGD:
             model, x_adv.clone(), y, target
         )  # it may write into its input
         fooled = (logits.argmax(1) != y).to(losses.dtype)
-        return torch.stack([fooled.masked_fill(logits.isnan().any(1), torch.nan), losses])
+        return torch.stack([fooled.masked_fill(checks.unreadable(logits), torch.nan), losses])
 
     def _losses(
         self, model: nn.Module, x_adv: Images, y: Labels, target: Labels | None
     ) -> tuple[Tensor, Tensor]:
         """Return logits, and the loss of each image that is climbed."""
-        logits = model(x_adv)
+        logits = checks.unwrapped(model(x_adv))
         return logits, LOSSES[self.loss](logits, y, target)
 
     @torch.no_grad()
@@ -221,7 +225,9 @@ class _Worst:
     def check(self) -> None:
         """Raise if logits were NaN at a point seen. Once a restart: it waits for the device."""
         if bool(self._unread):
-            raise InputError("the model returned NaN logits under attack; mend the model")
+            raise InputError(
+                "the model returned NaN or infinite logits under attack; mend the model"
+            )
 
     def see(self, x_adv: Images, fooled: Tensor, loss: Tensor) -> None:
         self._unread |= fooled.isnan().any()

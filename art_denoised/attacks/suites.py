@@ -80,11 +80,16 @@ class Suite(ABC):
         """Attack a module, or an ART estimator over one."""
 
     def __call__(self, model: Any, x: Images, y: Labels, /) -> Images:
-        """Return ``x_adv``, leaving the process and the model as they were."""
+        """Return ``x_adv``, leaving the process, the model and the images as they were."""
         if not len(x):
             return x
-        with contained(as_module(model), self.seed):
-            return self.run(model, x, y).x_adv
+        x, y = checks.images(x), checks.labels(y)
+        checks.one_each(x, y)
+        module, own = as_module(model), x.detach().clone()
+        errors = checks.in_one_line(f"attack {self.name!r}", "change the attack or the model")
+        with errors, torch.inference_mode(False), contained(module, self.seed):
+            classes = checks.class_count(module, own[:1])
+            return self.run(model, own, checks.labels(y, classes).to(x.device)).x_adv
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,10 @@ class ClassAttack(Suite):
             raise InputError(
                 f"the options hold {option} = {self.options[option]!r}; give {_OWN[option]} to the "
                 "attack itself"
+            )
+        if self.options.get("targeted"):
+            raise InputError(
+                "the options hold targeted = True, which leads to the true labels; leave it out"
             )
         own = self.fixed_norms.get(self.kind, self.norm)
         if own != self.norm:
@@ -172,19 +181,22 @@ def _is_identity(step: Any) -> bool:
 def contained(module: nn.Module, seed: int) -> Iterator[None]:
     """Seed the global generators; restore their states and the layers' modes at the end.
 
-    Meanwhile the module's forward passes draw from a stream of their own.
+    Meanwhile the module's forward passes draw from a stream of their own, get copies of the images,
+    into which they may write, and return tensors where the module returns ``.logits``.
     """
     outer, modes = Generators.now(), [(part, part.training) for part in module.modules()]
     inner = [Generators.seeded(seed, 1)]
     attackers: list[Generators] = []
 
-    def enter(*_: Any) -> None:
+    def enter(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         attackers.append(Generators.now())
         inner[0].put_back()
+        return (inputs[0].clone(), *inputs[1:]) if inputs else inputs
 
-    def leave(*_: Any) -> None:
+    def leave(_: Any, __: Any, output: Any) -> Any:
         inner[0] = Generators.now()
         attackers.pop().put_back()
+        return checks.unwrapped(output)
 
     hooks = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:

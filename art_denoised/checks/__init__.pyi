@@ -1,3 +1,4 @@
+from .models import apart as apart
 from .models import attacked_images as attacked_images
 from .models import class_count as class_count
 from .models import class_indices as class_indices
@@ -17,6 +18,8 @@ from .models import model_dtype as model_dtype
 from .models import nan_logits as nan_logits
 from .models import near as near
 from .models import placed as placed
+from .models import probabilities as probabilities
+from .models import unreadable as unreadable
 from .models import unwrapped as unwrapped
 from .values import InputError as InputError
 from .values import alpha as alpha
@@ -24,9 +27,11 @@ from .values import choice as choice
 from .values import count as count
 from .values import eps as eps
 from .values import fewest_samples as fewest_samples
+from .values import in_one_line as in_one_line
 from .values import indices as indices
 from .values import one_each as one_each
 from .values import one_line as one_line
+from .values import pixel_range as pixel_range
 from .values import positive as positive
 from .values import radii as radii
 from .values import sample_count as sample_count

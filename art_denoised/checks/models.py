@@ -123,8 +123,23 @@ def class_indices(y: Any, nb_classes: int) -> Labels:
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     elif y.ndim == 2 and y.shape[1] == nb_classes:
-        y = y.argmax(1)
+        first, second = probabilities(y).topk(2, dim=1).values.unbind(1)
+        if bool((first <= second).any()):
+            raise InputError("labels hold rows without a likeliest class; give one an image")
+        y = probabilities(y).argmax(1)
     return labels(y, nb_classes)
+
+
+def probabilities(y: Any) -> Tensor:
+    """Return one-hot rows or probabilities, (batch, classes), as floating-point numbers."""
+    rows = _tensor("labels", y, "probabilities")
+    rows = rows if rows.is_floating_point() else rows.float()
+    if not bool((torch.isfinite(rows) & (rows >= 0)).all() & (rows.sum(1) > 0).all()):
+        raise InputError(
+            "labels hold rows that are no probabilities (NaN, negative or all zero); give one-hot "
+            "rows, probabilities or class indices"
+        )
+    return rows
 
 
 def dense(name: str, x: Tensor) -> Tensor:
@@ -136,9 +151,17 @@ def dense(name: str, x: Tensor) -> Tensor:
 
 
 def _tensor(name: str, value: Any, content: str) -> Tensor:
-    if isinstance(value, np.ndarray) and not value.flags.writeable:
-        value = value.copy()  # torch warns of tensors over memory that must not be written
+    if isinstance(value, np.ma.MaskedArray):
+        raise InputError(f"{name} are a masked array; give the values that are meant, by .filled()")
+    if isinstance(value, np.ndarray):  # of memory as torch takes it: native, ascending, writeable
+        value = value.astype(value.dtype.newbyteorder("="), copy=False)
+        value = value if value.flags.writeable and min(value.strides) >= 0 else value.copy()
     try:
+        if isinstance(value, (list, tuple)) and value:
+            if isinstance(value[0], Tensor):
+                value = torch.stack([*value])
+            elif isinstance(value[0], (np.ndarray, np.generic)):
+                value = np.asarray(value)
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} must be an array of {content}: {one_line(error)}") from None
@@ -151,11 +174,13 @@ def classifier(model: Callable[..., Any], x: Images, *, random: bool = False) ->
 
     The classifier must be in eval mode and return a row of logits without NaN for each image. The
     row of an image must not depend on the other images of its batch, and must be the same when
-    the image is classified again. The classifier gets copies, so it may write into its input.
+    the image is classified again, and its buffers, such as running means, must not change. The
+    classifier gets copies, so it may write into its input.
 
     Args:
         model: Module or function from images to logits.
-        x: Images in the model's dtype and on its device, of which the first is used.
+        x: Images in the model's dtype and on its device. The first is tried; the others are
+            classified beside it.
         random: Whether the model may be random on purpose. Its answers are not compared then.
     """
     eval_mode(model)
@@ -163,6 +188,7 @@ def classifier(model: Callable[..., Any], x: Images, *, random: bool = False) ->
     # A second image that is surely another one: pictures may be constant.
     other = torch.rand(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
     alone = logits(_tried("model", model, image), 1)
+    before = _statistics(model)  # after the first call, which may have filled caches
     pair = logits(_tried("model", model, torch.cat([image, other])), 2)
     if alone.shape[1] != pair.shape[1]:
         raise InputError(
@@ -182,11 +208,37 @@ def classifier(model: Callable[..., Any], x: Images, *, random: bool = False) ->
             "the model's answer to an image depends on the other images of its batch (logits "
             "differ by {}); use a model that classifies each image by itself",
         ),
+        (
+            logits(_tried("model", model, x), len(x))[:1] if len(x) > 2 else alone,
+            "the model's answer to an image depends on the size of its batch (logits differ by "
+            "{}); use a model that classifies each image by itself",
+        ),
     ):
-        gap = (answer - alone).abs().masked_fill(answer == alone, 0).max()  # of -inf, too
-        if gap > near(answer, image) * max(_size(answer), _size(alone)):
-            raise InputError(problem.format(f"{float(gap):.3g}"))
+        if gap := apart(answer, alone, image):
+            raise InputError(problem.format(f"{gap:.3g}"))
+    for name, value in _statistics(model).items():
+        if name in before and not torch.equal(before[name], value):
+            raise InputError(
+                f"the model changes its buffer {name!r} when it classifies, so that an answer "
+                "depends on the images before; keep it fixed in eval mode"
+            )
     return alone.shape[1]
+
+
+def _statistics(model: object) -> dict[str, Tensor]:
+    """Return copies of the floating-point buffers of a module; counters may count."""
+    buffers = model.named_buffers() if isinstance(model, nn.Module) else ()
+    return {
+        name: value.clone()
+        for name, value in buffers
+        if value.is_floating_point() and value.layout is torch.strided
+    }
+
+
+def apart(logits: Logits, others: Logits, x: Images) -> float:
+    """Return by how much two answers to ``x`` differ; 0 where rounding explains it."""
+    gap = float((logits - others).abs().masked_fill(logits == others, 0).max())  # of -inf, too
+    return gap if gap > near(logits, x) * max(_size(logits), _size(others)) else 0.0
 
 
 def near(logits: Logits, x: Images) -> float:
@@ -239,16 +291,24 @@ def unwrapped(output: Any) -> Any:
 
 
 def logits(output: Any, batch: int) -> Logits:
-    """Return the output of a classifier as a row of logits without NaN for each of its images."""
+    """Return a copy of the output of a classifier: a readable row of logits for each image."""
     rows = logit_rows(output, batch)
-    if bool(torch.isnan(rows).any()):
+    if bool(unreadable(rows).any()):
         raise nan_logits()
-    return rows
+    return rows.clone()  # networks with CUDA graphs write all answers into the same memory
+
+
+def unreadable(logits: Logits) -> Tensor:
+    """Return of which rows no label can be read: they hold NaN, or their largest is infinite.
+
+    Classes may have -inf, as in log-probabilities.
+    """
+    return ~logits.amax(1).isfinite()  # amax passes NaN on
 
 
 def nan_logits() -> InputError:
-    """Return the error of a classifier whose logits are NaN."""
-    return InputError("the model returned NaN logits; a label cannot be read from them")
+    """Return the error of a classifier whose logits are `unreadable`."""
+    return InputError("the model returned NaN or infinite logits; a label cannot be read from them")
 
 
 def finite_answer(values: Tensor) -> None:
@@ -258,7 +318,7 @@ def finite_answer(values: Tensor) -> None:
 
 
 def logit_rows(output: Any, batch: int) -> Logits:
-    """Return what `logits` does, without waiting for the device: rows may hold NaN."""
+    """Return what `logits` does, without waiting for the device: rows may be `unreadable`."""
     output = unwrapped(output)
     if not isinstance(output, torch.Tensor):
         kind, entry = type(output).__name__, "0"
@@ -273,7 +333,12 @@ def logit_rows(output: Any, batch: int) -> Logits:
             f"the model returned shape {tuple(output.shape)} for {batch} images; "
             f"it must return logits of shape ({batch}, classes)"
         )
-    return output
+    if not output.is_floating_point():
+        raise InputError(
+            f"the model returned {str(output.dtype).removeprefix('torch.')}; it must return "
+            "floating-point logits, of hard labels such as one_hot(labels, classes).float()"
+        )
+    return dense("the output of the model", output)
 
 
 @torch.no_grad()

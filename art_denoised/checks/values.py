@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
-from collections.abc import Collection, Mapping, Sequence, Sized
+from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
 from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
@@ -32,6 +33,18 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+@contextlib.contextmanager
+def in_one_line(who: str, remedy: str) -> Iterator[None]:
+    """Turn any error of code that is not ours into an `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"{who} failed: {words}; {remedy}") from error
+
+
 def positive(name: str, value: SupportsFloat) -> float:
     """Return ``value`` as a positive, finite float."""
     number = _number(name, value)
@@ -46,13 +59,24 @@ def sigma(value: SupportsFloat, clip_values: tuple[Any, Any] = (0.0, 1.0)) -> fl
     One far above the range of the pixels is refused: it was meant in other units, as 0 to 255.
     """
     number = positive("sigma", value)
-    low, high = float(np.min(clip_values[0])), float(np.max(clip_values[1]))
+    low, high = pixel_range(clip_values)
     if number > 10 * (high - low):
         raise InputError(
             f"sigma is {number:g}, more than ten times the range of the images "
             f"[{low:g}, {high:g}]; give it in image units (for example 64/255 = 0.25)"
         )
     return number
+
+
+def pixel_range(clip_values: tuple[Any, Any]) -> tuple[float, float]:
+    """Return the smallest and the largest pixel value of a range, scalars or arrays."""
+    try:
+        smallest, largest = (np.asarray(value, np.float64) for value in clip_values)
+        if np.all(np.isfinite(largest - smallest)) and np.all(smallest < largest):
+            return float(smallest.min()), float(largest.max())
+    except (TypeError, ValueError):
+        pass
+    raise InputError(f"clip_values are {clip_values!r}; give a smaller and a larger number")
 
 
 def eps(value: SupportsFloat, norm: str = "linf") -> float:
@@ -119,7 +143,7 @@ def fewest_samples(alpha: float) -> int:
 
     The Clopper-Pearson bound is then alpha^(1/n), which must exceed 1/2.
     """
-    return math.floor(math.log2(1 / alpha)) + 1
+    return math.floor(-math.log2(alpha)) + 1
 
 
 def radii(values: Sequence[SupportsFloat]) -> tuple[float, ...]:
@@ -191,6 +215,6 @@ def _number(name: str, value: SupportsFloat) -> float:
 
 def _no_bool(value: Any) -> Any:
     """Return a value, unless it is a truth value: a mask is not a list of indices."""
-    if isinstance(value, bool):
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool"):
         raise TypeError
     return value

@@ -100,8 +100,10 @@ def _check(path: Path) -> Iterator[_Checked]:
     for file, log in read_logs(path, CERTIFY, PREDICT, ATTACK).items():
         for text in log.notices:
             notice(f"{file}: {text}")
-        findings = verify(log)
-        total = len(log.rows)
+        findings, settings = verify(log), log.settings or {}
+        total, done = len(log.rows), len({row.index for row in log.rows})
+        if "shard" not in settings and done < (planned := settings.get("images", done)):
+            notice(f"{file}: {done} of {planned} images; the others were not reached, or left out")
         bad = len({row.index for row in log.rows} & {finding.index for finding in findings})
         basis = "their votes" if isinstance(log, Log) else "the plan of the run"
         summary = f"{total - bad} of {total} rows are consistent with {basis}"

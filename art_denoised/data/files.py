@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -23,6 +24,13 @@ Transform: TypeAlias = Callable[[Any], Any]  # of PIL images
 _SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 _GREY = ("1", "L", "LA", "I;16")
 _COLOUR = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
+# What systems and NAS devices leave in folders beside hidden names, with thumbnails or what was
+# deleted.
+_OF_SYSTEMS = (
+    *("__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found"),
+    "system volume information",
+)
+_PHOTOMETRIC = 262  # TIFF's tag, which Pillow heeds in 8 bits alone
 _MOST_PIXELS = 10**8  # a larger one is a bomb, or no image that a classifier takes
 # What numpy and zipfile raise: torn, encrypted (RuntimeError), of an unknown compression
 # (NotImplementedError), or with a header that claims more than there is memory.
@@ -36,8 +44,9 @@ class ImageFolder:
     """Images in one folder for each class.
 
     Classes are the folders in alphabetical order, or as they are given. Hidden folders and files,
-    and ``__MACOSX``, are ignored. Images have one channel if the first one is grey, else three.
-    EXIF rotation is applied; palettes and CMYK become RGB; 16-bit grey keeps its 16 bits.
+    and those of operating systems such as ``__MACOSX`` and ``@eaDir``, are ignored. Images have one
+    channel if the first one is grey, else three. EXIF rotation is applied; palettes and CMYK become
+    RGB; 16-bit grey keeps its 16 bits.
 
     Args:
         folder: Folder that holds the folders of the classes.
@@ -78,7 +87,7 @@ class ImageFolder:
         self.classes = tuple(name.split(",")[0].strip() for name in names)
         self._samples: list[tuple[Path, int]] = []
         for one in folders:
-            if one.name.casefold() not in labels:
+            if _folded(one.name) not in labels:
                 raise InputError(
                     f"folder {one.name!r} is none of the classes {', '.join(self.classes)}; rename "
                     "it or add it to the classes"
@@ -88,7 +97,7 @@ class ImageFolder:
             files = [f for f in inside if f.is_file()]
             if not files:
                 raise InputError(f"{one} holds no images; remove it or fill it")
-            self._samples += [(file, labels[one.name.casefold()]) for file in files]
+            self._samples += [(file, labels[_folded(one.name)]) for file in files]
         with _opened(self._samples[0][0]) as first:
             self._grey = first.mode in _GREY
 
@@ -133,14 +142,19 @@ def read_classes(path: Path | str) -> list[str]:
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name.casefold() in _OF_SYSTEMS
+
+
+def _folded(name: str) -> str:
+    """Return a name without case, accents composed: file systems store them in two ways."""
+    return unicodedata.normalize("NFC", name.casefold())
 
 
 def _labels(names: Sequence[str]) -> dict[str, int]:
     labels: dict[str, int] = {}
     for label, name in enumerate(names):
         for word in name.split(","):
-            if labels.setdefault(word.strip().casefold(), label) != label or not word.strip():
+            if labels.setdefault(_folded(word.strip()), label) != label or not word.strip():
                 raise InputError(f"class {word!r} is there twice or empty; give each name once")
     return labels
 
@@ -167,6 +181,8 @@ def _read(path: Path, grey: bool, transform: Transform | None) -> torch.Tensor:
             raise InputError(
                 f"{path} has mode {image.mode}; give {kind} images, as the first one is"
             )
+        if image.mode == "I;16" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
+            raise InputError(f"{path} is a 16-bit TIFF in which 0 is white; save it inverted")
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # cameras put a preview behind a JPEG
             raise InputError(f"{path} holds {frames} images; give one image a file")
@@ -181,6 +197,11 @@ def _read(path: Path, grey: bool, transform: Transform | None) -> torch.Tensor:
             else:
                 image, white = image.convert("L" if grey else "RGB"), 255
             image = image if transform is None else transform(image)
+            if not isinstance(image, Pil.Image):
+                raise InputError(
+                    f"the transform returned a {type(image).__name__}; give one from PIL image to "
+                    "PIL image: ToTensor is done here, Normalize by the model"
+                )
             pixels = np.asarray(image, np.float32) / white
         except InputError:
             raise
@@ -211,16 +232,15 @@ def read_npz(path: Path) -> tuple[Images, Labels]:
         raise InputError(
             f"{path} cannot be read as .npz without pickle: {one_line(error)}"
         ) from None
+    if x.dtype == np.uint8 and x.size and x.max() <= 1:
+        raise InputError(
+            f"{path} holds x as uint8 with no value above 1, black as 8-bit images; give float32"
+        )
     if x.dtype == np.uint8:
         x = x.astype(np.float32) / 255
     if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):  # channels last
         x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-    images, labels = checks.images(_native(x)).float(), checks.labels(_native(y))
+    images, labels = checks.images(x).float(), checks.labels(y)
     if len(images) != len(labels):
         raise InputError(f"{path} holds {len(images)} images but {len(labels)} labels")
     return images, labels
-
-
-def _native(array: np.ndarray) -> np.ndarray:
-    """Return an array in the byte order of this machine, the only one that torch takes."""
-    return array.astype(array.dtype.newbyteorder("="), copy=False)

@@ -193,6 +193,7 @@ class Chosen:
         self, data: ImageData, indices: Sequence[int] | None = None, classes: int | None = None
     ) -> None:
         self._data = data
+        self._seen: dict[int, tuple[bytes, int]] = {}  # hash of the image and label
         self.shape: tuple[int, ...] | None = None
         self.indices = checks.indices(range(len(data)) if indices is None else indices, len(data))
         self.shard = indices if isinstance(indices, Shard) and indices.parts > 1 else None
@@ -220,6 +221,12 @@ class Chosen:
                 raise InputError(f"the data give {kind}; give pairs of an image and its class")
             x = checks.images(_own(entry[0])[None], shape=self.shape)[0].float()
             label = int(checks.labels([entry[1]], self.classes)[0])
+            found = hashlib.blake2b(x.cpu().numpy().tobytes(), digest_size=8).digest()
+            if self._seen.setdefault(index, (found, label)) != (found, label):
+                raise InputError(
+                    "a second reading gave another image or label; give data without random "
+                    "transforms"
+                )
         except InputError as error:
             raise InputError(f"image {index}: {error}") from None
         self.shape = tuple(x.shape)
@@ -238,7 +245,7 @@ class Chosen:
         whole = self
         if self.shard is not None:
             whole = Chosen(self._data, self.whole, self.classes)
-            whole.shape = self.shape
+            whole.shape, whole._seen = self.shape, self._seen
         pixels, labels = hashlib.sha256(), []
         for index, x, label in watch(whole):
             pixels.update(f"{index} {tuple(x.shape)}".encode())

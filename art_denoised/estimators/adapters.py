@@ -35,6 +35,13 @@ _BLIND = (
     "ZooAttack",
 )
 
+# Whose labels are the classes to reach: the true ones would make every model look robust.
+_TARGETED = (
+    *("GRAPHITEBlackbox", "GRAPHITEWhiteboxPyTorch", "LowProFool"),
+    "TargetedUniversalPerturbation",
+)
+_DRAWS_TARGETS = "SaliencyMapMethod"  # wrong classes, where it is given no labels
+
 _FIXED_NORMS = {"BasicIterativeMethod": "linf", "VirtualAdversarialMethod": "l2"}
 
 
@@ -177,16 +184,24 @@ class ArtAttack(ClassAttack):
             raise InputError(
                 f"ART has no evasion attack {self.kind!r}; for example ProjectedGradientDescent"
             )
+        if self.kind in _TARGETED:
+            raise InputError(f"{self.name} leads to given classes; give an untargeted attack")
         norm = np.inf if self.norm == "linf" else 2
         arguments = self.arguments(
-            known, eps=self.eps, norm=norm, eps_step=self.eps / 4, verbose=False
+            known,
+            eps=self.eps,
+            norm=norm,
+            eps_step=self.eps / 4,
+            targeted=False,  # BoundaryAttack and SignOPTAttack are targeted by default
+            verbose=False,
         )
         estimator = _estimator(model, x) if isinstance(model, nn.Module) else model
         try:
             attack = known(estimator, **arguments)
         except (ValueError, TypeError) as error:
             raise InputError(f"{self.name} cannot be made: {error}") from None
-        found = attack.generate(x.detach().cpu().numpy(), y.cpu().numpy())
+        given = None if self.kind == _DRAWS_TARGETS else y.cpu().numpy()
+        found = attack.generate(x.detach().cpu().numpy(), given)
         return self.outcome(known, x, torch.from_numpy(np.asarray(found)).to(x))
 
 

@@ -287,9 +287,7 @@ class DefendedClassifier(PyTorchClassifier):
         """Return images and rows of probabilities, both tensors if the images are, else arrays."""
         images = self._attacked(x)
         if np.shape(y)[1:] == (self.nb_classes,):
-            rows = torch.as_tensor(y)
-            if not bool(torch.isfinite(rows).all()):
-                raise InputError("labels hold NaN or infinite probabilities; give finite ones")
+            rows = checks.probabilities(y)
         else:
             rows = F.one_hot(checks.class_indices(y, self.nb_classes), self.nb_classes)
         checks.one_each(images, rows)

@@ -218,8 +218,7 @@ class DenoisedSmoothing(RandomDefence, RandomizedSmoothingMixin):
             A row for each radius, with its 95% interval over images; and the certificates.
         """
         stop = AtRadii(radii, n, n0=self.sample_size, alpha=self.alpha, labels=use_labels)
-        images, rows = self._pair(self._clean(x), y)
-        labels = rows.argmax(1).tolist()
+        images, labels = self._clean(x), checks.class_indices(y, self.nb_classes).tolist()
         smoother = self.smoother(batch_size, noise=noise)
         certificates = smoother.certify(images, stop, labels=labels)
         correct = [c.label == label for c, label in zip(certificates, labels, strict=True)]
@@ -275,7 +274,8 @@ class DenoisedSmoothing(RandomDefence, RandomizedSmoothingMixin):
         low, high = map(np.asarray, self.clip_values)
         if (low != 0).any() or (high != 1).any():
             raise InputError(f"clip_values are {self.clip_values}; denoisers are trained in [0, 1]")
-        images, rows = self._pair(self._clean(x), y)
+        images, labels = self._clean(x), checks.class_indices(y, self.nb_classes)
+        checks.one_each(images, labels)
         config = TrainingConfig(
             epochs=nb_epochs,
             batch_size=batch_size,
@@ -285,7 +285,7 @@ class DenoisedSmoothing(RandomDefence, RandomizedSmoothingMixin):
         )
         train_denoiser(
             denoiser,
-            torch.utils.data.TensorDataset(images, rows.argmax(1)),
+            torch.utils.data.TensorDataset(images, labels),
             Objective(objective, sigma=self.sigma, classifier=base.classifier),
             config,
             progress=verbose,

@@ -104,13 +104,10 @@ class Target:
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Give the model copies of the images, and check its output before an attack sees it."""
-
-        def copied(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (inputs[0].clone(), *inputs[1:])
+        """Check and count the outputs of the model before an attack sees them."""
 
         def checked(_: Any, inputs: tuple[Any, ...], output: Any) -> Any:
-            output, batch = getattr(output, "logits", output), len(inputs[0])
+            output, batch = checks.unwrapped(output), len(inputs[0])
             shape = tuple(getattr(output, "shape", ()))
             if self.classes and shape != (batch, self.classes):
                 raise InputError(
@@ -121,15 +118,11 @@ class Target:
             self.tick(batch)
             return output
 
-        hooks = [
-            self.module.register_forward_pre_hook(copied),
-            self.module.register_forward_hook(checked),
-        ]
+        hook = self.module.register_forward_hook(checked)
         try:
             yield
         finally:
-            for hook in hooks:
-                hook.remove()
+            hook.remove()
 
     def gradients(self, asked: Sequence[str] | None = None) -> tuple[str, ...]:
         """Return the ways of taking gradients that the model has, or those asked for."""
@@ -154,8 +147,8 @@ class Target:
 
     def logits(self, x: Images) -> Logits:
         """Return the model's logits, within a `session`."""
-        with _one_line("the model", "mend it and resume, completed rows are kept"):
-            output = self.module(x)
+        with checks.in_one_line("the model", "mend it and resume, completed rows are kept"):
+            output = self.module(x.clone())  # it may write into its input
         return checks.logits(output, len(x))
 
     @torch.no_grad()
@@ -195,7 +188,9 @@ class Target:
             own = getattr(attack, "seed", None)
             seed = (seed + own * _MIXING) % 2**31 if isinstance(own, int) else seed
             attack = replace(attack, seed=seed)  # type: ignore[type-var]
-        errors = _one_line(f"attack {attack_name(attack)!r}", "change it, completed rows are kept")
+        errors = checks.in_one_line(
+            f"attack {attack_name(attack)!r}", "change it, completed rows are kept"
+        )
         with errors, self.session(seed), self.taking(gradient):
             if isinstance(attack, Suite):
                 return attack.run(self.given, x.clone(), y)
@@ -223,7 +218,7 @@ class Target:
         finally:
             hook.remove()  # before purify, which may call the module
         name, remedy = f"{type(self._purifier).__name__}.purify", "mend it, or give pictures=0"
-        with _one_line(name, remedy), self.session(self._seed):
+        with checks.in_one_line(name, remedy), self.session(self._seed):
             clean = self._purifier.purify(found)
         if getattr(clean, "shape", None) != found.shape or not bool(clean.isfinite().all()):
             raise InputError(
@@ -301,18 +296,6 @@ def _restored(parts: Sequence[Any], name: str) -> Iterator[None]:
     finally:
         for part, one in zip(parts, before, strict=True):
             setattr(part, name, one)
-
-
-@contextlib.contextmanager
-def _one_line(who: str, remedy: str) -> Iterator[None]:
-    """Turn any error of code that is not ours into an `InputError`."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        words = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise InputError(f"{who} failed: {words}; {remedy}") from error
 
 
 @dataclass(frozen=True)

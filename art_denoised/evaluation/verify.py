@@ -153,6 +153,8 @@ def _image_problems(labels: Mapping[int, int], settings: Mapping[str, Any]) -> I
     except (TypeError, ValueError, OverflowError):
         yield f"the header's indices are {settings['indices']!r}, which name no images"
         return
+    if settings.get("images", count) != count:
+        yield f"the header says {settings['images']} images and names {count}"
     foreign = [index for index in labels if index not in planned]
     if foreign:
         yield f"image {foreign[0]} is not among the {count} images of the header"

@@ -242,6 +242,11 @@ def read_run(path: Path | str, *kinds: Kind[Any]) -> Contents[Any]:
     if kind is None:
         wanted = " or ".join(kind.heading for kind in kinds)
         raise InputError(f"{path} is a {header.art_denoised!r}; give a {wanted}")
+    if header.version not in (1, VERSION):
+        raise InputError(
+            f"{path} has version {header.version}, which this art_denoised does not know; read it "
+            "with the one that wrote it"
+        )
     rows: dict[Hashable, Row] = {}
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip():

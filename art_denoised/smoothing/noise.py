@@ -243,7 +243,7 @@ def find_noise(
     """Return the kind of noise called ``name``, if sigma and range of pixels suit it."""
     if name not in _KINDS:
         raise InputError(f"noise is {name!r}; give {' or '.join(map(repr, _KINDS))}")
-    low, high = np.min(clip_values[0]), np.max(clip_values[1])
+    low, high = checks.pixel_range(clip_values)
     if name == QuantisedGaussian.name and (low, high) != (0, 1):
         raise InputError(
             f"clip_values are ({low:g}, {high:g}); quantised noise needs 8-bit images in [0, 1]"

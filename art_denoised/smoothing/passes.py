@@ -63,8 +63,8 @@ class Passes:
         """Classify up to ``batch_size`` images, without waiting for the device.
 
         Returns:
-            The class of each image, or the number of classes where its logits are NaN; and the
-            number of classes.
+            The class of each image, or the number of classes where it has none (`unreadable`); and
+            the number of classes.
         """
         n, missing = len(x), self.batch_size - len(x)
         padded = functional.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else x
@@ -76,14 +76,14 @@ class Passes:
             for i in _near_ties(logits, batch):
                 labels[i] = checks.logits(network(batch[i : i + 1].contiguous()), 1).argmax(1)[0]
         classes = logits.shape[1]
-        return labels.masked_fill(logits.isnan().any(1), classes), classes
+        return labels.masked_fill(checks.unreadable(logits), classes), classes
 
 
 def _near_ties(logits: Logits, batch: Images) -> list[int]:
     """Return the samples whose two leading logits rounding may part. It waits for the device."""
     first, second = logits.topk(2, dim=1).values.unbind(1)
     clear = first - second > logits.abs().amax(1) * checks.near(logits, batch)
-    return (~clear & ~logits.isnan().any(1)).nonzero().flatten().tolist()
+    return (~clear & ~checks.unreadable(logits)).nonzero().flatten().tolist()
 
 
 @torch.no_grad()
@@ -104,7 +104,14 @@ def _answers_each_alike(
         given = given.clone() if given is images else given  # it may be written into
         return checks.logits(network(given), batch_size)
 
-    return torch.equal(answers(mixed)[:kept], answers(batch)[places[:kept]])
+    whole = answers(batch)
+    alone = checks.logits(network(batch[:1].clone()), 1)
+    if gap := checks.apart(whole[:1], alone, batch):
+        raise InputError(
+            f"the model's answer to an image depends on the size of its batch (logits differ by "
+            f"{gap:.3g} in one of {batch_size}); use a model that classifies each image by itself"
+        )
+    return torch.equal(answers(mixed)[:kept], whole[places[:kept]])
 
 
 @torch.no_grad()

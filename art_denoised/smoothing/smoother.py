@@ -95,6 +95,8 @@ class Smoother:
         self.workers = workers
         self.near_ties: NearTies | None = None
         self.tried: dict[tuple[int, ...], Passes] = {}
+        if not (callable(base) or isinstance(base, QueryOnly)) or isinstance(base, type):
+            raise InputError(f"base is {base!r}; give a module or a function from images to logits")
         for part in (base, denoiser):
             checks.eval_mode(part)
         self.network: Classifier | None = None

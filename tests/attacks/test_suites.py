@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from art.estimators.classification.pytorch import PyTorchClassifier
 from torch import nn
 
 from art_denoised import DenoisedSmoothing
-from art_denoised.attacks import AutoAttack, TorchAttack
+from art_denoised.attacks import PGD, AutoAttack, TorchAttack
 from art_denoised.attacks.ascent import distances, within
 from art_denoised.attacks.suites import Generators, contained
 from art_denoised.checks import InputError
@@ -194,3 +195,60 @@ def test_bad_input(make, words, data):
         make()(digits_classifier(), *data)
     with pytest.raises(InputError, match=r"the model is a str; give an nn.Module"):
         AutoAttack(0.1)("resnet", *data)
+
+
+class InPlace(nn.Module):
+    """Writes into its input, and returns what Hugging Face does."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = digits_classifier()
+        self.eval()
+
+    def forward(self, x):
+        return SimpleNamespace(logits=self.net(x.mul_(0.5).mul(2)))
+
+
+@pytest.mark.parametrize(
+    "face",
+    [
+        PGD(EPS, steps=3),
+        AutoAttack(EPS, parts=("apgd-ce",), steps=3),
+        TorchAttack(EPS, options={"alpha": 0.1, "steps": 3}),
+        ArtAttack(EPS, options={"max_iter": 3}),
+    ],
+    ids=lambda face: type(face).__name__,
+)
+def test_a_network_that_writes_into_its_input_is_attacked(face, data):
+    (x, y), before = data, data[0].clone()
+    plain = face(digits_classifier(), x, y)
+    assert torch.allclose(face(InPlace(), x, y), plain, atol=1e-5)
+    assert torch.equal(x, before)
+    with pytest.raises(InputError, match="no probabilities|integer class index"):
+        face(digits_classifier(), x, nn.functional.one_hot(y, 10))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("SignOPTAttack", {"max_iter": 3, "query_limit": 200}),
+        ("SaliencyMapMethod", {"theta": 0.9}),
+    ],
+)
+def test_attacks_of_art_that_are_targeted_by_default_lead_away_from_the_label(kind, options, data):
+    """They led to it, and every model was robust."""
+    (x, y), model = (data[0][:3], data[1][:3]), digits_classifier()
+    norm = "l2" if kind == "SignOPTAttack" else "linf"
+    x_adv = ArtAttack(1.0 if norm == "linf" else 8.0, norm=norm, kind=kind, options=options)(
+        model, x, y
+    )
+    assert (model(x_adv).argmax(1) != y).all()
+
+
+def test_targeted_attacks_are_refused():
+    with pytest.raises(InputError, match="targeted = True"):
+        ArtAttack(EPS, options={"targeted": True})
+    with pytest.raises(InputError, match="given classes"):
+        ArtAttack(EPS, kind="LowProFool")(
+            digits_classifier(), torch.rand(1, 1, 8, 8), torch.ones(1).long()
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.transforms import ToTensor
 
 from art_denoised.checks import InputError
 from art_denoised.data import ImageFolder, load_data
@@ -163,3 +164,35 @@ def test_photographs_are_resized_and_cut_as_a_classifier_says(folder, mode):
 def test_arrays_are_not_resized():
     with pytest.raises(InputError, match="digits"):
         load_data("digits", transform=EvalTransform(resize=10, crop=(8, 8)))
+
+
+@pytest.mark.parametrize("name", ["@eaDir", "$RECYCLE.BIN", "lost+found", "__MACOSX"])
+def test_folders_of_systems_are_neither_classes_nor_images(folder, name):
+    for place in (folder / "cat", folder / name, folder / "cat" / name / "1.png"):
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(place / "1.png")
+    data = ImageFolder(folder)
+    assert (data.classes, len(data)) == (("cat",), 1)
+
+
+def test_a_transform_to_a_tensor_is_refused(folder):
+    """Its pixels were divided by 255 once more: white was black."""
+    Image.new("RGB", (8, 8), "white").save(folder / "cat" / "1.png")
+    with pytest.raises(InputError, match="returned a Tensor"):
+        ImageFolder(folder, transform=ToTensor())[0]
+
+
+def test_accents_may_be_stored_in_either_way(tmp_path):
+    (tmp_path / "caf\u00e9").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "caf\u00e9" / "1.png")
+    assert ImageFolder(tmp_path, ["tea", "cafe\u0301"])[0][1] == 1
+
+
+def test_sixteen_bits_in_which_zero_is_white_are_refused(folder):
+    """Pillow inverts 8 bits alone."""
+    path = folder / "cat" / "1.tif"
+    Image.fromarray(np.full((8, 8), 9, np.uint16)).save(path)
+    tag = bytes([6, 1, 3, 0, 1, 0, 0, 0])  # PhotometricInterpretation, one SHORT
+    path.write_bytes(path.read_bytes().replace(tag + b"\1", tag + b"\0"))
+    with pytest.raises(InputError, match="0 is white"):
+        ImageFolder(folder)[0]

@@ -265,3 +265,26 @@ def test_the_header_of_a_shard_is_that_of_all_images_and_its_name():
     assert (part.indices, part.whole) == ([4], [1, 4, 5])
     assert part.settings() == {**whole.settings(), "shard": "2/2"}
     assert Chosen(data, Shard([1, 4, 5], 1, 1)).settings() == whole.settings()
+
+
+def test_binary_images_in_uint8_are_refused(tmp_path):
+    """Divided by 255 they would be black."""
+    np.savez(tmp_path / "a.npz", x=np.eye(4, dtype=np.uint8)[None, None], y=[0])
+    with pytest.raises(InputError, match="no value above 1"):
+        load_data(f"npz:{tmp_path / 'a.npz'}")
+
+
+def test_data_with_random_transforms_are_refused():
+    """The images that were certified were not those whose hash is in the log."""
+
+    class Noisy:
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return torch.rand(1, 4, 4), index
+
+    images = Chosen(Noisy())
+    assert images.settings()["images"] == 2
+    with pytest.raises(InputError, match="image 1: a second reading"):
+        images[1]

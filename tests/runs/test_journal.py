@@ -230,3 +230,13 @@ def test_a_file_is_no_folder(tmp_path):
         Run(tmp_path / "a", ANSWERS, SETTINGS)
     write(tmp_path / "b" / "c", 1)
     assert read(tmp_path / "b" / "c") == [1]
+
+
+@pytest.mark.parametrize("version", [0, 3])
+def test_a_log_of_an_unknown_version_is_not_read(tmp_path, version):
+    """Its rows were read as if they meant what those of today do."""
+    write(tmp_path, 1)
+    path = tmp_path / "answers.jsonl"
+    path.write_text(path.read_text().replace('"version": 2', f'"version": {version}'))
+    with pytest.raises(InputError, match=f"version {version}"):
+        read(tmp_path)

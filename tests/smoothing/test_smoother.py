@@ -267,3 +267,19 @@ def test_settings_name_what_determines_the_rows():
     assert Anytime(1000).upto(400).n == 400
     assert Anytime(1000).upto(5000).n == 1000
     assert Anytime(1000, alpha=1e-40).upto(100).n == 133
+
+
+def test_a_network_that_answers_large_batches_otherwise_is_refused():
+    """One image and pairs agreed, and 64 noisy copies were another class's."""
+
+    def of_size(x):
+        return torch.eye(3)[torch.full((len(x),), int(len(x) > 2))]
+
+    with pytest.raises(InputError, match="size of its batch"):
+        Smoother(of_size, sigma=0.25).certify(torch.full((1, 1, 4, 4), 0.5), FixedN(100))
+
+
+@pytest.mark.parametrize("base", [None, "resnet18", torch.nn.Linear])
+def test_a_base_that_is_no_function_is_refused(base):
+    with pytest.raises(InputError, match="base is"):
+        Smoother(base, sigma=0.25)
