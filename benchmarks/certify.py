@@ -10,13 +10,13 @@ with its batch norms folded into convolutions (`optimize`).
 1. Fixed n = 1,000, four images. The unit is the fastest bare forward pass over equally many images:
    the best of both forms and all batch sizes. Repeats are interleaved; best and worst are given.
 2. The table of radii 0, sigma, 2 sigma and 3 sigma at n = 100,000, for two levels of noise, because
-   the saving depends on how certain the network is. The peers spend the same time on every image,
-   so they certify two images, timed separately, and the time is scaled to all.
+   the saving depends on how certain the network is. The peers draw n0 + n samples for every image,
+   so their time is that of part 1 for each sample, times the number of samples.
+3. Memory of one certificate at n = 100,000, with a linear network that needs almost none itself.
 """
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from record import Record, options
+from record import Record, options, rise
 from scipy.stats import beta, norm
 from torch import nn
 from torch.nn import functional as F
@@ -121,8 +121,8 @@ def fixed(
     count: int = 4,
     n: int = 1000,
     batches: Sequence[int] = BATCHES,
-) -> float:
-    """Time a fixed number of samples, and return the seconds of a bare forward pass per sample."""
+) -> None:
+    """Time a fixed number of samples."""
     images, sigma = enlarged(train=False)[0][:count], SIGMAS[0]
     forms = {"": network, ", folded": folded(network)}
     _, theirs = ours_and_art(network, sigma)
@@ -152,16 +152,12 @@ def fixed(
     unit = min(min(taken) for name, taken in times.items() if name.startswith("forward"))
     for name, taken in times.items():
         record.add("fixed", name, best_s=min(taken), worst_s=max(taken), ratio=min(taken) / unit)
-    return unit / total
 
 
-def table(
-    record: Record, networks: dict[float, nn.Module], count: int, n: int, per_sample: float
-) -> None:
-    """Time a table of four radii; of the peers two images, scaled to all."""
+def table(record: Record, networks: dict[float, nn.Module], count: int, n: int) -> None:
+    """Time a table of four radii."""
     images, labels = enlarged(train=False)
     images, labels = images[:count].numpy(), labels[:count].numpy()
-    own = {}
     for sigma, network in networks.items():
         network = folded(network)
         ours, _ = ours_and_art(network, sigma)
@@ -169,37 +165,37 @@ def table(
         radii = [k * sigma for k in range(4)]
         start = time.perf_counter()
         shares, certificates = ours.certify_table(images, labels, radii, n, batch)
-        own[sigma] = time.perf_counter() - start
+        taken = time.perf_counter() - start
         record.add(
-            "table", f"ours, folded, sigma {sigma:g}", best_s=own[sigma], worst_s=own[sigma],
+            "table", f"ours, folded, sigma {sigma:g}", time_s=taken,
             samples_an_image=round(sum(c.n0 + c.drawn for c in certificates) / count),
             certified_percent=[round(100 * row.certified_accuracy, 1) for row in shares],
-            peak_memory_GiB=peak(),
         )  # fmt: skip
-    sigma, network = next(iter(networks.items()))
-    _, theirs = ours_and_art(network, sigma)
-    peers: dict[str, Callable[[np.ndarray], object]] = {
-        f"Cohen loop, batch {batch}": lambda x, batch=batch: cohen(
-            network, torch.from_numpy(x), sigma, n, batch
-        )
-        for batch in (1000, 64)
+
+
+def compare(record: Record, count: int, n: int, timed: int = 4, timed_n: int = 1000) -> None:
+    """Put beside the tables what the others take for them, by their time for each sample."""
+    scale = count * (N0 + n) / (timed * (N0 + timed_n))
+    own = {row["name"]: row["time_s"] for row in record.rows if row["section"] == "table"}
+    for row in [row for row in record.rows if row["section"] == "fixed"]:
+        if row["name"].startswith(("Cohen", "ART")) or row["ratio"] == 1:
+            taken = scale * row["best_s"]
+            times = {f"x_sigma_{name.split()[-1]}": taken / other for name, other in own.items()}
+            record.add("table", f"{row['name']}, by its time a sample", time_s=taken, **times)
+
+
+def memory(record: Record, n: int) -> None:
+    """Measure by how much one certificate raises memory."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)).eval()
+    image = enlarged(train=False)[0][:1]
+    ours, theirs = ours_and_art(network, SIGMAS[0])
+    tasks: dict[str, Callable[[], object]] = {
+        "ours, batch 64": lambda: ours.certify(image.numpy(), n, 64),
+        "Cohen loop, batch 1000": lambda: cohen(network, image, SIGMAS[0], n, 1000),
+        "ART certify, batch 32": lambda: theirs.certify(image.numpy(), n),
     }
-    peers["ART certify, batch 32"] = lambda x: theirs.certify(x, n)
-    for name, certify in peers.items():
-        each = [seconds(partial(certify, images[i : i + 1])) for i in (0, 1)]
-        compare(record, name, [count * taken for taken in each], own)
-    compare(record, "forward, fastest", [count * per_sample * (n + N0)], own)
-
-
-def compare(record: Record, name: str, taken: list[float], own: dict[float, float]) -> None:
-    times = {f"x_sigma_{sigma:g}": min(taken) / seconds for sigma, seconds in own.items()}
-    record.add(
-        "table", name, best_s=min(taken), worst_s=max(taken), **times, peak_memory_GiB=peak()
-    )
-
-
-def peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    for name, task in tasks.items():
+        record.add("memory", name, rise_MiB=rise(task))
 
 
 def main() -> None:
@@ -213,12 +209,16 @@ def main() -> None:
     record = Record("certify", arguments.json, "adversarial-robustness-toolbox")
     if arguments.tiny:
         networks = {sigma: trained(sigma, depth=8, steps=1) for sigma in SIGMAS}
-        per_sample = fixed(record, networks[SIGMAS[0]], 1, 1, 20, BATCHES[:1])
-        table(record, networks, 2, 20, per_sample)
+        fixed(record, networks[SIGMAS[0]], 1, 1, 20, BATCHES[:1])
+        table(record, networks, 2, 20)
+        compare(record, 2, 20, 1, 20)
+        memory(record, 200)
     else:
         networks = {sigma: trained(sigma) for sigma in SIGMAS}
-        per_sample = fixed(record, networks[SIGMAS[0]], arguments.repeats)
-        table(record, networks, arguments.images, arguments.n, per_sample)
+        fixed(record, networks[SIGMAS[0]], arguments.repeats)
+        table(record, networks, arguments.images, arguments.n)
+        compare(record, arguments.images, arguments.n)
+        memory(record, arguments.n)
 
 
 if __name__ == "__main__":

@@ -26,4 +26,6 @@ def test_planted_errors_are_killed_by_tests_that_pass_without_them(tmp_path):
     assert killers["x.detach() -> x"] is None
     shape = "stand_in.shape != value.shape -> stand_in.shape == value.shape"
     own = ("tests/attacks/test_bpda.py", "art_denoised/attacks/bpda.py")
-    assert killers[shape].partition("::")[0].endswith(own)
+    file, _, test = killers[shape].partition("::")
+    assert file.endswith(own)
+    assert test  # in a fork, and not only when all is imported again

@@ -5,7 +5,8 @@
 First each test of the rooms runs alone, and the lines that it runs are noted. An error is then
 planted in a fork of this process, which has imported everything, and the tests that run its line
 follow, the fastest first. If they pass, the module's own tests follow once more, on a package that
-is imported with the error. It is killed when a test fails or does not end. What survives must stand
+is imported with the error. It is killed when a test fails or does not end; it has survived once 90
+processor seconds of tests have passed. What survives must stand
 in tools/survivors.json with the reason why it changes nothing that a user could see.
 
 The sample does not depend on the rest of the code: a mutant belongs to it by the hash of its file,
@@ -65,7 +66,8 @@ PYTEST = (
     *("-q", "-s", "--assert=plain", "--hypothesis-profile=mutants"),
     *("-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:faulthandler"),
 )
-SECONDS = 300  # of waiting, after which tests do not end
+SECONDS = 300  # of waiting, after which a test does not end
+ENOUGH = 90  # processor seconds of tests that pass, after which a mutant has survived
 FEW = 30  # tests of a module without tests of its own that run when all is imported again
 MEMORY = 8 << 30  # bytes that the tests of one mutant may take
 
@@ -398,7 +400,10 @@ class Hunt:
         for function, code in planted:
             function.__code__ = code
         for item, following in zip(items, [*items[1:], None], strict=True) if planted else ():
+            if time.process_time() > ENOUGH:
+                break
             # A loop without end burns time; a test that waits is ended by the alarm.
+            signal.alarm(SECONDS)
             signal.setitimer(signal.ITIMER_PROF, 5 + 5 * trials[item.nodeid]["seconds"])
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if self.failed:
@@ -416,6 +421,7 @@ class Hunt:
         plant(mutant)
         chosen = Chosen({item.nodeid for item in items})
         for file in dict.fromkeys(str(item.path) for item in items):
+            signal.alarm(SECONDS)
             if pytest.main([*PYTEST, "-x", file], plugins=[chosen]) not in (0, 5):
                 return file
         return None
@@ -452,6 +458,7 @@ Key = tuple[str, int]  # qualified name of a function, and its line
 def functions(paths: set[str]) -> dict[str, dict[Key, list[FunctionType]]]:
     """Return the functions of files that exist in this process, and forget what they cached."""
     found: dict[str, dict[Key, list[FunctionType]]] = {path: defaultdict(list) for path in paths}
+    gc.unfreeze()  # the tests freeze what they imported, and it would not be among the objects
     for item in gc.get_objects():
         if type(item) is CACHED and item.__module__.startswith("art_denoised"):
             item.cache_clear()

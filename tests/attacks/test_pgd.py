@@ -151,6 +151,12 @@ def test_it_finds_at_least_what_torchattacks_and_art_find(batch, noisy_cnn, whic
     assert ours > 5
 
 
+def test_the_default_step_size_is_two_and_a_half_balls_over_the_steps(batch):
+    x, y = batch[0][:20], batch[1][:20]
+    model, stepped = digits_classifier(), PGD(0.2, steps=7, step_size=2.5 * 0.2 / 7)
+    assert torch.equal(PGD(0.2, steps=7)(model, x, y), stepped(model, x, y))
+
+
 def test_random_starts_fool_as_many_as_torchattacks(batch, noisy_cnn):
     """The mean of six seeds; that of torchattacks' has a standard error of .6 images of 100."""
     import torchattacks

@@ -184,7 +184,7 @@ def test_margins_that_saturate_or_drown(margin, passes):
     """Beyond 80, or below 1e-5 of the largest logit: that is 99 here, and 1 is added to it."""
     target = Told()
     each = 99 - torch.arange(N).double() % 2  # the logits differ from image to image
-    target.logits = lambda x: torch.stack([each, each - margin], 1)
+    target.logits = lambda x: torch.stack([each, each - margin, 0 * each], 1)
     check = masking.make("logits", subject(target))
     assert check.passed is passes
     assert check.numbers["median_margin"] == pytest.approx(margin, abs=1e-6)
