@@ -16,6 +16,7 @@ from art_denoised.cli.config import read_config, write_config
 from art_denoised.cli.help import ALL, Page, folded
 from art_denoised.reports.terminal import escaped
 
+INTERRUPTED = 130  # exit code, that of a program which a shell saw end by Ctrl-C
 _PROGRAM = "art-denoised"
 # Errors are printed here, as one line.
 _RUN: Mapping[str, Any] = {
@@ -124,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # the reader has gone, as in `... | head`
         return 0
     except KeyboardInterrupt:
-        return _fail("interrupted; completed rows are kept: pass --resume to continue", 130)
+        return _fail("interrupted; completed rows are kept: pass --resume to continue", INTERRUPTED)
     except CycloptsError as error:
         command = " ".join([_PROGRAM, *(word for word in words[:1] if word in app)])
         return _fail(f"{_said(error)} (see {command} --help)")

@@ -185,12 +185,23 @@ def _connect(ray: Any, address: str) -> None:
             ) from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody has agreed to them
     try:
-        ray.init(address="local", include_dashboard=False, **quiet)
+        ray.init(address="local", include_dashboard=False, num_cpus=_lent_cores(), **quiet)
     except Exception as error:
         raise InputError(
             f"Ray does not start on this machine ({one_line(error)}); start it with "
             "`ray start --head`, or use processes"
         ) from None
+
+
+def _lent_cores() -> int | None:
+    """Return the number of cores that a scheduler lends this process; None: all, as Ray counts.
+
+    Ray itself counts those of the whole machine: a SLURM job of 4 cores would get 128 actors.
+    """
+    if not hasattr(os, "sched_getaffinity"):  # not on Linux
+        return None
+    lent = len(os.sched_getaffinity(0))
+    return lent if lent < (os.cpu_count() or 1) else None
 
 
 def _answers(address: str) -> None:
