@@ -72,6 +72,19 @@ def test_exact_gradients_keep_the_state_of_each_step(gradient, grows):
     assert four - one == (3 * 3 * 64 * 8 if grows else 0)
 
 
+def test_memory_counts_what_keeps_the_image_in_bounds():
+    """In float64, half as much again for temporaries.
+
+    The ball keeps what each of its bounds compares, two images each; [0, 1] keeps one, in the
+    reference's last step too.
+    """
+    ball, reference = (
+        preview_cost(LikelihoodMaximization(small_model(), form=form, seed=0), SHAPE).memory
+        for form in ("adam", "adam_reference")
+    )
+    assert ball - reference == 1.5 * 4 * 64 * 8
+
+
 def test_in_words():
     dc = DiffusionClassifier(small_model(), levels=LEVELS)
     assert "1 image: 30 network evaluations, " in str(preview_cost(dc, SHAPE))

@@ -98,6 +98,13 @@ class Counting(nn.Module):
         return self.inner(x, c_noise, y)
 
 
+def test_a_batch_of_the_network_has_512_images_by_default():
+    dc = classifier(levels=Levels((0.5,), (1.0,)))
+    dc.model.network = counting = Counting(dc.model.network)
+    dc(images(52))
+    assert (counting.rows, counting.largest) == (520, 512)
+
+
 def test_classes_without_gradient_are_not_evaluated_again():
     dc = classifier(max_batch=8)
     dc.model.network = counting = Counting(dc.model.network)

@@ -113,6 +113,11 @@ def test_momentum_sums_all_levels_with_their_weights_and_their_noise():
     torch.testing.assert_close(lm(start), x, rtol=0, atol=1e-6)  # sigma is float32
 
 
+def test_by_default_there_are_five_steps_and_momentum_takes_32_levels():
+    for form, nfe in (("adam", 5), ("adam_reference", 5), ("momentum", 5 * 32)):
+        assert LikelihoodMaximization(small_model(), form=form).nfe() == nfe
+
+
 def test_the_reference_leaves_the_ball_and_ours_does_not():
     """At the default eta: five steps of 0.05 in one direction, and 8 / 255."""
     model, start = DiffusionModel(Linear((1.0, -1.0)), Native()), two_pixels(0.5, 0.1)
