@@ -105,10 +105,10 @@ def main() -> int:
     tests = own_tests if options.quick else room_tests
     hunt = Hunt(sample, tests, options.jobs, killed(options.results), options.results)
     files = sorted({str(file) for path in {m.path for m in sample} for file in tests(path)})
-    if pytest.main([*PYTEST, *files], plugins=[hunt]) or hunt.broken:
+    failed = pytest.main([*PYTEST, *files], plugins=[hunt])
+    if hunt.broken:
         print("these tests fail without a mutant: " + ", ".join(sorted(hunt.broken)))
-        return 1
-    return judge(hunt.killers)
+    return judge(hunt.killers) or int(bool(failed or hunt.broken))
 
 
 def killed(results: Path | None) -> dict[str, str | None]:
@@ -290,6 +290,7 @@ class Hunt:
     Attributes:
         broken: Tests that fail without a mutant.
         killers: The test that saw each mutant, or None.
+        once: Files whose tests fail when all is imported again, so that they run in forks alone.
     """
 
     def __init__(
@@ -302,6 +303,7 @@ class Hunt:
     ) -> None:
         self.sample, self.tests, self.jobs, self.results = sample, tests, jobs, results
         self.broken: list[str] = []
+        self.once: set[Path] = set()
         self.killers = {m.name: killers[m.name] for m in sample if m.name in killers}
         self.failed = ""
 
@@ -320,13 +322,15 @@ class Hunt:
         trials = [(item.nodeid, partial(self._trace, item, paths)) for item in session.items]
         trials = dict(forked(trials, self.jobs))
         self.broken = [name for name, trial in trials.items() if not trial or not trial["passed"]]
-        if self.broken:
-            return True
+        for name in self.broken:  # they would kill every mutant
+            print(f"left out, since it fails without a mutant: {name}", flush=True)
+            del trials[name]
         for name in sorted({name for trial in trials.values() for name in trial["modules"]}):
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
         gc.freeze()
-        items = sorted(session.items, key=lambda item: trials[item.nodeid]["seconds"])
+        passing = [item for item in session.items if item.nodeid in trials]
+        items = sorted(passing, key=lambda item: trials[item.nodeid]["seconds"])
 
         def job(mutant: Mutant) -> tuple[str, Job]:
             files = self.tests(mutant.path)
@@ -335,9 +339,11 @@ class Hunt:
         waiting = [mutant for mutant in self.sample if mutant.name not in self.killers]
         whole = {mutant.path: untouched(mutant) for mutant in waiting}
         checks = forked(map(job, whole.values()), self.jobs)
-        self.broken = [name for name, run in checks if not run or run["killer"]]
-        if self.broken:
-            return True
+        alone = {mutant.name: path for path, mutant in whole.items()}
+        for name in (name for name, run in checks if not run or run["killer"]):
+            print(f"its tests fail when all is imported again: {name}", flush=True)
+            self.broken.append(name)
+            self.once.add(alone[name])
         runs = [job(mutant) for mutant in waiting]
         for done, (name, run) in enumerate(forked(runs, self.jobs), 1):
             killer = run["killer"] if run else "does not end"
@@ -409,6 +415,8 @@ class Hunt:
             if self.failed:
                 return {"killer": self.failed}
         signal.setitimer(signal.ITIMER_PROF, 0)
+        if mutant.path in self.once:
+            return {"killer": None}
         # Constants, and parameters of tests, were computed without the error.
         own = [item for item in items if item.path in own_tests(mutant.path)]
         return {"killer": self._run_anew(mutant, own or items[:FEW])}

@@ -262,19 +262,22 @@ def _repeat_border(planes: Tensor, width: int) -> Tensor:
     return F.pad(planes[:, None], [width] * 4, mode="replicate")[:, 0]
 
 
-def _image_chunks(*features: Tensor) -> list[tuple[Tensor, ...]]:
+def _image_chunks(x: Tensor, *others: Tensor) -> list[tuple[Tensor, ...]]:
     """Split the batch of several features alike, by the size of the first."""
-    if not _in_chunks(features[0]):
-        return [features]
-    size = len(_chunks(features[0])[0]) or 1
-    return list(zip(*(torch.split(f, size) for f in features), strict=True))
+    if not _in_chunks(x):
+        return [(x, *others)]
+    return list(zip(*(torch.split(f, _rows(x)) for f in (x, *others)), strict=True))
 
 
 def _chunks(x: Tensor) -> tuple[Tensor, ...]:
     """Split along the first axis into parts that fit in the cache of a CPU; elsewhere do not."""
     if not _in_chunks(x):
         return (x,)
-    return torch.split(x, max(1, CACHE_ELEMENTS // max(1, math.prod(x.shape[1:]))))
+    return torch.split(x, _rows(x))
+
+
+def _rows(x: Tensor) -> int:
+    return max(1, CACHE_ELEMENTS // max(1, math.prod(x.shape[1:])))
 
 
 def _in_chunks(x: Tensor) -> bool:

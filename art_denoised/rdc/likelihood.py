@@ -247,7 +247,7 @@ class LikelihoodMaximization(nn.Module):
         if isinstance(form, Momentum):  # its levels are evaluated one after another
             form = Momentum(Levels(form.levels.sigmas[:1], form.levels.weights[:1]))
         one = LikelihoodMaximization(
-            self.model, steps=1, form=form, gradient=self.gradient, seed=0, bf16=self.bf16
+            self.model, steps=1, form=form, gradient=self.gradient, bf16=self.bf16
         )
         exact, nfe = self.gradient == "exact", self.nfe(images)
         forward, both = flop(one, x)
@@ -255,7 +255,7 @@ class LikelihoodMaximization(nn.Module):
 
         def step() -> object:
             leaf = x.detach().requires_grad_()
-            return one.step(leaf, State(leaf, zero, zero), 0, LevelNoise(0), exact)
+            return one.step(leaf, State(leaf, zero, zero), 0, LevelNoise(None), exact)
 
         states = 3 * x.numel() * x.element_size() * (self.steps if exact else 1)
         memory = weights(self) + (saved(step, self) + states) * batch

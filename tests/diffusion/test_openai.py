@@ -156,6 +156,7 @@ def test_gradients_reach_the_image_and_pass_twice():
         ({"class_cond": 1}, "class_cond"),
         ({"attention_resolutions": "8;4"}, "attention_resolutions is '8;4'"),
         ({"channel_mult": "1,-2"}, "channel_mult is '1,-2'"),
+        ({"channel_mult": "1,0"}, "channel_mult is '1,0'"),
         ({"channel_mult": ""}, "image_size 16 has no default"),
         ({"diffusion_steps": 4000}, "rescale_timesteps is missing"),
         ({"noise_schedule": "quadratic"}, "noise_schedule"),

@@ -83,6 +83,11 @@ def test_networks_of_timm(name, shape, modules):
     assert count_rectifiers(changed, shape) == {}
 
 
+def test_relu6_is_counted_and_other_clamps_are_not():
+    model = nn.Sequential(nn.ReLU6(), nn.Hardtanh(), nn.Hardtanh(1, 6), nn.Hardtanh(0, 6, True))
+    assert count_rectifiers(model, SHAPE) == {"0": 1, "3": 1}
+
+
 @pytest.mark.parametrize("make", [Awkward, CifarResNet], ids=lambda make: make.__name__)
 @pytest.mark.parametrize("training", [False, True])
 def test_relu_in_place_of_relu_is_the_same_function(make, training):

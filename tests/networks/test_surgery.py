@@ -223,6 +223,7 @@ def test_bad_input():
         (CifarResNet((5, 7)), small, "channels is 5"),
         (done, small, "blocks.1 has a denoising block"),
         (nn.Sequential(nn.Conv2d(3, 4, 3)), {}, "no residual blocks"),
+        (nn.Sequential(Branching()), {}, "no residual blocks"),
         (torch.compile(CifarResNet()), small, "compiled; change the model first"),
         (nn.Sequential(torch.ao.nn.quantized.Conv2d(3, 4, 3)), {"where": "0"}, "quantised"),
         (nn.Sequential(nn.LSTM(64, 4)), {"where": "0", "input_shape": (3, 64)}, "returns tuple"),
@@ -230,6 +231,16 @@ def test_bad_input():
         with pytest.raises(InputError, match=reason) as refused:
             add_feature_denoising(model, **options)
         assert "\n" not in str(refused.value)
+
+
+class Branching(nn.Conv2d):
+    """Has no graph, so that nothing is known of what it adds."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 4, 3)
+
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
 
 
 class Reading(nn.Module):

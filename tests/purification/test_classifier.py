@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -49,6 +50,27 @@ def test_copies_have_noise_of_their_own_and_vote(purifier):
     votes = nn.functional.one_hot(probabilities.argmax(2), 4).sum(0)
     torch.testing.assert_close(majority.exp(), (votes + probabilities.mean(0)) / 6)
     torch.testing.assert_close(majority.exp().sum(1), torch.ones(4, dtype=x.dtype))
+
+
+def test_the_noise_of_a_copy_is_that_of_its_seed():
+    """Spelled out: what a seed gives must outlive a version."""
+    x, seen = images(1), []
+    PurifiedClassifier(purified(5), lambda x: seen.append(x) or Linear()(x), copies=2)(x)
+    state = np.random.SeedSequence(5, spawn_key=(3, 1)).generate_state(1, np.uint64)
+    assert torch.equal(seen[0], purified(5)(x))
+    assert torch.equal(seen[1], purified(int(state[0]) >> 1)(x))
+
+
+def test_the_preview_adds_the_classifier_of_every_copy():
+    """A linear layer: 640 MACs, again in its gradient, for which it keeps its input."""
+    network, images, copies = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), 3, 2
+    defence = PurifiedClassifier(purified(), network, copies=copies)
+    cost = preview_cost(defence, (1, 8, 8), images=images)
+    alone = preview_cost(purified(), (1, 8, 8), images=images * copies, batch=images)
+    assert cost.nfe == alone.nfe == images * copies * 2
+    assert cost.flop - alone.flop == images * copies * 2 * 640
+    assert cost.gradient_flop - alone.gradient_flop == images * copies * 2 * 2 * 640
+    assert cost.memory - alone.memory == 4 * 650 + images * copies * 1.5 * 4 * 64
 
 
 def test_logits_of_a_majority_are_finite_where_a_class_is_out_of_reach():

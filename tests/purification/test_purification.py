@@ -26,9 +26,9 @@ def purification(**options) -> Purification:
     return Purification(small_model(), **given)
 
 
-def literal(x: torch.Tensor, purify: Purification) -> torch.Tensor:
-    """Return what the steps of the sampler make of images, by plain autograd."""
-    noise, number = LevelNoise(purify.seed, stream=(2,)), 0
+def literal(x: torch.Tensor, purify: Purification) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what the steps of the sampler make of images, and their distance along the path."""
+    noise, number, distances = LevelNoise(purify.seed, stream=(2,)), 0, []
 
     def draw(k: int) -> torch.Tensor:
         return noise(x, range(len(x)), [number + k] * len(x))
@@ -39,12 +39,16 @@ def literal(x: torch.Tensor, purify: Purification) -> torch.Tensor:
     start = u = 2 * x - 1
     for i, sigma in enumerate(purify.sigmas):
         number = 2 * i * 2**20
-        u = u + 2 * sigma * draw(0)
+        base, eps = u, draw(0)
+        u = base + 2 * sigma * eps
         levels = purify.sampler.levels(2 * sigma, purify.steps, 0.002)
         for pair in pairwise(levels):
             number += 2
             u = purify.sampler.step(denoise, u, pair, [draw(0), draw(1)], start)
-    return (u + 1) / 2
+            abar = 1 / (1 + pair[1] ** 2)
+            z, z_t = (abar**0.5 * state for state in (u, base + pair[1] * eps))
+            distances.append(abar * (z - z_t).square().mean((1, 2, 3)))
+    return (u + 1) / 2, torch.stack(distances).mean(0)
 
 
 def gradient(function, x: torch.Tensor) -> torch.Tensor:
@@ -56,8 +60,8 @@ def gradient(function, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_values_and_exact_gradients_are_those_of_the_literal_loop(sampler):
     purify, x = purification(sampler=sampler), images()
-    torch.testing.assert_close(purify(x), literal(x, purify))
-    expected = gradient(lambda x: literal(x, purify), x)
+    torch.testing.assert_close(purify(x), literal(x, purify)[0])
+    expected = gradient(lambda x: literal(x, purify)[0], x)
     torch.testing.assert_close(gradient(purify, x), expected, rtol=1e-9, atol=1e-12)
 
 
@@ -119,6 +123,7 @@ def test_the_distance_along_the_path_is_a_mean_whatever_the_steps_and_passes():
     for move in purify.moves(purify.steps):
         state = purify.move(state, start, move, noise)
     torch.testing.assert_close(followed()[0], state.deviation / 6)  # 2 passes of 3 steps
+    torch.testing.assert_close(followed()[0], literal(images(), purify)[1])
     surrogate = followed(gradient="surrogate", surrogate_steps=1)[1]
     torch.testing.assert_close(surrogate, followed(steps=1)[1])
 
@@ -195,6 +200,16 @@ def test_the_preview_is_the_cost_of_a_run():
 def test_memory_in_the_preview_is_that_of_one_step_and_the_states():
     few, many = (preview_cost(purification(steps=s, sigma=0.3), (1, 8, 8)).memory for s in (5, 9))
     assert many - few == 4 * 64 * 8
+
+
+def test_the_gradient_of_heun_s_step_keeps_two_evaluations_and_the_identity_none():
+    def held(sampler: str, gradient: str) -> int:
+        purify = purification(sampler=sampler, gradient=gradient, sigma=0.3)
+        return preview_cost(purify, (1, 8, 8)).memory
+
+    weights, states = held("ddpm", "bpda"), 4 * 64 * 8
+    one, two = (held(name, "exact") - weights - states for name in ("ddpm", "heun"))
+    assert two == 2 * one > 0
 
 
 def test_a_seed_makes_it_a_function_of_each_image():

@@ -105,6 +105,12 @@ def test_guidance_is_the_gradient_of_the_squared_distance():
     )
 
 
+def test_guidance_of_scale_0_is_ddpm():
+    pair, u, noise = (0.8, 0.6), normal(0), [normal(2), normal(3)]
+    pulled = Guided(0).step(denoise, u, pair, noise, normal(1))
+    assert torch.equal(pulled, DDIM(1.0).step(denoise, u, pair, noise[:1], u))
+
+
 SIGMA = 1.2
 TURN = torch.linalg.qr(normal(7, (2, 2)))[0]
 
@@ -154,6 +160,11 @@ def test_time_and_noise_level_are_inverse():
     assert ReverseSDE().levels(vp_sigma(0.4), 4, 0.0) == pytest.approx(
         [*map(vp_sigma, (0.4, 0.3, 0.2, 0.1)), 0]
     )
+
+
+def test_levels_of_edm_end_at_half_of_a_level_that_is_close_to_the_lowest():
+    assert Heun().levels(0.003, 2, 0.002) == pytest.approx((0.003, 0.0015, 0))
+    assert Heun().levels(0.5, 2, 0.002) == pytest.approx((0.5, 0.002, 0))
 
 
 def test_bad_input():

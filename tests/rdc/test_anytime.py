@@ -101,7 +101,7 @@ class Levels(nn.Module):
         return 0 * x
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 32])
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 32])
 def test_every_beginning_is_spread_over_the_levels(count):
     levels = noise_levels(count)
     network = Levels()

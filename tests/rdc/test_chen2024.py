@@ -8,7 +8,7 @@ import torch
 from art_denoised import RobustDiffusionClassifier
 from art_denoised.checks import InputError
 from art_denoised.diffusion import edm_diffusion
-from art_denoised.rdc import chen2024
+from art_denoised.rdc import Adam, chen2024
 from tests.golden.published import (
     RDC_LEVELS,
     RDC_NETWORK,
@@ -61,6 +61,7 @@ def test_the_grid_is_that_of_the_release(models):
     grid = torch.linspace(1e-4, 3, 126)[:-1]
     torch.testing.assert_close(torch.tensor(rdc.classifier.levels.sigmas), grid)
     assert rdc.nfe() == 4 * 125 + 5
+    assert rdc.maximization.form == Adam(lr=0.05, project=False, eps=2e-8)
 
 
 def test_a_class_conditional_model_alone_needs_a_null_class(models):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -96,6 +98,13 @@ class Counting(nn.Module):
         self.rows += len(x)
         self.largest = max(self.largest, len(x))
         return self.inner(x, c_noise, y)
+
+
+def test_a_batch_of_the_network_has_512_images_by_default():
+    dc = classifier(levels=Levels((0.5,), (1.0,)))
+    dc.model.network = counting = Counting(dc.model.network)
+    dc(images(52))
+    assert (counting.rows, counting.largest) == (520, 512)
 
 
 def test_classes_without_gradient_are_not_evaluated_again():
@@ -221,6 +230,10 @@ def test_temperature_makes_probabilities_of_likelihoods():
     assert dc.fit_temperature(x, y) == fitted  # not in units of the one before
     assert 0.01 < fitted < 1000
     assert cross_entropy() < min(losses.values())
+    logits = fitted * dc(x)
+    grid = [10 ** (k / 20) for k in range(-60, 81)]
+    expected = min(grid, key=lambda t: float(nn.functional.cross_entropy(logits / t, y)))
+    assert math.log10(fitted) == pytest.approx(math.log10(expected), abs=1e-4)
     right = dc(x).argmax(1) == y
     with pytest.raises(InputError, match="correctly by far"):
         dc.fit_temperature(x[right], y[right])
@@ -232,6 +245,7 @@ def test_bfloat16_is_near():
     exact = DiffusionClassifier(small_model(torch.float32), levels=LEVELS, seed=0)
     rough = DiffusionClassifier(small_model(torch.float32), levels=LEVELS, seed=0, bf16=True)
     torch.testing.assert_close(rough(x), exact(x), rtol=0.05, atol=0.5)
+    assert not torch.equal(rough(x), exact(x))
 
 
 class Nan(nn.Module):
@@ -300,9 +314,11 @@ def test_copies_of_an_image_see_their_own_fresh_noise():
 
 
 def test_levels_at_the_ends_of_the_training_are_taken_and_none_beyond():
+    """Up to a millionth, for what was rounded."""
     model = DiffusionModel(nn.Identity(), EDM(sigma_min=0.1, sigma_max=0.5), classes=2)
-    assert DiffusionClassifier(model, levels=Levels((0.1, 0.5), (1.0, 1.0))).nfe() == 4
-    for beyond in (0.0999, 0.5005):
+    for within in ((0.1, 0.5), (0.1 * (1 - 0.9e-6), 0.5 * (1 + 0.9e-6))):
+        assert DiffusionClassifier(model, levels=Levels(within, (1.0, 1.0))).nfe() == 4
+    for beyond in (0.1 * (1 - 1.1e-6), 0.5 * (1 + 1.1e-6)):
         with pytest.raises(InputError, match=r"trained on 0\.1 to 0\.5"):
             DiffusionClassifier(model, levels=Levels((beyond,), (1.0,)))
 

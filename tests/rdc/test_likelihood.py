@@ -90,6 +90,14 @@ def test_momentum_by_hand():
     torch.testing.assert_close(lm(two_pixels(0.5, 0.5)), two_pixels(0.52, 0.44))
 
 
+def test_momentum_is_kept_in_the_range_at_each_step_and_stays_where_there_is_no_gradient():
+    """The first pixel goes below 0, back to 0, and up as its momentum goes from 1 to 0 and -1."""
+    network = Linear((2 * 0.005 - 1, 0.0))
+    form = Momentum(Levels((0.5,), (1.0,)))
+    lm = LikelihoodMaximization(DiffusionModel(network, Native()), steps=3, eta=0.06, form=form)
+    torch.testing.assert_close(lm(two_pixels(0.01, 0.5)), two_pixels(0.02, 0.5))
+
+
 def test_momentum_sums_all_levels_with_their_weights_and_their_noise():
     """Sixteen images, of which some pixels go up and others down; gradients by hand."""
     levels, slope, steps, eta = Levels((0.3, 0.5, 0.9), (3.0, 0.5, 1.0)), 0.4, 3, 0.09
@@ -111,6 +119,11 @@ def test_momentum_sums_all_levels_with_their_weights_and_their_noise():
         DiffusionModel(network, Native()), steps=steps, eta=eta, form=Momentum(levels), seed=0
     )
     torch.testing.assert_close(lm(start), x, rtol=0, atol=1e-6)  # sigma is float32
+
+
+def test_by_default_there_are_five_steps_and_momentum_takes_32_levels():
+    for form, nfe in (("adam", 5), ("adam_reference", 5), ("momentum", 5 * 32)):
+        assert LikelihoodMaximization(small_model(), form=form).nfe() == nfe
 
 
 def test_the_reference_leaves_the_ball_and_ours_does_not():
@@ -310,6 +323,8 @@ def test_bfloat16_is_near_and_has_gradients():
         for bf16 in (False, True)
     )
     assert 0 < (half(x) - full(x)).abs().mean() < 0.002  # the first step of Adam is a sign
+    default = LikelihoodMaximization(model, steps=3, eta=0.2, form=SLOW, seed=0)
+    assert torch.equal(default(x), full(x))
     (gradient,) = torch.autograd.grad(half(x).sum(), x)
     assert bool(torch.isfinite(gradient).all())
 
