@@ -67,6 +67,7 @@ class Functional(nn.Module):
         (lambda: checks.labels([0, -1]), ["label -1", "from 0"]),
         (lambda: checks.labels([0.0, 1.0]), ["float32", "integer"]),
         (lambda: checks.labels([[0, 1]]), ["(1, 2)"]),
+        (lambda: checks.labels(np.array(3)), ["shape ()"]),
         (
             lambda: checks.eval_mode(nn.Sequential(nn.Dropout())),
             ["Sequential", "the top", "eval()"],

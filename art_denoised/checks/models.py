@@ -155,7 +155,9 @@ def _tensor(name: str, value: Any, content: str) -> Tensor:
         raise InputError(f"{name} are a masked array; give the values that are meant, by .filled()")
     if isinstance(value, np.ndarray):  # of memory as torch takes it: native, ascending, writeable
         value = value.astype(value.dtype.newbyteorder("="), copy=False)
-        value = value if value.flags.writeable and min(value.strides) >= 0 else value.copy()
+        value = (
+            value if value.flags.writeable and min(value.strides, default=0) >= 0 else value.copy()
+        )
     try:
         if isinstance(value, (list, tuple)) and value:
             if isinstance(value[0], Tensor):
@@ -391,6 +393,10 @@ def _tried(name: str, model: Callable[..., Any], x: Images, *more: Any) -> Any:
         return model(x.clone(), *more)
     except InputError:
         raise
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"a batch of {len(x)} images does not fit into memory; give a smaller batch size"
+        ) from None
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         raise InputError(

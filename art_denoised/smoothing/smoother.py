@@ -139,7 +139,7 @@ class Smoother:
     def check(self, x: Images) -> int:
         """Try the first image before the work starts, and return the number of classes.
 
-        A network is given three images; a query-only base is not asked.
+        A network is given a batch, a pair and the image alone; a query-only base is not asked.
 
         Args:
             x: Images (batch, channels, height, width) as `prepare` returns them.
@@ -149,7 +149,8 @@ class Smoother:
         """
         x = x[:1]
         if self.network is not None:
-            return checks.classifier(self.network, x.to(checks.model_dtype(self.network)))
+            batch = x.to(checks.model_dtype(self.network)).expand(self.batch_size, *x.shape[1:])
+            return checks.classifier(self.network, batch)
         assert self._box is not None
         if self.denoiser is not None:
             checks.eval_mode(self.denoiser)
