@@ -68,8 +68,7 @@ def test_memory_is_that_of_a_step_and_of_states(form, gradient, states):
     """Image, momentum and second moment, in float64: of each step for exact gradients."""
     model = small_model()
     one, four = (
-        LikelihoodMaximization(model, steps=steps, form=form, gradient=gradient)
-        for steps in (1, 4)
+        LikelihoodMaximization(model, steps=steps, form=form, gradient=gradient) for steps in (1, 4)
     )
     leaf, zero = images(1).requires_grad_(), torch.zeros_like(images(1))
 
