@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from art_denoised import Cluster, Workers
-from art_denoised.__main__ import run
+from art_denoised.__main__ import run as run_program
 from art_denoised.cli import main
 from art_denoised.cli.options import DeviceOptions, WorkerOptions
 from art_denoised.evaluation import read_attack_log, read_log
@@ -112,7 +112,7 @@ def import_from(folder: str) -> None:
 
 def program(arguments: list[str]) -> None:
     sys.argv[1:] = arguments
-    run()
+    run_program()
 
 
 @pytest.mark.parametrize("command", ["certify", "predict", "attack"])
