@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from art_denoised import Cluster, Workers
+from art_denoised.__main__ import run as run_program
 from art_denoised.cli import main
 from art_denoised.cli.options import DeviceOptions, WorkerOptions
 from art_denoised.evaluation import read_attack_log, read_log
@@ -109,6 +110,11 @@ def import_from(folder: str) -> None:
     sys.path.insert(0, folder)
 
 
+def program(arguments: list[str]) -> None:
+    sys.argv[1:] = arguments
+    run_program()
+
+
 @pytest.mark.parametrize("command", ["certify", "predict", "attack"])
 def test_an_interrupt_ends_all_workers(tmp_path, command):
     (tmp_path / "asleep.py").write_text(ASLEEP)
@@ -117,7 +123,7 @@ def test_an_interrupt_ends_all_workers(tmp_path, command):
     attack = {"eps": 0.1, "attacks": "pgd", "batch_size": 4}
     options |= attack if command == "attack" else {"sigma": 0.25, "n": 100_000}
     driver = forked(
-        main,
+        program,
         words(command, "--quiet", **options),
         errors=errors,
         prepare=partial(import_from, str(tmp_path)),

@@ -8,9 +8,12 @@ from __future__ import annotations
 import builtins
 import os
 import re
+import signal
+import socket
+import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,7 +27,8 @@ from art_denoised.demo import digits_classifier
 from art_denoised.runs import Cluster
 from art_denoised.smoothing import AtRadii, FixedN, Smoother
 from tests.cli.command import MODEL, words
-from tests.runs.test_workers import Mortal, lines
+from tests.forked import forked
+from tests.runs.test_workers import Mortal, alive, certify_slowly, lines, pids, wait
 
 pytestmark = pytest.mark.filterwarnings("default")  # of Ray
 HEAD = {"num_cpus": 1, "include_dashboard": False}
@@ -69,28 +73,63 @@ def smoother(workers=None, base=None) -> Smoother:
     return Smoother(digits_classifier() if base is None else base, sigma=0.25, workers=workers)
 
 
-def test_answers_are_those_of_one_process_when_an_actor_and_a_node_are_lost(
-    nodes, digits, tmp_path
-):
+def test_answers_are_those_of_one_process_when_a_node_joins_and_is_lost(nodes, digits, tmp_path):
+    """And when an actor dies. There is room for the second actor on the node that joins alone."""
     deaths = tmp_path / "deaths"
     deaths.mkdir()
     (deaths / "one").touch()
-    second = nodes.add_node(num_cpus=1)
-    known = [tmp_path / node.node_id for node in (second, nodes.head_node)]
 
-    def lose_node() -> None:
-        while any(deaths.iterdir()) or not all(node.exists() for node in known):
-            time.sleep(0.05)
+    stop, x = AtRadii([0.25, 0.5], n=3000), digits[0][:6]
+    many = smoother(Cluster(count=2), OnNodes(tmp_path).eval())
+    with ThreadPoolExecutor() as pool:  # Ray adds nodes in the main thread alone
+        found = pool.submit(many.certify, x, stop)
+        wait(lambda: (tmp_path / nodes.head_node.node_id).exists() or found.done())
+        second = nodes.add_node(num_cpus=1)
+        known = tmp_path / second.node_id
+        wait(lambda: found.done() or (known.exists() and not any(deaths.iterdir())))
+        assert not found.done()
         nodes.remove_node(second)
         (tmp_path / "lost").touch()
+    assert found.result() == smoother().certify(x, stop)
 
-    loser = threading.Thread(target=lose_node, daemon=True)
-    loser.start()
-    stop, x = AtRadii([0.25, 0.5], n=3000), digits[0][:6]
-    found = smoother(Cluster(count=2), OnNodes(tmp_path).eval()).certify(x, stop)
-    loser.join(timeout=30)
-    assert (tmp_path / "lost").exists()
-    assert found == smoother().certify(x, stop)
+
+@pytest.fixture(scope="module")
+def client(nodes):
+    """Address for clients, which `ray start --head` gives on port 10001."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = ["--address", nodes.address, "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "ray.util.client.server", *where, "--mode", "specific-server"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait(lambda: listens(port) or server.poll() is not None)
+        yield f"ray://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_answers_are_those_of_one_process_through_a_client(client, digits):
+    x, stop = digits[0][:2], FixedN(200)
+    assert smoother(Cluster(client, count=1)).certify(x, stop) == smoother().certify(x, stop)
+
+
+def test_an_interrupt_ends_all_actors(nodes, tmp_path):
+    driver = forked(certify_slowly, tmp_path, Cluster(nodes.address))
+    try:
+        wait(lambda: bool(pids(tmp_path)) or driver.exitcode is not None)
+        os.kill(driver.pid, signal.SIGINT)
+        driver.join(timeout=60)
+    finally:
+        driver.kill()
+    assert driver.exitcode == 130
+    wait(lambda: not any(map(alive, pids(tmp_path))))
 
 
 def test_the_command_line_attacks_on_a_cluster(nodes, tmp_path):
