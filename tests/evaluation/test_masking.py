@@ -187,7 +187,7 @@ def test_checks_are_made_of_balls_whose_double_holds_all_images(digits):
         digits_classifier(), digits, attacks=attacks, images=4, undefended=broken
     )
     assert checks["transfer"].passed is None
-    assert "does not require grad" in checks["transfer"].finding
+    assert "autograd does not reach the images" in checks["transfer"].finding
     assert log.trusted is None
 
 

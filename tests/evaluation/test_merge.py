@@ -85,7 +85,7 @@ def test_eight_shards_of_which_two_are_killed(tmp_path):
     run, chosen = tmp_path / "one", range(24)
     certify(whole, DATA, FixedN(200), run=run, indices=chosen, progress=False)
     runs = [tmp_path / str(part) for part in range(1, 9)]
-    for part, passes in ((3, 12), (6, 16)):
+    for part, passes in ((3, 13), (6, 17)):
         process = forked(one_of_eight, runs[part - 1], part, passes)
         process.join(timeout=120)
         assert process.exitcode == -signal.SIGKILL
