@@ -240,6 +240,10 @@ def test_anytime_certificates_are_tightened_and_stop_in_time(digits):
         smoother.certify(x, FixedN(200), earlier=first)
     with pytest.raises(InputError, match="bound"):
         smoother.certify(x, Anytime(), earlier=smoother.certify(x, FixedN(150)))
+    labels = [whole[0].label, (whole[1].label + 1) % 10]
+    right, wrong = smoother.certify(x, Anytime(2000, n0=50), labels=labels)
+    assert (right, wrong.n, wrong.n0) == (whole[0], 0, 50)  # nothing is spent on a wrong class
+    assert smoother.certify(x, Anytime(2000, n0=50, labels=False), labels=labels) == whole
     quick = smoother.certify(x, Anytime(10**9, seconds=0.5))
     assert all(0 < c.n < 10**9 for c in quick)
     assert smoother.certify(x, Anytime(n0=50, seconds=1e-9), earlier=first) == first
