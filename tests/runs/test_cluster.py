@@ -104,6 +104,7 @@ def client(nodes):
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait(lambda: listens(port) or server.poll() is not None)
+        assert server.poll() is None
         yield f"ray://127.0.0.1:{port}"
     finally:
         server.kill()
