@@ -41,8 +41,8 @@ def in_one_line(who: str, remedy: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        words = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise InputError(f"{who} failed: {words}; {remedy}") from error
+        kind = type(error).__name__
+        raise InputError(f"{who} failed: {kind}: {one_line(error)}; {remedy}") from error
 
 
 def positive(name: str, value: SupportsFloat) -> float:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -27,59 +30,26 @@ _RUN: Mapping[str, Any] = {
 _HELP = ("--help", ALL, "-h")
 _OPTIONS = Group("Options", sort_key=100)
 _FILE = Parameter(group=folded("Config", 100), metavar="FILE")
-# Of each group: commands with their module and the first line of their docstring, which is repeated
-# here so that the page of all commands imports none of them.
-_COMMANDS = {
-    "Start here": {
-        "demo": ("certify", "Certify digits with and without a denoiser, in about a minute."),
-        "models": ("doctor", "List the names of networks that --model takes."),
-        "doctor": (
-            "doctor",
-            "Show versions, devices and optional packages, and what each would add.",
-        ),
-    },
-    "Evaluate": {
-        "certify": ("certify", "Certify a data set: a label and an l2 radius for each image."),
-        "predict": (
-            "certify",
-            "Predict with the smoothed classifier, abstaining where it is unsure.",
-        ),
-        "attack": ("attack", "Attack a model, and check that its robust accuracy is reliable."),
-    },
+_COMMANDS = {  # of each group, with their modules
+    "Start here": {"demo": "certify", "models": "doctor", "doctor": "doctor"},
+    "Evaluate": {"certify": "certify", "predict": "certify", "attack": "attack"},
     "Train": {
-        "train-denoiser": ("train", "Train a denoiser for a pretrained classifier."),
-        "train-diffusion": ("train", "Train a class-conditional diffusion model."),
-        "train-robust": ("train_robust", "Train a classifier adversarially."),
+        "train-denoiser": "train",
+        "train-diffusion": "train",
+        "train-robust": "train_robust",
     },
-    "Convert": {
-        "convert": (
-            "convert",
-            "Write a diffusion model of EDM or OpenAI as safetensors and a config.",
-        ),
-    },
+    "Convert": {"convert": "convert"},
     "Read results": {
-        "table": ("read", "Print certified accuracy at chosen radii."),
-        "plot": ("read", "Plot certified accuracy against radius and robust accuracy against eps."),
-        "pictures": (
-            "read",
-            "Draw images of a run: clean, noisy, denoised, attacked, and the difference.",
-        ),
-        "report": ("read", "Report robust accuracy under attack beside certified accuracy."),
-        "merge": ("read", "Join shards of certify, predict or attack into one log."),
+        "table": "read",
+        "plot": "read",
+        "pictures": "read",
+        "report": "read",
+        "merge": "read",
     },
     "Check and share": {
-        "verify": (
-            "leaderboard",
-            "Check all logs of a run: votes and radii of certify, balls of attacks.",
-        ),
-        "submit": (
-            "leaderboard",
-            "Make the entry of a leaderboard from a certify run, with its votes.",
-        ),
-        "leaderboard": (
-            "leaderboard",
-            "Show a leaderboard, once each entry has been recomputed from its votes.",
-        ),
+        "verify": "leaderboard",
+        "submit": "leaderboard",
+        "leaderboard": "leaderboard",
     },
 }
 _EPILOGUE = "art-denoised COMMAND --help-all also explains the options of the last lines."
@@ -178,10 +148,11 @@ def build_app(*, everything: bool = False, summaries: bool = False) -> App:
     )
     for order, (title, commands) in enumerate(_COMMANDS.items()):
         group = Group(title, sort_key=order)
-        for place, (name, (module, summary)) in enumerate(commands.items()):
-            function = f"art_denoised.cli.{module}:{name.replace('-', '_')}"
-            text = summary if summaries else None  # it would replace the whole docstring
-            app.command(function, name=name, group=group, sort_key=place, help=text)
+        for place, (name, module) in enumerate(commands.items()):
+            function = name.replace("-", "_")
+            text = _summary(module, function) if summaries else None  # in place of the docstring
+            path = f"art_denoised.cli.{module}:{function}"
+            app.command(path, name=name, group=group, sort_key=place, help=text)
     app.meta.suppress_keyboard_interrupt = False  # not inherited
     app.register_install_completion_command(help="Install completion for your shell, and exit.")
     for flag in ("--help", "--version", "--install-completion"):
@@ -209,6 +180,19 @@ def build_app(*, everything: bool = False, summaries: bool = False) -> App:
         return app(words, **_RUN)
 
     return app
+
+
+def _summary(module: str, function: str) -> str:
+    """Return the first line of a command's docstring, without an import of its module."""
+    for node in _tree(module).body:
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            return (ast.get_docstring(node) or "").partition("\n")[0]
+    raise LookupError(f"{module} has no {function}")
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    return ast.parse(files("art_denoised.cli").joinpath(f"{module}.py").read_text("utf-8"))
 
 
 def _refuse_variables(words: Sequence[str]) -> None:

@@ -33,7 +33,9 @@ _Counts = Annotated[tuple[_Count, ...], Meta(min_length=1, max_length=16)]
 _Share = Annotated[float, Meta(ge=0, lt=1)]
 
 
-class EDMConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class EDMConfig(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """The arguments of EDM's own constructors, with their names."""
 
     img_resolution: _Count
