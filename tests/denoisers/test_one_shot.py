@@ -55,7 +55,8 @@ def test_the_noise_of_a_certificate_is_never_less_than_sigma():
     x = torch.full((1, 64, 64), 0.5)
     Smoother(base, sigma=sigma, batch_size=50).certify(x[None], FixedN(600))
     c_in = (1 + (2 * denoiser.level(sigma)) ** 2) ** -0.5
-    noisy = torch.cat(network.seen[-14:])  # 100 + 600 samples, after the passes that try the network
+    # The 100 + 600 samples come after the passes that try the network.
+    noisy = torch.cat(network.seen[-14:])
     noise = (noisy / c_in + 1) / 2 - x
     assert noise.numel() > 2_000_000
     assert float(noise.std()) > sigma * (1 - 0.005)
