@@ -176,6 +176,20 @@ def test_anytime_is_sound_and_tight_near_certainty(n, failures):
     assert_anytime_is_sound_and_tight(Mixture(), max(n - failures, 1), n, 0.001)
 
 
+def test_the_default_prior_is_beta_2_and_three_tenths():
+    """M_1(p) = 2 / (2 + 0.3) / p after one vote of one."""
+    assert Mixture().p_lower(1, 1, 0.1) == pytest.approx(0.1 * 2 / 2.3, rel=1e-10)
+
+
+@pytest.mark.parametrize("weight", [1e-300, 1e-17, 1e-5, 1.0, 1e5, 1e300])
+def test_anytime_is_sound_with_priors_of_any_weight(weight):
+    """M_1(p) = 1 / (2 p) after one vote of one, for all symmetric priors: at most alpha / 2."""
+    bound = Mixture(weight, weight).p_lower(1, 1, 0.1)
+    assert 0 <= bound <= 0.05
+    if 1e-5 <= weight <= 1e5:
+        assert bound == pytest.approx(0.05, rel=1e-7)
+
+
 @given(successes(100_000), ALPHAS)
 def test_anytime_costs_more_than_a_fixed_number(counts, alpha):
     assert Mixture().p_lower(*counts, alpha) <= lower_confidence_bound(*counts, alpha)
