@@ -272,8 +272,7 @@ def _boundary(counts: tuple[int, ...], p0: float, alpha: float) -> Mapping[int, 
 
 def _binomial(n: int, p: float, cut: float) -> tuple[np.ndarray, int]:
     """Return the law of the votes among n samples up to tails of ``cut``, and where it begins."""
-    low = max(int(stats.binom.ppf(cut, n, p)) - 1, 0)
-    high = min(int(stats.binom.isf(cut, n, p)) + 1, n)
+    low, high = int(stats.binom.ppf(cut, n, p)), int(stats.binom.isf(cut, n, p))
     return stats.binom.pmf(np.arange(low, high + 1), n, p), low
 
 

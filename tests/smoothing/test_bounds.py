@@ -78,6 +78,12 @@ def test_looks_share_alpha(first, more, alpha):
     assert sum(looks.level(n, alpha) for n in counts) == pytest.approx(alpha)
 
 
+def test_looks_grow_by_a_factor_and_the_last_one_by_its_root_at_least():
+    assert Looks(100, 1000).counts == (100, 150, 225, 338, 507, 761, 1000)
+    assert Looks.upto(900).counts == (100, 150, 225, 338, 507, 900)
+    assert Looks.upto(7).counts == (7,)
+
+
 def test_a_look_that_was_not_planned_has_no_bound():
     with pytest.raises(ValueError, match="no look was planned after 120 samples"):
         Looks(100, 1000).p_lower(110, 120, 0.001)

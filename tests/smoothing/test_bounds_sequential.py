@@ -120,6 +120,28 @@ def test_a_radius_is_futile_below_the_stated_chance(ratio, n):
             assert law.sf(needed - fewest) < 0.08
 
 
+def test_looks_begin_with_40_samples_and_grow_by_a_fourteenth():
+    assert Sequential.upto(60).counts == (40, 43, 47, 51, 55, 60)
+    assert Sequential.upto(30).counts == (30,)
+
+
+@pytest.mark.parametrize("p0", [0.5, 0.9])
+def test_after_n_of_a_thousand_samples_a_share_of_alpha_is_spent(p0):
+    """alpha (n / 1000)^0.7, and no vote less would do: exact tails at the first two looks."""
+    boundary = Sequential.upto(1000).boundary(p0, ALPHA)
+
+    def crossed(first: int, second: int) -> float:
+        """P(at least so many votes among 40 samples, or among 43)."""
+        later = [stats.binom.sf(second - k - 1, 3, p0) for k in range(first)]
+        early = stats.binom.pmf(np.arange(first), 40, p0)
+        return float(stats.binom.sf(first - 1, 40, p0) + early @ later)
+
+    spent = [ALPHA * (n / 1000) ** 0.7 for n in (40, 43)]
+    first, second = boundary[40], boundary[43]
+    assert crossed(first, 44) <= spent[0] < crossed(first - 1, 44)
+    assert crossed(first, second) <= spent[1] < crossed(first, second - 1)
+
+
 def test_boundaries_are_held():
     plan, again = Sequential.upto(2000), Sequential.upto(2000)
     assert plan.boundary(0.5, 0.001) is again.boundary(0.5, 0.001)

@@ -298,3 +298,4 @@ def test_defaults_are_the_documented_ones():
     stated = Anytime(n=100_000, n0=100, alpha=0.001, seconds=None, labels=True)
     assert Anytime() == stated
     assert Voting() == Voting(n=1000, alpha=0.001)
+    assert FixedN(n0=1).n0 == 1
