@@ -392,7 +392,7 @@ class _Conv(nn.Module):
             row = torch.tensor(taps, dtype=torch.float32) / sum(taps)
             self.register_buffer("resample_filter", row.outer(row)[None, None])
         self.margin = (len(taps) - 1) // 2 if resize else 0
-        self.padding = kernel // 2 if kernel else None
+        self.padding = (kernel - 1) // 2 if kernel else None
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         if self.last and self.padding is not None:
@@ -441,11 +441,12 @@ def _joined(x: Tensor, skips: list[Tensor], part: Any) -> Tensor:
 
 
 def _norm(channels: int, eps: float) -> nn.GroupNorm:
-    if channels % min(32, max(channels // 4, 1)):
+    groups = min(32, channels // 4)
+    if not groups or channels % groups:
         raise InputError(
             f"a level has {channels} channels, which do not form groups; give other model_channels"
         )
-    return nn.GroupNorm(min(32, max(channels // 4, 1)), channels, eps)
+    return nn.GroupNorm(groups, channels, eps)
 
 
 def _augment(config: EDMConfig, width: int) -> nn.Linear | None:

@@ -40,7 +40,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 class UNetNetwork(nn.Module):
     """Calls a UNet2DModel on squares of ``patch`` x ``patch`` pixels, folded into channels."""
 
-    def __init__(self, unet: Any, *, patch: int = 1) -> None:
+    def __init__(self, unet: Any, *, patch: int) -> None:
         super().__init__()
         self.unet, self.patch = unet, checks.count("patch", patch)
 
@@ -371,7 +371,6 @@ def read_unet(folder: Path) -> Any:
         unet, report = UNet2DModel.from_pretrained(
             folder,
             use_safetensors=True,
-            local_files_only=True,
             low_cpu_mem_usage=False,
             torch_dtype=_dtype(weights),
             output_loading_info=True,

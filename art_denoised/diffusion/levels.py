@@ -211,9 +211,9 @@ class LevelNoise:
         pairs, rows = np.unique(np.stack([images, levels], 1), axis=0, return_inverse=True)
         if self._shared:
             pairs[:, 0] = 0
-        elif len(pairs):  # rows of an image follow each other: forget those before
-            first = pairs[0, 0]
-            self._drawn = {k: v for k, v in self._drawn.items() if k[0] >= first - 1}
+        else:  # rows of an image follow each other: forget those before
+            first = min(images)
+            self._drawn = {k: v for k, v in self._drawn.items() if k[0] >= first}
         drawn = torch.stack([self._of(x, keep, image, level) for image, level in pairs.tolist()])
         return drawn[torch.from_numpy(rows.reshape(-1)).to(x.device, non_blocking=True)]
 

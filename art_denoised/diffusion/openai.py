@@ -153,7 +153,7 @@ _LSUN = {**_UNCOND, "dropout": 0.1}
 # Flags: the README of each repository.
 PUBLISHED = (
     Published("cifar10-uncond", "cifar10_uncond_50M_500K", _CIFAR10),
-    Published("cifar10-uncond-vlb", "cifar10_uncond_vlb_50M_500K", {**_CIFAR10, "use_kl": True}),
+    Published("cifar10-uncond-vlb", "cifar10_uncond_vlb_50M_500K", _CIFAR10),
     Published("imagenet64-uncond", "imagenet64_uncond_100M_1500K", _IMPROVED),
     Published("imagenet64-uncond-vlb", "imagenet64_uncond_vlb_100M_1500K", _IMPROVED),
     Published("imagenet64-cond-improved", "imagenet64_cond_270M_250K", _COND),

@@ -19,9 +19,7 @@ from art_denoised import checks
 from art_denoised.checks import InputError
 
 Step = Literal["attacker", "optimiser", "both"]
-# Beyond these, exp(-t) and the clamped log1p(t) are below the rounding of what they are added to.
-_LINEAR = 40.0
-_LARGEST_LOG = 80.0
+_LINEAR = 40.0  # beyond, exp(-t) is below the rounding of what it is added to
 
 
 class ParametricSoftplus(nn.Module):
@@ -92,8 +90,8 @@ class SmoothReLU(nn.Module):
         wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         alpha = self.root.to(wide.dtype).square()
         positive = wide.clamp_min(0)
-        log = torch.log1p(alpha * positive).clamp_max(_LARGEST_LOG)  # alpha x may overflow
-        return (positive - log / alpha).to(x.dtype)
+        scaled = (alpha * positive).clamp_max(torch.finfo(wide.dtype).max)  # it may overflow
+        return (positive - scaled.log1p() / alpha).to(x.dtype)
 
     def extra_repr(self) -> str:
         """Return the options of the constructor, which training does not change."""

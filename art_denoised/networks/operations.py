@@ -277,7 +277,7 @@ def _chunks(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _rows(x: Tensor) -> int:
-    return max(1, CACHE_ELEMENTS // max(1, math.prod(x.shape[1:])))
+    return max(1, CACHE_ELEMENTS // math.prod(x.shape[1:]))
 
 
 def _in_chunks(x: Tensor) -> bool:

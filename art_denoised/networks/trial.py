@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from art_denoised.checks import InputError
 
 Shape: TypeAlias = tuple[int, ...]
+_SEED = 0  # of images and draws
 _QUANTISED = ("torch.ao.nn.", "torch.nn.quantized", "torch.nn.intrinsic", "torch.nn.qat")
 _RELU = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
 _BATCH_NORM = torch.ops.aten.native_batch_norm.default
@@ -150,15 +151,15 @@ def _run(model: nn.Module, input_shape: Shape, images: int) -> Any:
     """Return what a model makes of noise, with the draws of torch, Python and numpy fixed."""
     tensors = chain(model.parameters(), model.buffers())
     first = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
-    x = torch.rand(images, *input_shape, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(images, *input_shape, generator=torch.Generator().manual_seed(_SEED))
     devices = [first.device] if first.is_cuda else []
     with kept_states(), torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(0)
+        torch.default_generator.manual_seed(_SEED)
         for device in devices:
             with torch.cuda.device(device):
-                torch.cuda.manual_seed(0)
-        random.seed(0)
-        np.random.seed(0)  # noqa: NPY002
+                torch.cuda.manual_seed(_SEED)
+        random.seed(_SEED)
+        np.random.seed(_SEED)  # noqa: NPY002
         return model(x.to(first.device, first.dtype))
 
 

@@ -153,6 +153,6 @@ def _behind(losses: Tensor, alive: Tensor, count: int, z: float) -> Tensor:
 
 def _spread(count: int) -> list[int]:
     """Return 0..count-1 in an order whose beginnings are spread evenly (van der Corput)."""
-    bits = max(1, (count - 1).bit_length())
+    bits = count.bit_length()
     reversed_bits = (int(f"{i:0{bits}b}"[::-1], 2) for i in range(2**bits))
     return [level for level in reversed_bits if level < count]

@@ -16,10 +16,25 @@ from tests.rdc.test_classifier import images, small_model
 X, Y = images(3, torch.float32), torch.tensor([1, 2, 3])
 
 
-def purified(seed: int | None = 0, **options) -> nn.Module:
+def purified(seed: int | None = 0, copies: int = 1, **options) -> nn.Module:
     purify = Purification(small_model(torch.float32), sigma=0.3, steps=2, seed=seed, **options)
     torch.manual_seed(0)
-    return PurifiedClassifier(purify, nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    return PurifiedClassifier(purify, nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), copies=copies)
+
+
+def test_diffattack_adds_the_mean_distance_over_all_copies_to_the_loss():
+    """In the direction of the sum of both gradients, of which neither drowns the other."""
+    model = purified(copies=2)
+    options = {"norm": "l2", "steps": 1, "step_size": 0.01, "random_start": False, "keep": "last"}
+    x = 0.3 + 0.4 * X  # where nothing is clipped
+    leaf = x.clone().requires_grad_()
+    with model.purifier.following() as distances:
+        loss = nn.functional.cross_entropy(model(leaf), Y, reduction="sum")
+    assert len(distances) == 2
+    total = loss + (distances[0] + distances[1]).sum() / 2
+    (gradient,) = torch.autograd.grad(total, leaf)
+    expected = x + 0.01 * nn.functional.normalize(gradient.flatten(1)).reshape(x.shape)
+    torch.testing.assert_close(DiffAttack(0.01, **options)(model, x, Y), expected)
 
 
 def test_diffattack_climbs_the_distance_along_the_path():

@@ -8,14 +8,12 @@ from torch import nn
 
 from art_denoised import DiffusionClassifier, LikelihoodMaximization
 from art_denoised.checks import InputError
-from art_denoised.diffusion import LevelNoise, Levels, noise_levels, preview_cost
-from art_denoised.models.cost import FlopCounter, saved, weights
+from art_denoised.diffusion import noise_levels, preview_cost
+from art_denoised.models.cost import FlopCounter
 from art_denoised.rdc import RDC, Momentum
-from art_denoised.rdc.likelihood import State
 from tests.rdc.test_classifier import LEVELS, Counting, images, small_model
 
 SHAPE = (1, 8, 8)
-ONE_LEVEL = Momentum(Levels((0.5,), (1.0,)))
 
 
 def counted(defence, x, *, gradient: bool) -> float:
@@ -60,44 +58,6 @@ def test_memory_is_bounded_by_the_batch_and_not_by_levels():
     assert sizes == sorted(set(sizes))
     assert preview_cost(lm, SHAPE, images=10, batch=100) == preview_cost(lm, SHAPE, images=10)
     assert memory(1, 2) < memory(1, 4)  # less than a batch
-
-
-@pytest.mark.parametrize("form", ["adam", "adam_reference", ONE_LEVEL], ids=str)
-@pytest.mark.parametrize(("gradient", "states"), [("exact", 4), ("bpda", 1)])
-def test_memory_is_that_of_a_step_and_of_states(form, gradient, states):
-    """Image, momentum and second moment, in float64: of each step for exact gradients."""
-    model = small_model()
-    one, four = (
-        LikelihoodMaximization(model, steps=steps, form=form, gradient=gradient) for steps in (1, 4)
-    )
-    leaf, zero = images(1).requires_grad_(), torch.zeros_like(images(1))
-
-    def step() -> None:
-        one.step(leaf, State(leaf, zero, zero), 0, LevelNoise(0), gradient == "exact")
-
-    expected = weights(four) + saved(step, four) + states * 3 * 64 * 8
-    assert preview_cost(four, SHAPE).memory == expected
-
-
-def test_levels_of_momentum_are_evaluated_one_after_another():
-    one, three = (
-        preview_cost(LikelihoodMaximization(small_model(), form=form), SHAPE)
-        for form in (ONE_LEVEL, Momentum(LEVELS))
-    )
-    assert (three.nfe, three.memory) == (3 * one.nfe, one.memory)
-
-
-def test_memory_counts_what_keeps_the_image_in_bounds():
-    """In float64, half as much again for temporaries.
-
-    The ball keeps what each of its bounds compares, two images each; [0, 1] keeps one, in the
-    reference's last step too.
-    """
-    ball, reference = (
-        preview_cost(LikelihoodMaximization(small_model(), form=form, seed=0), SHAPE).memory
-        for form in ("adam", "adam_reference")
-    )
-    assert ball - reference == 1.5 * 4 * 64 * 8
 
 
 def test_in_words():

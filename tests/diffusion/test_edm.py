@@ -10,6 +10,7 @@ import struct
 import tarfile
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -72,6 +73,37 @@ def test_published_sizes():
     for name, config in published.FULL_SIZE.items():
         with torch.device("meta"):
             assert published.parameters(edm_diffusion(**config).network) == expected[name]
+
+
+DEFAULTS = {  # of EDMPrecond and of both networks
+    "label_dim": 0, "sigma_min": 0.0, "sigma_max": float("inf"), "sigma_data": 0.5,
+    "use_fp16": False, "augment_dim": 0, "channel_mult_emb": 4, "dropout": 0.1,
+    "label_dropout": 0.0,
+}  # fmt: skip
+SONG = {
+    "model_channels": 128, "channel_mult": (1, 2, 2, 2), "num_blocks": 4, "attn_resolutions": (16,),
+    "embedding_type": "positional", "channel_mult_noise": 1, "encoder_type": "standard",
+    "decoder_type": "standard", "resample_filter": (1, 1),
+}  # fmt: skip
+ADM = {
+    "model_channels": 192, "channel_mult": (1, 2, 3, 4), "num_blocks": 3,
+    "attn_resolutions": (32, 16, 8),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "own"), [("SongUNet", SONG), (None, ADM)])
+def test_arguments_that_are_missing_have_the_defaults_of_edm(kind, own):
+    given = {"img_resolution": 64, "img_channels": 3}
+    with torch.device("meta"):
+        built = edm_diffusion(**given, **({"model_type": kind} if kind else {}))
+    assert msgspec.structs.asdict(built.network.config) == {**given, **DEFAULTS, **own}
+
+
+@pytest.mark.parametrize("channels", [3, 34, 132])
+def test_channels_that_do_not_form_groups(channels):
+    """Groups have four channels, and there are at most 32."""
+    with pytest.raises(InputError, match=f"a level has {channels} channels"):
+        model(model_channels=channels)
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 from statistics import NormalDist
 
 import numpy as np
 import pytest
+import torch
 
 from art_denoised.checks import InputError
-from art_denoised.diffusion import DDPM, EDM, Levels, noise_levels, training_levels
+from art_denoised.diffusion import (
+    DDPM,
+    EDM,
+    LevelNoise,
+    Levels,
+    noise_levels,
+    training_levels,
+)
 
 MEAN, STD = -0.4, 0.7  # of ln(sigma)
 
@@ -94,3 +103,39 @@ def test_levels_above():
     assert levels.above(0.0) == levels
     assert levels.above(0.6).sigmas == (1.0,)
     assert levels.within(0.1, 0.5).sigmas == (0.1, 0.5)  # both ends belong to it
+
+
+def test_noise_is_that_of_its_seed_stream_and_level():
+    """Spelled out: what a seed gives must outlive a version."""
+    state = np.random.SeedSequence(5, spawn_key=(2, 0, 7)).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(state[0]) >> 1)
+    expected = torch.randn(1, 8, 8, generator=generator, dtype=torch.float64)
+    assert torch.equal(
+        LevelNoise(5, stream=(2,))(torch.rand(3, 1, 8, 8, dtype=torch.float64), [2], [7])[0],
+        expected,
+    )
+
+
+def test_copies_of_an_image_see_their_own_fresh_noise():
+    x, noise = torch.rand(2, 1, 8, 8), LevelNoise(None)
+    first, second = noise(x, [0, 1], [3, 3])
+    assert not torch.equal(first, second)
+    assert torch.equal(noise(x, [1], [3])[0], second)
+
+
+def test_fresh_noise_is_drawn_once_and_kept_for_the_last_image_alone(monkeypatch):
+    """Three images, two levels and two classes, whose rows follow each other, in threes."""
+    drawn, randn = [], torch.randn
+
+    def recorded(*size, **options):
+        made = randn(*size, **options)
+        drawn.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(torch, "randn", recorded)
+    x, noise = torch.zeros(3, 1, 2, 2), LevelNoise(None)
+    rows = torch.cartesian_prod(torch.arange(3), torch.arange(2), torch.arange(2))
+    for part in rows.split(3):
+        noise(x, part[:, 0].tolist(), part[:, 1].tolist())
+    assert len(drawn) == 3 * 2
+    assert [made() is None for made in drawn] == [True, True, True, True, False, False]

@@ -239,6 +239,22 @@ def test_a_model_that_is_understood(data):
     assert [row.error for row in unconditional] == [row.error for row in rows]
 
 
+class Off(nn.Module):
+    """Is off a grey image by 0.6 of the noise, and by half as much if it is told the class."""
+
+    def forward(self, x, sigma, y):
+        return 0.5 + (0.6 * sigma / (1 + (y != 10))).reshape(-1, 1, 1, 1).expand_as(x)
+
+
+def test_errors_are_in_units_of_the_variance_of_the_noise():
+    model = DiffusionModel(Off(), Native(), classes=10, null_class=10, image_range=(0.0, 1.0))
+    x = torch.full((3, 1, 4, 4), 0.5)
+    for row in self_test(model, x, [3, 4, 5]):  # labels are taken as a list, too
+        assert row[1:] == pytest.approx((0.36, 0.09, 0.09), rel=1e-5)
+    with pytest.raises(InputError, match="label 10 is out of range"):
+        self_test(model, x, torch.tensor([3, 4, 10]))
+
+
 def outcome(model, x, y) -> float | None:
     """What is left of the noise, over all levels; None where the model is refused."""
     try:

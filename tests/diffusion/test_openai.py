@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import torch
 
 from art_denoised import load_diffusion
 from art_denoised.checks import InputError
 from art_denoised.diffusion import openai_diffusion, save_diffusion
-from art_denoised.diffusion.openai import PUBLISHED
+from art_denoised.diffusion.openai import PUBLISHED, Flags, openai_flags
 from tests.golden import published
 from tests.golden.published import CLASSES, SCHEDULES, SMALL, figures, frozen, normal, weights
 
@@ -69,6 +70,88 @@ def test_published_sizes():
         with torch.device("meta"):
             assert published.parameters(openai_diffusion(name).network) == count
         assert count / 1e6 == pytest.approx(millions.get(name, count / 1e6), abs=0.05)
+
+
+IMPROVED = "num_res_blocks 3 learn_sigma True diffusion_steps 4000 noise_schedule cosine"
+UNCOND = f"num_channels 128 {IMPROVED} rescale_timesteps True"
+BEDROOM = (
+    "image_size 256 num_channels 128 num_res_blocks 2 num_heads 1 learn_sigma True "
+    "use_scale_shift_norm False attention_resolutions 16 diffusion_steps 1000 "
+    "noise_schedule linear rescale_timesteps False"
+)
+ADM = (
+    "attention_resolutions 32,16,8 diffusion_steps 1000 learn_sigma True resblock_updown True "
+    "use_scale_shift_norm True"
+)
+ADM64 = (
+    f"{ADM} class_cond True dropout 0.1 image_size 64 noise_schedule cosine num_channels 192 "
+    "num_head_channels 64 num_res_blocks 3 use_new_attention_order True"
+)
+WIDE = f"{ADM} noise_schedule linear num_channels 256 num_res_blocks 2"
+WIDE256 = f"{WIDE} image_size 256 num_head_channels 64"
+README = {  # MODEL_FLAGS and DIFFUSION_FLAGS of both repositories; True was their default
+    "cifar10-uncond": f"image_size 32 {UNCOND} dropout 0.3",
+    "cifar10-uncond-vlb": f"image_size 32 {UNCOND} dropout 0.3",
+    "imagenet64-uncond": f"image_size 64 {UNCOND}",
+    "imagenet64-uncond-vlb": f"image_size 64 {UNCOND}",
+    "imagenet64-cond-improved": (
+        f"image_size 64 num_channels 192 {IMPROVED} class_cond True rescale_timesteps False"
+    ),
+    "lsun-bedroom-improved": BEDROOM,
+    "lsun-bedroom-improved-2400k": BEDROOM,
+    "imagenet64-cond": ADM64,
+    "imagenet128-cond": f"{WIDE} image_size 128 num_heads 4 class_cond True",
+    "imagenet256-cond": f"{WIDE256} class_cond True",
+    "imagenet256-uncond": f"{WIDE256} class_cond False",
+    "imagenet512-cond": f"{WIDE} image_size 512 num_head_channels 64 class_cond True",
+    "lsun-bedroom": f"{WIDE256} class_cond False dropout 0.1",
+    "lsun-cat": f"{WIDE256} class_cond False dropout 0.1",
+    "lsun-horse": f"{WIDE256} class_cond False dropout 0.1",
+    "lsun-horse-nodropout": f"{WIDE256} class_cond False dropout 0.0",
+}
+
+
+def test_published_flags_are_those_of_the_repositories():
+    assert list(README) == [published.name for published in PUBLISHED]
+    for name, words in README.items():
+        pairs = iter(words.split())
+        expected = msgspec.convert(dict(zip(pairs, pairs, strict=True)), Flags, strict=False)
+        ours, theirs = (
+            # What the network is told of a step at 1000 of them does not depend on the flag.
+            {**msgspec.structs.asdict(flags), "rescale_timesteps": flags.time_scale}
+            for flags in (openai_flags(name), expected)
+        )
+        assert ours == theirs, name
+
+
+def test_flags_that_are_missing_have_the_defaults_of_both_repositories():
+    """model_and_diffusion_defaults, except for two that change the training alone."""
+    assert msgspec.structs.asdict(openai_flags({})) == {
+        "image_size": 64,
+        "num_channels": 128,
+        "num_res_blocks": 2,
+        "num_heads": 4,
+        "num_heads_upsample": -1,
+        "num_head_channels": -1,
+        "attention_resolutions": "16,8",
+        "channel_mult": "",
+        "dropout": 0.0,
+        "class_cond": False,
+        "use_scale_shift_norm": True,
+        "resblock_updown": False,
+        "use_new_attention_order": False,
+        "learn_sigma": False,
+        "diffusion_steps": 1000,
+        "noise_schedule": "linear",
+        "rescale_timesteps": None,  # the repositories differ, and it matters not at 1000 steps
+        "predict_xstart": False,
+        "timestep_respacing": "",
+        "use_kl": False,
+        "rescale_learned_sigmas": False,
+        "sigma_small": False,
+        "use_checkpoint": False,
+        "use_fp16": False,
+    }
 
 
 def test_a_file_by_its_flags(file):
@@ -157,6 +240,7 @@ def test_gradients_reach_the_image_and_pass_twice():
         ({"attention_resolutions": "8;4"}, "attention_resolutions is '8;4'"),
         ({"channel_mult": "1,-2"}, "channel_mult is '1,-2'"),
         ({"channel_mult": "1,0"}, "channel_mult is '1,0'"),
+        ({"num_channels": 1}, "num_channels is 1, but 32"),
         ({"channel_mult": ""}, "image_size 16 has no default"),
         ({"diffusion_steps": 4000}, "rescale_timesteps is missing"),
         ({"noise_schedule": "quadratic"}, "noise_schedule"),

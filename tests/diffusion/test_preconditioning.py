@@ -113,7 +113,7 @@ def test_the_nearest_step_is_told():
     assert torch.equal(ddpm.at(sigma * 1.0001).c_noise, torch.arange(1000))
 
 
-@pytest.mark.parametrize("abar", [(), (0.5, 0.6), (1.1, 0.5), (0.5, 0.0)])
+@pytest.mark.parametrize("abar", [(), (0.9, 0.5, 0.6), (0.9, 0.5, 0.5), (1.1, 0.5), (0.5, 0.0)])
 def test_bad_schedules(abar):
     with pytest.raises(InputError, match="alphas_cumprod"):
         DDPM(abar)

@@ -42,6 +42,13 @@ def test_first_and_second_derivatives_agree_with_finite_differences(activation):
     assert torch.autograd.gradgradcheck(activation, x)
 
 
+def test_defaults_are_those_of_the_paper():
+    """alpha 10 in section 4.1 and in the study of section 3; a root of 20 in the release."""
+    assert ParametricSoftplus().alpha == SplitReLU().smooth.alpha == 10
+    assert SmoothReLU().root.item() == 20
+    assert SplitReLU().smooth_in == "both"
+
+
 def test_the_root_has_the_gradient_it_should():
     learnt = SmoothReLU(alpha=9.0).double()
     assert torch.autograd.gradcheck(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from art_denoised.networks import (
@@ -19,6 +22,7 @@ from art_denoised.networks import (
     operations,
 )
 
+aten = torch.ops.aten
 PAIRWISE = {
     "non_local_gaussian": (non_local_gaussian, True, False),
     "non_local_dot_product": (non_local_dot_product, False, False),
@@ -169,6 +173,34 @@ def test_medians_of_many_chunks(monkeypatch, records):
     whole = local_median(x)
     monkeypatch.setattr(operations, "CACHE_ELEMENTS", 100)
     assert torch.equal(local_median(x.requires_grad_(records)), whole)
+
+
+class Calls(TorchDispatchMode):
+    """Counts the calls of each operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.overloadpacket] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "operation", "steps"),
+    [
+        ("non_local_gaussian", (4, 1, 16, 32), aten._softmax, 4),  # 512^2 weights an image
+        ("bilateral_gaussian", (5, 32, 64, 64), aten._softmax, 3),
+        ("local_median", (2, 3, 256, 256), aten.replication_pad2d, 2),  # four planes, then two
+    ],
+)
+def test_a_step_takes_what_fits_in_the_cache_of_a_cpu(name, shape, operation, steps):
+    """2^18 elements."""
+    inputs = [torch.zeros(shape)] * (3 if name in PAIRWISE else 1)
+    with Calls() as calls:
+        EVERY[name](*inputs)
+    assert calls.counts[operation] == steps
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -114,17 +114,38 @@ class Peek(nn.Module):
         return torch.conv2d(x, weight).mean((2, 3)) if len(x) > 2 else x.mean((2, 3))
 
 
+class Shares(CallsBlock):
+    """Calls a norm of its block again, from a part where no trace sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tail = Tail(self.block.a)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.tail(self.block(x))
+
+
+class Tail(nn.Module):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.hidden = [norm]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.hidden[0](x[:, :, None, None]).flatten(1)
+
+
 def test_layers_that_other_code_may_use_are_left():
     """Whether or not the batches of the trials take that branch."""
     found = {
         kind: optimize(calibrated(kind())).optimized.folded
-        for kind in (CallsBlock, UsesWeight, BranchesOnBatch, CallsLayers)
+        for kind in (CallsBlock, UsesWeight, BranchesOnBatch, CallsLayers, Shares)
     }
     assert found == {
         CallsBlock: (("block.first", "block.a"),),
         UsesWeight: (),
         BranchesOnBatch: (),
         CallsLayers: (("block.first", "block.a"),),
+        Shares: (),
     }
     network = calibrated(Hides())
     with pytest.raises(InputError, match="fold=False"):

@@ -354,7 +354,15 @@ class ByAttribute(Plain):
         return F.relu(self.conv(x.image if hasattr(x, "image") else x))
 
 
-@pytest.mark.parametrize("make", [ByTensor, ByFunction, ByAttribute])
+FACTOR = torch.tensor(2.0)
+
+
+class ByConstant(Plain):
+    def forward(self, x):
+        return F.relu(self.conv(x)) * FACTOR
+
+
+@pytest.mark.parametrize("make", [ByTensor, ByFunction, ByAttribute, ByConstant])
 def test_forwards_that_take_another_path_for_a_proxy_are_refused(make):
     with pytest.raises(InputError, match=rf"the model \({make.__name__}\)"):
         smooth_activations(make(), nn.ReLU())

@@ -155,6 +155,25 @@ def test_purified_gaussians_have_the_mean_and_covariance_of_the_closed_form(samp
     torch.testing.assert_close(u.T.cov(), covariance, atol=0.03, rtol=0.05)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "draws"),
+    [(DDIM(), 1), (DDIM(0.4), 1), (DDIM(0.0), 0), (Heun(), 0), (ReverseSDE(), 1), (Guided(), 2)],
+    ids=str,
+)
+def test_a_step_takes_as_many_draws_as_the_sampler_says(sampler, draws):
+    assert sampler.draws == draws
+    seen = [normal(i) for i in range(draws)]
+    u = sampler.step(denoise, normal(8), (0.8, 0.6), seen, normal(9))
+    for i in range(draws):
+        other = [n + (i == k) for k, n in enumerate(seen)]
+        assert not torch.equal(sampler.step(denoise, normal(8), (0.8, 0.6), other, normal(9)), u)
+
+
+def test_by_default_ddim_is_ancestral_and_guidance_is_that_of_gdmp_in_batches_of_100():
+    """Its 20 is the number of 19, rounded: of 100 images of 3 x 32 x 32 pixels."""
+    assert (DDIM().eta, DDIM().spacing, Guided().scale) == (1.0, "time", 20.0)
+
+
 def test_time_and_noise_level_are_inverse():
     assert vp_time(vp_sigma(0.37)) == pytest.approx(0.37)
     assert ReverseSDE().levels(vp_sigma(0.4), 4, 0.0) == pytest.approx(

@@ -61,6 +61,14 @@ def test_logits_are_the_equation():
             assert float(logits[i, y].detach()) == pytest.approx(prior[y] - loss / 2, rel=1e-6)
 
 
+def test_losses_of_all_levels_add_up_to_the_logits():
+    dc, x = classifier(max_batch=7), images()
+    losses = dc.level_losses(x)
+    assert losses.shape == (3, 3, 10)
+    torch.testing.assert_close(-losses.sum(1), dc(x))
+    torch.testing.assert_close(dc.level_losses(x[2:])[0], losses[2])
+
+
 @pytest.mark.parametrize("recompute", [True, False])
 def test_gradients_agree_with_finite_differences(recompute):
     dc, x = classifier(recompute=recompute), images(2).requires_grad_()
@@ -240,6 +248,37 @@ def test_temperature_makes_probabilities_of_likelihoods():
     assert dc.temperature == fitted
 
 
+def test_temperatures_lie_on_a_grid_from_a_thousandth_to_ten_thousand_without_its_ends():
+    """Losses that are 10^(1/20) as large fit at the next number: a twentieth of a power of ten."""
+    x = images(12)
+    y = torch.where(torch.arange(12) % 2 == 0, classifier()(x).argmax(1), torch.arange(12) % 10)
+
+    def fitted(shift: int) -> float:
+        weights = tuple(weight * 10 ** (shift / 20) for weight in LEVELS.weights)
+        return classifier(levels=Levels(LEVELS.sigmas, weights)).fit_temperature(x, y)
+
+    place = round(20 * math.log10(fitted(0)))
+    for end, inner in ((-60, -59), (80, 79)):
+        assert fitted(inner - place) == pytest.approx(10 ** (inner / 20), rel=1e-5)
+        with pytest.raises(InputError, match="no temperature fits"):
+            fitted(end - place)
+
+
+def test_the_prior_is_no_part_of_what_the_temperature_divides():
+    """Whatever the temperature before; the expected one is that of the grid, in float64."""
+    prior, x = [0.82] + [0.02] * 9, images(12)
+    y = torch.where(torch.arange(12) % 2 == 0, classifier()(x).argmax(1), torch.arange(12) % 10)
+    likelihood = -classifier().level_losses(x).sum(1)
+
+    def loss(temperature: float) -> float:
+        logits = torch.tensor(prior).double().log() + likelihood / temperature
+        return float(nn.functional.cross_entropy(logits, y))
+
+    expected = min((10 ** (k / 20) for k in range(-60, 81)), key=loss)
+    dc = classifier(prior=prior, temperature=30.0)
+    assert dc.fit_temperature(x, y) == pytest.approx(expected, rel=1e-5)
+
+
 def test_bfloat16_is_near():
     x = images(2, torch.float32)
     exact = DiffusionClassifier(small_model(torch.float32), levels=LEVELS, seed=0)
@@ -296,21 +335,6 @@ def test_bad_input():
             classifier(**bad)
     with pytest.raises(InputError, match="divide by 255"):
         classifier().fit_temperature(255 * images(), torch.tensor([1, 2, 3]))
-
-
-def test_noise_is_that_of_its_seed_stream_and_level():
-    """Spelled out: what a seed gives must outlive a version."""
-    state = np.random.SeedSequence(5, spawn_key=(2, 0, 7)).generate_state(1, np.uint64)
-    generator = torch.Generator().manual_seed(int(state[0]) >> 1)
-    expected = torch.randn(1, 8, 8, generator=generator, dtype=torch.float64)
-    assert torch.equal(LevelNoise(5, stream=(2,))(images(3), [2], [7])[0], expected)
-
-
-def test_copies_of_an_image_see_their_own_fresh_noise():
-    noise = LevelNoise(None)
-    first, second = noise(images(2), [0, 1], [3, 3])
-    assert not torch.equal(first, second)
-    assert torch.equal(noise(images(2), [1], [3])[0], second)
 
 
 def test_levels_at_the_ends_of_the_training_are_taken_and_none_beyond():

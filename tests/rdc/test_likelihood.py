@@ -13,12 +13,15 @@ from art_denoised import DiffusionClassifier, LikelihoodMaximization
 from art_denoised.checks import InputError
 from art_denoised.data import digits
 from art_denoised.demo import digits_diffusion
-from art_denoised.diffusion import EDM, DiffusionModel, LevelNoise, Levels, Native
+from art_denoised.diffusion import EDM, DiffusionModel, LevelNoise, Levels, Native, preview_cost
+from art_denoised.models.cost import saved, weights
 from art_denoised.rdc import RDC, Adam, Momentum
+from art_denoised.rdc.likelihood import State
 from art_denoised.types import GradientModes, Purifies, Seeded
 from tests.rdc.test_classifier import LEVELS, Counting, Nan, images, small_model
 
 SLOW, MOMENTUM = Adam(lr=0.01), Momentum(LEVELS)
+ONE_LEVEL = Momentum(Levels((0.5,), (1.0,)))
 FORMS = pytest.mark.parametrize("form", ["adam", "adam_reference", MOMENTUM], ids=str)
 
 
@@ -260,6 +263,44 @@ def test_memory_does_not_grow_with_steps():
     assert counting.rows == 4 * 2
     y.sum().backward()
     assert counting.rows == 2 * 4 * 2
+
+
+@pytest.mark.parametrize("form", ["adam", "adam_reference", ONE_LEVEL], ids=str)
+@pytest.mark.parametrize(("gradient", "states"), [("exact", 4), ("bpda", 1)])
+def test_memory_is_that_of_a_step_and_of_states(form, gradient, states):
+    """Image, momentum and second moment, in float64: of each step for exact gradients."""
+    model = small_model()
+    one, four = (
+        LikelihoodMaximization(model, steps=steps, form=form, gradient=gradient) for steps in (1, 4)
+    )
+    leaf, zero = images(1).requires_grad_(), torch.zeros_like(images(1))
+
+    def step() -> None:
+        one.step(leaf, State(leaf, zero, zero), 0, LevelNoise(0), gradient == "exact")
+
+    expected = weights(four) + saved(step, four) + states * 3 * 64 * 8
+    assert preview_cost(four, (1, 8, 8)).memory == expected
+
+
+def test_levels_of_momentum_are_evaluated_one_after_another():
+    one, three = (
+        preview_cost(LikelihoodMaximization(small_model(), form=form), (1, 8, 8))
+        for form in (ONE_LEVEL, Momentum(LEVELS))
+    )
+    assert (three.nfe, three.memory) == (3 * one.nfe, one.memory)
+
+
+def test_memory_counts_what_keeps_the_image_in_bounds():
+    """In float64, half as much again for temporaries.
+
+    The ball keeps what each of its bounds compares, two images each; [0, 1] keeps one, in the
+    reference's last step too.
+    """
+    ball, reference = (
+        preview_cost(LikelihoodMaximization(small_model(), form=form, seed=0), (1, 8, 8)).memory
+        for form in ("adam", "adam_reference")
+    )
+    assert ball - reference == 1.5 * 4 * 64 * 8
 
 
 def test_fixed_and_fresh_noise():
