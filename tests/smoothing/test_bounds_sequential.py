@@ -72,7 +72,7 @@ def test_a_single_look_is_the_binomial_test():
         assert bool(proved) == (p_value <= 0.01)
 
 
-def test_alpha_is_not_exceeded_by_a_part_in_a_milliard():
+def test_alpha_is_not_exceeded_by_a_billionth():
     """One vote of one has a probability of 1/4 at p0 = 1/4."""
     plan = Sequential(1, 1)
     assert plan.boundary(0.25, 0.25 * (1 + 1.5e-9)) == {1: 1}
