@@ -56,6 +56,31 @@ def test_only_near_ties_are_decided_alone():
     assert shapes == [4, 1, 1]
 
 
+@pytest.mark.parametrize("n", [1, 3, 4])
+def test_a_batch_is_filled_with_black_images(n):
+    seen = []
+
+    def network(batch):
+        seen.append(batch.clone())
+        return batch.flatten(1)[:, :2]
+
+    x = torch.rand(n, 1, 2, 3, generator=torch.Generator().manual_seed(0))
+    labels, _ = Passes(4, torch.contiguous_format, "in_batch")(network, x)
+    assert torch.equal(labels, x.flatten(1)[:, :2].argmax(1))
+    assert torch.equal(seen[0], torch.cat([x, torch.zeros(4 - n, 1, 2, 3)]))
+
+
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_place_that_answers_otherwise_is_found(place):
+    """One of eight; the first five are tried with other images."""
+
+    def network(batch):
+        odd = torch.arange(len(batch)) == place
+        return batch.flatten(1)[:, :2] + 1e-6 * (odd & (len(batch) == 8))[:, None]
+
+    assert Passes.tried(network, torch.rand(1, 2, 2), 8).near_ties == "alone"
+
+
 def test_a_batch_that_does_not_fit_ends_the_trials():
     def network(batch, most=64):
         if len(batch) > most:
