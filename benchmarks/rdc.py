@@ -7,7 +7,8 @@ One small U-Net (random weights, 28x28) and ten classes. The unit is the bare ne
 many inputs at its best batch size. All take turns, and ratios are of the same round. With one
 thread, time is processor time, which other programs disturb less. The literal
 loop takes one image and one class at a time and 64 levels at once, as the public code of Chen et
-al. does. Gradients are of cross-entropy. Memory is the rise of the resident set.
+al. does. Gradients are of cross-entropy. "Compiled" is the same network by torch.compile, at
+batch size 40. Memory is the rise of the resident set.
 """
 
 from __future__ import annotations
@@ -22,12 +23,19 @@ from torch.nn import functional as F
 from art_denoised import DiffusionClassifier, DiffusionModel, noise_levels
 from art_denoised.diffusion import Levels, unet_diffusion
 
-CLASSES, BATCHES = 10, (32, 64)
+CLASSES, BATCHES, COMPILED = 10, (24, 40, 64), 40
 
 
 def model() -> DiffusionModel:
     torch.manual_seed(0)
     return unet_diffusion(1, 28, classes=CLASSES, widths=(16, 32)).eval().requires_grad_(False)
+
+
+def compiled() -> DiffusionModel:
+    """Return the model with its network compiled, for batches of one size."""
+    found = model()
+    found.network = torch.compile(found.network, dynamic=False)
+    return found
 
 
 def bare(network: DiffusionModel, count: int, batch: int) -> None:
@@ -77,7 +85,7 @@ def memory(levels: int, classes: int) -> float | None:
 
 
 def tasks(
-    network: DiffusionModel, x: torch.Tensor, levels: Levels, batch: int
+    network: DiffusionModel, x: torch.Tensor, levels: Levels, batch: int, form: str = ""
 ) -> dict[str, Callable[[], object]]:
     def classifier(*, recompute: bool) -> DiffusionClassifier:
         return DiffusionClassifier(
@@ -86,10 +94,10 @@ def tasks(
 
     again, along = classifier(recompute=True), classifier(recompute=False)
     return {
-        f"bare network, batch {batch}": lambda: bare(network, again.nfe(len(x)), batch),
-        f"prediction, batch {batch}": lambda: ours(again, x, gradient=False),
-        f"gradient, recomputed, batch {batch}": lambda: ours(again, x, gradient=True),
-        f"gradient, along, batch {batch}": lambda: ours(along, x, gradient=True),
+        f"bare network{form}, batch {batch}": lambda: bare(network, again.nfe(len(x)), batch),
+        f"prediction{form}, batch {batch}": lambda: ours(again, x, gradient=False),
+        f"gradient, recomputed{form}, batch {batch}": lambda: ours(again, x, gradient=True),
+        f"gradient, along{form}, batch {batch}": lambda: ours(along, x, gradient=True),
     }
 
 
@@ -110,13 +118,18 @@ def main() -> None:
     compared: dict[str, Callable[[], object]] = {}
     for batch in batches:
         compared |= tasks(network, x, levels, batch)
+    if not arguments.tiny:  # compilation takes minutes
+        compared |= tasks(compiled(), x, levels, COMPILED, ", compiled")
+        for task in compared.values():
+            task()
     compared["literal loop"] = lambda: literal(network, x, levels, gradient=False)
     compared["literal loop, gradient"] = lambda: literal(network, x, levels, gradient=True)
     record = Record("rdc", arguments.json)
     clock = time.process_time if arguments.threads == 1 else time.perf_counter
     times = turns(compared, arguments.repeats, clock)
     # The best batch of the bare network is its unit; that of the loop has gradients of its own.
-    unit = min((name for name in times if name.startswith("bare")), key=lambda n: min(times[n]))
+    eager = [name for name in times if name.startswith("bare network, batch")]
+    unit = min(eager, key=lambda name: min(times[name]))
     for name, taken in times.items():
         loop = ratio(taken, times["literal loop, gradient"]) if "gradient" in name else {}
         record.add(

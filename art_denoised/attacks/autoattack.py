@@ -86,12 +86,12 @@ class AutoAttack(Suite):
         return self.parts or _VERSIONS[self.version]
 
     @property
-    def gradient_free(self) -> bool:  # type: ignore[override]
+    def gradient_free(self) -> bool:
         """Whether it is Square alone."""
         return set(self._run) == {"square"}
 
     @property
-    def mixed(self) -> bool:  # type: ignore[override]
+    def mixed(self) -> bool:
         """Whether it holds Square beside attacks that take gradients; the standard version does."""
         return "square" in self._run and not self.gradient_free
 

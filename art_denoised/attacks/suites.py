@@ -52,12 +52,7 @@ class Suite(ABC):
         eps: Radius of the ball, image units.
         norm: "linf" or "l2".
         seed: Seed of its random choices.
-        gradient_free: Whether it sees scores or labels alone.
-        mixed: Whether a part of it does, so that its successes need not be due to gradients.
     """
-
-    gradient_free: ClassVar[bool] = False
-    mixed: ClassVar[bool] = False
 
     eps: float
     _: KW_ONLY
@@ -74,6 +69,16 @@ class Suite(ABC):
     @abstractmethod
     def name(self) -> str:
         """Short name for tables."""
+
+    @property
+    @abstractmethod
+    def gradient_free(self) -> bool:
+        """Whether it sees scores or labels alone."""
+
+    @property
+    @abstractmethod
+    def mixed(self) -> bool:
+        """Whether a part of it does, so that its successes need not be due to gradients."""
 
     @abstractmethod
     def run(self, model: Any, x: Images, y: Labels) -> Outcome:
@@ -129,7 +134,7 @@ class ClassAttack(Suite):
         return f"{self.library.lower()}:{self.kind}"
 
     @property
-    def gradient_free(self) -> bool:  # type: ignore[override]
+    def gradient_free(self) -> bool:
         """Whether it uses scores or labels alone."""
         return self.kind in self.blind
 

@@ -59,7 +59,7 @@ class TorchAttack(ClassAttack):
     kind: str = "PGD"
 
     @property
-    def mixed(self) -> bool:  # type: ignore[override]
+    def mixed(self) -> bool:
         """Whether it is AutoAttack with Square in it."""
         return self.kind == "AutoAttack" and self.options.get("version") != "rand"
 

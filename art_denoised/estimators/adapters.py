@@ -172,7 +172,7 @@ class ArtAttack(ClassAttack):
     kind: str = "ProjectedGradientDescent"
 
     @property
-    def mixed(self) -> bool:  # type: ignore[override]
+    def mixed(self) -> bool:
         """Whether it is AutoAttack, with Square in it."""
         return self.kind == "AutoAttack"
 

@@ -34,7 +34,7 @@ CHECKS = (
 """Names of the masking checks, in the order they are made. A result needs all of them."""
 
 
-class TimedRow(Row, frozen=True, eq=False):
+class TimedRow(Row, frozen=True):
     """A row about an image. Rows that differ in their cost alone are equal."""
 
     def __eq__(self, other: object) -> bool:
@@ -49,7 +49,7 @@ class TimedRow(Row, frozen=True, eq=False):
         return type(self), {name: values[name] for name in values.keys() - {"seconds", "queries"}}
 
 
-class AttackRow(TimedRow, frozen=True, eq=False, tag_field="kind", tag="attack"):
+class AttackRow(TimedRow, frozen=True, tag_field="kind", tag="attack"):
     """What one attack did to one image. Rows that differ in their cost alone are equal.
 
     Every run holds a row of the attack "clean" for each image: eps is 0 and nothing is changed.

@@ -38,7 +38,7 @@ _OF_CERTIFICATE = (*_OF_BOTH, "radius", "p_lower", "selection_counts", "tv", "dr
 _OF_VOTE = (*_OF_BOTH, "p_value")
 
 
-class LabelledRow(TimedRow, frozen=True, kw_only=True, eq=False):
+class LabelledRow(TimedRow, frozen=True, kw_only=True):
     """What a run says of one image. Time takes no part in comparisons.
 
     Attributes:
@@ -79,7 +79,7 @@ class LabelledRow(TimedRow, frozen=True, kw_only=True, eq=False):
         return self.prediction == self.label
 
 
-class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):
+class CertifyRow(LabelledRow, frozen=True, kw_only=True):
     """What a certify run says of one image.
 
     Attributes:
@@ -165,7 +165,7 @@ class CertifyRow(LabelledRow, frozen=True, kw_only=True, eq=False):
         )
 
 
-class PredictRow(LabelledRow, frozen=True, kw_only=True, eq=False):
+class PredictRow(LabelledRow, frozen=True, kw_only=True):
     """What a predict run says of one image, with the ``p_value`` of its `Vote`."""
 
     p_value: float = 1.0
@@ -257,7 +257,7 @@ def read_log(path: Path | str) -> Log:
     path = Path(path)
     if path.is_file():
         text = path.read_bytes().decode("utf-8-sig", errors="replace")
-        first = text.split("\n", 1)[0].strip()
+        first = text.partition("\n")[0].strip()
         for kind, header in HEADERS.items():
             if first.split() == header.split():
                 return _read_tsv(path, kind, text)

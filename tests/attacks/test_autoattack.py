@@ -62,6 +62,65 @@ def test_autoattack_counts_and_flags(data):
         assert torch.equal(plain.counted, digits_classifier()(plain.x_adv).argmax(1) == y)
 
 
+@pytest.fixture
+def built(monkeypatch, data):
+    """Return pyautoattack's object as an attack on a model of so many classes sets it up."""
+
+    def build(attack: AutoAttack, classes: int = 10) -> pyautoattack.AutoAttack:
+        seen = []
+        run = lambda self, x, y, **options: seen.append(self) or (x, y)  # noqa: E731
+        monkeypatch.setattr(pyautoattack.AutoAttack, "run_standard_evaluation", run)
+        attack.run(nn.Sequential(nn.Flatten(), nn.Linear(64, classes)), *data)
+        return seen[0]
+
+    return build
+
+
+def test_the_default_is_the_standard_version_of_the_paper(built):
+    """Croce and Hein (2020): 100 steps, 9 targets, 5000 queries, one start, no averaging."""
+    attack = AutoAttack(EPS)
+    made = built(attack)
+    assert made.attacks_to_run == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert (made.epsilon, made.norm, made.seed) == (EPS, "Linf", 0)
+    for apgd in (made.apgd, made.apgd_targeted):
+        assert (apgd.n_iter, apgd.n_restarts, apgd.eot_iter) == (100, 1, 1)
+    assert (made.fab.n_iter, made.fab.n_restarts, made.square.n_queries) == (100, 1, 5000)
+    assert made.apgd_targeted.n_target_classes == made.fab.n_target_classes == 9
+    # Passes of APGD; of 9 targets, also with two a step; and queries.
+    assert attack.nfe == 101 + 9 * 101 + 9 * 2 * 101 + 5000
+
+
+def test_the_version_for_random_models_averages_twenty_draws(built):
+    attack = AutoAttack(EPS, version="rand")
+    made = built(attack)
+    assert made.attacks_to_run == ["apgd-ce", "apgd-dlr"]
+    assert (made.apgd.eot_iter, made.apgd.n_restarts) == (20, 1)
+    assert attack.nfe == 2 * 101 * 20
+    two = AutoAttack(EPS, version="rand", eot=2)
+    assert (built(two).apgd.eot_iter, two.nfe) == (2, 2 * 101 * 2)
+    assert AutoAttack(EPS, version="rand", parts=("apgd-ce", "fab")).nfe == 101 + 2 * 101
+
+
+@pytest.mark.parametrize(
+    ("steps", "schedule"), [(100, (22, 6, 3)), (40, (8, 2, 1)), (20, (4, 1, 1)), (3, (1, 1, 1))]
+)
+def test_checkpoints_of_apgd_are_those_of_the_paper(steps, schedule, built):
+    """The first period is .22 of the steps; periods shrink by .03, to .06; none is below 1."""
+    made = built(AutoAttack(EPS, steps=steps, queries=7, eot=3))
+    for apgd in (made.apgd, made.apgd_targeted):
+        assert (apgd.n_iter_2, apgd.n_iter_min, apgd.size_decr) == schedule
+        assert (apgd.n_iter, apgd.eot_iter) == (steps, 3)
+    assert (made.fab.n_iter, made.square.n_queries) == (steps, 7)
+
+
+def test_there_are_no_more_targets_than_wrong_classes(built):
+    made = built(AutoAttack(EPS, parts=("apgd-t",)), classes=5)
+    assert made.apgd_targeted.n_target_classes == made.fab.n_target_classes == 4
+    made = built(AutoAttack(EPS, norm="l2", seed=5), classes=20)
+    assert made.apgd_targeted.n_target_classes == made.fab.n_target_classes == 9
+    assert (made.norm, made.seed) == ("L2", 5)
+
+
 @pytest.mark.parametrize("classes", [4, 6])
 def test_autoattack_takes_models_with_few_classes(classes, data):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, classes)).eval()

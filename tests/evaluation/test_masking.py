@@ -21,14 +21,11 @@ from art_denoised.data import digits as load_digits
 from art_denoised.demo import digits_classifier, digits_diffusion, digits_network
 from art_denoised.diffusion import noise_levels
 from art_denoised.evaluation import (
-    ATTACK,
     CHECKS,
     CLEAN,
     AttackRow,
-    CheckRow,
     Probes,
     masking,
-    read_attack_log,
 )
 from art_denoised.evaluation.masking import (
     ALPHA,
@@ -41,7 +38,6 @@ from art_denoised.evaluation.masking import (
     judged,
 )
 from art_denoised.evaluation.target import Column, Target, columns
-from art_denoised.runs import Run
 from tests.evaluation import defects
 
 EPS = 0.15
@@ -278,24 +274,6 @@ def test_the_rate_holds_for_the_gravest_of_several(among):
     few, many = Count(1, 8, "few"), Count(45, 500, "many")
     assert judged([few, many], 0.05, among=among)[:2] == (False, "many")
     assert judged([few, Count(1, 500, "many")], 0.05, among=among)[:2] == (True, "few")
-
-
-def test_trust_needs_every_check(tmp_path):
-    """A flag, half of the checks, or checks that an error prevented are not enough."""
-
-    def trusted(*rows):
-        folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        with Run(folder, ATTACK, {}) as run:
-            run.append(rows)
-        return read_attack_log(folder).trusted
-
-    whole = [CheckRow(name, name != "transfer" or None, "fine") for name in CHECKS]
-    flag = CheckRow("flags of autoattack (exact, eps 0.1)", True, "dynamic defense")
-    assert trusted(*whole, flag) is True
-    assert trusted(flag) is None
-    assert trusted(*whole[:5], flag) is None
-    assert trusted(*whole[:-1], CheckRow("global seed", None, "", {"error": "no"})) is None
-    assert trusted(CheckRow("logits", False, "bad")) is False
 
 
 @pytest.mark.parametrize("defect", ["Quantising", "Constant", "Shattered"])

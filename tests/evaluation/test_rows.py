@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,16 +13,21 @@ from hypothesis import strategies as st
 
 from art_denoised.checks import InputError
 from art_denoised.evaluation.rows import (
+    ATTACK,
     CERTIFY,
     HEADERS,
+    PREDICT,
+    AttackLog,
     CertifyRow,
+    LabelledRow,
     Log,
     PredictRow,
     read_log,
+    read_logs,
     write_tsv,
 )
 from art_denoised.runs import Run
-from art_denoised.smoothing.bounds import Mixture
+from art_denoised.smoothing.bounds import Looks, Mixture, Proof, Sequential
 from art_denoised.smoothing.statistics import Certificate, Vote, accuracy_rows
 
 SETTINGS = {"sigma": 0.25, "n": 100, "model": "a:b", "denoiser": None}
@@ -77,15 +83,22 @@ def test_time_takes_no_part_in_comparisons():
     [
         {"index": 2.7},
         {"index": 10**400},
+        {"index": 2**53 + 1},
+        {"prediction": -2},
         {"radius": -0.1},
+        {"radius": 1.5e300},
         {"radius": "x"},
         {"n": 99},
         {"n0": 9},
         {"counts": {"3": 101, "7": -1}},
         {"counts": None},
+        {"counts": {"3": 2**53 + 1}, "n": 2**53 + 1},
+        {"counts": {"3": 100, "7": 0}},
         {"alpha": 0},
+        {"alpha": 0.5},
         {"alpha": None},
-        {"sigma": -1},
+        {"sigma": 0},
+        {"sigma": 1.5e300},
         {"mode": "other"},
         {"mode": "looks", "looks": [200, 100]},
         {"mode": "anytime", "prior": [-0.5, 1.0]},
@@ -99,17 +112,110 @@ def test_values_that_none_can_be_are_damage(tmp_path, changes):
         read_log(path)
 
 
-def anytime(n: int, index: int = 0) -> CertifyRow:
-    c = Certificate.from_counts({1: 9}, {1: n}, alpha=0.01, sigma=1, bound=Mixture())
-    return CertifyRow.of(index, 1, c)
+def test_the_largest_and_the_smallest_values_are_read():
+    """Whole numbers up to 2^53, which every reader of JSON holds exactly."""
+    record = msgspec.to_builtins(row(0), str_keys=True)
+    edges = [
+        {"index": 2**53, "label": 2**53, "prediction": 2**53, "n": 2**53, "counts": {"3": 2**53}},
+        {"prediction": 0, "label": 0, "n": 1, "counts": {"0": 1}, "radius": 0.0, "sigma": 1e-300},
+        {"prediction": -1, "radius": 1e300, "sigma": 1e300, "alpha": 0.499},
+    ]
+    for edge in edges:
+        read = msgspec.convert(record | edge, CertifyRow, str_keys=True)
+        assert msgspec.to_builtins(read, str_keys=True) == record | edge
 
 
-def test_more_votes_replace_fewer_where_the_bound_allows_it(tmp_path):
-    assert read_log(write(tmp_path / "a", anytime(100), anytime(200))).rows == (anytime(200),)
-    for earlier, later in [(anytime(200), anytime(100)), (row(0), row(0, 80))]:
+def test_rows_take_their_fields_by_name_and_cannot_be_changed():
+    rest = {"label": 3, "prediction": 3, "seconds": 1.0}
+    own = {"index": 7, **rest}
+    for kind, more in ((LabelledRow, {}), (CertifyRow, {"radius": 0.5}), (PredictRow, {})):
+        made = kind(**own, **more)
+        with pytest.raises(AttributeError):
+            made.prediction = 4
+        with pytest.raises(TypeError):
+            kind(7, **rest, **more)
+    for kind in (CertifyRow, PredictRow):
+        with pytest.raises(TypeError):
+            kind(0.5, **own)
+    assert (made.n, made.p_value) == (0, 1.0)
+    bare = CertifyRow(**own, radius=0.5)
+    assert (bare.n, bare.n0, bare.drawn, bare.p_lower, bare.tv, bare.seed) == (0, 0, 0, 0.0, 0.0, 0)
+
+
+def anytime(counts: dict[int, int], **changes: object) -> CertifyRow:
+    c = Certificate.from_counts({1: 9}, counts, alpha=0.01, sigma=1, bound=Mixture())
+    return msgspec.structs.replace(CertifyRow.of(0, 1, c), **changes)
+
+
+FEW, MORE = {1: 100, 2: 1}, {1: 200, 2: 1}
+
+
+@pytest.mark.parametrize(
+    ("later", "goes_on"),
+    [
+        (anytime(MORE), True),
+        (anytime({1: 100, 2: 2}), True),
+        (anytime(FEW), False),
+        (anytime({1: 200}), False),  # the vote for 2 is lost
+        (anytime({1: 99, 2: 200}), False),
+        (anytime(MORE, prior=(1.0, 1.0)), False),
+        (anytime(MORE, selection_counts={1: 8}, n0=8), False),
+        (CertifyRow.of(0, 1, Certificate.from_counts({1: 9}, MORE, alpha=0.01, sigma=1)), False),
+        (CertifyRow(index=0, label=1, prediction=1, seconds=0.0, radius=0.1, n=300), False),
+    ],
+)
+def test_more_votes_go_on_from_fewer_where_the_bound_allows_it(later, goes_on):
+    earlier = anytime(FEW)
+    assert later.replaces(earlier) is goes_on
+    assert not later.replaces(msgspec.structs.replace(earlier, counts=None, selection_counts=None))
+    vote = Vote.from_counts(FEW, alpha=0.01, sigma=1)
+    assert not later.replaces(PredictRow.of(0, 1, vote))
+
+
+def test_more_votes_replace_fewer_in_a_log(tmp_path):
+    few, more = anytime(FEW), anytime(MORE)
+    assert read_log(write(tmp_path / "a", few, more)).rows == (more,)
+    for earlier, later in [(more, few), (row(0), row(0, 80))]:
         path = write(tmp_path / f"{earlier.mode}", earlier, later)
         with pytest.raises(InputError, match="certify.jsonl:3"):
             read_log(path)
+
+
+@pytest.mark.parametrize(
+    ("bound", "n", "held"),
+    [
+        (Looks.fixed(100), 100, {"mode": "fixed"}),
+        (Looks(1, 100), 100, {"mode": "looks", "looks": (1, 100)}),
+        (Mixture(0.5, 0.7), 100, {"mode": "anytime", "prior": (0.5, 0.7)}),
+        (Sequential(40, 100), 43, {"mode": "sequential", "looks": (40, 100)}),
+        (Sequential(10, 10), 10, {"mode": "sequential", "looks": (10, 10)}),
+    ],
+)
+def test_a_row_holds_the_bound_of_its_certificate(bound, n, held):
+    options = {"alpha": 0.01, "sigma": 0.25, "bound": bound}
+    if isinstance(bound, Sequential):
+        c = Certificate.from_proofs(3, {3: 9}, {3: n}, [Proof(0.1, n, n)], **options)
+    else:
+        c = Certificate.from_counts({3: 9}, {3: n}, **options)
+    made = CertifyRow.of(0, 3, c)
+    wanted = {"mode": "fixed", "looks": None, "prior": None, "seconds": 0.0} | held
+    assert {name: getattr(made, name) for name in wanted} == wanted
+    assert made.bound == bound
+    assert made.certificate == c
+
+
+def test_a_folder_may_hold_logs_of_several_kinds(tmp_path):
+    write(tmp_path, row(0))
+    with Run(tmp_path, ATTACK, {}):
+        pass
+    logs = read_logs(tmp_path, CERTIFY, PREDICT, ATTACK)
+    assert {file.name: type(log) for file, log in logs.items()} == {
+        "certify.jsonl": Log,
+        "attack.jsonl": AttackLog,
+    }
+    assert list(read_logs(tmp_path / "certify.jsonl")) == [tmp_path / "certify.jsonl"]
+    log = logs[tmp_path / "certify.jsonl"]
+    assert dataclasses.replace(log, begun="at another time") == log
 
 
 def test_logs_of_the_first_version_are_read(tmp_path):
@@ -155,6 +261,9 @@ def test_running_totals_are_recomputed_and_reported(tmp_path):
     assert len(log.notices) == 1
     assert "2 rows" in log.notices[0]
     assert "running total" in log.notices[0]
+    path.write_text("\n".join([HEADERS["certify"], *rows[:1], "1\t5\t5\t0.2\t0\t1.0"]) + "\n")
+    (notice,) = read_log(path).notices
+    assert "1 rows; recomputed" in notice
 
 
 def test_predict_tsv(tmp_path):
