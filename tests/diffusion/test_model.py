@@ -350,6 +350,37 @@ def test_the_reading_that_fits_is_named(data, true, declared):
             self_test(model, *data)
 
 
+class Narrow(nn.Module):
+    """The perfect network for independent normal pixels in [0, 1]: eps or v."""
+
+    def __init__(self, prediction: str, x) -> None:
+        super().__init__()
+        self.prediction, self.mean, self.variance = prediction, x.mean(0), x.var(0)
+        self.abar = torch.tensor(ABAR)
+
+    def forward(self, z, step, y=None):
+        abar = self.abar[step].reshape(-1, 1, 1, 1)
+        share = abar * self.variance / (abar * self.variance + 1 - abar)
+        x = self.mean + share * (z / abar.sqrt() - self.mean)
+        eps = (z - abar.sqrt() * x) / (1 - abar).sqrt()
+        v = abar.sqrt() * eps - (1 - abar).sqrt() * x
+        return {"epsilon": eps, "v_prediction": v}[self.prediction]
+
+
+@pytest.mark.parametrize("behind", [lambda model: model, lambda model: NoisedDiffusion(model, 0.1)])
+@pytest.mark.parametrize("true", ["epsilon", "v_prediction"])
+def test_eps_and_v_are_told_apart_where_pixels_go_from_0_to_1(data, true, behind):
+    """There both readings agree on little noise."""
+    for declared in ("epsilon", "v_prediction"):
+        network = Narrow(true, data[0])
+        model = behind(DiffusionModel(network, DDPM(ABAR, declared), image_range=(0.0, 1.0)))
+        if true == declared:
+            assert all(row.error < 0.9 for row in self_test(model, data[0]))
+        else:
+            with pytest.raises(InputError, match=f"read with prediction '{true}'"):
+                self_test(model, data[0])
+
+
 def test_a_wrong_range_is_named(data):
     network = digits_diffusion().network
     model = DiffusionModel(network, EDM(), classes=10, null_class=10, image_range=(0, 1))
