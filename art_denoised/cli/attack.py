@@ -87,9 +87,9 @@ class AttackedModelOptions(ModelOptions):
     sigma: Number | None = None
     samples: Annotated[int | None, more(MODEL), Parameter(metavar="N")] = None
     purify: Annotated[Factory | None, more(MODEL), Parameter(metavar="FOLDER|FACTORY")] = None
-    purification: Annotated[
-        str | None, more(MODEL), Parameter(metavar="SAMPLER:OPTION=VALUE")
-    ] = None
+    purification: Annotated[str | None, more(MODEL), Parameter(metavar="SAMPLER:OPTION=VALUE")] = (
+        None
+    )
 
     def __post_init__(self) -> None:
         """Refuse what needs noise without it, and two defences at once."""
