@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import pytest
 import torch
 from torch import nn
@@ -49,30 +47,6 @@ def test_diffattack_climbs_the_distance_along_the_path():
     expected = (X + 0.01 * gradient.sign()).clamp(0, 1)
     torch.testing.assert_close(x_adv, expected)
     assert not torch.equal(x_adv, PGD(0.01, **common)(model, X, Y))
-
-
-@pytest.mark.parametrize(("weight", "way"), [(1.0, -1), (1.5, 1)])
-def test_diffattack_adds_the_mean_distance_of_the_calls(weight, way):
-    """The margin falls by 2.5 a unit; two calls rise by 1 and 3, in the mean by 2."""
-
-    class Followed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.path = []
-
-        @contextlib.contextmanager
-        def following(self):
-            self.path = []
-            yield self.path
-
-        def forward(self, x):
-            value = x[:, 0, 0, 0]
-            self.path += [value, 3 * value]
-            return torch.stack([2.5 * value, 0 * value], 1)
-
-    x, common = torch.full((2, 1, 1, 1), 0.5), {"steps": 1, "step_size": 0.1, "keep": "last"}
-    attack = DiffAttack(0.1, path_weight=weight, loss="margin", random_start=False, **common)
-    assert torch.equal(attack(Followed(), x, torch.zeros(2).long()), x + way * 0.1)
 
 
 def test_bpda_has_no_gradient_of_the_path():
