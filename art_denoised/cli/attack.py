@@ -73,22 +73,22 @@ class AttackedModelOptions(ModelOptions):
             exact,bpda. By default all that the defence offers.
         sigma: Noise level of certify: the smoothed classifier that certify certifies is attacked,
             with its --denoiser and --dtype.
-        samples: Number of noisy copies that the smoothed classifier averages.
+        samples: Number of noisy copies that the smoothed classifier averages, by default 32.
         purify: Diffusion model that purifies images in front of the network: a diffusers folder, a
             file of EDM or OpenAI, a model of the Hugging Face hub, or a function.
         purification: Sampler of --purify with options after colons: ddpm, ddim (eta), sde, euler,
             heun or gdmp (scale); t or sigma, several joined by commas for several passes; steps,
-            surrogate_steps, copies, vote (mean, majority).
+            surrogate_steps, copies, vote (mean, majority). By default sde:t=0.1:steps=20.
     """
 
     undefended: Model | None = None
     noise: Annotated[Literal["fixed", "fresh"] | None, more(MODEL)] = None
     gradients: Annotated[Names | None, more(MODEL)] = None
     sigma: Number | None = None
-    samples: Annotated[int, more(MODEL)] = 32
+    samples: Annotated[int | None, more(MODEL), Parameter(metavar="N")] = None
     purify: Annotated[Factory | None, more(MODEL), Parameter(metavar="FOLDER|FACTORY")] = None
-    purification: Annotated[str, more(MODEL), Parameter(metavar="SAMPLER:OPTION=VALUE")] = (
-        "sde:t=0.1:steps=20"
+    purification: Annotated[str | None, more(MODEL), Parameter(metavar="SAMPLER:OPTION=VALUE")] = (
+        None
     )
 
     def __post_init__(self) -> None:
@@ -97,6 +97,12 @@ class AttackedModelOptions(ModelOptions):
             raise CycloptsError(msg="--purify adds its own noise; leave out --sigma and --denoiser")
         if self.denoiser is not None and self.sigma is None:
             raise CycloptsError(msg="--denoiser needs noise; give --sigma as well")
+        if self.samples is not None and self.sigma is None:
+            raise CycloptsError(msg="--samples are of a classifier under noise; give --sigma too")
+        if self.purification is not None and self.purify is None:
+            raise CycloptsError(
+                msg=f"--purification {self.purification} purifies with no model; give --purify too"
+            )
         if self.dtype in ("bfloat16", "float16") and self.sigma is None:
             raise CycloptsError(
                 msg=f"--dtype {self.dtype} is of a classifier under noise; give --sigma as well"
@@ -107,7 +113,7 @@ class AttackedModelOptions(ModelOptions):
         """What a log says of the choice."""
         named = {"undefended": self.undefended}
         if self.purify is not None:
-            named |= {"purify": self.purify, "purification": self.purification}
+            named |= {"purify": self.purify, "purification": self._purification}
         return {**super().identity, **named}
 
     def load_defended(self, seed: int) -> nn.Module:
@@ -117,14 +123,15 @@ class AttackedModelOptions(ModelOptions):
         """
         from art_denoised.smoothing.modules import SmoothedClassifier
 
-        parse_purification(self.purification)  # what is wrong is found before anything is loaded
+        parse_purification(self._purification)  # what is wrong is found before anything is loaded
         network = self.load()
         if self.purify is not None:
             return self._purified(network, seed)
         if self.sigma is None:
             return network
         network = self.denoised(network, self.load_denoiser(self.sigma), self.sigma)
-        smoothed = SmoothedClassifier(network, sigma=self.sigma, samples=self.samples, seed=seed)
+        samples = 32 if self.samples is None else self.samples
+        smoothed = SmoothedClassifier(network, sigma=self.sigma, samples=samples, seed=seed)
         return smoothed.eval()
 
     def optimized(self, network: nn.Module, shape: Sequence[int]) -> nn.Module:
@@ -141,6 +148,10 @@ class AttackedModelOptions(ModelOptions):
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
             return self.optimized(self.load_defended(seed), shape)
 
+    @property
+    def _purification(self) -> str:
+        return "sde:t=0.1:steps=20" if self.purification is None else self.purification
+
     def _purified(self, network: nn.Module, seed: int) -> nn.Module:
         """Return the network behind a purification."""
         from art_denoised.diffusion.folders import load_diffusion
@@ -148,7 +159,7 @@ class AttackedModelOptions(ModelOptions):
         from art_denoised.purification.classifier import PurifiedClassifier
         from art_denoised.purification.purification import Purification
 
-        sampler, options, voting = parse_purification(self.purification)
+        sampler, options, voting = parse_purification(self._purification)
         source = str(self.purify)
         is_factory = ":" in source and not Path(source).exists()
         model: Any = load_module(source) if is_factory else load_diffusion(source)

@@ -22,7 +22,7 @@ _THREATS = {"linf": "Linf", "l2": "L2"}  # as RobustBench spells them
 COLUMNS = (
     *("model", "norm", "eps", "attack", "gradient", "images", "draws"),
     *(f"{name}{end}" for name in SHARES for end in ("", "_low", "_high")),
-    *("seconds", "queries", "trusted"),
+    *("seconds", "queries", "trusted", "incomplete"),
 )
 
 
@@ -116,7 +116,8 @@ def _line(model: Model, result: Result) -> dict[str, Any]:
     for name in SHARES:
         limits = values[name] or {}
         values |= {f"{name}{end}": limits.get(end[1:] or "value") for end in ("", "_low", "_high")}
-    return {"model": model.name, **values, "trusted": model.trusted}
+    named = {"model": model.name, "trusted": model.trusted, "incomplete": model.incomplete or None}
+    return values | named
 
 
 def _percent(share: float) -> str:

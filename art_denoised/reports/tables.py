@@ -24,6 +24,7 @@ from art_denoised.reports.results import (
 from art_denoised.reports.terminal import Block, Cell, Column, Lines, Table
 
 SHARES = ("clean", "counted", "fresh", "majority", "worst")
+_INCOMPLETE = "? "  # before each share of an attack run that was interrupted
 _LEGEND = (
     "Accuracy in percent, below it the 95% interval over images. counted: by the attack itself;",
     "fresh: on fresh noise, averaged; majority: right in more than half of these evaluations; "
@@ -46,7 +47,10 @@ def report_blocks(models: Sequence[Model], notices: Sequence[str] = ()) -> list[
 
 def comparison_blocks(models: Sequence[Model], notices: Sequence[str] = ()) -> list[Block]:
     """Return the report with one column for each model: accuracy on fresh noise, all attacks."""
-    verdicts = [_mark(model) + verdict_words(model) if model.columns else "" for model in models]
+    verdicts = [
+        _mark(model) + verdict_words(model) if model.columns or model.incomplete else ""
+        for model in models
+    ]
     names = tuple(Column(model.name, width=16) for model in models)
     found = list(measures(models))
     note = (LOWER_BOUND,) if any(">=" in measure.marks for measure in found) else ()
@@ -71,7 +75,7 @@ def _notices(models: Sequence[Model], notices: Sequence[str]) -> Lines:
 
 
 def _model_blocks(model: Model, width: int) -> Iterator[Block]:
-    words = trust_words(model) if model.columns else "no attack was made"
+    words = trust_words(model) if model.columns or model.incomplete else "no attack was made"
     yield Lines((f"{model.name}: {words}",), style="bold")
     for ball in model.columns:
         yield _ball_table(model, ball, width)
@@ -106,7 +110,7 @@ class Measure:
 
     name: str
     shares: tuple[Share | None, ...]  # of each model; None where it was not measured
-    marks: tuple[str, ...]  # before each share: "! " if not reliable, ">=" if a lower bound
+    marks: tuple[str, ...]  # before each share, see `_mark`; ">=" if a lower bound
     certified: bool = False
 
     @property
@@ -123,7 +127,8 @@ class Measure:
 def measures(models: Sequence[Model]) -> Iterator[Measure]:
     """Yield clean accuracy, robust accuracy in each ball and certified accuracy at each radius."""
     if any(model.clean for model in models):
-        yield Measure("clean", tuple(model.clean for model in models), ("",) * len(models))
+        marks = tuple(_INCOMPLETE * bool(model.incomplete) for model in models)
+        yield Measure("clean", tuple(model.clean for model in models), marks)
     for ball in sorted({ball for model in models for ball in model.columns}):
         found = ({r.ball: r.fresh for r in model.headlines}.get(ball) for model in models)
         yield Measure(str(ball), tuple(found), tuple(map(_mark, models)))
@@ -142,12 +147,13 @@ def model_table(models: Sequence[Model]) -> Table:
     marks = {mark for measure in found for mark in measure.marks}
     note = [_LEGEND[0].partition(" counted:")[0]]
     note += ["!: not reliable, because a check failed."] * ("! " in marks)
+    note += ["?: incomplete, because the run was interrupted."] * (_INCOMPLETE in marks)
     note += [LOWER_BOUND] * (">=" in marks)
     return Table(columns, rows, "accuracy (%) of each model", tuple(note))
 
 
 def _mark(model: Model) -> str:
-    return "! " * (model.trusted is False)
+    return "! " if model.trusted is False else _INCOMPLETE * bool(model.incomplete)
 
 
 def _share_cell(share: Share | None, mark: str = "") -> Cell:
@@ -167,22 +173,28 @@ def title_words(models: Sequence[Model]) -> str:
 
 
 def summary_words(models: Sequence[Model]) -> str:
-    """Return the results in one sentence.
+    """Return the results in one sentence about attacks, and one about certificates.
 
-    It is about the middle eps of those at which most models were attacked; without attacks, about
-    the middle radius.
+    Each is about the middle eps or radius of those at which most models have a result.
     """
-    found = list(measures(models))
-    attacked = [measure for measure in found if measure.name != "clean" and not measure.certified]
-    chosen = attacked or [measure for measure in found if measure.certified]
-    if not chosen:
-        return "No image was attacked or certified."
-    most = max(len(measure.known) for measure in chosen)
-    widest = [measure for measure in chosen if len(measure.known) == most]
+    found = [measure for measure in measures(models) if measure.name != "clean"]
+    attacked = [measure for measure in found if not measure.certified]
+    certified = [measure for measure in found if measure.certified]
+    sentences = []
+    if attacked:
+        left = _sentence(models, attacked, "stays right on")
+        sentences.append(f"{left} under all attacks; {_reliability(models)}.")
+    if certified:
+        sentences.append(_sentence(models, certified, "is proved right on") + ".")
+    return " ".join(sentences) or "No image was attacked or certified."
+
+
+def _sentence(models: Sequence[Model], found: Sequence[Measure], verb: str) -> str:
+    most = max(len(measure.known) for measure in found)
+    widest = [measure for measure in found if len(measure.known) == most]
     measure = widest[len(widest) // 2]
     where = measure.name.removeprefix("certified, ").replace("r=", "radius ")
     best = sorted(measure.known, key=lambda i: -measure.known[i].value)
-    verb = "stays right on" if attacked else "is proved right on"
     each = [
         f"{models[i].name} {'on' if i != best[0] else verb} "
         f"{'at least ' * (measure.marks[i] == '>=')}{percent(measure.known[i])}% "
@@ -190,8 +202,7 @@ def summary_words(models: Sequence[Model]) -> str:
         for i in best
     ]
     shown = each if len(each) <= 3 else [each[0], f"{len(each) - 2} others on less", each[-1]]
-    tail = f" under all attacks; {_reliability(models)}" if attacked else ""
-    return f"At {where}, {_listed(shown)} of images{tail}."
+    return f"At {where}, {_listed(shown)} of images"
 
 
 def _reliability(models: Sequence[Model]) -> str:

@@ -32,14 +32,23 @@ _MILESTONES = {
 def decayed_weights(network: nn.Module) -> list[dict[str, Any]]:
     """Group parameters so that weight decay acts on weights alone, as in the papers' releases.
 
-    Weights are trained parameters of two or more dimensions that belong to no normalisation.
+    Weights are trained parameters of two or more dimensions that belong to no normalisation. One
+    that is a single row in disguise, as the scales (channels, 1, 1) of ConvNeXt and of affine
+    normalisations are, counts if its name is "weight", as in a layer with one output.
     """
     # Norms over several dimensions have weights that look like those of a linear layer.
     norms = {
         id(p) for m in network.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()
     }
-    trained = [p for p in network.parameters() if p.requires_grad]
-    weights = [p for p in trained if p.ndim > 1 and id(p) not in norms]
+    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    trained = [p for _, p in named]
+    weights = [
+        p
+        for name, p in named
+        if p.ndim > 1
+        and id(p) not in norms
+        and (name.endswith("weight") or sum(size > 1 for size in p.shape) > 1)
+    ]
     decayed = {id(p) for p in weights}
     others = [p for p in trained if id(p) not in decayed]
     groups: list[dict[str, Any]] = [{"params": weights}, {"params": others, "weight_decay": 0.0}]

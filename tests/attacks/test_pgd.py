@@ -95,6 +95,20 @@ def test_starts_fill_the_ball(norm):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_starts_are_drawn_by_the_stated_formulas(norm):
+    """A uniform cube; a uniform direction times the third root of a uniform number."""
+    x, draw = torch.full((4, 1, 1, 3), 0.5), torch.Generator().manual_seed(1)
+    if norm == "linf":
+        expected = x + 0.4 * (2 * torch.rand(x.shape, generator=draw) - 1)
+    else:
+        way = torch.randn(x.shape, generator=draw)
+        radius = torch.rand((4, 1, 1, 1), generator=draw) ** (1 / 3)
+        expected = x + 0.4 * radius * way / way.flatten(1).norm(dim=1).reshape(4, 1, 1, 1)
+    found = random_point(x, 0.4, norm, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_gradients_that_are_zero_tiny_or_nan(norm):
     x = torch.full((4, 1, 2, 2), 0.5)
     gradient = torch.zeros_like(x)
@@ -155,6 +169,14 @@ def test_the_default_step_size_is_two_and_a_half_balls_over_the_steps(batch):
     x, y = batch[0][:20], batch[1][:20]
     model, stepped = digits_classifier(), PGD(0.2, steps=7, step_size=2.5 * 0.2 / 7)
     assert torch.equal(PGD(0.2, steps=7)(model, x, y), stepped(model, x, y))
+
+
+def test_defaults_are_the_documented_ones():
+    stated = PGD(
+        8 / 255, norm="linf", steps=50, step_size=None, loss="ce", targeted=False, restarts=1,
+        random_start=True, eot=1, keep="worst", seed=0, batch_size=None,
+    )  # fmt: skip
+    assert PGD() == stated
 
 
 def test_random_starts_fool_as_many_as_torchattacks(batch, noisy_cnn):

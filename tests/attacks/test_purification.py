@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -49,6 +51,30 @@ def test_diffattack_climbs_the_distance_along_the_path():
     assert not torch.equal(x_adv, PGD(0.01, **common)(model, X, Y))
 
 
+@pytest.mark.parametrize(("weight", "way"), [(1.0, -1), (1.5, 1)])
+def test_diffattack_adds_the_mean_distance_of_the_calls(weight, way):
+    """The margin falls by 2.5 a unit; two calls rise by 1 and 3, in the mean by 2."""
+
+    class Followed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.path = []
+
+        @contextlib.contextmanager
+        def following(self):
+            self.path = []
+            yield self.path
+
+        def forward(self, x):
+            value = x[:, 0, 0, 0]
+            self.path += [value, 3 * value]
+            return torch.stack([2.5 * value, 0 * value], 1)
+
+    x, common = torch.full((2, 1, 1, 1), 0.5), {"steps": 1, "step_size": 0.1, "keep": "last"}
+    attack = DiffAttack(0.1, path_weight=weight, loss="margin", random_start=False, **common)
+    assert torch.equal(attack(Followed(), x, torch.zeros(2).long()), x + way * 0.1)
+
+
 def test_bpda_has_no_gradient_of_the_path():
     model = purified(gradient="bpda")
     common = {"steps": 3, "loss": "margin", "keep": "last"}
@@ -69,6 +95,26 @@ def test_the_selected_gradient_leaves_out_the_draw_that_cannot_be_broken():
     assert float(gradients.mean(0)[0, 0, 0, 0]) < 0
     found = selected_gradient(losses, gradients, eps=0.3, norm="linf", sharpness=5, rounds=5)
     torch.testing.assert_close(found[0, 0, 0], torch.tensor([1.0, 0.0]), atol=1e-2, rtol=0)
+
+
+def test_the_selected_gradient_against_its_formulas():
+    """Two images and four draws in l2, image by image, with the weights of the paper."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn(4, 2, 1, 1, 3, generator=generator, dtype=torch.float64)
+    losses = torch.randn(4, 2, generator=generator, dtype=torch.float64)
+    eps, sharpness = 0.5, 5.0
+    found = selected_gradient(losses, gradients, eps=eps, norm="l2", sharpness=sharpness, rounds=2)
+    for image in range(2):
+        g, loss = gradients[:, image].reshape(4, 3), losses[:, image]
+        rises = [
+            sum(float(nn.functional.elu(loss[c] + eps * g[c] @ way)) for c in range(4))
+            for way in (g[a] / g[a].norm() for a in range(4))
+        ]
+        chosen = g[rises.index(max(rises))]
+        for _ in range(2):
+            weights = 1 / (1 + torch.exp(-sharpness * (loss + eps * g @ chosen / chosen.norm())))
+            chosen = sum(w * one for w, one in zip(weights, g, strict=True)) / sum(weights)
+        torch.testing.assert_close(found[image].flatten(), chosen)
 
 
 def test_with_one_draw_diffhammer_is_pgd():

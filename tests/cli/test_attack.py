@@ -45,6 +45,8 @@ def arguments(out: object, *flags: str, **changes: object) -> list[str]:
         ({"dtype": "bfloat16"}, ["bfloat16", "--sigma"]),
         ({"purify": "folder", "purification": "sdee:t=0.1"}, ["'sdee'", "sde"]),
         ({"purify": "folder", "purification": "sde:eta=1"}, ["'eta'", "t"]),
+        ({"purification": "ddim:t=0.1"}, ["ddim:t=0.1", "--purify"]),
+        ({"samples": 7}, ["--samples", "--sigma"]),
     ],
     ids=str,
 )

@@ -81,6 +81,19 @@ def test_networks_of_timm(name, shape, modules):
     assert count_rectifiers(changed, shape) == {}
 
 
+@pytest.mark.parametrize("change", [count_rectifiers, lambda m: smooth_activations_of(m, "silu")])
+def test_two_images_of_three_channels_of_64_pixels_are_tried_by_default(change):
+    seen: list[tuple[int, ...]] = []
+
+    class Sees(nn.ReLU):
+        def __call__(self, x):
+            seen.append(tuple(x.shape))
+            return super().__call__(x)
+
+    change(nn.Sequential(Sees(), nn.ReLU()))
+    assert set(seen) == {(2, 3, 64, 64)}
+
+
 def test_relu6_is_counted_and_other_clamps_are_not():
     model = nn.Sequential(nn.ReLU6(), nn.Hardtanh(), nn.Hardtanh(1, 6), nn.Hardtanh(0, 6, True))
     assert count_rectifiers(model, SHAPE) == {"0": 1, "3": 1}

@@ -316,6 +316,17 @@ def test_an_interrupted_run_is_incomplete(tmp_path, capsys, done, attacks, said)
     if said:
         assert "<span>incomplete</span>" in page  # beside each result
         assert str(found).count("  incomplete") == len(found.models[0].results)
+    for table in ("--markdown", "--latex"):
+        assert main(["report", str(folder), table]) == 0
+        assert ("? " in capsys.readouterr().out) == (said is not None)
+    assert {line.split("\t")[-1] for line in found.to_tsv().splitlines()[1:]} == {said or ""}
+
+
+def test_a_run_that_was_interrupted_before_its_first_attack_is_incomplete(tmp_path):
+    found = report([interrupted(tmp_path / "run", 0, ())])
+    said = "incomplete: pgd eps 0.5, square eps 0.5 not run"
+    assert said in str(found)
+    assert "incomplete" in found.comparison()
 
 
 def test_an_attack_that_fell_behind_is_named(tmp_path):
@@ -398,7 +409,7 @@ def test_a_failed_check_is_beside_every_figure(tmp_path):
     assert [entry.trusted for entry in differences(beside)] == [False, False]
     assert sum(line.endswith("  not reliable") for line in lines) == 2
     table = Report(models).to_tsv().splitlines()[1:]
-    assert [line.split("\t")[-1] for line in table] == ["False"] * 6
+    assert [line.split("\t")[-2] for line in table] == ["False"] * 6
 
 
 def test_json_and_tsv_hold_the_figures(tmp_path):

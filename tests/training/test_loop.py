@@ -363,6 +363,22 @@ def test_weight_decay_is_on_weights_alone(optimizer):
     assert all(p.norm() < before[n].norm() for n, p in net.named_parameters() if n in moved)
 
 
+class Affine(nn.Module):
+    """A normalisation of its own, as in ResMLP and ConvNeXt: scales that look like weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(1, 3, 1, 1))
+        self.layer_scale = nn.Parameter(torch.ones(3, 1, 1))
+
+
+def test_scales_of_channels_are_not_decayed_whatever_their_shape():
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), Affine(), nn.Conv2d(3, 1, 1), nn.Linear(5, 1))
+    decayed, others = (group["params"] for group in decayed_weights(network))
+    assert [tuple(p.shape) for p in decayed] == [(3, 1, 3, 3), (1, 3, 1, 1), (1, 5)]
+    assert len(others) == 5
+
+
 def test_other_parameter_groups_on_request(tmp_path):
     def all_decayed_slow_head(network):
         body = [p for n, p in network.named_parameters() if not n.startswith("linear")]
