@@ -66,6 +66,7 @@ class Adam:
 
     def __post_init__(self) -> None:
         checks.positive("lr", self.lr)
+        checks.flag("project", self.project)
         checks.positive("eps", self.eps)
 
     def at(self, noise: LevelNoise, x: Images, step: int) -> tuple[Tensor, Tensor, int]:
