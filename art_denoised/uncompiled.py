@@ -1,15 +1,38 @@
-"""Code that torch.compile must leave alone."""
+"""Code that torch.compile must leave alone, or that cannot be traced."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
 import torch
 
+from art_denoised.checks import InputError
+
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def is_traced() -> bool:
+    """Whether calls are recorded, by ``torch.jit.trace``, ``torch.export`` or ``make_fx``."""
+    is_exporting = getattr(torch.compiler, "is_exporting", bool)  # since torch 2.7
+    if torch.jit.is_tracing() or is_exporting():  # type: ignore[attr-defined, no-untyped-call]
+        return True
+    if torch.compiler.is_compiling():  # which leaves our noise alone, and cannot see what follows
+        return False
+    fx = sys.modules.get("torch.fx.experimental.proxy_tensor")  # slow to import, if nobody has
+    return fx is not None and fx.get_proxy_mode() is not None
+
+
+def refuse_tracing(name: str) -> None:
+    """Raise where calls are recorded: noise that is drawn on the host would not follow its seed."""
+    if is_traced():
+        raise InputError(
+            f"{name} cannot be traced or exported: its noise would not follow its seed; trace the "
+            "network in it"
+        )
 
 
 def uncompiled(function: Callable[P, T]) -> Callable[P, T]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +11,13 @@ import torch
 from torch import nn
 from torchvision.ops import DropBlock2d
 
-from art_denoised import checks
+from art_denoised import PGD, AutoAttack, checks
 from art_denoised.checks import InputError
+from art_denoised.estimators import ArtAttack
+from art_denoised.purification import DDIM, Guided
+from art_denoised.rdc import Adam
+from art_denoised.smoothing import Anytime
+from art_denoised.training import Adversarial, TrainingConfig, Validation
 
 X = torch.full((2, 3, 4, 4), 0.5)
 
@@ -234,3 +240,45 @@ def test_tensor_cores_are_noticed_where_the_new_setting_makes_them_count(monkeyp
         part.fp32_precision = "tf32"
         assert checks.near(X, on_a_gpu) == 2.0**-5
         part.fp32_precision = "ieee"
+
+
+@pytest.mark.parametrize("value", ["no", "True", 1, None])
+def test_a_word_is_no_flag(value):
+    """It would count as True: random_start="no" began at a random point."""
+    for build in (
+        lambda: PGD(random_start=value),
+        lambda: Adversarial(targeted=value),
+        lambda: Validation([], keep_best=value),
+        lambda: Anytime(labels=value),
+        lambda: Adam(project=value),
+    ):
+        with pytest.raises(InputError, match=f"is {value!r}; give True or False"):
+            build()
+
+
+@pytest.mark.parametrize("value", ["0.5", "much", None, True, [1]])
+def test_a_word_is_no_number(value):
+    for build in (
+        lambda: PGD(eps=value),
+        lambda: DDIM(value),
+        lambda: Guided(value),
+        lambda: TrainingConfig(weight_decay=value),
+        lambda: TrainingConfig(average=value),
+        lambda: Adversarial(label_smoothing=value),
+    ):
+        with pytest.raises(InputError, match=re.escape(f"is {value!r}; give a number")):
+            build()
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: AutoAttack(0.1, version="rand", parts=("apgd-ce",)), "eot=20"),
+        (lambda: AutoAttack(0.1, parts="apgd-ce"), "a sequence"),
+        (lambda: ArtAttack(0.1, kind="hopskipjump"), "did you mean HopSkipJump"),
+        (lambda: ArtAttack(0.1, kind="SquareAttack", options={"max_iter": "9"}), "max_iter is '9'"),
+    ],
+)
+def test_an_attack_that_cannot_be_meant_is_refused_where_it_is_made(build, words):
+    with pytest.raises(InputError, match=words):
+        build()

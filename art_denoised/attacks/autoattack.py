@@ -70,6 +70,13 @@ class AutoAttack(Suite):
             checks.count("eot", self.eot)
         if self.version not in _VERSIONS:
             raise InputError(f"version is {self.version!r}; give standard or rand")
+        if isinstance(self.parts, str):
+            raise InputError(f"parts is {self.parts!r}; give a sequence, such as ({self.parts!r},)")
+        if self.parts and self.version != "standard":
+            raise InputError(
+                f"version is {self.version!r} and parts are given, which run instead of a version; "
+                "leave version out, and for a randomised model give eot=20"
+            )
         for part in self.parts:
             if part not in PARTS:
                 raise InputError(f"AutoAttack has no part {part!r}; give of {', '.join(PARTS)}")
@@ -98,8 +105,7 @@ class AutoAttack(Suite):
     @property
     def nfe(self) -> int:
         """Number of function evaluations for an image that withstands the attack, about."""
-        rand = self.version == "rand" and not self.parts
-        apgd = (self.steps + 1) * (self.eot or (20 if rand else 1))
+        apgd = (self.steps + 1) * (self.eot or (20 if self.version == "rand" else 1))
         fab = 2 * (self.steps + 1)
         of = {"apgd-t": 9 * apgd, "fab": fab, "fab-t": 9 * fab, "square": self.queries}
         return sum(of.get(part, apgd) for part in self._run)

@@ -82,6 +82,7 @@ class PGD:
             value = getattr(self, name)
             if value not in get_args(known) and (name, value) != ("targeted", False):
                 raise InputError(f"{name} is {value!r}; give one of {', '.join(get_args(known))}")
+        checks.flag("random_start", self.random_start)
         checks.choice("keep", self.keep, ("worst", "last"))
         checks.eps(self.eps, self.norm)
         for name in ("steps", "restarts", "eot"):

@@ -145,6 +145,13 @@ class ClassAttack(Suite):
             raise InputError(
                 f"{self.kind} has no option {option!r}; it has {', '.join(parameters)}"
             )
+        words = {name: value for name, value in self.options.items() if isinstance(value, str)}
+        for option, word in words.items():
+            default = parameters[option].default
+            if isinstance(default, bool):
+                checks.flag(option, word)
+            elif isinstance(default, (int, float)):
+                checks.real(option, word)  # type: ignore[arg-type]
         return {**{name: given[name] for name in given if name in parameters}, **self.options}
 
     def outcome(self, known: Any, x: Images, x_adv: Images) -> Outcome:

@@ -27,6 +27,7 @@ from .values import choice as choice
 from .values import count as count
 from .values import eps as eps
 from .values import fewest_samples as fewest_samples
+from .values import flag as flag
 from .values import in_one_line as in_one_line
 from .values import indices as indices
 from .values import one_each as one_each
@@ -34,6 +35,7 @@ from .values import one_line as one_line
 from .values import pixel_range as pixel_range
 from .values import positive as positive
 from .values import radii as radii
+from .values import real as real
 from .values import sample_count as sample_count
 from .values import seed as seed
 from .values import sigma as sigma

@@ -45,9 +45,26 @@ def in_one_line(who: str, remedy: str) -> Iterator[None]:
         raise InputError(f"{who} failed: {kind}: {one_line(error)}; {remedy}") from error
 
 
+def real(name: str, value: SupportsFloat) -> float:
+    """Return ``value`` as a float; words and truth values are no numbers."""
+    try:
+        if not isinstance(value, (str, bytes)):
+            return float(_no_bool(value))
+    except (TypeError, ValueError):
+        pass
+    raise InputError(f"{name} is {value!r}; give a number")
+
+
+def flag(name: str, value: object) -> bool:
+    """Return ``value`` if it is True or False: a word such as "no" would count as True."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise InputError(f"{name} is {value!r}; give True or False")
+
+
 def positive(name: str, value: SupportsFloat) -> float:
     """Return ``value`` as a positive, finite float."""
-    number = _number(name, value)
+    number = real(name, value)
     if not (math.isfinite(number) and number > 0):
         raise InputError(f"{name} is {value}; give a positive number")
     return number
@@ -84,7 +101,7 @@ def eps(value: SupportsFloat, norm: str = "linf") -> float:
 
     In the l_inf norm it is at most 1, the range of the pixels.
     """
-    number = _number("eps", value)
+    number = real("eps", value)
     if not 0 <= number < math.inf:
         raise InputError(f"eps is {value}; give a number >= 0")
     if norm == "linf" and number > 1:
@@ -97,7 +114,7 @@ def eps(value: SupportsFloat, norm: str = "linf") -> float:
 
 def alpha(value: SupportsFloat) -> float:
     """Return the failure probability of one certificate as a float in (0, 0.5)."""
-    number = _number("alpha", value)
+    number = real("alpha", value)
     if not 0 < number < 0.5:
         raise InputError(f"alpha is {value}; give a failure probability in (0, 0.5), usually 0.001")
     return number
@@ -148,7 +165,7 @@ def fewest_samples(alpha: float) -> int:
 
 def radii(values: Sequence[SupportsFloat]) -> tuple[float, ...]:
     """Return l2 radii as floats, ascending and each once."""
-    numbers = sorted({_number("radius", value) for value in _several("radii", values)})
+    numbers = sorted({real("radius", value) for value in _several("radii", values)})
     for number in numbers:
         if not 0 <= number < math.inf:
             raise InputError(f"radius is {number}; give numbers >= 0 in image units")
@@ -204,13 +221,6 @@ def _several(name: str, values: Any) -> list[Any]:
     except TypeError:
         pass
     raise InputError(f"{name} is {values!r}; give a sequence of numbers, such as [{values}]")
-
-
-def _number(name: str, value: SupportsFloat) -> float:
-    try:
-        return float(_no_bool(value))
-    except (TypeError, ValueError):
-        raise InputError(f"{name} is {value!r}; give a number") from None
 
 
 def _no_bool(value: Any) -> Any:

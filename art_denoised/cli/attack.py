@@ -26,6 +26,7 @@ from art_denoised.cli.options import (
     Names,
     Norm,
     Number,
+    number,
     RunOptions,
     WorkerOptions,
     image_shape,
@@ -53,6 +54,13 @@ KNOWN = (
     "torchattacks:NAME",
     "art:NAME",
 )
+# Options that parts of AutoAttack have: others would be ignored. Those of APGD are steps and eot.
+_TAKES = {
+    "autoattack": ("steps", "queries", "eot"),
+    "fab": ("steps",),
+    "fab-t": ("steps",),
+    "square": ("queries",),
+}
 _MEANT = {"iters": "steps", "iterations": "steps", "max_iter": "steps", "stepsize": "step_size"}
 ATTACK = Group("Attack", sort_key=3)
 DETERMINISTIC = ("autoattack",)
@@ -230,7 +238,8 @@ def attack(
       autoattack          AutoAttack's standard version, for deterministic models
       autoattack-rand     AutoAttack for randomised models: EOT over 20 draws
       apgd-ce apgd-dlr apgd-t fab fab-t square
-                          its parts: steps, queries, eot
+                          its parts: steps (not square), eot (apgd), queries
+                          (square)
       diffattack          PGD that drives --purify off its path: path_weight
       diffhammer          PGD on the draws of --purify that break together: eot
       torchattacks:NAME   any attack of torchattacks: torchattacks:PGD:steps=50
@@ -351,20 +360,20 @@ def _parse(spec: str, eps: float, norm: Any) -> Any:
                 msg=f"attack {spec!r} names no class; give {head}:NAME, such as "
                 "torchattacks:Square or art:SquareAttack"
             )
-        kind, options = rest[0], dict(_option(spec, text) for text in rest[1:])
+        kind, options = rest[0], _options(spec, rest[1:])
         if head == "torchattacks":
             return TorchAttack(eps, norm=norm, kind=_torchattacks_name(kind), options=options)
         from art_denoised.estimators.adapters import ArtAttack
 
         return ArtAttack(eps, norm=norm, kind=kind, options=options)
-    options = dict(_option(spec, text) for text in rest)
+    options = _options(spec, rest)
     by_pgd: dict[str, Any] = {"pgd": PGD, "diffattack": DiffAttack, "diffhammer": DiffHammer}
     if head in by_pgd:
         _check_options(spec, options, by_pgd[head])
         return by_pgd[head](eps, norm=norm, **options)
     if head not in KNOWN:
         raise CycloptsError(msg=f"there is no attack {head!r}; {_hint(head, KNOWN)}")
-    _check_options(spec, options, AutoAttack)
+    _check_options(spec, options, AutoAttack, _TAKES.get(head, ("steps", "eot")))
     if head in PARTS:
         return AutoAttack(eps, norm=norm, parts=(head,), **options)
     version: Any = "rand" if head.endswith("rand") else "standard"
@@ -376,7 +385,7 @@ def parse_purification(spec: str) -> tuple[Sampler, dict[str, Any], dict[str, An
     from art_denoised.purification.samplers import named_sampler
 
     name, *rest = spec.split(":")
-    options = dict(_option(spec, text) for text in rest)
+    options = _options(spec, rest)
     of_sampler = {"ddim": ("eta",), "gdmp": ("scale",)}.get(name, ())
     groups = (of_sampler, ("sigma", "t", "steps", "surrogate_steps"), ("copies", "vote"))
     known = [option for group in groups for option in group]
@@ -390,19 +399,39 @@ def parse_purification(spec: str) -> tuple[Sampler, dict[str, Any], dict[str, An
     return named_sampler(name, **own), purification, voting
 
 
+def _options(spec: str, texts: Iterable[str]) -> dict[str, Any]:
+    """Return the options after the colons of an attack or a sampler, each given once."""
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, value = _option(spec, text)
+        if name in options:
+            raise CycloptsError(msg=f"{spec!r} has the option {name!r} twice; give it once")
+        options[name] = value
+    return options
+
+
 def _option(spec: str, text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (equals and name.isidentifier()):
         raise CycloptsError(msg=f"{spec!r} has the option {text!r}; give name=value")
+    if value.lower() in ("true", "false"):
+        return name, value.lower() == "true"
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
+        pass
+    try:
+        return name, number(value)  # a fraction, such as 2/255
+    except ValueError:
         return name, value
 
 
-def _check_options(spec: str, options: Iterable[str], attack: Any) -> None:
+def _check_options(
+    spec: str, options: Iterable[str], attack: Any, taken: Sequence[str] | None = None
+) -> None:
     given = {"eps", "norm", "seed", "parts", "version", "_"}  # by other options
     known = [field.name for field in fields(attack) if field.name not in given]
+    known = [name for name in known if taken is None or name in taken]
     for name in options:
         if name not in known:
             meant = _MEANT.get(name, name)

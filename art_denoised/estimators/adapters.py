@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import sys
 from dataclasses import dataclass
@@ -171,6 +172,10 @@ class ArtAttack(ClassAttack):
 
     kind: str = "ProjectedGradientDescent"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.arguments(_attack_class(self.kind))
+
     @property
     def mixed(self) -> bool:
         """Whether it is AutoAttack, with Square in it."""
@@ -178,14 +183,7 @@ class ArtAttack(ClassAttack):
 
     def run(self, model: Any, x: Images, y: Labels) -> Outcome:
         """Attack."""
-        known: Any = getattr(evasion, self.kind, None)
-        is_attack = inspect.isclass(known) and issubclass(known, EvasionAttack)
-        if not is_attack:
-            raise InputError(
-                f"ART has no evasion attack {self.kind!r}; for example ProjectedGradientDescent"
-            )
-        if self.kind in _TARGETED:
-            raise InputError(f"{self.name} leads to given classes; give an untargeted attack")
+        known = _attack_class(self.kind)
         norm = np.inf if self.norm == "linf" else 2
         arguments = self.arguments(
             known,
@@ -203,6 +201,21 @@ class ArtAttack(ClassAttack):
         given = None if self.kind == _DRAWS_TARGETS else y.cpu().numpy()
         found = attack.generate(x.detach().cpu().numpy(), given)
         return self.outcome(known, x, torch.from_numpy(np.asarray(found)).to(x))
+
+
+def _attack_class(kind: str) -> Any:
+    names = {
+        name.lower(): name
+        for name, one in vars(evasion).items()
+        if inspect.isclass(one) and issubclass(one, EvasionAttack)
+    }
+    if kind not in names.values():
+        close = difflib.get_close_matches(kind.lower(), names, 1)
+        hint = f"did you mean {names[close[0]]}?" if close else "give ProjectedGradientDescent"
+        raise InputError(f"ART has no evasion attack {kind!r}; {hint}")
+    if kind in _TARGETED:
+        raise InputError(f"art:{kind} leads to given classes; give an untargeted attack")
+    return getattr(evasion, kind)
 
 
 def _estimator(model: nn.Module, x: Images) -> PyTorchClassifier:

@@ -80,8 +80,7 @@ class DefendedClassifier(PyTorchClassifier):
         **kwargs: Any,
     ) -> None:
         _refuse_processing(kwargs)
-        if not kwargs.get("channels_first", True):
-            raise InputError("channels_first is False; give images as (channels, height, width)")
+        _refuse_channels_last(kwargs)
         super().__init__(
             model=model.eval(),
             loss=nn.CrossEntropyLoss() if loss is None else loss,
@@ -90,9 +89,7 @@ class DefendedClassifier(PyTorchClassifier):
             clip_values=clip_values,
             **kwargs,
         )
-        classes = checks.class_count(self.model, self._grey())
-        if classes != self.nb_classes:
-            raise InputError(f"nb_classes is {self.nb_classes} but the model returns {classes}")
+        self._check_classes(self.model, self.nb_classes)
 
     def predict(
         self, x: np.ndarray, batch_size: int = 128, training_mode: bool = False, **kwargs: Any
@@ -214,8 +211,10 @@ class DefendedClassifier(PyTorchClassifier):
     def set_params(self, **kwargs: Any) -> None:
         """Set parameters by name, as in ART, which cannot take the module that it hands out."""
         _refuse_processing(kwargs, self)
-        model = kwargs.pop("model", None)
-        if model is not None:
+        _refuse_channels_last(kwargs)
+        model, classes = kwargs.pop("model", self.model), kwargs.get("nb_classes", self.nb_classes)
+        if model is not self.model or classes != self.nb_classes:
+            self._check_classes(model, classes)
             self._model = self._make_model_wrapper(model).to(self._device)
         super().set_params(**kwargs)
 
@@ -295,6 +294,11 @@ class DefendedClassifier(PyTorchClassifier):
             return images, rows.to(images)
         return images.numpy(), rows.to(images.dtype).cpu().numpy()
 
+    def _check_classes(self, model: nn.Module, expected: int) -> None:
+        classes = checks.class_count(model.to(self.device), self._grey())
+        if classes != expected:
+            raise InputError(f"nb_classes is {expected} but the model returns {classes}")
+
     def _grey(self) -> torch.Tensor:
         middle = torch.as_tensor(np.mean(self.clip_values, axis=0), dtype=torch.float32)
         return middle.expand(1, *self.input_shape).to(self.device)
@@ -315,6 +319,16 @@ class RandomDefence(DefendedClassifier):
         for part in self._random:
             part.seed = checks.seed(value)
 
+    def set_params(self, **kwargs: Any) -> None:
+        """Set parameters by name, as in ART; a model must be a defence of the same kind."""
+        model = kwargs.get("model", self.model)
+        if type(model) is not type(self.model):
+            raise InputError(
+                f"model is a {type(model).__name__}, not the {type(self.model).__name__} that is "
+                f"this defence; build a {type(self).__name__} over it"
+            )
+        super().set_params(**kwargs)
+
     @property
     def _random(self) -> list[Any]:
         """Parts of the module that draw noise."""
@@ -332,11 +346,18 @@ def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
 def _refuse_processing(options: dict[str, Any], estimator: object = None) -> None:
     """Refuse what predictions and gradients of ART would see differently, unless it is there."""
     for name in ("preprocessing", "preprocessing_defences", "postprocessing_defences"):
-        if options.get(name) and options[name] is not getattr(estimator, name, None):
+        given = options.get(name)
+        is_given = given is not None and np.size(given) > 0
+        if is_given and given is not getattr(estimator, name, None):
             raise InputError(
-                f"{name} is {options[name]}; it must be part of the module: wrap the classifier "
+                f"{name} is {given}; it must be part of the module: wrap the classifier "
                 "in a PyTorchClassifier with torch preprocessing and build the defence over it"
             )
+
+
+def _refuse_channels_last(options: dict[str, Any]) -> None:
+    if not options.get("channels_first", True):
+        raise InputError("channels_first is False; give images as (channels, height, width)")
 
 
 def _initialise(module: nn.Module) -> None:

@@ -137,7 +137,7 @@ class RobustTrainer(Trainer):
         super().__init__(classifier)
         self.recipe, self.config = recipe, config
         self.rows: list[EpochRow] = []
-        self._model = without_preprocessing(classifier)
+        without_preprocessing(classifier)  # refuses what cannot be trained
 
     def fit(
         self,
@@ -169,7 +169,7 @@ class RobustTrainer(Trainer):
         )
         validation = None if validation_data is None else self._data(*validation_data)
         self.rows = train_robust(
-            self._model,
+            without_preprocessing(self._classifier),  # as it is now: parameters can be set
             self._data(x, y),
             self.recipe,
             config,

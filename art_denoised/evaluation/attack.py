@@ -442,7 +442,7 @@ def pictures_of(target: Target, batch: Batch, x_adv: Images) -> Iterator[ImageRo
             image = target.denoised(x) if inside else x
             if image is not None:
                 yield ImageRow.of(
-                    image[0].detach().cpu(),
+                    image[0].detach().float().cpu(),  # numpy has no bfloat16
                     index=index,
                     attack=attack,
                     gradient=gradient,

@@ -85,7 +85,7 @@ class DDIM(Sampler):
     spacing: Spacing = "time"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
+        if not 0 <= checks.real("eta", self.eta) <= 1:
             raise checks.InputError(f"eta is {self.eta}; give a number from 0 to 1")
         checks.choice("spacing", self.spacing, get_args(Spacing))
 
@@ -217,7 +217,7 @@ class Guided(Sampler):
     _ancestral: ClassVar[DDIM] = DDIM(1.0)
 
     def __post_init__(self) -> None:
-        if not self.scale >= 0:
+        if not checks.real("scale", self.scale) >= 0:
             raise checks.InputError(f"scale is {self.scale}; give a number of at least 0")
 
     def step(

@@ -22,7 +22,7 @@ from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.models.cost import saved, weights
 from art_denoised.rdc.classifier import DiffusionClassifier, check_levels
 from art_denoised.straight_through import straight_through
-from art_denoised.uncompiled import uncompiled
+from art_denoised.uncompiled import refuse_tracing, uncompiled
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Logits
@@ -66,6 +66,7 @@ class Adam:
 
     def __post_init__(self) -> None:
         checks.positive("lr", self.lr)
+        checks.flag("project", self.project)
         checks.positive("eps", self.eps)
 
     def at(self, noise: LevelNoise, x: Images, step: int) -> tuple[Tensor, Tensor, int]:
@@ -214,6 +215,7 @@ class LikelihoodMaximization(nn.Module):
             InputError: The images leave [0, 1] by more than half its length, or a gradient of the
                 network is not finite.
         """
+        refuse_tracing("likelihood maximization")
         if len(x) == 0:
             return x
         x = checks.attacked_images(x)

@@ -160,7 +160,7 @@ def _certified_strip(
         x = torch.as_tensor(image)[None].float()
         with torch.no_grad():
             x_hat = denoiser(x + sigma * torch.from_numpy(_noise(clean.shape, row.index)), sigma)
-        found["denoised"] = (_bytes(x_hat[0].cpu().numpy()), "")
+        found["denoised"] = (_bytes(x_hat[0].float().cpu().numpy()), "")
     return Strip(
         f"image {row.index}, class {_class(row.label, names)}",
         "",

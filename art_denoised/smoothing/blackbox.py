@@ -77,11 +77,11 @@ class Budget:
     def __post_init__(self) -> None:
         if self.queries is not None:
             checks.count("budget in queries", self.queries, 0)
-        if not 0 <= self.cost_per_query < math.inf:
+        if not 0 <= checks.real("cost_per_query", self.cost_per_query) < math.inf:
             raise InputError(f"cost_per_query is {self.cost_per_query}; give a number >= 0")
         if self.cost is not None:
             checks.positive("cost_per_query, with a cost limit,", self.cost_per_query)
-            if not 0 <= self.cost < math.inf:
+            if not 0 <= checks.real("cost", self.cost) < math.inf:
                 raise InputError(
                     f"budget in cost is {self.cost}; give a number >= 0, or None for no limit"
                 )
@@ -128,7 +128,7 @@ class Retry:
 
     def __post_init__(self) -> None:
         checks.count("times", self.times, 0)
-        if not 0 <= self.backoff < math.inf:
+        if not 0 <= checks.real("backoff", self.backoff) < math.inf:
             raise InputError(f"backoff is {self.backoff}; give seconds >= 0")
 
     def wait(self, retries: int, error: BaseException | None) -> float:

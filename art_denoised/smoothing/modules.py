@@ -15,7 +15,7 @@ from art_denoised.checks import InputError
 from art_denoised.models.classifiers import to_input_size
 from art_denoised.smoothing.noise import Gaussian, Stream, StreamKey, fresh_seed
 from art_denoised.smoothing.stops import Stage
-from art_denoised.uncompiled import uncompiled
+from art_denoised.uncompiled import is_traced, uncompiled
 
 if TYPE_CHECKING:
     from art_denoised.types import Classifier, Denoiser, Images, Logits
@@ -118,8 +118,7 @@ class SmoothedClassifier(nn.Module):
 
     def forward(self, x: Images) -> Logits:
         """Return log-probabilities of shape (batch, classes), differentiable in ``x``."""
-        is_exporting = getattr(torch.compiler, "is_exporting", bool)  # since torch 2.7
-        if self.seed is None and (torch.jit.is_tracing() or is_exporting()):  # type: ignore[attr-defined, no-untyped-call]
+        if self.seed is None and is_traced():
             raise InputError("seed is None, and tracing would freeze the noise; set a seed")
         # As in a certificate, noise is added in single precision, and the sum is rounded.
         x = x.to(torch.promote_types(checks.model_dtype(self.base), torch.float32))

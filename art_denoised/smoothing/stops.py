@@ -264,6 +264,7 @@ class Anytime:
 
     def __post_init__(self) -> None:
         _check(self)
+        checks.flag("labels", self.labels)
         if self.seconds is not None:
             object.__setattr__(self, "seconds", checks.positive("seconds", self.seconds))
 

@@ -113,11 +113,13 @@ class TrainingConfig:
             raise InputError(f"seed is {self.seed}; give a whole number below 2^64")
         checks.positive("lr", self.lr)
         for name in ("weight_decay", "clip", "checkpoint_every"):
-            if not 0 <= getattr(self, name) < math.inf:
+            if not 0 <= checks.real(name, getattr(self, name)) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)}; give a number >= 0")
         for name in ("average", "momentum"):
-            if not 0 <= getattr(self, name) < 1:
+            if not 0 <= checks.real(name, getattr(self, name)) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give a number in [0, 1)")
+        if self.bf16 is not None:
+            checks.flag("bf16", self.bf16)
         for name, known in (
             ("optimizer", Optimizer),
             ("schedule", Schedule),

@@ -45,7 +45,7 @@ class EDMLoss:
     drop: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.drop < 1:
+        if not 0 <= checks.real("drop", self.drop) < 1:
             raise InputError(f"drop is {self.drop}; give a share in [0, 1)")
         checks.positive("p_std", self.p_std)
         if not math.isfinite(self.p_mean):

@@ -103,8 +103,10 @@ class Adversarial(_Ascent):
 
     def __post_init__(self) -> None:
         _Ascent.__post_init__(self)
+        for name in ("targeted", "clip_starts"):
+            checks.flag(name, getattr(self, name))
         for name in ("clean_starts", "label_smoothing"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not 0 <= checks.real(name, getattr(self, name)) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give a share in [0, 1]")
 
     def loss(self, model: nn.Module, x: Images, y: Labels) -> Tensor:
@@ -260,6 +262,8 @@ class Validation:
 
     def __post_init__(self) -> None:
         checks.count("steps", self.steps)
+        for name in ("keep_best", "stop_on_overfitting"):
+            checks.flag(name, getattr(self, name))
 
 
 def train_robust(

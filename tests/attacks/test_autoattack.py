@@ -114,7 +114,7 @@ def test_the_version_for_random_models_averages_twenty_draws(built):
     assert attack.nfe == 2 * 101 * 20
     two = AutoAttack(EPS, version="rand", eot=2)
     assert (built(two).apgd.eot_iter, two.nfe) == (2, 2 * 101 * 2)
-    assert AutoAttack(EPS, version="rand", parts=("apgd-ce", "fab")).nfe == 101 + 2 * 101
+    assert AutoAttack(EPS, parts=("apgd-ce", "fab")).nfe == 101 + 2 * 101
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,16 @@ def arguments(out: object, *flags: str, **changes: object) -> list[str]:
         ({"attacks": "pgd:iters=10"}, ["'iters'", "steps"]),
         ({"attacks": "square:steps"}, ["'steps'", "name=value"]),
         ({"attacks": "art:"}, ["'art:'", "art:SquareAttack"]),
+        ({"attacks": "art:squareatack"}, ["'squareatack'", "SquareAttack?"]),
+        ({"attacks": "art:SquareAttack:max_iter=ten"}, ["max_iter is 'ten'"]),
+        ({"attacks": "art:SquareAttack:steps=3"}, ["'steps'", "max_iter"]),
+        ({"attacks": "pgd:steps=2:steps=20"}, ["'steps' twice"]),
+        ({"attacks": "pgd:random_start=no"}, ["random_start is 'no'", "True or False"]),
+        ({"attacks": "square:eot=20"}, ["'eot'", "queries"]),
+        ({"attacks": "apgd-ce:queries=9"}, ["'queries'", "steps, eot"]),
+        ({"attacks": "diffattack:path_weight=much"}, ["path_weight is 'much'"]),
+        ({"purify": "folder", "purification": "ddim:eta=some"}, ["eta is 'some'"]),
+        ({"purify": "folder", "purification": "gdmp:scale=big"}, ["scale is 'big'"]),
         ({"attacks": "torchattacks:steps=3"}, ["torchattacks:Square"]),
         ({"attacks": "torchattacks:pgdd"}, ["'pgdd'"]),
         ({"attacks": ","}, ["','"]),
@@ -72,6 +82,8 @@ def test_classes_of_torchattacks_are_found_in_any_case():
 def test_options_are_python_values():
     (_, attack), *_ = parse_attacks(["pgd:steps=7:loss=margin:random_start=False"], [0.5], "l2")
     assert (attack.steps, attack.loss, attack.random_start) == (7, "margin", False)
+    (_, attack), *_ = parse_attacks(["pgd:random_start=false:step_size=2/255"], [0.5], "l2")
+    assert (attack.random_start, attack.step_size) == (False, 2 / 255)
     with pytest.raises(InputError, match=r"steps is 7\.5"):
         parse_attacks(["apgd-ce:steps=7.5"], [0.5], "l2")
 

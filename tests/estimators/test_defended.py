@@ -106,6 +106,34 @@ def test_defences_that_only_some_methods_would_see_are_refused(defence, changes)
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"channels_first": False},
+        {"nb_classes": 12},
+        {"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 4))},
+        {"preprocessing": np.array([0.5, 2.0])},
+    ],
+    ids=str,
+)
+def test_parameters_that_no_constructor_takes_are_refused(changes):
+    defence = feature_denoising()
+    with pytest.raises(InputError, match=r"channels_first|nb_classes|preprocessing"):
+        defence.set_params(**changes)
+    assert defence.nb_classes == 10
+    assert defence.predict(X).shape == (4, 10)
+
+
+def test_a_defence_with_noise_stays_one():
+    """Parameters of ART hold the model: a plain network in its place dropped all noise."""
+    smoothed = DenoisedSmoothing(
+        digits_classifier(), sigma=0.25, input_shape=(1, 8, 8), nb_classes=10, device_type="cpu"
+    )
+    with pytest.raises(InputError, match="not the SmoothedClassifier"):
+        smoothed.set_params(model=digits_classifier())
+    assert smoothed.sigma == 0.25
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {"preprocessing_defences": [StandardisationMeanStdPyTorch(0.5, 2.0)]},

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from art.preprocessing.standardisation_mean_std import StandardisationMeanStdPyTorch
 from torch import nn
 
 from art_denoised import (
@@ -101,6 +102,22 @@ def test_trainers_of_any_classifier_and_what_fit_takes(tmp_path):
     assert {"accuracy", "robust"} <= set(trainer.rows[0].figures)
     assert (tmp_path / "train.jsonl").exists()
     assert trainer.get_classifier() is art
+
+
+def test_what_is_trained_is_the_classifier_as_it_is_now(monkeypatch):
+    """Its preprocessing can be set after the trainer was made."""
+    art = PyTorchClassifier(
+        digits_network(), nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu"
+    )
+    trainer, trained = RobustTrainer(art, recipe="clean", config=CONFIG), []
+    art.set_params(preprocessing_defences=[StandardisationMeanStdPyTorch(0.5, 2.0)])
+    monkeypatch.setattr(
+        "art_denoised.estimators.networks.train_robust",
+        lambda model, *rest, **options: trained.append(model),
+    )
+    x = torch.rand(4, 1, 8, 8)
+    trainer.fit(x.numpy(), np.arange(4))
+    assert torch.equal(trained[0].eval()(x), art.model((x - 0.5) / 2))
 
 
 def test_labels_of_every_form_are_understood_or_refused(batch):

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from art_denoised import (
+    DenoisedClassifier,
     DenoisedSmoothing,
     DiffusionClassifier,
     LikelihoodMaximization,
@@ -55,6 +56,16 @@ class Keeping:
         x_adv = PGD(EPS, steps=5)(model, x, y) if self.found is None else self.found(x)
         self.calls.append((x, y, x_adv))
         return x_adv
+
+
+def test_pictures_of_a_network_in_half_precision(digits):
+    """Its denoiser returns images in that type, which numpy has not."""
+    base = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).to(torch.bfloat16).eval()
+    denoised = DenoisedClassifier(base, lambda x, sigma: x, sigma=0.25)
+    model = SmoothedClassifier(denoised, sigma=0.25, samples=1, seed=0)
+    data = TensorDataset(digits[0][:1], digits[1][:1])
+    log = evaluate(model, data, [PGD(EPS, steps=1)], **(FAST | {"pictures": 1}))
+    assert {"denoised", CLEAN} <= {image.stage for image in log.images}
 
 
 def test_rows_say_what_the_model_answers(digits):

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import gc
+import sys
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from art_denoised import LikelihoodMaximization, Purification, PurifiedClassifier
+from art_denoised import (
+    DiffusionClassifier,
+    LikelihoodMaximization,
+    Purification,
+    PurifiedClassifier,
+    SmoothedClassifier,
+)
 from art_denoised.checks import InputError
-from art_denoised.diffusion import DiffusionModel, LevelNoise, Native, preview_cost
+from art_denoised.diffusion import DiffusionModel, LevelNoise, Native, noise_levels, preview_cost
 from art_denoised.diffusion.cost import FlopCounter
 from art_denoised.purification import DDIM
 from art_denoised.purification.purification import State
@@ -260,3 +268,25 @@ def test_models_that_cannot_purify():
 
     with pytest.raises(InputError, match="NaN"):
         Purification(DiffusionModel(Broken(), Native()), sigma=0.1)(images())
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Purification(small_model(), t=0.1, steps=1, seed=0),
+        lambda: LikelihoodMaximization(small_model(), steps=1, seed=0),
+        lambda: DiffusionClassifier(small_model(), levels=noise_levels(1), seed=0),
+        lambda: SmoothedClassifier(nn.Flatten(), sigma=0.25, samples=1),
+    ],
+    ids=["purification", "likelihood maximization", "diffusion classifier", "smoothing"],
+)
+@pytest.mark.filterwarnings("ignore:.*jit.trace.*:FutureWarning")
+def test_what_draws_noise_on_the_host_is_not_traced(monkeypatch, build):
+    """A traced purification with a seed gave another image in every call; fresh noise froze."""
+    x, module = images(1), build()
+    with pytest.raises(InputError, match="cannot be traced|tracing would freeze"):
+        torch.jit.trace(module, x, check_trace=False)
+    make_fx = SimpleNamespace(get_proxy_mode=lambda: object())  # whose module is slow to import
+    monkeypatch.setitem(sys.modules, "torch.fx.experimental.proxy_tensor", make_fx)
+    with pytest.raises(InputError, match="cannot be traced|tracing would freeze"):
+        module(x)
