@@ -26,11 +26,11 @@ from art_denoised.cli.options import (
     Names,
     Norm,
     Number,
-    number,
     RunOptions,
     WorkerOptions,
     image_shape,
     notice,
+    number,
     print_json,
     print_result,
 )
