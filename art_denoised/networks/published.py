@@ -84,7 +84,7 @@ def load_published(
     if isinstance(architecture, str):
         architecture = ARCHITECTURES[checks.choice("architecture", architecture, ARCHITECTURES)]
     arrays = _read(Path(path))
-    classes = np.size(arrays.get("linear/b"))  # a file without is refused by its names
+    classes = arrays.get("linear/b", np.empty(())).size  # a file without is refused by its names
     with torch.device("meta"):  # shapes alone: nothing is drawn or allocated to be replaced
         network = build(architecture, classes)
     counters = {n for n in network.state_dict() if n.endswith("num_batches_tracked")}

@@ -71,6 +71,19 @@ def test_the_selected_gradient_leaves_out_the_draw_that_cannot_be_broken():
     torch.testing.assert_close(found[0, 0, 0], torch.tensor([1.0, 0.0]), atol=1e-2, rtol=0)
 
 
+def test_the_choice_begins_with_the_draw_along_which_all_rise_most():
+    """By hand, of two images: the last draw outweighs the others unless it is out of reach.
+
+    The sum of ELU is 0.60 - 0.59 along the first two and -0.52 + 0.90 along the last; with a loss
+    of -9 it is 0.40 - 1.00 and -0.66 - 1.00.
+    """
+    slopes = torch.tensor([[1.0, 1.0], [1.0, 1.0], [-3.0, -3.0]])
+    gradients = slopes[:, :, None, None, None]
+    losses = torch.tensor([[0.0, -0.1], [0.0, -0.1], [0.0, -9.0]])
+    found = selected_gradient(losses, gradients, eps=0.3, norm="linf", sharpness=5, rounds=0)
+    assert found.flatten().tolist() == [-3.0, 1.0]
+
+
 def test_with_one_draw_diffhammer_is_pgd():
     common = {"steps": 3, "loss": "margin", "eot": 1}
     model = purified()
