@@ -215,7 +215,7 @@ class LevelNoise:
             first = min(images)
             self._drawn = {k: v for k, v in self._drawn.items() if k[0] >= first}
         drawn = torch.stack([self._of(x, keep, image, level) for image, level in pairs.tolist()])
-        return drawn[torch.from_numpy(rows.reshape(-1)).to(x.device, non_blocking=True)]
+        return drawn[torch.from_numpy(rows.ravel()).to(x.device, non_blocking=True)]
 
     def _of(self, x: Images, keep: bool, *key: int) -> torch.Tensor:
         if key in self._drawn:
@@ -223,7 +223,7 @@ class LevelNoise:
         sequence = np.random.SeedSequence(self._seed, spawn_key=(*self._stream, *key))
         generator = torch.Generator(x.device)
         # 63 bits: the generator of a GPU takes no more.
-        generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
+        generator.manual_seed(sequence.generate_state(1, np.uint64).item() >> 1)
         drawn = torch.randn(x.shape[1:], generator=generator, device=x.device, dtype=x.dtype)
         if keep:
             self._drawn[key] = drawn

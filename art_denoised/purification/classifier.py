@@ -138,4 +138,4 @@ class PurifiedClassifier(nn.Module):
 
 def _seed_of(seed: int, copy: int) -> int:
     sequence = np.random.SeedSequence(seed, spawn_key=(3, copy))  # no stream of LevelNoise is 3
-    return int(sequence.generate_state(1, np.uint64)[0]) >> 1
+    return int(sequence.generate_state(1, np.uint64).item()) >> 1

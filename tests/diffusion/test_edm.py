@@ -99,6 +99,14 @@ def test_arguments_that_are_missing_have_the_defaults_of_edm(kind, own):
     assert msgspec.structs.asdict(built.network.config) == {**given, **DEFAULTS, **own}
 
 
+def test_random_frequencies_have_the_deviation_16():
+    """Half of the normal distribution is within 0.674 deviations."""
+    torch.manual_seed(0)
+    network = edm_diffusion(**CONFIG, embedding_type="fourier", channel_mult_noise=128).network
+    middle = float(network.map_noise.freqs.abs().median())
+    assert middle == pytest.approx(16 * 0.674, rel=0.1)
+
+
 @pytest.mark.parametrize("channels", [3, 34, 132])
 def test_channels_that_do_not_form_groups(channels):
     """Groups have four channels, and there are at most 32."""

@@ -102,6 +102,14 @@ def test_levels_of_noised_images_are_what_is_added():
     assert NoisedDiffusion(DiffusionModel(Recorder(), EDM(sigma_min=0.2)), 0.3).sigma_min == 0
 
 
+def test_a_noised_model_asks_at_all_the_noise_and_takes_its_share_of_the_answer():
+    """By hand, in image units: 0.06^2 + 0.08^2 = 0.1^2, and 0.64 of it is additional."""
+    network, x = Recorder(), torch.rand(2, 1, 4, 4)
+    x_hat = NoisedDiffusion(DiffusionModel(network, Native()), 0.06)(x, 0.08)
+    torch.testing.assert_close(network.seen[1], torch.tensor([0.2, 0.2]))
+    torch.testing.assert_close(x_hat, x + 0.64 * (0.5 - x))
+
+
 def unet(**changes) -> UNet2DModel:
     torch.manual_seed(0)
     return UNet2DModel(**{**SMALL_UNET, **changes}).eval()
@@ -266,6 +274,8 @@ def test_errors_are_in_units_of_the_variance_of_the_noise():
     model, x = off(0.6, 0.3), torch.full((3, 1, 4, 4), 0.5)
     for row in self_test(model, x, [3, 4, 5]):  # labels are taken as a list, too
         assert row[1:] == pytest.approx((0.36, 0.09, 0.09), rel=1e-5)
+    model.null_class = None  # without one the answer for the class is the only one
+    assert self_test(model, x, [3, 4, 5])[0][1:] == pytest.approx((0.09, 0.09, 0.0), rel=1e-5)
     with pytest.raises(InputError, match="label 10 is out of range"):
         self_test(model, x, torch.tensor([3, 4, 10]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -124,13 +125,17 @@ def test_local_operations_are_the_loop(
     assert np.allclose(LOCAL[name](x, window), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("positions", "channels"), [((2, 3), 16), ((7, 9), 4)])
-def test_the_dot_product_takes_the_cheaper_order(positions, channels):
-    """Two products of N C min(N, C) MACs for each image; both orders are tested above."""
-    x, n = draw(2, channels, *positions), positions[0] * positions[1]
+@pytest.mark.parametrize(
+    ("positions", "channels", "embedded"),
+    [((2, 3), 16, 16), ((7, 9), 4, 4), ((1, 7), 64, 4), ((1, 7), 4, 64)],
+)
+def test_the_dot_product_takes_the_cheaper_order(positions, channels, embedded):
+    """N^2 (D + C) or 2 N D C MACs for each image; both orders are tested above."""
+    x, theta, n = draw(2, channels, *positions), draw(2, embedded, *positions), math.prod(positions)
     with FlopCounterMode(display=False) as counter:
-        non_local_dot_product(x, x, x)
-    assert counter.get_total_flops() == 2 * len(x) * 2 * n * channels * min(n, channels)
+        non_local_dot_product(x, theta, theta)
+    macs = min(n * n * (embedded + channels), 2 * n * embedded * channels)
+    assert counter.get_total_flops() == 2 * len(x) * macs
 
 
 def arguments(name: str, shape=(2, 2, 3, 4)) -> list[torch.Tensor]:

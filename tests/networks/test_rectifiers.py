@@ -94,6 +94,20 @@ def test_two_images_of_three_channels_of_64_pixels_are_tried_by_default(change):
     assert set(seen) == {(2, 3, 64, 64)}
 
 
+def test_a_module_that_calls_rectifiers_once_keeps_its_class_and_forward():
+    class Once(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.relu = nn.Conv2d(3, 4, 3), nn.ReLU()
+
+        def forward(self, x):
+            return self.relu(self.conv(x))
+
+    changed = smooth_activations(nn.Sequential(Once(), nn.Conv2d(4, 3, 3), Plain()), "silu")
+    assert type(changed[0]) is Once
+    assert type(changed[2]).__name__ == "SmoothedPlain"
+
+
 def test_relu6_is_counted_and_other_clamps_are_not():
     model = nn.Sequential(nn.ReLU6(), nn.Hardtanh(), nn.Hardtanh(1, 6), nn.Hardtanh(0, 6, True))
     assert count_rectifiers(model, SHAPE) == {"0": 1, "3": 1}

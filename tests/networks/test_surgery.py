@@ -262,6 +262,7 @@ def test_bad_input():
         (CifarResNet((5, 7)), small, "channels is 5"),
         (done, small, "blocks.1 has a denoising block"),
         (nn.Sequential(nn.Conv2d(3, 4, 3)), {}, "no residual blocks"),
+        (nn.Sequential(Shifting()), {}, "no residual blocks"),
         (nn.Sequential(Branching()), {}, "within its parts 0$"),
         (nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh())), {}, "its parts 0.0, 0.1$"),
         (torch.compile(CifarResNet()), small, "compiled; change the model first"),
@@ -271,6 +272,28 @@ def test_bad_input():
         with pytest.raises(InputError, match=reason) as refused:
             add_feature_denoising(model, **options)
         assert "\n" not in str(refused.value)
+
+
+class Shifting(nn.Conv2d):
+    """Adds what does not depend on its input."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+class Residual(Shifting):
+    """Adds its input in evaluation, and in training nothing."""
+
+    def forward(self, x):
+        return self._conv_forward(x, self.weight, self.bias) + (0 if self.training else x)
+
+
+def test_residual_blocks_are_those_of_evaluation():
+    model = nn.Sequential(Residual(), nn.Tanh())
+    assert blocks(add_feature_denoising(model, "all", "mean")) == ["0"]
 
 
 class Branching(nn.Conv2d):
