@@ -26,11 +26,11 @@ from art_denoised.cli.options import (
     Names,
     Norm,
     Number,
-    number,
     RunOptions,
     WorkerOptions,
     image_shape,
     notice,
+    number,
     print_json,
     print_result,
 )
@@ -95,9 +95,9 @@ class AttackedModelOptions(ModelOptions):
     sigma: Number | None = None
     samples: Annotated[int | None, more(MODEL), Parameter(metavar="N")] = None
     purify: Annotated[Factory | None, more(MODEL), Parameter(metavar="FOLDER|FACTORY")] = None
-    purification: Annotated[
-        str | None, more(MODEL), Parameter(metavar="SAMPLER:OPTION=VALUE")
-    ] = None
+    purification: Annotated[str | None, more(MODEL), Parameter(metavar="SAMPLER:OPTION=VALUE")] = (
+        None
+    )
 
     def __post_init__(self) -> None:
         """Refuse what needs noise without it, and two defences at once."""

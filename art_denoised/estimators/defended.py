@@ -294,7 +294,7 @@ class DefendedClassifier(PyTorchClassifier):
             return images, rows.to(images)
         return images.numpy(), rows.to(images.dtype).cpu().numpy()
 
-    def _check_classes(self, model: nn.Module, expected: int) -> None:
+    def _check_classes(self, model: nn.Module, expected: int | None) -> None:
         classes = checks.class_count(model.to(self.device), self._grey())
         if classes != expected:
             raise InputError(f"nb_classes is {expected} but the model returns {classes}")

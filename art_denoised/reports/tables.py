@@ -147,7 +147,9 @@ def model_table(models: Sequence[Model]) -> Table:
     marks = {mark for measure in found for mark in measure.marks}
     note = [_LEGEND[0].partition(" counted:")[0]]
     note += ["!: not reliable, because a check failed."] * ("! " in marks)
-    note += [f"{_INCOMPLETE.strip()}: incomplete, the run was interrupted."] * (_INCOMPLETE in marks)
+    note += [f"{_INCOMPLETE.strip()}: incomplete, the run was interrupted."] * (
+        _INCOMPLETE in marks
+    )
     note += [LOWER_BOUND] * (">=" in marks)
     return Table(columns, rows, "accuracy (%) of each model", tuple(note))
 

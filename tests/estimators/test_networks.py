@@ -107,7 +107,12 @@ def test_trainers_of_any_classifier_and_what_fit_takes(tmp_path):
 def test_what_is_trained_is_the_classifier_as_it_is_now(monkeypatch):
     """Its preprocessing can be set after the trainer was made."""
     art = PyTorchClassifier(
-        digits_network(), nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu"
+        digits_network(),
+        nn.CrossEntropyLoss(),
+        (1, 8, 8),
+        10,
+        clip_values=(0, 1),
+        device_type="cpu",
     )
     trainer, trained = RobustTrainer(art, recipe="clean", config=CONFIG), []
     art.set_params(preprocessing_defences=[StandardisationMeanStdPyTorch(0.5, 2.0)])
