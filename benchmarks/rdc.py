@@ -7,7 +7,8 @@ One small U-Net (random weights, 28x28) and ten classes. The unit is the bare ne
 many inputs at its best batch size. All take turns, and ratios are of the same round. With one
 thread, time is processor time, which other programs disturb less. The literal
 loop takes one image and one class at a time and 64 levels at once, as the public code of Chen et
-al. does. Gradients are of cross-entropy. Memory is the rise of the resident set.
+al. does. Gradients are of cross-entropy. "Compiled" is the same network by torch.compile, at
+batch size 40. Memory is what tensors take at most, and the rise of the resident set.
 """
 
 from __future__ import annotations
@@ -16,18 +17,25 @@ import time
 from collections.abc import Callable
 
 import torch
-from record import Record, options, ratio, rise, turns
+from record import Record, held, options, ratio, rise, turns
 from torch.nn import functional as F
 
 from art_denoised import DiffusionClassifier, DiffusionModel, noise_levels
 from art_denoised.diffusion import Levels, unet_diffusion
 
-CLASSES, BATCHES = 10, (32, 64)
+CLASSES, BATCHES, COMPILED = 10, (24, 40, 64), 40
 
 
 def model() -> DiffusionModel:
     torch.manual_seed(0)
     return unet_diffusion(1, 28, classes=CLASSES, widths=(16, 32)).eval().requires_grad_(False)
+
+
+def compiled() -> DiffusionModel:
+    """Return the model with its network compiled, for batches of one size."""
+    found = model()
+    found.network = torch.compile(found.network, dynamic=False)
+    return found
 
 
 def bare(network: DiffusionModel, count: int, batch: int) -> None:
@@ -67,17 +75,22 @@ def ours(dc: DiffusionClassifier, x: torch.Tensor, *, gradient: bool) -> None:
     F.cross_entropy(dc(leaf), torch.zeros(len(x), dtype=torch.long)).backward()
 
 
-def memory(levels: int, classes: int) -> float | None:
-    """Return by how many MiB one gradient raises memory."""
+def memory(levels: int, classes: int) -> dict[str, float | None]:
+    """Return what the tensors of one gradient take at most, and the rise of the resident set."""
     network = unet_diffusion(1, 28, classes=classes, widths=(16, 32)).eval().requires_grad_(False)
     dc = DiffusionClassifier(
         network, levels=noise_levels(levels), seed=0, temperature=1e4, max_batch=32
     )
-    return rise(lambda: ours(dc, torch.rand(2, 1, 28, 28), gradient=True))
+    x = torch.rand(2, 1, 28, 28)
+
+    def task() -> None:
+        ours(dc, x, gradient=True)
+
+    return {"tensors_MiB": held(task), "rise_MiB": rise(task)}
 
 
 def tasks(
-    network: DiffusionModel, x: torch.Tensor, levels: Levels, batch: int
+    network: DiffusionModel, x: torch.Tensor, levels: Levels, batch: int, form: str = ""
 ) -> dict[str, Callable[[], object]]:
     def classifier(*, recompute: bool) -> DiffusionClassifier:
         return DiffusionClassifier(
@@ -86,10 +99,10 @@ def tasks(
 
     again, along = classifier(recompute=True), classifier(recompute=False)
     return {
-        f"bare network, batch {batch}": lambda: bare(network, again.nfe(len(x)), batch),
-        f"prediction, batch {batch}": lambda: ours(again, x, gradient=False),
-        f"gradient, recomputed, batch {batch}": lambda: ours(again, x, gradient=True),
-        f"gradient, along, batch {batch}": lambda: ours(along, x, gradient=True),
+        f"bare network{form}, batch {batch}": lambda: bare(network, again.nfe(len(x)), batch),
+        f"prediction{form}, batch {batch}": lambda: ours(again, x, gradient=False),
+        f"gradient, recomputed{form}, batch {batch}": lambda: ours(again, x, gradient=True),
+        f"gradient, along{form}, batch {batch}": lambda: ours(along, x, gradient=True),
     }
 
 
@@ -110,13 +123,18 @@ def main() -> None:
     compared: dict[str, Callable[[], object]] = {}
     for batch in batches:
         compared |= tasks(network, x, levels, batch)
+    if not arguments.tiny:  # compilation takes minutes
+        compared |= tasks(compiled(), x, levels, COMPILED, ", compiled")
+        for task in compared.values():
+            task()
     compared["literal loop"] = lambda: literal(network, x, levels, gradient=False)
     compared["literal loop, gradient"] = lambda: literal(network, x, levels, gradient=True)
     record = Record("rdc", arguments.json)
     clock = time.process_time if arguments.threads == 1 else time.perf_counter
     times = turns(compared, arguments.repeats, clock)
     # The best batch of the bare network is its unit; that of the loop has gradients of its own.
-    unit = min((name for name in times if name.startswith("bare")), key=lambda n: min(times[n]))
+    eager = [name for name in times if name.startswith("bare network, batch")]
+    unit = min(eager, key=lambda name: min(times[name]))
     for name, taken in times.items():
         loop = ratio(taken, times["literal loop, gradient"]) if "gradient" in name else {}
         record.add(
@@ -125,7 +143,7 @@ def main() -> None:
         )  # fmt: skip
     for levels_, classes in sizes:
         name = f"{levels_} levels, {classes} classes"
-        record.add("memory", name, rise_MiB=memory(levels_, classes))
+        record.add("memory", name, **memory(levels_, classes))
 
 
 if __name__ == "__main__":

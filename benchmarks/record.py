@@ -23,10 +23,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 RESULTS = Path(__file__).parent / "results"
 PAGES = Path(__file__).parent.parent / "docs" / "project"
@@ -123,6 +125,18 @@ def rise(task: Callable[[], object]) -> float | None:
     before = _resident("VmRSS")
     task()
     return _resident("VmHWM") - before
+
+
+def held(task: Callable[[], object]) -> float:
+    """Return how many MiB the tensors of a task take at most, on the CPU.
+
+    The resident set holds freed memory besides, as the allocator of C likes.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        task()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(accumulate(size for _, size in changes)) / 2**20
 
 
 def _resident(name: str) -> float:

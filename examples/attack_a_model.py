@@ -2,7 +2,7 @@
 
     python examples/attack_a_model.py [--out DIR]
 
-Budgets are small: 20 images, PGD with 10 steps, Square with 50 queries. For results to publish, use
+Budgets are small: 10 images, PGD with 10 steps, Square with 50 queries. For results to publish, use
 hundreds of images, all of ``AutoAttack(eps)``, and the default `Probes`.
 """
 
@@ -36,8 +36,8 @@ def main() -> None:
             ATTACKS,
             run=out / name,
             undefended=None if model is plain else plain,  # for the transfer check
-            indices=range(20),
-            probes=Probes(images=16, steps=10, queries=50),
+            indices=range(10),
+            probes=Probes(images=8, steps=8, queries=50),
             resume=True,  # continues an interrupted run
         )
     found = ad.report([out / "plain", out / "denoised"])

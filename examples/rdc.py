@@ -3,7 +3,7 @@
     python examples/rdc.py
 
 No classifier is trained. The attack runs with the exact gradient and with BPDA. Budgets are small
-(12 images, 8 noise levels, 5 steps), too small to tell the two apart; the notebook
+(6 images, 8 noise levels, 5 steps), too small to tell the two apart; the notebook
 attack_a_diffusion_classifier and docs/tutorials/rdc.md compare them.
 """
 
@@ -15,7 +15,7 @@ import art_denoised as ad
 from art_denoised.demo import digits_diffusion
 from art_denoised.rdc import predict_anytime
 
-IMAGES = 12
+IMAGES = 6
 
 
 def main() -> None:

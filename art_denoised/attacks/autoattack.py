@@ -118,7 +118,7 @@ class AutoAttack(Suite):
         """
         module = as_module(model)
         package = _package()
-        classes = checks.class_count(module, x[:1])
+        classes = checks.class_count(module, x)
         for part in self._run:
             if classes < (needed := _CLASSES.get(part, 2)):  # AutoAttack would crash
                 raise InputError(
@@ -132,7 +132,7 @@ class AutoAttack(Suite):
             else:
                 found = attack.run_standard_evaluation(x, y, bs=len(x), return_labels=True)
         x_adv, y_adv = found
-        return Outcome(x_adv.detach(), y_adv == y, tuple(dict.fromkeys(flags)))
+        return Outcome(x_adv, y_adv == y, tuple(dict.fromkeys(flags)))
 
     def _build(self, package: str, module: nn.Module, device: torch.device, classes: int) -> Any:
         version, parts = ("custom", list(self.parts)) if self.parts else (self.version, None)

@@ -49,7 +49,7 @@ class BPDA(nn.Module):
     def forward(self, x: Images) -> Images:
         """Return ``transform(x)``."""
         with torch.no_grad():
-            value = self.transform(x.detach().clone())  # it may write into its input
+            value = self.transform(x.clone())  # it may write into its input
         if not (torch.is_grad_enabled() and x.requires_grad):
             return value
         stand_in = x if self.backward is None else self.backward(x)

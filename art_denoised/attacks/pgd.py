@@ -113,7 +113,7 @@ class PGD:
         parts = []
         with torch.inference_mode(False), torch.enable_grad(), in_eval(model):
             x, y = x.detach().clone(), y.clone()  # normal tensors, also of inference tensors
-            classes = checks.class_count(model, x[:1].clone())
+            classes = checks.class_count(model, x)
             checks.labels(y, classes)
             for first in range(0, len(x), size):
                 part = slice(first, min(first + size, len(x)))
@@ -220,7 +220,7 @@ class _Worst:
 
     def __init__(self, x: Images) -> None:
         self.x_adv = x
-        self._fooled, self._loss = (x.new_full((len(x),), value) for value in (-1, -torch.inf))
+        self._fooled, self._loss = x.new_full((2, len(x)), -1)  # the first point seen is worse
         self._unread = x.new_zeros((), dtype=torch.bool)
 
     def check(self) -> None:
@@ -239,5 +239,5 @@ class _Worst:
 
 
 def _generator(*key: int) -> torch.Generator:
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
+    seed = np.random.SeedSequence(key).generate_state(1, np.uint64).item()
+    return torch.Generator().manual_seed(seed)

@@ -93,7 +93,7 @@ class Suite(ABC):
         module, own = as_module(model), x.detach().clone()
         errors = checks.in_one_line(f"attack {self.name!r}", "change the attack or the model")
         with errors, torch.inference_mode(False), contained(module, self.seed):
-            classes = checks.class_count(module, own[:1])
+            classes = checks.class_count(module, own)
             return self.run(model, own, checks.labels(y, classes).to(x.device)).x_adv
 
 
@@ -186,7 +186,7 @@ def as_module(model: Any) -> nn.Module:
 def _is_identity(step: Any) -> bool:
     """Whether a step is ART's default standardisation, which subtracts 0 and divides by 1."""
     mean, std = getattr(step, "mean", None), getattr(step, "std", None)
-    return mean is not None and std is not None and not np.any(mean) and bool(np.all(std == 1))
+    return not np.any(mean) and bool(np.all(std == 1))
 
 
 @contextlib.contextmanager
@@ -251,7 +251,7 @@ class Generators(NamedTuple):
     def seeded(cls, seed: int, stream: int) -> Generators:
         """Return states that depend on seed and stream alone; the current ones do not change."""
         before = cls.now()
-        number = int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
+        number = np.random.SeedSequence([seed, stream]).generate_state(1).item()
         if any(kind.is_available() for kind in (torch.cuda, torch.xpu, torch.backends.mps)):
             torch.manual_seed(number)
         else:  # it would keep each call, with its stack, for devices that may come: 10 ms

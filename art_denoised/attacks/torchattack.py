@@ -76,7 +76,7 @@ class TorchAttack(ClassAttack):
             max_epsilon=self.eps,  # PIFGSM's name for it
             norm={"linf": "Linf", "l2": "L2"}[self.norm],
             seed=self.seed,
-            n_classes=checks.class_count(module, x[:1]),
+            n_classes=checks.class_count(module, x),
         )
         with contextlib.redirect_stdout(io.StringIO()):
             attack = known(_Shifted(module), **arguments)
@@ -111,6 +111,6 @@ def _attack_class(kind: str) -> Any:
     }
     if kind in names.values():
         return getattr(torchattacks, kind)
-    close = difflib.get_close_matches(kind.lower(), names, 1)
+    close = difflib.get_close_matches(kind.lower(), names)
     hint = f"did you mean {names[close[0]]}?" if close else "give for example PGD, APGD or Square"
     raise InputError(f"torchattacks has no attack {kind!r}; {hint}")

@@ -346,8 +346,8 @@ def logit_rows(output: Any, batch: int) -> Logits:
 
 @torch.no_grad()
 def class_count(model: Callable[[Images], Any], x: Images) -> int:
-    """Return how many logits a classifier gives, by classifying ``x``: one image, before a run."""
-    return logits(_tried("model", model, x), len(x)).shape[1]
+    """Return how many logits a classifier gives, by classifying the first image before a run."""
+    return logits(_tried("model", model, x[:1]), 1).shape[1]
 
 
 @torch.no_grad()

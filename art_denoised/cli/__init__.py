@@ -28,6 +28,7 @@ _RUN: Mapping[str, Any] = {
     "result_action": "return_value",
 }
 _HELP = ("--help", ALL, "-h")
+_SHARED = re.compile(r"-h$|--$|--(help|version|install|config|save)", re.IGNORECASE)
 _OPTIONS = Group("Options", sort_key=100)
 _FILE = Parameter(group=folded("Config", 100), metavar="FILE")
 _COMMANDS = {  # of each group, with their modules
@@ -90,7 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     app = build_app(everything=ALL in words, summaries=words[0] in _HELP)
     try:
         _refuse_variables(words)
-        return app.meta(words, **_RUN) or 0
+        # Options of all commands are parsed apart, and with them those of the command twice.
+        entry = app.meta if any(_SHARED.match(word) for word in words) else app
+        return entry(words, **_RUN) or 0
     except BrokenPipeError:
         sys.stderr.close()  # the reader has gone, as in `... | head`
         return 0

@@ -444,5 +444,6 @@ def _read_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "class_cond": "label_emb.weight" in shape,
         "learn_sigma": out == 6,
         "use_scale_shift_norm": emb == 2 * out_widths[0],
-        "resblock_updown": not any(m[1] for m in found) if found else None,  # None: one level
+        # A layer that is no block halves the resolution. None: there is one level.
+        "resblock_updown": not any(".op." in name for name in shape) if found else None,
     }

@@ -223,7 +223,7 @@ def _estimator(model: nn.Module, x: Images) -> PyTorchClassifier:
         model=as_module(model),
         loss=nn.CrossEntropyLoss(),
         input_shape=tuple(x.shape[1:]),
-        nb_classes=checks.class_count(model, x[:1]),
+        nb_classes=checks.class_count(model, x),
         clip_values=(0.0, 1.0),
         device_type=x.device.type if x.device.type == "cpu" else "gpu",
     )

@@ -593,4 +593,4 @@ def exceeds(k: int, n: int, tolerance: float, among: int = 1) -> bool:
     (Bonferroni): the Clopper-Pearson lower bound lies above ``tolerance``.
     """
     # P(Binomial(n, tolerance) >= k) as an incomplete beta function
-    return k > 0 and float(special.betainc(k, n - k + 1, tolerance)) < ALPHA / among
+    return float(special.betainc(k, n - k + 1, tolerance)) < ALPHA / among

@@ -67,7 +67,7 @@ class Target:
         self.classes = 0  # not known yet
         with self.as_asked():
             with self.session(seed):
-                self.classes = checks.class_count(self.module, x[:1])
+                self.classes = checks.class_count(self.module, x)
             self.randomised = noise == "fresh" or self._differs(x, batch_size)
             if not self.randomised:
                 with contained(self.module, seed):

@@ -142,13 +142,13 @@ def local_median(x: Features, kernel_size: int = 3) -> Features:
         tensor([0., 0., 0., 0.])
     """
     planes = x.flatten(0, 1)
-    if kernel_size == 3 and not _traced():
-        records = torch.is_grad_enabled() and x.requires_grad
-        y = _Median.apply(planes)[0] if records else _median_of_chunks(planes, None)
-    elif kernel_size == 3:
+    if kernel_size != 3:
+        y = torch.cat([_median_by_sorting(chunk, kernel_size) for chunk in _chunks(planes)])
+    elif _traced():
         y = _median_3x3(_repeat_border(planes, 1))
     else:
-        y = torch.cat([_median_by_sorting(chunk, kernel_size) for chunk in _chunks(planes)])
+        records = torch.is_grad_enabled() and x.requires_grad
+        y = _Median.apply(planes)[0] if records else _median_of_chunks(planes, None)
     return y.reshape(x.shape)
 
 

@@ -150,7 +150,7 @@ class Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _run(model: nn.Module, input_shape: Shape, images: int) -> Any:
     """Return what a model makes of noise, with the draws of torch, Python and numpy fixed."""
     tensors = chain(model.parameters(), model.buffers())
-    first = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
+    first = next((t for t in tensors if t.is_floating_point()), torch.empty(()))
     x = torch.rand(images, *input_shape, generator=torch.Generator().manual_seed(_SEED))
     devices = [first.device] if first.is_cuda else []
     with kept_states(), torch.random.fork_rng(devices=devices):

@@ -147,9 +147,7 @@ def model_table(models: Sequence[Model]) -> Table:
     marks = {mark for measure in found for mark in measure.marks}
     note = [_LEGEND[0].partition(" counted:")[0]]
     note += ["!: not reliable, because a check failed."] * ("! " in marks)
-    note += [f"{_INCOMPLETE.strip()}: incomplete, the run was interrupted."] * (
-        _INCOMPLETE in marks
-    )
+    note += ["?: incomplete, because the run was interrupted."] * (_INCOMPLETE in marks)
     note += [LOWER_BOUND] * (">=" in marks)
     return Table(columns, rows, "accuracy (%) of each model", tuple(note))
 
@@ -175,22 +173,28 @@ def title_words(models: Sequence[Model]) -> str:
 
 
 def summary_words(models: Sequence[Model]) -> str:
-    """Return the results in one sentence.
+    """Return the results in one sentence about attacks, and one about certificates.
 
-    It is about the middle eps of those at which most models were attacked; without attacks, about
-    the middle radius.
+    Each is about the middle eps or radius of those at which most models have a result.
     """
-    found = list(measures(models))
-    attacked = [measure for measure in found if measure.name != "clean" and not measure.certified]
-    chosen = attacked or [measure for measure in found if measure.certified]
-    if not chosen:
-        return "No image was attacked or certified."
-    most = max(len(measure.known) for measure in chosen)
-    widest = [measure for measure in chosen if len(measure.known) == most]
+    found = [measure for measure in measures(models) if measure.name != "clean"]
+    attacked = [measure for measure in found if not measure.certified]
+    certified = [measure for measure in found if measure.certified]
+    sentences = []
+    if attacked:
+        left = _sentence(models, attacked, "stays right on")
+        sentences.append(f"{left} under all attacks; {_reliability(models)}.")
+    if certified:
+        sentences.append(_sentence(models, certified, "is proved right on") + ".")
+    return " ".join(sentences) or "No image was attacked or certified."
+
+
+def _sentence(models: Sequence[Model], found: Sequence[Measure], verb: str) -> str:
+    most = max(len(measure.known) for measure in found)
+    widest = [measure for measure in found if len(measure.known) == most]
     measure = widest[len(widest) // 2]
     where = measure.name.removeprefix("certified, ").replace("r=", "radius ")
     best = sorted(measure.known, key=lambda i: -measure.known[i].value)
-    verb = "stays right on" if attacked else "is proved right on"
     each = [
         f"{models[i].name} {'on' if i != best[0] else verb} "
         f"{'at least ' * (measure.marks[i] == '>=')}{percent(measure.known[i])}% "
@@ -198,8 +202,7 @@ def summary_words(models: Sequence[Model]) -> str:
         for i in best
     ]
     shown = each if len(each) <= 3 else [each[0], f"{len(each) - 2} others on less", each[-1]]
-    tail = f" under all attacks; {_reliability(models)}" if attacked else ""
-    return f"At {where}, {_listed(shown)} of images{tail}."
+    return f"At {where}, {_listed(shown)} of images"
 
 
 def _reliability(models: Sequence[Model]) -> str:

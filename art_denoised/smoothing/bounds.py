@@ -272,8 +272,7 @@ def _boundary(counts: tuple[int, ...], p0: float, alpha: float) -> Mapping[int, 
 
 def _binomial(n: int, p: float, cut: float) -> tuple[np.ndarray, int]:
     """Return the law of the votes among n samples up to tails of ``cut``, and where it begins."""
-    low = max(int(stats.binom.ppf(cut, n, p)) - 1, 0)
-    high = min(int(stats.binom.isf(cut, n, p)) + 1, n)
+    low, high = int(stats.binom.ppf(cut, n, p)), int(stats.binom.isf(cut, n, p))
     return stats.binom.pmf(np.arange(low, high + 1), n, p), low
 
 
@@ -301,10 +300,11 @@ def _chance(votes: np.ndarray, n: np.ndarray, last: int, needed: int) -> np.ndar
 
     The votes to come are beta-binomial under Jeffreys' prior. At least x of m samples vote for the
     class if p exceeds a Beta(x, m - x + 1) variable, so the chance is that one beta variable
-    exceeds another. Arcsines of their roots are normal, nearly.
+    exceeds another. Arcsines of their roots are normal, nearly. Where the votes are there already,
+    it is only said to be above a half: no chance that gives up a radius is as large.
     """
     m, x = last - n, needed - votes
     angle = np.arcsin(np.sqrt((votes + 0.5) / (n + 1)))
     other = np.arcsin(np.sqrt(np.clip(x / (m + 1), 0, 1)))
     z = 2 * (angle - other) / np.sqrt(1 / (n + 1) + 1 / (m + 1))
-    return np.where(x > m, 0.0, np.where(x <= 0, 1.0, special.ndtr(z)))
+    return np.where(x > m, 0.0, special.ndtr(z))

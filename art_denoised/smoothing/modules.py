@@ -129,9 +129,7 @@ class SmoothedClassifier(nn.Module):
         for done in range(0, self.samples, at_once):
             noise = _take(streams, min(at_once, self.samples - done), x.dtype)
             if recompute:
-                part = checkpoint(
-                    self._log_sum_softmax, x, noise, use_reentrant=False, preserve_rng_state=False
-                )
+                part = checkpoint(self._log_sum_softmax, x, noise, use_reentrant=False)
             else:
                 part = self._log_sum_softmax(x, noise)
             parts.append(part)

@@ -109,23 +109,31 @@ class Gaussian:
         """Open one part: numpy's SFC64 on a CPU, the device's own generator elsewhere."""
         channels, height, width = shape
         size, sequence = (height, width, channels), key.sequence(part)
-        if device.type == "cpu":
-            normal = np.random.Generator(np.random.SFC64(sequence)).standard_normal
+        if device.type != "cpu":
+            return drawn_whole(
+                lambda g: torch.randn((PART, *size), generator=g, device=device), sequence, device
+            )
+        normal = np.random.Generator(np.random.SFC64(sequence)).standard_normal
 
-            def take(n: int) -> Images:
-                noise = torch.from_numpy(normal((n, *size), dtype=np.float32))
-                return noise.permute(0, 3, 1, 2)
+        def take(n: int) -> Images:
+            noise = torch.from_numpy(normal((n, *size), dtype=np.float32))
+            return noise.permute(0, 3, 1, 2)
 
-            return take
-        # Parallel generators fill other shapes in another order, so the part is drawn whole.
-        seed = int(sequence.generate_state(1, np.uint64)[0])
-        generator = torch.Generator(device).manual_seed(seed)
-        noise = torch.randn((PART, *size), generator=generator, device=device)
-        return _in_order(noise.permute(0, 3, 1, 2))
+        return take
 
 
-def _in_order(noise: Images) -> Part:
-    taken = 0
+def drawn_whole(
+    draw: Callable[[torch.Generator], torch.Tensor],
+    sequence: np.random.SeedSequence,
+    device: torch.device,
+) -> Part:
+    """Open a part that ``draw`` draws whole, channels last, from the device's own generator.
+
+    Parallel generators fill other shapes in another order.
+    """
+    generator = torch.Generator(device)
+    generator.manual_seed(sequence.generate_state(1, np.uint64).item())
+    noise, taken = draw(generator).permute(0, 3, 1, 2), 0
 
     def take(n: int) -> Images:
         nonlocal taken
@@ -175,10 +183,8 @@ class QuantisedGaussian:
         table, (channels, height, width) = cells(self.sigma), shape
         values = channels * height * width
         if device.type != "cpu":
-            seed = int(key.sequence(part).generate_state(1, np.uint64)[0])
-            generator = torch.Generator(device).manual_seed(seed)
-            noise = rounded_noise(table, (PART, height, width, channels), generator)
-            return _in_order(noise.permute(0, 3, 1, 2))
+            whole = (PART, height, width, channels)
+            return drawn_whole(lambda g: rounded_noise(table, whole, g), key.sequence(part), device)
         first, more = (np.random.SFC64(key.sequence(part, extra)) for extra in (1, 2))
 
         def take(n: int) -> Images:
@@ -189,14 +195,17 @@ class QuantisedGaussian:
             rest = more.random_raw(len(rows)) >> np.uint64(16)
             u = (prefix[rows, columns].astype(np.uint64) << _LOW_BITS) | rest
             noise[rows, columns] = table.lowest + np.searchsorted(table.thresholds, u, side="right")
-            whole = torch.from_numpy(noise).reshape(n, height, width, channels)
-            return whole.permute(0, 3, 1, 2)
+            images = torch.from_numpy(noise).reshape(n, height, width, channels)
+            return images.permute(0, 3, 1, 2)
 
         return take
 
 
 class Cells(NamedTuple):
-    """P(value <= lowest + i) = thresholds[i] / 2^64, ascending; lookup has the first 16 bits."""
+    """P(value <= lowest + i) = thresholds[i] / 2^64, ascending.
+
+    ``lookup`` has the value by the first 16 bits, where they decide it: no threshold begins so.
+    """
 
     lowest: int
     thresholds: np.ndarray
@@ -215,10 +224,10 @@ def cells(sigma: float) -> Cells:
     left.pop()
     thresholds = np.array(left[::-1] + [2**64 - t for t in left], dtype=np.uint64)
     lowest = -len(left)
-    first = np.arange(2**16, dtype=np.uint64) << _LOW_BITS
-    last = first | np.uint64(2**48 - 1)
-    low, high = (np.searchsorted(thresholds, u, side="right") for u in (first, last))
-    lookup = np.where(low == high, low + lowest, _UNDECIDED).astype(np.int16)
+    prefixes = np.arange(2**16, dtype=np.uint64)
+    below = np.searchsorted(thresholds, prefixes << _LOW_BITS, side="right")
+    lookup = (below + lowest).astype(np.int16)
+    lookup[thresholds >> _LOW_BITS] = _UNDECIDED
     return Cells(lowest, thresholds, lookup)
 
 

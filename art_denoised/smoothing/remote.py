@@ -16,7 +16,7 @@ from art_denoised.runs.identity import identity, processor, versions
 from art_denoised.runs.replica import Held
 from art_denoised.smoothing.dispatch import Dispatcher, Piece
 from art_denoised.smoothing.passes import NearTies
-from art_denoised.smoothing.stops import Counts, Draw, Procedure, Stage
+from art_denoised.smoothing.stops import Counts, Procedure
 from art_denoised.smoothing.voters import Task, Voter
 
 if TYPE_CHECKING:
@@ -99,4 +99,4 @@ class _Sampler:
 
 def _unused() -> Procedure[None]:
     """Return a procedure that nobody runs: the driver holds the real one."""
-    yield Draw(Stage.PILOT, 0, 0)
+    yield from ()

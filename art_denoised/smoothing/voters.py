@@ -142,12 +142,12 @@ class _Job(Generic[T]):
     """A task under way."""
 
     draw: Draw  # what its procedure asks for at present
+    reached: int  # first sample of the draw whose vote is missing
+    votes: Counter[int]  # of the samples before that one
     answer: T  # what the procedure returned
 
     def __init__(self, task: Task[T]) -> None:
         self.task = task
-        self.reached = 0  # first sample of the draw whose vote is missing
-        self.votes: Counter[int] = Counter()  # of the samples before that one
         self._ahead: dict[int, tuple[int, Counts]] = {}  # parts that came before their turn
 
     def advance(self, votes: Counts | None) -> bool:
@@ -247,11 +247,10 @@ class NetworkVoter:
         parts: list[tuple[_Sampler, int]] = []
         room = self._batch_size
         for sampler in self._samplers.values():
-            if sampler.wanted and room:
-                images = sampler.take(room)
-                parts.append((sampler, sum(map(len, images))))
-                pieces += images
-                room -= parts[-1][1]
+            if size := min(sampler.wanted, room):
+                parts.append((sampler, size))
+                pieces += sampler.take(size)
+                room -= size
         assert self._passes is not None
         labels, classes = self._passes(self._network, torch.cat(pieces))
         shares = torch.split(labels, [size for _, size in parts])
@@ -292,8 +291,7 @@ class _Sampler:
         self._stage, self.wanted = draw.stage, draw.size
 
     def take(self, n: int) -> list[Images]:
-        """Return up to ``n`` of the noisy copies that are wanted."""
-        n = min(n, self.wanted)
+        """Return the next ``n`` of the noisy copies that are wanted."""
         self.wanted -= n
         self.unread += n
         return [self._noise.add(self._centre, piece) for piece in self._stream.pieces(n)]

@@ -41,6 +41,7 @@ from art_denoised.training import RECIPES
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "mnist"))
+import defences as mnist_defences  # noqa: E402
 import networks as mnist  # noqa: E402
 
 DIGITS_EPS, MNIST_EPS = 0.15, 0.2
@@ -167,6 +168,7 @@ def jobs() -> dict[str, Job]:
         "mnist-diffpure-fixed": Job(mnist_diffpure, 32, small[:1], "fixed"),
         "mnist-maximization-fixed": Job(mnist_maximized, 32, small[:1], "fixed"),
         "mnist-gdmp-fixed": Job(mnist_gdmp, 32, small[:1], "fixed"),
+        "mnist-rdc-fixed": Job(mnist_defences.rdc, 32, small[:1], "fixed"),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
+import warnings
 
 import pyautoattack
 import pytest
@@ -46,7 +47,7 @@ class Probabilities(Defect):
         return self.net(x).softmax(1)
 
 
-def test_autoattack_counts_and_flags(data):
+def test_autoattack_counts_and_flags(data, caplog):
     (x, y), trace, logger = data, sys.gettrace(), logging.getLogger("auto-attack")
     before = (list(logger.handlers), logger.propagate, logger.level)
     attack = AutoAttack(0.05, parts=("apgd-ce",), steps=3)
@@ -56,10 +57,25 @@ def test_autoattack_counts_and_flags(data):
     assert sum(autoattack_checks.funcs.values()) == 0
     assert sys.gettrace() is trace
     assert (list(logger.handlers), logger.propagate, logger.level) == before
+    assert caplog.records == []  # nor does a warning reach the log of the caller
     plain = attack.run(digits_classifier(), x, y)
     assert plain.flags == ()
     with torch.no_grad():
         assert torch.equal(plain.counted, digits_classifier()(plain.x_adv).argmax(1) == y)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_warnings_without_a_category_are_flags(data):
+    """AutoAttack gives its own none; those of the model or of torch have one."""
+
+    class Warned(Defect):
+        def forward(self, x):
+            warnings.warn("zero gradient", Warning, stacklevel=1)
+            warnings.warn("deprecated", UserWarning, stacklevel=1)
+            return self.net(x)
+
+    attack = AutoAttack(0.05, parts=("apgd-ce",), steps=1)
+    assert attack.run(Warned(), *data).flags == ("zero gradient",)
 
 
 @pytest.fixture
@@ -136,6 +152,8 @@ def test_autoattack_refuses_too_few_classes_in_one_line(data):
     AutoAttack(EPS, parts=("apgd-ce", "apgd-dlr", "fab-t", "square"), steps=3, queries=5)(
         model, x, y
     )
+    two = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval()
+    AutoAttack(EPS, parts=("apgd-ce", "square"), steps=2, queries=2)(two, x, y % 2)
 
 
 class Printing:

@@ -71,6 +71,26 @@ def test_the_selected_gradient_leaves_out_the_draw_that_cannot_be_broken():
     torch.testing.assert_close(found[0, 0, 0], torch.tensor([1.0, 0.0]), atol=1e-2, rtol=0)
 
 
+def test_the_selected_gradient_against_its_formulas():
+    """Two images and four draws in l2, image by image, with the weights of the paper."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn(4, 2, 1, 1, 3, generator=generator, dtype=torch.float64)
+    losses = torch.randn(4, 2, generator=generator, dtype=torch.float64)
+    eps, sharpness = 0.5, 5.0
+    found = selected_gradient(losses, gradients, eps=eps, norm="l2", sharpness=sharpness, rounds=2)
+    for image in range(2):
+        g, loss = gradients[:, image].reshape(4, 3), losses[:, image]
+        rises = [
+            sum(float(nn.functional.elu(loss[c] + eps * g[c] @ way)) for c in range(4))
+            for way in (g[a] / g[a].norm() for a in range(4))
+        ]
+        chosen = g[rises.index(max(rises))]
+        for _ in range(2):
+            weights = 1 / (1 + torch.exp(-sharpness * (loss + eps * g @ chosen / chosen.norm())))
+            chosen = sum(w * one for w, one in zip(weights, g, strict=True)) / sum(weights)
+        torch.testing.assert_close(found[image].flatten(), chosen)
+
+
 def test_with_one_draw_diffhammer_is_pgd():
     common = {"steps": 3, "loss": "margin", "eot": 1}
     model = purified()

@@ -144,9 +144,13 @@ def test_an_estimator_that_is_not_its_module_is_refused(data):
     loss, attack = nn.CrossEntropyLoss(), AutoAttack(EPS, parts=("apgd-ce",), steps=2)
     plain = PyTorchClassifier(digits_classifier(), loss, **options)
     attack(plain, *data)
-    scaled = PyTorchClassifier(digits_classifier(), loss, **options, preprocessing=(0.5, 2.0))
-    with pytest.raises(InputError, match="outside its model; give a module"):
-        attack(scaled, *data)
+    means_and_stds = [(0.5, 2.0), (0.5, 1.0), (0.0, 2.0), ([0.0, 0.5], [1, 1]), ([0, 0], [1, 2])]
+    for mean, std in means_and_stds:
+        scaled = PyTorchClassifier(
+            digits_classifier(), loss, **options, preprocessing=(np.array(mean), np.array(std))
+        )
+        with pytest.raises(InputError, match="outside its model; give a module"):
+            attack(scaled, *data)
 
 
 def test_estimators_of_ours_are_attacked_as_they_are(data, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -31,6 +32,18 @@ def test_every_wrong_class_is_a_target():
         counts = torch.bincount(found, minlength=3)
         assert counts[label] == 0
         assert all(counts[(label + shift) % 3] >= 25 for shift in (1, 2))
+
+
+def test_random_targets_are_drawn_for_each_image_by_its_key():
+    """Seed, restart and index; the class is shifted by 1 or 2."""
+    y, seed = torch.zeros(12, dtype=torch.long), 4
+    x = torch.full((12, 1, 2, 2), 0.5)
+    options = {"steps": 1, "random_start": False, "targeted": "random", "seed": seed}
+    found = FirstPixels()(PGD(0.2, **options)(FirstPixels(), x, y)).argmax(1)
+    for index, label in enumerate(found.tolist()):
+        state = np.random.SeedSequence((seed, 0, index)).generate_state(1, np.uint64)
+        draw = torch.Generator().manual_seed(int(state[0]))
+        assert label == int(torch.randint(1, 3, (1,), generator=draw))
 
 
 def moves(model, x, y, **options):

@@ -81,15 +81,15 @@ def test_predict(tmp_path, capsys):
     assert [r.prediction for r in log.rows] == [r.prediction for r in theirs]
 
 
-@pytest.mark.parametrize("mode", [{"n": 120}, {"n": 300, "radii": "0,0.25"}], ids=str)
+@pytest.mark.parametrize("mode", [{"n": 60}, {"n": 150, "radii": "0,0.25"}], ids=str)
 def test_rows_do_not_depend_on_batch_size_or_sigkill(tmp_path, mode):
     """Batch sizes 1 and 64, and a run killed half way, end in identical rows."""
-    settings = {"model": "tests.nets:slow", "max": 4, "denoiser": DENOISER, **mode}
+    settings = {"model": "tests.nets:slow", "max": 4, "n0": 10, "denoiser": DENOISER, **mode}
     for size in (1, 64):
         assert main(certify(tmp_path / str(size), batch_size=size, **settings)) == 0
     killed = tmp_path / "killed" / "certify.jsonl"
     arguments = certify(killed.parent, batch_size=32, **settings)
-    kill_at(2, killed, forked(main, arguments, environment={"SLOW_SECONDS": "0.1"}))
+    kill_at(2, killed, forked(main, arguments, environment={"SLOW_SECONDS": "0.3"}))
     assert len(read_log(killed).rows) < 4
     assert main(certify(killed.parent, "--resume", batch_size=None, **settings)) == 0
     one, many, resumed = (

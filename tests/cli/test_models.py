@@ -191,12 +191,12 @@ def test_one_specification_names_a_network_to_every_command(tmp_path, capsys):
 
 # Network, places of blocks, activation (of those with ReLU), side of its images, command after it.
 FAMILIES = [
-    ("timm:test_resnet", "stages", "silu", 32, "certify"),
-    ("timm:test_byobnet", "stages", "gelu", 32, "attack"),
-    ("timm:test_nfnet", "stages", "softplus", 32, "certify"),
-    ("timm:test_efficientnet", "network.blocks.*.*", None, 32, "attack"),
-    ("timm:test_convnext", "all", None, 32, "certify"),
-    ("timm:test_mambaout", "stages", None, 32, "attack"),
+    ("timm:test_resnet", "stages", "silu", 32, None),
+    ("timm:test_byobnet", "stages", "gelu", 32, None),
+    ("timm:test_nfnet", "stages", "softplus", 32, None),
+    ("timm:test_efficientnet", "network.blocks.*.*", None, 32, None),
+    ("timm:test_convnext", "all", None, 32, None),
+    ("timm:test_mambaout", "stages", None, 32, None),
     ("timm:test_vit", "network.patch_embed.proj", None, 160, "certify"),
     ("torchvision:squeezenet1_1", "network.features.12", "smoothrelu", 32, "attack"),
     (tiny_resnet, "stages", "elu", 32, "certify"),
@@ -212,7 +212,7 @@ FAMILIES = [
 def test_networks_of_many_makes_are_changed(
     tmp_path, network, where, activation, side, command, capsys
 ):
-    """They get blocks and activations by name, and are certified or attacked with them."""
+    """They get blocks and activations by name, and are read, certified or attacked with them."""
     torch.manual_seed(0)
     x = np.random.default_rng(0).random((2, 3, side, side), dtype=np.float32)
     np.savez(tmp_path / "data.npz", x=x, y=np.arange(2))
@@ -223,7 +223,13 @@ def test_networks_of_many_makes_are_changed(
     words += ["--epochs", "1", "--batch-size", "2", "--lr", ".01", "--out", str(tmp_path / "a")]
     assert main(["train-robust", *common, *words]) == 0
     assert "denoising blocks: adds" in capsys.readouterr().err
-    words = ["--weights", str(tmp_path / "a" / "model.safetensors"), "--quiet"]
+    weights = str(tmp_path / "a" / "model.safetensors")
+    read = load_trained(build_classifier(name, pretrained=False, num_classes=2), weights)
+    assert any(isinstance(part, FeatureDenoising) for part in read.modules())
+    assert torch.isfinite(read.eval()(torch.from_numpy(x))).all()
+    if command is None:
+        return
+    words = ["--weights", weights, "--quiet"]
     words += {
         "certify": ["--sigma", "0.25", "--n", "10", "--n0", "2", "--batch-size", "4"],
         "attack": ["--eps", "1/255", "--attacks", "pgd:steps=1", "--no-checks"],

@@ -29,7 +29,7 @@ def _art_autoattack(estimator, eps):
 
 
 def _hop_skip_jump(estimator, eps):
-    return evasion.HopSkipJump(estimator, max_iter=2, max_eval=60, init_eval=5, verbose=False)
+    return evasion.HopSkipJump(estimator, max_iter=2, max_eval=30, init_eval=5, verbose=False)
 
 
 def _carlini(estimator, eps):
@@ -94,7 +94,7 @@ ATTACKS = {
     ),
     "ART Square": _art(
         lambda estimator, eps: evasion.SquareAttack(
-            estimator, eps=eps, max_iter=100, verbose=False
+            estimator, eps=eps, max_iter=50, verbose=False
         )
     ),
     "ART HopSkipJump": _art(_hop_skip_jump),
@@ -103,7 +103,7 @@ ATTACKS = {
     "torchattacks PGD": _torchattacks("PGD", steps=8),
     "torchattacks APGD": _torchattacks("APGD", steps=8, seed=0),
     "torchattacks EOTPGD": _torchattacks("EOTPGD", steps=8, eot_iter=2),
-    "torchattacks Square": _torchattacks("Square", n_queries=100, seed=0),
+    "torchattacks Square": _torchattacks("Square", n_queries=50, seed=0),
     "torchattacks AutoAttack": _torchattacks_autoattack,
     "AutoAttack standard": _autoattack("standard"),
     "AutoAttack rand": _autoattack("rand"),

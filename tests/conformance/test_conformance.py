@@ -187,9 +187,9 @@ def test_the_approximate_gradient_is_no_weaker_than_none(name, x, y):
     row = DEFENCES[name]
     judged, approximate = row.make(), row.make(**row.bpda)
     pgd = evasion.ProjectedGradientDescent(
-        approximate, eps=row.eps, eps_step=row.eps / 8, max_iter=20, verbose=False
+        approximate, eps=row.eps, eps_step=row.eps / 5, max_iter=10, verbose=False
     )
-    square = evasion.SquareAttack(judged, eps=row.eps, max_iter=100, verbose=False)
+    square = evasion.SquareAttack(judged, eps=row.eps, max_iter=50, verbose=False)
     left = [
         (judged.predict(attack.generate(x, y)).argmax(1) == y).mean() for attack in (pgd, square)
     ]

@@ -122,8 +122,11 @@ def test_folded_pixels_come_back(tmp_path):
     (tmp_path / "art_denoised.json").write_text('{"patch": 0}')
     with pytest.raises(InputError, match="damaged"):
         load_diffusion(tmp_path, classes=10)
-    with pytest.raises(InputError, match="folded by 3"):
-        model(patch=3)
+    widths = (8, 8, 8, 8)
+    with pytest.raises(InputError, match="folded by 2 and halved 3 times; .* or a smaller patch$"):
+        model(patch=2, widths=widths)
+    with pytest.raises(InputError, match="cannot be halved 4 times; give fewer widths$"):
+        model(widths=(*widths, 8))
 
 
 def test_what_diffusers_has_no_place_for_comes_back_or_is_refused(tmp_path):

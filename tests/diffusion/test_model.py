@@ -240,15 +240,30 @@ def test_a_model_that_is_understood(data):
 
 
 class Off(nn.Module):
-    """Is off a grey image by 0.6 of the noise, and by half as much if it is told the class."""
+    """Is off a grey image by a share of the noise, and by another if it is told the class."""
+
+    def __init__(self, free, told):
+        super().__init__()
+        self.free, self.told = free, told
 
     def forward(self, x, sigma, y):
-        return 0.5 + (0.6 * sigma / (1 + (y != 10))).reshape(-1, 1, 1, 1).expand_as(x)
+        share = torch.where(y == 10, self.free, self.told)
+        return 0.5 + (share * sigma).reshape(-1, 1, 1, 1).expand_as(x)
+
+
+def off(free: float, told: float) -> DiffusionModel:
+    options = {"classes": 10, "null_class": 10, "image_range": (0.0, 1.0)}
+    return DiffusionModel(Off(free, told), Native(), **options)
+
+
+@pytest.mark.parametrize("shares", [(0.6, 1.1), (1.1, 0.6)])
+def test_both_answers_must_denoise(shares):
+    with pytest.raises(InputError, match=r"leaves 1\.2 times the noise"):
+        self_test(off(*shares), torch.full((3, 1, 4, 4), 0.5), [3, 4, 5])
 
 
 def test_errors_are_in_units_of_the_variance_of_the_noise():
-    model = DiffusionModel(Off(), Native(), classes=10, null_class=10, image_range=(0.0, 1.0))
-    x = torch.full((3, 1, 4, 4), 0.5)
+    model, x = off(0.6, 0.3), torch.full((3, 1, 4, 4), 0.5)
     for row in self_test(model, x, [3, 4, 5]):  # labels are taken as a list, too
         assert row[1:] == pytest.approx((0.36, 0.09, 0.09), rel=1e-5)
     with pytest.raises(InputError, match="label 10 is out of range"):

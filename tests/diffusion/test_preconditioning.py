@@ -121,5 +121,11 @@ def test_bad_schedules(abar):
         DDPM(ABAR, "x")  # type: ignore[arg-type]
 
 
+def test_defaults_are_those_of_table_1_and_of_diffusers():
+    assert EDM() == EDM(sigma_data=0.5, sigma_min=0.002, sigma_max=80.0)
+    assert Native() == Native(sigma_min=0.002, sigma_max=80.0)
+    assert Flow() == Flow(time_scale=1000.0, sigma_min=0.001, sigma_max=999.0)
+
+
 def test_a_schedule_is_not_printed():
     assert repr(DDPM(ABAR, "v_prediction")) == "DDPM(prediction='v_prediction')"

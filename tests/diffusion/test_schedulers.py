@@ -144,6 +144,22 @@ def test_defaults_of_every_scheduler_are_accepted(tmp_path, name):
     assert torch.isfinite(load_diffusion(tmp_path)(X, 0.25)).all()
 
 
+def test_flow_matching_has_a_thousand_times_by_default(tmp_path):
+    save(tmp_path, unet(), diffusers.FlowMatchEulerDiscreteScheduler())
+    rewrite(tmp_path, num_train_timesteps=...)
+    assert load_diffusion(tmp_path).preconditioning.time_scale == 1000
+    rewrite(tmp_path, num_train_timesteps=500)
+    assert load_diffusion(tmp_path).preconditioning.time_scale == 500
+
+
+@pytest.mark.parametrize(("abar", "kept"), [(1.2e-9, 2), (0.8e-9, 1)])
+def test_steps_with_less_than_a_billionth_of_the_image_are_left_out(tmp_path, abar, kept):
+    betas = [0.5, 1 - 2e-5, 1 - abar / 1e-5]
+    save(tmp_path, unet(), diffusers.DDPMScheduler(num_train_timesteps=3, trained_betas=betas))
+    found = load_diffusion(tmp_path).preconditioning.alphas_cumprod
+    assert len(found) == kept + 1
+
+
 def test_old_keys_without_a_value_are_ignored(tmp_path):
     save(tmp_path, unet(), diffusers.DDPMScheduler())
     rewrite(tmp_path, timestep_values=None)

@@ -175,10 +175,14 @@ def test_the_gradient_is_followed_for_a_quarter_of_eps(ways):
     tried = [x for x in seen if not torch.equal(x, looked.x)]
     far = [float((x - looked.x).abs().max()) for x in tried]
     assert far == pytest.approx([0.1 / 4] * len(far))
+    for edge in (0.0, 1.0):  # no image beyond black or white is tried
+        looked.x = torch.full_like(looked.x, edge)
+        masking.make("gradient against random", looked)
+    assert all(x.min() >= 0 and x.max() <= 1 for x in seen)
 
 
 @pytest.mark.parametrize(
-    ("margin", "passes"), [(79.0, True), (81.0, False), (2e-3, True), (0.5e-3, False)]
+    ("margin", "passes"), [(79.0, True), (80.0, True), (81.0, False), (2e-3, True), (0.5e-3, False)]
 )
 def test_margins_that_saturate_or_drown(margin, passes):
     """Beyond 80, or below 1e-5 of the largest logit: that is 99 here, and 1 is added to it."""
@@ -188,6 +192,20 @@ def test_margins_that_saturate_or_drown(margin, passes):
     check = masking.make("logits", subject(target))
     assert check.passed is passes
     assert check.numbers["median_margin"] == pytest.approx(margin, abs=1e-6)
+
+
+@pytest.mark.parametrize(("n", "passes"), [(1, True), (2, False)])
+def test_images_with_the_same_logits_are_found_if_there_are_several(n, passes):
+    target = Told()
+    target.logits = lambda x: torch.tensor([[1.0, 0.0]]).expand(len(x), 2)
+    check = masking.make("logits", subject(target, n=n))
+    assert check.passed is passes
+    assert check.numbers["spread"] == 0.0
+    assert ("same for every image" in check.finding) is not passes
+
+
+def test_the_size_of_the_checks_is_the_documented_one():
+    assert Probes() == Probes(images=32, steps=20, queries=200, eot=8)
 
 
 def test_losses_of_a_random_model_are_averaged_over_draws():

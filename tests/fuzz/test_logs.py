@@ -27,8 +27,7 @@ READERS = [
     ["table"],
     ["verify"],
     ["verify", "--family-alpha", "0.05"],
-    ["report"],
-    ["report", "--json"],
+    ["report", "--json"],  # its text is that of the folder, below
 ]
 
 

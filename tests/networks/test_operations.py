@@ -190,17 +190,28 @@ class Calls(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("name", "shape", "operation", "steps"),
     [
-        ("non_local_gaussian", (4, 1, 16, 32), aten._softmax, 4),  # 512^2 weights an image
+        ("non_local_gaussian", (10, 1, 16, 16), aten._softmax, 3),  # 256^2 weights an image
         ("bilateral_gaussian", (5, 32, 64, 64), aten._softmax, 3),
         ("local_median", (2, 3, 256, 256), aten.replication_pad2d, 2),  # four planes, then two
+        ("local_mean", (2, 3, 8, 8), aten.convolution, 1),
     ],
 )
 def test_a_step_takes_what_fits_in_the_cache_of_a_cpu(name, shape, operation, steps):
-    """2^18 elements."""
+    """2^18 elements; and neither sorting nor pooling, which are slow."""
     inputs = [torch.zeros(shape)] * (3 if name in PAIRWISE else 1)
     with Calls() as calls:
         EVERY[name](*inputs)
     assert calls.counts[operation] == steps
+    assert not {aten.median, aten.avg_pool2d} & calls.counts.keys()
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace")
+@pytest.mark.parametrize("name", EVERY)
+def test_a_trace_does_not_keep_the_number_of_images(monkeypatch, name):
+    monkeypatch.setattr(operations, "CACHE_ELEMENTS", 1)
+    inputs = [t.detach() for t in arguments(name, (3, 4, 5, 6))]
+    traced = torch.jit.trace(EVERY[name], [t[:2] for t in inputs], check_trace=False)
+    assert torch.allclose(traced(*inputs), EVERY[name](*inputs))
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -50,7 +50,21 @@ def test_networks_compute_the_same_up_to_rounding():
     assert len(fast.optimized.folded) == 20
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fast.modules())
     assert torch.allclose(fast(x), network(x), rtol=1e-4, atol=1e-4)
+    assert fast.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
     assert any(isinstance(m, nn.BatchNorm2d) for m in network.modules())  # which is left as it was
+
+
+def test_one_and_eight_images_of_three_channels_of_64_pixels_are_tried_by_default():
+    """Code may do something else with one image."""
+    seen: list[tuple[int, ...]] = []
+
+    class Sees(Block):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(tuple(x.shape) if isinstance(x, torch.Tensor) else ())
+            return super().forward(x)
+
+    optimize(calibrated(Sees()))
+    assert set(seen) - {()} == {(1, 3, 64, 64), (8, 3, 64, 64)}
 
 
 def test_what_cannot_be_folded_is_left():
@@ -153,6 +167,34 @@ def test_layers_that_other_code_may_use_are_left():
     assert optimize(network, fold=False).optimized.folded == ()
     with pytest.raises(InputError, match="training mode"):
         optimize(network.train())
+
+
+class Residual(Block):
+    """Has a shortcut without layers, as those of ResNets for CIFAR have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shortcut = nn.Sequential()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + self.shortcut(x).mean((2, 3))
+
+
+def test_a_block_with_an_empty_shortcut_is_folded():
+    assert optimize(calibrated(Residual())).optimized.folded == (("first", "a"),)
+
+
+def test_a_layer_with_two_names_is_left():
+    network = calibrated(Block())
+    network.other = network.first
+    assert optimize(network).optimized.folded == ()
+
+
+def test_a_network_whose_answers_are_zero_is_folded():
+    network = nn.Sequential(calibrated(Block()), nn.Linear(3, 2))
+    for parameter in network[1].parameters():
+        nn.init.zeros_(parameter)
+    assert optimize(network.eval()).optimized.folded == (("0.first", "0.a"),)
 
 
 def test_half_precision_is_rounded_once():

@@ -165,6 +165,9 @@ def test_what_comes_back(released):
     model = load_published(path, architecture)
     assert torch.equal(torch.get_rng_state(), before)
     assert not model.training
+    counters = [t for n, t in model.state_dict().items() if n.endswith("num_batches_tracked")]
+    assert len(counters) > 0
+    assert not any(counters)
     names = set(model.network.state_dict())
     assert ("layer2.1.denoise.conv.weight" in names) == (architecture.after != "none")
     assert ("layer2.0.denoise.conv.weight" in names) == (architecture.after == "block")
@@ -189,6 +192,10 @@ def test_names_of_the_known_networks():
         assert len(set(found.values())) == 5 * layers[name] + embeddings + 2 == len(own)
     # 2 C^2 + 2 C for C = 256, ..., 2048; the paper says 11.15 million.
     assert parameters["resnet152_denoise"] - parameters["resnet152"] == 11_148_800
+    # Those of torchvision's ResNeXt-101 32x8d, and C^2 + 2 C for each of its blocks.
+    blocks = zip((3, 4, 23, 3), (256, 512, 1024, 2048), strict=True)
+    added = sum(number * (c * c + 2 * c) for number, c in blocks)
+    assert parameters["resnext101_denoise_all"] == 88_791_336 + added
     assert found["layer3.22.denoise.bn.running_var"] == (
         "group2/block22/non_local/conv/bn/variance/EMA"
     )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import pytest
 import timm
 import torch
-import torchvision
 from torch import fx, nn
 from torch.nn import functional as F
+from torchvision.models import DenseNet, Inception3, ResNet
+from torchvision.models.resnet import Bottleneck
 
 from art_denoised import (
     InputError,
@@ -29,9 +31,9 @@ SHAPE = (3, 32, 32)
 smooth_activations = partial(smooth_activations_of, input_shape=SHAPE)
 
 
-def on_meta(name: str, **options) -> nn.Module:
+def on_meta(make: Callable[..., nn.Module], **options) -> nn.Module:
     with torch.device("meta"):
-        return torchvision.models.get_model(name, **options).eval()
+        return make(**options).eval()
 
 
 def number(model: nn.Module, kind: type[nn.Module]) -> int:
@@ -45,19 +47,15 @@ def functional(model: nn.Module, shape: tuple[int, ...]) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "calls", "functions", "modules"),
+    ("make", "options", "side", "calls", "functions", "modules"),
     [
-        ("resnet50", {}, 49, 0, 49),
-        ("densenet121", {}, 121, 1, 121),
-        ("inception_v3", {"init_weights": False}, 94, 94, 96),  # two in the auxiliary head
-        ("googlenet", {"init_weights": False, "aux_logits": False}, 57, 57, 57),
+        (ResNet, {"block": Bottleneck, "layers": [1, 1, 1, 1]}, 64, 13, 0, 13),
+        (DenseNet, {"block_config": (2, 2, 2, 2)}, 64, 21, 1, 21),
+        (Inception3, {"init_weights": False}, 299, 94, 94, 96),  # two in the auxiliary head
     ],
 )
-def test_coverage_of_torchvision_s_models(name, options, calls, functions, modules):
-    model, shape = (
-        on_meta(name, **options),
-        (3, 299, 299) if name == "inception_v3" else (3, 64, 64),
-    )
+def test_coverage_of_torchvision_s_models(make, options, side, calls, functions, modules):
+    model, shape = on_meta(make, **options), (3, side, side)
     assert sum(count_rectifiers(model, shape).values()) == calls
     assert functional(model, shape) == functions
     changed = smooth_activations(model, "silu", input_shape=shape)
@@ -77,10 +75,23 @@ def test_coverage_of_torchvision_s_models(name, options, calls, functions, modul
     ],
 )
 def test_networks_of_timm(name, shape, modules):
-    model = timm.create_model(name)
+    model = on_meta(timm.create_model, model_name=name)
     changed = smooth_activations(model, "silu", input_shape=shape)
     assert number(changed, nn.SiLU) == modules
     assert count_rectifiers(changed, shape) == {}
+
+
+@pytest.mark.parametrize("change", [count_rectifiers, lambda m: smooth_activations_of(m, "silu")])
+def test_two_images_of_three_channels_of_64_pixels_are_tried_by_default(change):
+    seen: list[tuple[int, ...]] = []
+
+    class Sees(nn.ReLU):
+        def __call__(self, x):
+            seen.append(tuple(x.shape))
+            return super().__call__(x)
+
+    change(nn.Sequential(Sees(), nn.ReLU()))
+    assert set(seen) == {(2, 3, 64, 64)}
 
 
 def test_relu6_is_counted_and_other_clamps_are_not():

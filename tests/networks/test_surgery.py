@@ -17,7 +17,7 @@ from art_denoised import (
     add_feature_denoising,
     smooth_activations,
 )
-from art_denoised.networks import added_cost
+from art_denoised.networks import added_cost, change_network, count_rectifiers
 from tests.networks.nets import CifarResNet
 
 BASIC, BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)
@@ -132,6 +132,45 @@ def test_places():
     assert nested(torch.rand(1, 3, 32, 32)).shape == (1, 10)
 
 
+@pytest.mark.parametrize(
+    ("where", "activation", "expected"),
+    [
+        (None, None, ["blocks.1", "blocks.3"]),
+        ("all", None, [f"blocks.{i}" for i in range(4)]),
+        ("blocks.0,blocks.2", "silu", ["blocks.0", "blocks.2"]),
+    ],
+)
+def test_changes_are_those_that_a_file_notes(where, activation, expected):
+    model, shape = CifarResNet((4, 6), side=8), (3, 8, 8)
+    note = {"feature_denoising": "mean", "where": where, "input_shape": shape}
+    changed = change_network(model, {**note, "activation": activation})
+    assert blocks(changed) == expected
+    assert bool(count_rectifiers(changed, shape)) == (activation is None)
+
+
+@pytest.mark.parametrize(
+    ("change", "images"),
+    [
+        (lambda model: added_cost(model, model), 1),
+        (lambda model: add_feature_denoising(model, "conv", "mean"), 1),
+    ],
+)
+def test_images_have_three_channels_of_64_pixels_by_default(change, images):
+    seen: list[tuple[int, ...]] = []
+
+    class Sees(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            seen.append(tuple(x.shape))
+            return self.conv(x)
+
+    change(Sees())
+    assert set(seen) == {(images, 3, 64, 64)}
+
+
 def test_a_module_under_two_names_is_wrapped_under_both():
     model = CifarResNet()
     model.last = model.blocks[5]
@@ -223,7 +262,8 @@ def test_bad_input():
         (CifarResNet((5, 7)), small, "channels is 5"),
         (done, small, "blocks.1 has a denoising block"),
         (nn.Sequential(nn.Conv2d(3, 4, 3)), {}, "no residual blocks"),
-        (nn.Sequential(Branching()), {}, "no residual blocks"),
+        (nn.Sequential(Branching()), {}, "within its parts 0$"),
+        (nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh())), {}, "its parts 0.0, 0.1$"),
         (torch.compile(CifarResNet()), small, "compiled; change the model first"),
         (nn.Sequential(torch.ao.nn.quantized.Conv2d(3, 4, 3)), {"where": "0"}, "quantised"),
         (nn.Sequential(nn.LSTM(64, 4)), {"where": "0", "input_shape": (3, 64)}, "returns tuple"),

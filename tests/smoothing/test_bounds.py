@@ -78,6 +78,12 @@ def test_looks_share_alpha(first, more, alpha):
     assert sum(looks.level(n, alpha) for n in counts) == pytest.approx(alpha)
 
 
+def test_looks_grow_by_a_factor_and_the_last_one_by_its_root_at_least():
+    assert Looks(100, 1000).counts == (100, 150, 225, 338, 507, 761, 1000)
+    assert Looks.upto(900).counts == (100, 150, 225, 338, 507, 900)
+    assert Looks.upto(7).counts == (7,)
+
+
 def test_a_look_that_was_not_planned_has_no_bound():
     with pytest.raises(ValueError, match="no look was planned after 120 samples"):
         Looks(100, 1000).p_lower(110, 120, 0.001)
@@ -174,6 +180,20 @@ def test_anytime_is_sound_and_tight_in_exact_arithmetic(counts, alpha, bound):
 @pytest.mark.parametrize("failures", [0, 1, 7])
 def test_anytime_is_sound_and_tight_near_certainty(n, failures):
     assert_anytime_is_sound_and_tight(Mixture(), max(n - failures, 1), n, 0.001)
+
+
+def test_the_default_prior_is_beta_2_and_three_tenths():
+    """M_1(p) = 2 / (2 + 0.3) / p after one vote of one."""
+    assert Mixture().p_lower(1, 1, 0.1) == pytest.approx(0.1 * 2 / 2.3, rel=1e-10)
+
+
+@pytest.mark.parametrize("weight", [1e-300, 1e-17, 1e-5, 1.0, 1e5, 1e300])
+def test_anytime_is_sound_with_priors_of_any_weight(weight):
+    """M_1(p) = 1 / (2 p) after one vote of one, for all symmetric priors: at most alpha / 2."""
+    bound = Mixture(weight, weight).p_lower(1, 1, 0.1)
+    assert 0 <= bound <= 0.05
+    if 1e-5 <= weight <= 1e5:
+        assert bound == pytest.approx(0.05, rel=1e-7)
 
 
 @given(successes(100_000), ALPHAS)

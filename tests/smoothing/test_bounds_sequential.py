@@ -7,6 +7,8 @@ the stop rule, as a user would.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -70,11 +72,74 @@ def test_a_single_look_is_the_binomial_test():
         assert bool(proved) == (p_value <= 0.01)
 
 
+def test_alpha_is_not_exceeded_by_a_billionth():
+    """One vote of one has a probability of 1/4 at p0 = 1/4."""
+    plan = Sequential(1, 1)
+    assert plan.boundary(0.25, 0.25 * (1 + 1.5e-9)) == {1: 1}
+    assert plan.boundary(0.25, 0.25 * (1 - 5e-10)) == {1: 2}
+
+
 def test_noise_at_a_distance_raises_the_threshold():
     assert threshold(0.5, 0.25, 0.01) == pytest.approx(stats.norm.cdf(2) + 0.01)
     assert threshold(40.0, 1.0, 0.0) == 1.0  # no number of votes proves that
     boundary = Sequential.upto(100).boundary(1.0, ALPHA)
     assert all(votes == n + 1 for n, votes in boundary.items())
+
+
+@pytest.mark.parametrize(("ratio", "n"), [(0.0, 300), (1.0, 1000), (2.0, 1000)])
+def test_a_radius_is_futile_below_the_stated_chance(ratio, n):
+    """Reference values: the formulas at each look, by a search from 0 votes upwards.
+
+    With one vote less, the exact chance is small, too: votes to come are beta-binomial.
+    """
+    p0, plan = threshold(ratio, 1.0, 0.0), Sequential.upto(n)
+    needed, futility = plan.boundary(p0, ALPHA)[n], plan.futility(p0, ALPHA)
+    assert list(futility) == list(plan.counts)
+    assert futility[n] == n + 1
+    for look in (plan.counts[0], *plan.counts[3::9], plan.counts[-2]):
+        left, against = n - look, look * (1 - p0)
+        least = 0.07 * against / (against + 100) * (1 - look / n)
+
+        def chance(votes: int, look: int = look, left: int = left) -> float:
+            wanted = needed - votes
+            if wanted > left:
+                return 0.0
+            if wanted <= 0:
+                return 1.0
+            angles = [
+                math.asin(math.sqrt(a / b))
+                for a, b in ((votes + 0.5, look + 1), (wanted, left + 1))
+            ]
+            scale = math.sqrt(1 / (look + 1) + 1 / (left + 1))
+            return float(stats.norm.cdf(2 * (angles[0] - angles[1]) / scale))
+
+        fewest = next(votes for votes in range(look + 2) if chance(votes) >= least)
+        assert futility[look] == fewest
+        if fewest:
+            law = stats.betabinom(left, fewest - 0.5, look - fewest + 1.5)
+            assert law.sf(needed - fewest) < 0.08
+
+
+def test_looks_begin_with_40_samples_and_grow_by_a_fourteenth():
+    assert Sequential.upto(60).counts == (40, 43, 47, 51, 55, 60)
+    assert Sequential.upto(30).counts == (30,)
+
+
+@pytest.mark.parametrize("p0", [0.5, 0.9])
+def test_after_n_of_a_thousand_samples_a_share_of_alpha_is_spent(p0):
+    """alpha (n / 1000)^0.7, and no vote less would do: exact tails at the first two looks."""
+    boundary = Sequential.upto(1000).boundary(p0, ALPHA)
+
+    def crossed(first: int, second: int) -> float:
+        """P(at least so many votes among 40 samples, or among 43)."""
+        later = [stats.binom.sf(second - k - 1, 3, p0) for k in range(first)]
+        early = stats.binom.pmf(np.arange(first), 40, p0)
+        return float(stats.binom.sf(first - 1, 40, p0) + early @ later)
+
+    spent = [ALPHA * (n / 1000) ** 0.7 for n in (40, 43)]
+    first, second = boundary[40], boundary[43]
+    assert crossed(first, 44) <= spent[0] < crossed(first - 1, 44)
+    assert crossed(first, second) <= spent[1] < crossed(first, second - 1)
 
 
 def test_boundaries_are_held():

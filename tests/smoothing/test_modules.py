@@ -53,6 +53,39 @@ def test_output_and_gradient_do_not_depend_on_batches(max_batch):
     assert torch.allclose(model(x[3:4]), reference(z)[3:4], atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("images", "max_batch", "passes"),
+    [(1, 7, [7, 7, 6]), (2, 7, [6] * 6 + [4]), (5, 4, [5] * 20), (2, 40, [40])],
+)
+def test_at_most_so_many_noisy_images_are_classified_at_once(images, max_batch, passes):
+    """And once more in the backward pass, unless all of them fit."""
+    model, seen = smoothed(max_batch=max_batch), []
+    model.base.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    answer = model(X[:images].clone().requires_grad_())
+    assert seen == passes
+    answer.sum().backward()
+    assert sorted(seen) == sorted(passes * (2 if len(passes) > 1 else 1))
+
+
+def test_what_the_base_draws_is_the_same_in_both_passes():
+    """A base that draws from the global generator: its gradient is that of the answer it gave."""
+
+    class Dropping(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            kept = nn.functional.dropout(x.flatten(1), training=True)
+            return torch.stack([kept.sum(1), 0 * kept.sum(1)], 1)
+
+    gradients = []
+    for max_batch in (5, 1000):  # with recomputation and without
+        torch.manual_seed(1)
+        x = X[:1].clone().requires_grad_()
+        SmoothedClassifier(Dropping(), sigma=0.1, samples=5, seed=0, max_batch=max_batch)(x)[
+            0, 0
+        ].backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("max_batch", [6, 1000])
 def test_gradients_against_finite_differences(max_batch):
     model = smoothed(torch.float64, samples=5, max_batch=max_batch)

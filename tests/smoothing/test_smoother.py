@@ -10,7 +10,7 @@ from torch import nn
 
 from art_denoised import Anytime, AtRadii, FixedN, InputError, Smoother, Voting
 from art_denoised.demo import digits_classifier, digits_denoiser
-from art_denoised.smoothing import DenoisedClassifier, Stage
+from art_denoised.smoothing import DenoisedClassifier, Draw, Stage, Task
 from art_denoised.smoothing.noise import Gaussian, Stream, StreamKey
 
 SIGMA = 0.25
@@ -251,26 +251,42 @@ def test_anytime_certificates_are_tightened_and_stop_in_time(digits):
         smoother.certify(x, Anytime(n0=10**9, seconds=0.05))
 
 
-def test_settings_name_what_determines_the_rows():
-    assert FixedN(50).settings == {"alpha": 0.001, "n0": 100, "n": 50}
-    assert AtRadii([0.5], 50).settings == {
-        "alpha": 0.001,
-        "n0": 100,
-        "n": 50,
-        "radii": [0.5],
-        "use_labels": True,
-        "rule": "sequential",
-    }
-    assert Anytime(50, seconds=3).settings == {
-        "alpha": 0.001,
-        "n0": 100,
-        "prior": [2.0, 0.3],
-        "use_labels": True,
-    }
-    assert Voting(50).settings == {"alpha": 0.001, "n": 50}
-    assert Anytime(1000).upto(400).n == 400
-    assert Anytime(1000).upto(5000).n == 1000
-    assert Anytime(1000, alpha=1e-40).upto(100).n == 133
+class Noting:
+    """A voter that notes the draws, and answers class 0."""
+
+    appetite = 1
+
+    def __init__(self) -> None:
+        self.draws: list[tuple[int, Draw]] = []
+        self.waiting: list[tuple[Task, Draw]] = []
+        self.closed = False
+
+    @property
+    def pending(self) -> int:
+        return len(self.waiting)
+
+    def submit(self, task: Task, draw: Draw) -> None:
+        self.draws.append((task.index, draw))
+        self.waiting.append((task, draw))
+
+    def next(self) -> tuple[Task, Draw, dict[int, int]]:
+        task, draw = self.waiting.pop()
+        return task, draw, {0: draw.size}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_with_a_time_limit_images_take_turns_of_doubled_counts():
+    voter = Noting()
+    smoother = half_space(workers=lambda smoother: voter)
+    x = torch.cat([grey(), grey(0.7)])
+    found = smoother.certify(x, Anytime(500, n0=10, seconds=1000), first_index=7)
+    assert [c.n for c in found] == [500, 500]
+    turns = [(0, 100), (100, 200), (200, 400), (400, 500)]
+    drawn = [(i, *draw[1:]) for i, draw in voter.draws if draw.stage is Stage.ESTIMATION]
+    assert drawn == [(index, *turn) for turn in turns for index in (7, 8)]
+    assert voter.closed
 
 
 def test_a_network_that_answers_large_batches_otherwise_is_refused():

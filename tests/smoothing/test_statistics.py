@@ -157,6 +157,7 @@ def test_vote_is_the_binomial_test(counts):
 def test_a_vote_by_hand():
     vote = Vote.from_counts({1: 9, 2: 1}, alpha=22 / 1024, sigma=0.25)  # 2 (1 + 10) / 2^10
     assert (vote.label, vote.p_value) == (1, pytest.approx(22 / 1024))
+    assert Vote.from_counts({1: 9, 2: 1}, alpha=vote.p_value, sigma=0.25).label == 1
     assert Vote.from_counts({1: 9, 2: 1}, alpha=0.021, sigma=0.25).label == -1
     tie = Vote.from_counts({1: 5, 2: 5}, alpha=0.4, sigma=0.25)
     assert (tie.label, tie.p_value) == (-1, 1.0)

@@ -264,3 +264,38 @@ def test_a_deadline_keeps_the_average_radius(sigma):
     images = bench.recover(radii, sigma, 100_000, 0.001)
     done = bench.replay(images, Anytime(100_000, labels=False), [0.0], sigma=sigma)
     assert 0.97 <= done.acr <= 1
+
+
+def test_settings_name_what_determines_the_rows():
+    assert FixedN(50).settings == {"alpha": 0.001, "n0": 100, "n": 50}
+    assert AtRadii([0.5], 50).settings == {
+        "alpha": 0.001,
+        "n0": 100,
+        "n": 50,
+        "radii": [0.5],
+        "use_labels": True,
+        "rule": "sequential",
+    }
+    assert Anytime(50, seconds=3).settings == {
+        "alpha": 0.001,
+        "n0": 100,
+        "prior": [2.0, 0.3],
+        "use_labels": True,
+    }
+    assert Voting(50).settings == {"alpha": 0.001, "n": 50}
+    assert Anytime(1000).upto(400).n == 400
+    assert Anytime(1000).upto(5000).n == 1000
+    assert Anytime(1000, alpha=1e-40).upto(100).n == 133
+
+
+def test_defaults_are_the_documented_ones():
+    """Of the paper 100 selection samples and alpha = 0.001 (Cohen et al., 2019, section 4)."""
+    assert FixedN() == FixedN(n=10_000, n0=100, alpha=0.001)
+    table = AtRadii((0.5,))
+    assert table == AtRadii((0.5,), n=100_000, n0=100, alpha=0.001, labels=True)
+    assert table.looks[0] == 40
+    assert table.looks[-1] == 100_000
+    stated = Anytime(n=100_000, n0=100, alpha=0.001, seconds=None, labels=True)
+    assert Anytime() == stated
+    assert Voting() == Voting(n=1000, alpha=0.001)
+    assert FixedN(n0=1).n0 == 1

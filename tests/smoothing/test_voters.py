@@ -173,6 +173,22 @@ def test_packing_changes_no_vote(batch_size, sizes):
     assert dict(answers(net, tasks, batch_size=batch_size)) == alone
 
 
+def test_work_ahead_changes_no_vote(monkeypatch):
+    """As on a GPU, where two batches are wanted and one is launched before votes are read."""
+    net = small_net(torch.float32)
+    alone = class_counts(net, IMAGE, 200, batch_size=16)
+    monkeypatch.setattr(voters.checks, "model_device", lambda network: torch.device("cuda"))
+    assert class_counts(net, IMAGE, 200, batch_size=16) == alone
+    options = {"passes": lambda x: Passes.tried(net, x, 16), "batch_size": 16}
+    voter = NetworkVoter(net, NOISE, 3, **options)
+    assert (voter.appetite, voter.pending) == (32, 0)
+    task = Task(5, IMAGE, counting(20))
+    voter.submit(task, Draw(Stage.ESTIMATION, 0, 20))
+    assert voter.pending == 20
+    assert sum(sum(voter.next()[2].values()) for _ in range(1)) == 20
+    assert (voter.appetite, voter.pending) == (32, 0)
+
+
 def test_early_stopping_saves_passes_and_batches_are_full():
     sizes = []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 import mpmath
 import numpy as np
 import pytest
@@ -37,6 +39,33 @@ def test_cells_are_the_rounded_gaussian(sigma):
             distance += abs(exact - mpmath.mpf(int(share)) / 2**64)
         assert (distance + outside) / 2 <= QuantisedGaussian(sigma).tv(1)
     assert QuantisedGaussian(sigma).tv(3 * 224 * 224) < 1e-10
+
+
+def test_16_bits_decide_unless_a_threshold_lies_among_them():
+    table = cells(0.25)
+    begins = (table.thresholds >> np.uint64(48)).astype(int)
+    expected = table.lowest + np.array([(begins < prefix).sum() for prefix in range(2**16)])
+    is_open = np.isin(np.arange(2**16), begins)
+    assert np.array_equal(table.lookup < table.lowest, is_open)
+    assert np.array_equal(table.lookup[~is_open], expected[~is_open])
+
+
+def test_noise_is_the_cell_of_16_bits_of_one_generator_and_48_of_another():
+    """The spawn key is image 5, stage 1, part 2, and 1 or 2; compared as Python integers."""
+    table = cells(0.25)
+    first, more = (
+        np.random.SFC64(np.random.SeedSequence(3, spawn_key=(5, 1, 2, extra))) for extra in (1, 2)
+    )
+    thresholds = [int(t) for t in table.thresholds]
+    begins = {t >> 48 for t in thresholds}
+    expected = []
+    for _ in range(3):
+        prefixes = first.random_raw(12).view(np.uint16)[:45].tolist()  # of 45 values, whole words
+        rest = [int(more.random_raw()) >> 16 if p in begins else 0 for p in prefixes]
+        bits = [(p << 48) | r for p, r in zip(prefixes, rest, strict=True)]
+        expected.append([table.lowest + bisect_right(thresholds, u) for u in bits])
+    found = draw(0.25, 3, (3, 5, 3), start=200).permute(0, 2, 3, 1).flatten(1)
+    assert found.tolist() == expected
 
 
 def on_a_device(sigma: float, n: int) -> torch.Tensor:
@@ -90,8 +119,10 @@ def smoother(**options: object) -> Smoother:
 
 
 def test_images_of_other_depths_are_refused():
-    with pytest.raises(InputError, match="1/255"):
-        smoother().certify(torch.full((1, 1, 8, 8), 0.3), FixedN(100))
+    for level in (0.3 * 255, 100.0015):
+        with pytest.raises(InputError, match="1/255"):
+            smoother().certify(torch.full((1, 1, 8, 8), level / 255), FixedN(100))
+    smoother().certify(torch.full((1, 1, 8, 8), 100.0005 / 255), FixedN(20, 5))  # rounding
     with pytest.raises(InputError, match="'laplace'"):
         smoother(noise="laplace")
     with pytest.raises(InputError, match=r"\(0, 255\)"):
