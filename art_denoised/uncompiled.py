@@ -9,8 +9,6 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from art_denoised.checks import InputError
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -24,15 +22,6 @@ def is_traced() -> bool:
         return False
     fx = sys.modules.get("torch.fx.experimental.proxy_tensor")  # slow to import, if nobody has
     return fx is not None and fx.get_proxy_mode() is not None
-
-
-def refuse_tracing(name: str) -> None:
-    """Raise where calls are recorded: noise that is drawn on the host would not follow its seed."""
-    if is_traced():
-        raise InputError(
-            f"{name} cannot be traced or exported: its noise would not follow its seed; trace the "
-            "network in it"
-        )
 
 
 def uncompiled(function: Callable[P, T]) -> Callable[P, T]:

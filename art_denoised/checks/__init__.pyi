@@ -20,6 +20,7 @@ from .models import near as near
 from .models import placed as placed
 from .models import probabilities as probabilities
 from .models import unreadable as unreadable
+from .models import untraced as untraced
 from .models import unwrapped as unwrapped
 from .values import InputError as InputError
 from .values import alpha as alpha

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from art_denoised.checks.values import InputError, one_line
+from art_denoised.uncompiled import is_traced
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Logits
@@ -367,6 +368,15 @@ def first_derivative(name: str) -> None:
         raise InputError(
             f"gradients of {name} cannot be differentiated again; take them without "
             "create_graph=True"
+        )
+
+
+def untraced(name: str) -> None:
+    """Raise where calls are recorded: noise that is drawn on the host would not follow its seed."""
+    if is_traced():
+        raise InputError(
+            f"{name} cannot be traced or exported: its noise would not follow its seed; trace the "
+            "network in it"
         )
 
 

@@ -414,6 +414,11 @@ class DataOptions:
         if self.data.startswith("imagefolder:"):  # labels follow from the names of its folders
             named = [f"{label} {name}" for label, name in enumerate(data.classes)]
             notice("classes: " + ", ".join(named[:20]) + (", ..." if len(named) > 20 else ""))
+            if names is None and list(data.classes) != sorted(data.classes, key=_number_of):
+                notice(
+                    "names of folders are sorted as text, so 10 comes before 2; give the order of "
+                    "the network's labels by --classes FILE, if it is another"
+                )
         indices, part = select(data, self.skip, self.max), self.shard
         if part is None and (part := slurm_shard(os.environ)) is not None:
             notice(
@@ -421,6 +426,11 @@ class DataOptions:
                 "pass --shard 1/1 for all images"
             )
         return data, indices if part in (None, (1, 1)) else Shard(indices, *part)
+
+
+def _number_of(folder: str) -> tuple[int, str]:
+    """Return the key by which folders that are named by numbers are in the order of these."""
+    return (int(folder) if folder.isdecimal() else 0, folder)
 
 
 def image_shape(data: "ImageData", indices: Sequence[int]) -> tuple[int, ...]:

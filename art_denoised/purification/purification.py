@@ -19,7 +19,7 @@ from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.models.cost import saved, weights
 from art_denoised.purification.samplers import Sampler, named_sampler, vp_sigma
 from art_denoised.straight_through import straight_through
-from art_denoised.uncompiled import refuse_tracing, uncompiled
+from art_denoised.uncompiled import uncompiled
 
 if TYPE_CHECKING:
     from art_denoised.types import Images
@@ -137,7 +137,7 @@ class Purification(nn.Module):
             InputError: The images leave [0, 1] by more than half its length, or the answer of the
                 diffusion model is not finite.
         """
-        refuse_tracing("purification")
+        checks.untraced("purification")
         if len(x) == 0:
             return x
         x = checks.attacked_images(x)

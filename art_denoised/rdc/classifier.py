@@ -16,7 +16,7 @@ from art_denoised.diffusion.cost import Part, flop
 from art_denoised.diffusion.levels import LevelNoise, Levels, noise_levels
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.models.cost import saved, weights
-from art_denoised.uncompiled import refuse_tracing, uncompiled
+from art_denoised.uncompiled import uncompiled
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Logits
@@ -111,7 +111,7 @@ class DiffusionClassifier(nn.Module):
             InputError: The images leave [0, 1] by more than half its length, beside the noise that
                 the model expects in them; or the network's answer is not finite.
         """
-        refuse_tracing("a diffusion classifier")
+        checks.untraced("a diffusion classifier")
         if len(x) == 0:
             return x.new_zeros(0, self.classes)
         x = checks.attacked_images(x, slack=0.5 + _MOST_NOISE * self.model.noise)

@@ -22,7 +22,7 @@ from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.models.cost import saved, weights
 from art_denoised.rdc.classifier import DiffusionClassifier, check_levels
 from art_denoised.straight_through import straight_through
-from art_denoised.uncompiled import refuse_tracing, uncompiled
+from art_denoised.uncompiled import uncompiled
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Logits
@@ -215,7 +215,7 @@ class LikelihoodMaximization(nn.Module):
             InputError: The images leave [0, 1] by more than half its length, or a gradient of the
                 network is not finite.
         """
-        refuse_tracing("likelihood maximization")
+        checks.untraced("likelihood maximization")
         if len(x) == 0:
             return x
         x = checks.attacked_images(x)

@@ -6,9 +6,11 @@ import re
 from typing import get_args
 
 import pytest
+from PIL import Image
+from torch import nn
 
 from art_denoised.cli import main
-from art_denoised.cli.options import duration, factory, names, norm, number, numbers
+from art_denoised.cli.options import DataOptions, duration, factory, names, norm, number, numbers
 from tests.cli.command import MODEL, refusal, words
 
 
@@ -97,3 +99,12 @@ def test_defaults_are_those_of_the_library():
     assert TrainingOptions().config() == TrainingConfig()
     assert RobustTrainingOptions().config() == ROBUST_CONFIG
     assert (DiffusionOptions().p_mean, DiffusionOptions().p_std) == (P_MEAN, P_STD)
+
+
+@pytest.mark.parametrize(("folders", "said"), [(range(11), True), (range(10), False)])
+def test_folders_that_are_numbers_in_another_order_are_named(tmp_path, capsys, folders, said):
+    for folder in folders:
+        (tmp_path / str(folder)).mkdir()
+        Image.new("L", (2, 2)).save(tmp_path / str(folder) / "0.png")
+    DataOptions(data=f"imagefolder:{tmp_path}").load(nn.Identity())
+    assert ("--classes" in capsys.readouterr().err) == said

@@ -150,7 +150,7 @@ def diffusion(out: Path, *flags: str, **changes: object) -> list[str]:
 
 
 def test_a_diffusion_model_is_trained_and_loaded(tmp_path, capsys):
-    assert main(diffusion(tmp_path / "a", classes=10, epochs=2, batch_size=32)) == 0
+    assert main(diffusion(tmp_path / "a", classes=10, epochs=2, batch_size=64)) == 0
     assert "loss 0." in capsys.readouterr().out
     model = load_diffusion(tmp_path / "a", classes=10)
     classifier = DiffusionClassifier(model, levels=noise_levels(4), seed=0)
