@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from torch import fx, nn
 from torch.nn import functional as F
-from torchvision.models import DenseNet, Inception3, ResNet
-from torchvision.models.resnet import Bottleneck
 
 from art_denoised import (
     InputError,
@@ -47,15 +46,17 @@ def functional(model: nn.Module, shape: tuple[int, ...]) -> int:
 
 
 @pytest.mark.parametrize(
-    ("make", "options", "side", "calls", "functions", "modules"),
+    ("name", "options", "calls", "functions", "modules"),
     [
-        (ResNet, {"block": Bottleneck, "layers": [1, 1, 1, 1]}, 64, 13, 0, 13),
-        (DenseNet, {"block_config": (2, 2, 2, 2)}, 64, 21, 1, 21),
-        (Inception3, {"init_weights": False}, 299, 94, 94, 96),  # two in the auxiliary head
+        ("resnet50", {}, 49, 0, 49),
+        ("densenet121", {}, 121, 1, 121),
+        ("inception_v3", {"init_weights": False}, 94, 94, 96),  # two in the auxiliary head
+        ("googlenet", {"init_weights": False, "aux_logits": False}, 57, 57, 57),
     ],
 )
-def test_coverage_of_torchvision_s_models(make, options, side, calls, functions, modules):
-    model, shape = on_meta(make, **options), (3, side, side)
+def test_coverage_of_torchvision_s_models(name, options, calls, functions, modules):
+    model = on_meta(torchvision.models.get_model, name=name, **options)
+    shape = (3, 299, 299) if name == "inception_v3" else (3, 64, 64)
     assert sum(count_rectifiers(model, shape).values()) == calls
     assert functional(model, shape) == functions
     changed = smooth_activations(model, "silu", input_shape=shape)
