@@ -70,8 +70,8 @@ class AutoAttack(Suite):
             checks.count("eot", self.eot)
         if self.version not in _VERSIONS:
             raise InputError(f"version is {self.version!r}; give standard or rand")
-        if isinstance(self.parts, str):
-            raise InputError(f"parts is {self.parts!r}; give a sequence, such as ({self.parts!r},)")
+        if not isinstance(self.parts, (tuple, list)):
+            raise InputError(f"parts is {self.parts!r}; give a sequence, such as ('apgd-ce',)")
         if self.parts and self.version != "standard":
             raise InputError(
                 f"version is {self.version!r} and parts are given, which run instead of a version; "

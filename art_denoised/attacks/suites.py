@@ -110,6 +110,10 @@ class ClassAttack(Suite):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.options, Mapping):
+            raise InputError(
+                f"options is {self.options!r}; give a dictionary, such as {{'steps': 20}}"
+            )
         for option in _OWN.keys() & self.options.keys():
             raise InputError(
                 f"the options hold {option} = {self.options[option]!r}; give {_OWN[option]} to the "

@@ -54,6 +54,16 @@ class Preconditioning(ABC):
         return max(sigma, self.sigma_min)
 
 
+def _check_levels(low: float, high: float) -> None:
+    """Check the noise levels of a training; EDM's own files say 0 and infinity."""
+    low, high = checks.real("sigma_min", low), checks.real("sigma_max", high)
+    if not 0 <= low < high:
+        raise InputError(
+            f"sigma_min is {low:g} and sigma_max {high:g}; give the lowest and the highest noise "
+            "level of the training"
+        )
+
+
 @dataclass(frozen=True)
 class EDM(Preconditioning):
     """Preconditioning of Karras et al., table 1.
@@ -62,6 +72,9 @@ class EDM(Preconditioning):
         sigma_data: Standard deviation of the training images, in the units of the network.
         sigma_min: Lowest noise level of the training.
         sigma_max: Highest noise level of the training.
+
+    Raises:
+        InputError: A level or a deviation that is no such number.
 
     Example:
         >>> c_skip, c_out, c_in, c_noise = EDM().at(torch.tensor(0.5))
@@ -72,6 +85,10 @@ class EDM(Preconditioning):
     sigma_data: float = 0.5
     sigma_min: float = 0.002
     sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        checks.positive("sigma_data", self.sigma_data)
+        _check_levels(self.sigma_min, self.sigma_max)
 
     def at(self, sigma: Tensor) -> Coefficients:
         """Return the coefficients at noise levels ``sigma``."""
@@ -169,6 +186,9 @@ class Flow(Preconditioning):
         sigma_min: Lowest noise level.
         sigma_max: Highest noise level.
 
+    Raises:
+        InputError: A level or a factor that is no such number.
+
     Example:
         >>> c_skip, c_out, c_in, c_noise = Flow().at(torch.tensor(1.0))
         >>> float(c_in), float(c_out), float(c_noise)
@@ -178,6 +198,10 @@ class Flow(Preconditioning):
     time_scale: float = 1000.0
     sigma_min: float = 0.001
     sigma_max: float = 999.0
+
+    def __post_init__(self) -> None:
+        checks.positive("time_scale", self.time_scale)
+        _check_levels(self.sigma_min, self.sigma_max)
 
     def at(self, sigma: Tensor) -> Coefficients:
         """Return the coefficients at noise levels ``sigma``."""
@@ -193,6 +217,9 @@ class Native(Preconditioning):
         sigma_min: Lowest noise level of its training.
         sigma_max: Highest noise level of its training.
 
+    Raises:
+        InputError: A level that is no such number.
+
     Example:
         >>> [float(c) for c in Native().at(torch.tensor(0.5))]
         [0.0, 1.0, 1.0, 0.5]
@@ -200,6 +227,9 @@ class Native(Preconditioning):
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        _check_levels(self.sigma_min, self.sigma_max)
 
     def at(self, sigma: Tensor) -> Coefficients:
         """Return the coefficients at noise levels ``sigma``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from hypothesis import given
@@ -125,6 +127,23 @@ def test_defaults_are_those_of_table_1_and_of_diffusers():
     assert EDM() == EDM(sigma_data=0.5, sigma_min=0.002, sigma_max=80.0)
     assert Native() == Native(sigma_min=0.002, sigma_max=80.0)
     assert Flow() == Flow(time_scale=1000.0, sigma_min=0.001, sigma_max=999.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "value"),
+    [
+        (lambda: EDM(sigma_data="0.5"), "sigma_data is '0.5'"),
+        (lambda: EDM(sigma_data=0), "sigma_data is 0"),
+        (lambda: EDM(sigma_min=float("nan")), "sigma_min is nan"),
+        (lambda: EDM(sigma_min=1, sigma_max=0.5), "sigma_max 0.5"),
+        (lambda: Flow(time_scale=-1), "time_scale is -1"),
+        (lambda: Flow(sigma_min=-0.1), "sigma_min is -0.1"),
+        (lambda: Native(sigma_min=2, sigma_max=2), "sigma_max 2"),
+    ],
+)
+def test_bad_noise_levels(make, value):
+    with pytest.raises(InputError, match=re.escape(value)):
+        make()
 
 
 def test_a_schedule_is_not_printed():
