@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     app = build_app(everything=ALL in words, summaries=words[0] in _HELP)
     try:
         _refuse_variables(words)
-        # Options of all commands are parsed apart, and with them those of the command twice.
+        # app.meta knows the options that all commands share, but it parses every word twice.
         entry = app.meta if any(_SHARED.match(word) for word in words) else app
         return entry(words, **_RUN) or 0
     except BrokenPipeError:
