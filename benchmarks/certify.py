@@ -5,18 +5,21 @@
 
 All contestants run in this process, with the same threads, on the same network: a ResNet-20 for
 32x32 images, trained here under noise on enlarged handwritten digits. "Folded" is the same network
-with its batch norms folded into convolutions (`optimize`).
+with its batch norms folded into convolutions, and "compiled" is that one compiled (`optimize`).
 
-1. Fixed n = 1,000, four images. The unit is the fastest bare forward pass over equally many images:
-   the best of both forms and all batch sizes. Repeats are interleaved; best and worst are given.
-2. The table of radii 0, sigma, 2 sigma and 3 sigma at n = 100,000, for two levels of noise, because
+1. Fixed n = 1,000, four images. "Ratio" is to the fastest bare forward pass over equally many
+   images, of all forms and batch sizes; "of its form" to the fastest of the same form. Repeats are
+   interleaved; best and worst are given.
+2. The same for one image of 224x224, a ResNet-18 with random weights, and n = 100.
+3. The table of radii 0, sigma, 2 sigma and 3 sigma at n = 100,000, for two levels of noise, because
    the saving depends on how certain the network is. The peers draw n0 + n samples for every image,
    so their time is that of part 1 for each sample, times the number of samples.
-3. Memory of one certificate at n = 100,000, with a linear network that needs almost none itself.
+4. Memory of one certificate at n = 100,000, with a linear network that needs almost none itself.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,10 +28,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from record import Record, options, rise
+from record import Record, options, rise, turns
 from scipy.stats import beta, norm
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models import resnet18
 
 from art_denoised import DenoisedSmoothing, load_data
 from art_denoised.networks import optimize
@@ -66,8 +70,9 @@ def trained(sigma: float, depth: int = 20, steps: int = 150) -> nn.Module:
     return network.eval()
 
 
-def forward(network: nn.Module, count: int, batch: int) -> None:
-    x = torch.rand(batch, 32, 32, 3).permute(0, 3, 1, 2)  # channels last, as ours
+def forward(network: nn.Module, shape: Sequence[int], count: int, batch: int) -> None:
+    channels, height, width = shape
+    x = torch.rand(batch, height, width, channels).permute(0, 3, 1, 2)  # channels last, as ours
     with torch.inference_mode():
         for _ in range(-(-count // batch)):
             network(x)
@@ -92,74 +97,83 @@ def cohen(network: nn.Module, images: torch.Tensor, sigma: float, n: int, batch:
         norm.ppf(beta.ppf(ALPHA, k, n - k + 1))
 
 
-def ours_and_art(network: nn.Module, sigma: float) -> tuple[DenoisedSmoothing, object]:
+def ours_and_art(
+    network: nn.Module, sigma: float, shape: Sequence[int] = (3, 32, 32)
+) -> tuple[DenoisedSmoothing, object]:
     from art.estimators.certification.randomized_smoothing import PyTorchRandomizedSmoothing
 
-    shape = {"input_shape": (3, 32, 32), "nb_classes": 10, "clip_values": (0.0, 1.0)}
-    ours = DenoisedSmoothing(network, sigma=sigma, sample_size=N0, alpha=ALPHA, seed=0, **shape)
+    options = {"input_shape": tuple(shape), "nb_classes": 10, "clip_values": (0.0, 1.0)}
+    ours = DenoisedSmoothing(network, sigma=sigma, sample_size=N0, alpha=ALPHA, seed=0, **options)
     theirs = PyTorchRandomizedSmoothing(
         network, nn.CrossEntropyLoss(), scale=sigma, sample_size=N0, alpha=ALPHA,
-        device_type="cpu", **shape,
+        device_type="cpu", **options,
     )  # fmt: skip
     return ours, theirs
 
 
-def folded(network: nn.Module) -> nn.Module:
-    return optimize(network, input_shape=(3, 32, 32))
-
-
-def seconds(task: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    task()
-    return time.perf_counter() - start
+def forms(network: nn.Module, shape: Sequence[int], *, compiled: bool) -> dict[str, nn.Module]:
+    """Return the forms of a network, by what their names end with."""
+    made = {"": network, ", folded": optimize(network, input_shape=shape)}
+    if compiled:
+        made[", compiled"] = optimize(network, compile=True, input_shape=shape)
+    return made
 
 
 def fixed(
     record: Record,
-    network: nn.Module,
+    section: str,
+    networks: dict[str, nn.Module],
+    images: torch.Tensor,
+    n: int,
     repeats: int,
-    count: int = 4,
-    n: int = 1000,
     batches: Sequence[int] = BATCHES,
+    batch: int | None = None,
 ) -> None:
-    """Time a fixed number of samples."""
-    images, sigma = enlarged(train=False)[0][:count], SIGMAS[0]
-    forms = {"": network, ", folded": folded(network)}
-    _, theirs = ours_and_art(network, sigma)
-    total = len(images) * (n + N0)
-    tasks: dict[str, Callable[[], object]] = {
-        f"forward{form}, batch {batch}": partial(forward, net, total, batch)
-        for form, net in forms.items()
-        for batch in batches
+    """Time a fixed number of samples; without a batch size ours is measured (`best_batch_size`)."""
+    shape, total = images.shape[1:], len(images) * (n + N0)
+    _, theirs = ours_and_art(networks[""], SIGMAS[0], shape)
+    bare = {
+        form: {f"forward{form}, batch {b}": partial(forward, net, shape, total, b) for b in batches}
+        for form, net in networks.items()
     }
-    for form, net in forms.items():
-        ours, _ = ours_and_art(net, sigma)
-        tuned = best_batch_size(net, images[0])
-        tasks[f"ours{form}, batch {tuned} (tuned)"] = partial(
-            ours.certify, images.numpy(), n, tuned
-        )
-        tasks[f"ours{form}, quantised noise"] = partial(
-            ours.certificates, (images * 255).round().numpy() / 255, n, tuned, noise="quantised"
-        )
-    for batch in (1000, 64):
-        tasks[f"Cohen loop, batch {batch}"] = partial(cohen, network, images, sigma, n, batch)
-    tasks["ART certify, batch 32"] = partial(theirs.certify, images.numpy(), n)
-    forward(network, 256, 64)  # warm up
-    times: dict[str, list[float]] = {name: [] for name in tasks}
-    for _ in range(repeats):
-        for name, task in tasks.items():
-            times[name].append(seconds(task))
-    unit = min(min(taken) for name, taken in times.items() if name.startswith("forward"))
+    own: dict[str, dict[str, Callable[[], object]]] = {}
+    pixels = (images * 255).round().numpy() / 255
+    for form, net in networks.items():
+        ours, _ = ours_and_art(net, SIGMAS[0], shape)
+        size = batch or best_batch_size(net, images[0])
+        own[form] = {
+            f"ours{form}, batch {size}": partial(ours.certify, pixels, n, size),
+            f"ours{form}, quantised noise": partial(
+                ours.certificates, pixels, n, size, noise="quantised"
+            ),
+        }
+    peers: dict[str, Callable[[], object]] = {
+        f"Cohen loop, batch {batch}": partial(cohen, networks[""], images, SIGMAS[0], n, batch)
+        for batch in (1000, 64)
+    }
+    peers["ART certify, batch 32"] = partial(theirs.certify, pixels, n)
+    kinds = {name: form for form in networks for name in (*bare[form], *own[form])}
+    tasks: dict[str, Callable[[], object]] = {}
+    for group in (*bare.values(), *own.values(), peers):
+        tasks |= group
+    times = turns(tasks, repeats)
+    best = {name: min(taken) for name, taken in times.items()}
+    units = {form: min(best[name] for name in bare[form]) for form in networks}
     for name, taken in times.items():
-        record.add("fixed", name, best_s=min(taken), worst_s=max(taken), ratio=min(taken) / unit)
+        record.add(
+            section, name, best_s=best[name], worst_s=max(taken),
+            ratio=best[name] / min(units.values()),
+            of_its_form=best[name] / units[kinds[name]] if name in kinds else None,
+        )  # fmt: skip
 
 
-def table(record: Record, networks: dict[float, nn.Module], count: int, n: int) -> None:
+def table(record: Record, networks: dict[float, dict[str, nn.Module]], count: int, n: int) -> None:
     """Time a table of four radii."""
     images, labels = enlarged(train=False)
     images, labels = images[:count].numpy(), labels[:count].numpy()
-    for sigma, network in networks.items():
-        network = folded(network)
+    runs = [(sigma, form) for sigma, made in networks.items() for form in made if form]
+    for sigma, form in runs:
+        network = networks[sigma][form]
         ours, _ = ours_and_art(network, sigma)
         batch = best_batch_size(network, torch.from_numpy(images[0]))
         radii = [k * sigma for k in range(4)]
@@ -167,7 +181,7 @@ def table(record: Record, networks: dict[float, nn.Module], count: int, n: int) 
         shares, certificates = ours.certify_table(images, labels, radii, n, batch)
         taken = time.perf_counter() - start
         record.add(
-            "table", f"ours, folded, sigma {sigma:g}", time_s=taken,
+            "table", f"ours{form}, sigma {sigma:g}", time_s=taken,
             samples_an_image=round(sum(c.n0 + c.drawn for c in certificates) / count),
             certified_percent=[round(100 * row.certified_accuracy, 1) for row in shares],
         )  # fmt: skip
@@ -176,11 +190,15 @@ def table(record: Record, networks: dict[float, nn.Module], count: int, n: int) 
 def compare(record: Record, count: int, n: int, timed: int = 4, timed_n: int = 1000) -> None:
     """Put beside the tables what the others take for them, by their time for each sample."""
     scale = count * (N0 + n) / (timed * (N0 + timed_n))
-    own = {row["name"]: row["time_s"] for row in record.rows if row["section"] == "table"}
+    own: dict[str, float] = {}
+    for row in record.rows:
+        if row["section"] == "table":
+            sigma = row["name"].split()[-1]
+            own[sigma] = min(own.get(sigma, math.inf), row["time_s"])
     for row in [row for row in record.rows if row["section"] == "fixed"]:
         if row["name"].startswith(("Cohen", "ART")) or row["ratio"] == 1:
             taken = scale * row["best_s"]
-            times = {f"x_sigma_{name.split()[-1]}": taken / other for name, other in own.items()}
+            times = {f"x_sigma_{sigma}": taken / other for sigma, other in own.items()}
             record.add("table", f"{row['name']}, by its time a sample", time_s=taken, **times)
 
 
@@ -207,16 +225,28 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1 if arguments.tiny else arguments.threads)
     record = Record("certify", arguments.json, "adversarial-robustness-toolbox")
-    if arguments.tiny:
-        networks = {sigma: trained(sigma, depth=8, steps=1) for sigma in SIGMAS}
-        fixed(record, networks[SIGMAS[0]], 1, 1, 20, BATCHES[:1])
-        table(record, networks, 2, 20)
+    tiny = arguments.tiny
+    shape, repeats = (3, 32, 32), 1 if tiny else arguments.repeats
+    kinds = {
+        sigma: forms(trained(sigma, *((8, 1) if tiny else ())), shape, compiled=not tiny)
+        for sigma in SIGMAS
+    }
+    images = enlarged(train=False)[0]
+    torch.manual_seed(0)
+    large = resnet18(num_classes=10).eval()
+    photograph = torch.rand(1, 3, *((32, 32) if tiny else (224, 224)))
+    wide = forms(large, photograph.shape[1:], compiled=not tiny)
+    if tiny:
+        fixed(record, "fixed", kinds[SIGMAS[0]], images[:1], 20, repeats, BATCHES[:1])
+        fixed(record, "fixed 224", wide, photograph, 20, repeats, (4,), batch=4)
+        table(record, kinds, 2, 20)
         compare(record, 2, 20, 1, 20)
         memory(record, 200)
     else:
-        networks = {sigma: trained(sigma) for sigma in SIGMAS}
-        fixed(record, networks[SIGMAS[0]], arguments.repeats)
-        table(record, networks, arguments.images, arguments.n)
+        fixed(record, "fixed", kinds[SIGMAS[0]], images[:4], 1000, repeats)
+        # A batch size that divides n0 and n: with so few samples, padding would count.
+        fixed(record, "fixed 224", wide, photograph, 100, repeats, (4, 10, 20, 50), batch=4)
+        table(record, kinds, arguments.images, arguments.n)
         compare(record, arguments.images, arguments.n)
         memory(record, arguments.n)
 

@@ -196,6 +196,11 @@ def choice(name: str, value: str, known: Collection[str]) -> str:
     )
 
 
+def float_name(dtype: Any, known: Collection[str]) -> str:
+    """Return the name of a type in which a network computes, which may be given as torch's."""
+    return choice("dtype", str(dtype).removeprefix("torch."), known)
+
+
 class OneOf:
     """Attribute that can only be set to one of the choices that its owner names."""
 

@@ -31,6 +31,7 @@ from art_denoised.models.loading import find_published, fitting_state, read_stat
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels
 
+_TYPES = ("bfloat16", "float16", "float32", "float64")
 _EXTRA = "art_denoised.json"  # what diffusers has no place for
 # Nothing that would have to be unpickled is downloaded, however large the repository.
 _DOWNLOADED = ("*.json", f"*{WEIGHTS}")
@@ -115,7 +116,7 @@ def load_diffusion(
     into: DiffusionModel | None = None,
     revision: str | None = None,
     openai: str | Mapping[str, Any] | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
 ) -> DiffusionModel:
     """Load a diffusion model, in eval mode; nothing that a file contains is executed.
 
@@ -136,8 +137,8 @@ def load_diffusion(
             repeatable.
         openai: Name of a published model of OpenAI, or its flags (`openai_diffusion`), for a file
             that does not have its published name.
-        dtype: Floating-point type of the network. None: float32 for OpenAI and EDM, and that of the
-            weights for others.
+        dtype: Floating-point type of the network, or its name. None: float32 for OpenAI and EDM,
+            and that of the weights for others.
 
     Raises:
         InputError: Files are missing, damaged or not safetensors; the model is a consistency or
@@ -161,8 +162,8 @@ def load_diffusion(
         >>> model(torch.rand(2, 1, 8, 8), 0.25).shape
         torch.Size([2, 1, 8, 8])
     """
-    if dtype is not None and not dtype.is_floating_point:
-        raise InputError(f"dtype is {dtype}; give a floating-point type")
+    if dtype is not None:
+        dtype = getattr(torch, checks.float_name(dtype, _TYPES))
     path = Path(find_published(source))
     if openai is not None and (into is not None or not path.is_file()):
         raise InputError(

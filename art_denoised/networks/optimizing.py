@@ -44,7 +44,7 @@ class Optimization:
 def optimize(
     base: nn.Module,
     *,
-    dtype: HalfType | None = None,
+    dtype: torch.dtype | str | None = None,
     fold: bool = True,
     compile: bool = False,
     input_shape: Shape = (3, 64, 64),
@@ -60,7 +60,8 @@ def optimize(
 
     Args:
         base: Network in eval mode.
-        dtype: "bfloat16" or "float16" converts weights; the network then takes images of this type.
+        dtype: torch.bfloat16 or torch.float16, or the name of one: weights are converted, and the
+            network takes images of this type.
         fold: Whether batch norms are folded.
         compile: Whether it is compiled for each shape of a batch, by `torch.nn.Module.compile`.
         input_shape: Channels, height and width of an image that the network takes. Copies are run
@@ -79,8 +80,7 @@ def optimize(
         >>> len(fast.optimized.folded), sum(isinstance(m, nn.BatchNorm2d) for m in fast.modules())
         (20, 0)
     """
-    if dtype is not None:
-        checks.choice("dtype", dtype, get_args(HalfType))
+    half: Any = None if dtype is None else checks.float_name(dtype, get_args(HalfType))
     checks.eval_mode(base)
     trial.refuse_unreadable(base)
     earlier = getattr(base, "optimized", Optimization())
@@ -88,13 +88,13 @@ def optimize(
     pairs = tuple(_pairs(base, before)) if fold else ()
     network = _folded(base, pairs)
     network.optimized = Optimization(  # type: ignore[assignment]
-        (*earlier.folded, *pairs), dtype or earlier.dtype, compile or earlier.compiled
+        (*earlier.folded, *pairs), half or earlier.dtype, compile or earlier.compiled
     )
     if pairs:
         for images, trial_before in zip(_BATCHES, before, strict=True):
             _check_same(base, trial_before, Trial(network, input_shape, images=images))
-    network = _laid_out(network, dtype)
-    if dtype is not None:
+    network = _laid_out(network, half)
+    if half is not None:
         Trial(network, input_shape)  # it can compute in this type
     if compile:
         _compile(network)

@@ -182,7 +182,7 @@ def test_images_of_another_size():
 
 
 def test_half_precision(tmp_path):
-    half = load_diffusion(write(tmp_path / "edm.pkl", root()), dtype=torch.float16)
+    half = load_diffusion(write(tmp_path / "edm.pkl", root()), dtype="float16")
     assert {p.dtype for p in half.parameters()} == {torch.float16}
     torch.testing.assert_close(half(X, 0.3, Y), model()(X, 0.3, Y), atol=5e-3, rtol=0)
 
