@@ -11,9 +11,10 @@ with its batch norms folded into convolutions, and "compiled" is that one compil
    images, of all forms and batch sizes; "of its form" to the fastest of the same form. Repeats are
    interleaved; best and worst are given.
 2. The same for one image of 224x224, a ResNet-18 with random weights, and n = 100.
-3. The table of radii 0, sigma, 2 sigma and 3 sigma at n = 100,000 with the compiled network, for two
-   levels of noise, because the saving depends on how certain the network is. The peers draw n0 + n samples for every image,
-   so their time is that of part 1 for each sample, times the number of samples.
+3. The table of radii 0, sigma, 2 sigma and 3 sigma at n = 100,000 with the compiled network, for
+   two levels of noise, because the saving depends on how certain the network is. The peers draw
+   n0 + n samples for every image, so their time is that of part 1 for each sample, times the number
+   of samples.
 4. Memory of one certificate at n = 100,000, with a linear network that needs almost none itself.
 """
 
