@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from weakref import WeakKeyDictionary
@@ -175,7 +176,8 @@ class NetworkVoter:
     The noise of a sample does not depend on its batch, and passes have one fixed shape (`Passes`),
     so no vote depends on how samples are packed. Votes are counted on the device, and read when a
     draw is done or a quarter of a second has passed. On a GPU the next batch is launched before
-    they are read. ``passes`` returns the passes of an image; it is asked once.
+    they are read; on a CPU a thread draws its noise meanwhile. ``passes`` returns the passes of an
+    image; it is asked once.
     """
 
     def __init__(
@@ -190,6 +192,7 @@ class NetworkVoter:
         self._network, self._noise, self._seed = network, noise, seed
         self._find_passes, self._passes = passes, None  # type: tuple[Any, Passes | None]
         self._ahead = checks.model_device(network).type == "cuda"
+        self._thread = ThreadPoolExecutor(1)  # ends with this voter
         self._batch_size = batch_size
         # Oldest first. A task that the driver has dropped is dropped here, too.
         self._samplers: WeakKeyDictionary[Task[Any], _Sampler] = WeakKeyDictionary()
@@ -212,7 +215,7 @@ class NetworkVoter:
         if self._passes is None:
             self._passes = self._find_passes(task.x)
         if task not in self._samplers:
-            self._samplers[task] = _Sampler(task, self._noise, self._seed)
+            self._samplers[task] = _Sampler(task, self._noise, self._seed, self._thread)
         self._samplers[task].ask(draw)
 
     def next(self) -> tuple[Task[Any], Draw, Counts]:
@@ -251,6 +254,7 @@ class NetworkVoter:
                 parts.append((sampler, size))
                 pieces += sampler.take(size)
                 room -= size
+                sampler.draw_ahead(self._batch_size)
         assert self._passes is not None
         labels, classes = self._passes(self._network, torch.cat(pieces))
         shares = torch.split(labels, [size for _, size in parts])
@@ -272,13 +276,17 @@ class _Sampler:
     wanted = 0  # samples of the draw that are in no batch yet
     unread = 0  # samples whose votes are counted on the device and not read yet
 
-    def __init__(self, task: Task[Any], noise: Noise, seed: int) -> None:
+    def __init__(
+        self, task: Task[Any], noise: Noise, seed: int, thread: ThreadPoolExecutor
+    ) -> None:
         self._index, self._noise, self._seed = task.index, noise, seed
         self._shape, self._device = task.x.shape, task.x.device
         # Channels-last in memory, as the noise is: their sum is three times faster so.
         centre = noise.centre(task.x).permute(1, 2, 0).contiguous()
         self._centre = centre.permute(2, 0, 1)
         self._streams: dict[Stage, Stream] = {}
+        self._thread, self._drawing = thread, None  # type: tuple[Any, Any]
+        self._drawn: deque[Images] = deque()  # noise for what is wanted
         self.tally: torch.Tensor | None = None  # votes by class; the last is for NaN
 
     def ask(self, draw: Draw) -> None:
@@ -288,13 +296,32 @@ class _Sampler:
             key = StreamKey(self._seed, self._index, draw.stage)
             stream = Stream(self._noise, key, self._shape, self._device, draw.start)
         self._stream = self._streams[draw.stage] = stream
-        self._stage, self.wanted = draw.stage, draw.size
+        self._stage, self.wanted, self._position = draw.stage, draw.size, draw.start
 
     def take(self, n: int) -> list[Images]:
         """Return the next ``n`` of the noisy copies that are wanted."""
         self.wanted -= n
         self.unread += n
-        return [self._noise.add(self._centre, piece) for piece in self._stream.pieces(n)]
+        self._position += n
+        return [self._noise.add(self._centre, piece) for piece in self._pieces(n)]
+
+    def draw_ahead(self, n: int) -> None:
+        """Draw the noise of up to ``n`` samples that are still wanted, in the thread."""
+        size, stream = min(n, self.wanted), self._stream
+        if size and self._device.type == "cpu" and not self._drawn:
+            self._drawing = self._thread.submit(lambda: list(stream.pieces(size)))
+
+    def _pieces(self, n: int) -> Iterator[Images]:
+        if self._drawing is not None:
+            self._drawn.extend(self._drawing.result())
+            self._drawing = None
+        while n and self._drawn:
+            piece = self._drawn.popleft()
+            if len(piece) > n:
+                self._drawn.appendleft(piece[n:])
+            yield piece[:n]
+            n -= min(n, len(piece))
+        yield from self._stream.pieces(n)
 
     def count(self, labels: Labels, classes: int) -> None:
         """Count votes on the device. Sums of integers do not depend on their order."""
@@ -305,7 +332,7 @@ class _Sampler:
     def read(self) -> tuple[Draw, torch.Tensor]:
         """Return the part of the draw that is counted and its votes, and begin a new count."""
         assert self.tally is not None
-        stop, tally = self._stream.position, self.tally
+        stop, tally = self._position, self.tally
         part = Draw(self._stage, stop - self.unread, stop)
         self.unread, self.tally = 0, None
         return part, tally
