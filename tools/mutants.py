@@ -401,6 +401,7 @@ class Hunt:
         trials: dict[str, dict[str, Any]],
     ) -> dict[str, Any]:
         """Return the test that sees a mutant. It is called in a process of its own."""
+        own = [item for item in items if item.path in own_tests(mutant.path)]
         items = watchers(mutant, items, trials, files)
         planted = swaps(mutant, live[str(mutant.path)])
         for function, code in planted:
@@ -417,8 +418,8 @@ class Hunt:
         signal.setitimer(signal.ITIMER_PROF, 0)
         if mutant.path in self.once:
             return {"killer": None}
-        # Constants, and parameters of tests, were computed without the error.
-        own = [item for item in items if item.path in own_tests(mutant.path)]
+        # Constants, and parameters of tests, were computed without the error. And AutoAttack's own
+        # trace function hides lines from ours.
         return {"killer": self._run_anew(mutant, own or items[:FEW])}
 
     def _run_anew(self, mutant: Mutant, items: list[pytest.Item]) -> str | None:

@@ -56,9 +56,6 @@ def own_graph(
         module.training = mode
     if any(str(node.target).startswith("_tensor_constant") for node in graph.nodes):
         raise UntraceableError("it uses a tensor that is not its own")
-    for node in graph.nodes:
-        if node.op == "get_attr" and node.target == "training" and not node.users:
-            graph.erase_node(node)
     return graph
 
 

@@ -391,6 +391,22 @@ def test_eps_and_v_are_told_apart_where_pixels_go_from_0_to_1(data, true, behind
                 self_test(model, data[0])
 
 
+def test_the_strongest_noise_of_the_training_tells_readings_apart(data):
+    """It is 1, to the last bit."""
+    abar = [1 - 0.5 * (step + 1) / 200 for step in range(200)]
+
+    class Short(Narrow):
+        def __init__(self, prediction, x):
+            super().__init__(prediction, x)
+            self.abar = torch.tensor(abar)
+
+    network = Short("epsilon", data[0])
+    declared = DiffusionModel(network, DDPM(abar, "v_prediction"), image_range=(0.0, 1.0))
+    assert declared.sigma_max == 1.0
+    with pytest.raises(InputError, match="read with prediction 'epsilon'"):
+        self_test(declared, data[0])
+
+
 def test_a_wrong_range_is_named(data):
     network = digits_diffusion().network
     model = DiffusionModel(network, EDM(), classes=10, null_class=10, image_range=(0, 1))

@@ -253,6 +253,14 @@ def test_flags_that_contradict_the_file(file, wrong, words):
     assert "\n" not in str(caught.value)
 
 
+def test_shapes_tell_blocks_that_change_the_resolution_from_layers(tmp_path):
+    torch.save(model(resblock_updown=True).network.state_dict(), tmp_path / "updown.pt")
+    loaded = load_diffusion(tmp_path / "updown.pt", openai={**FLAGS, "resblock_updown": True})
+    assert torch.equal(loaded(X, 0.3), model(resblock_updown=True)(X, 0.3))
+    with pytest.raises(InputError, match="resblock_updown is False, but True"):
+        load_diffusion(tmp_path / "updown.pt", openai=FLAGS)
+
+
 def test_a_file_of_another_architecture(tmp_path):
     torch.save({"conv.weight": torch.ones(3, 3, 3, 3)}, tmp_path / "other.pt")
     with pytest.raises(InputError, match="is not a U-Net of OpenAI"):

@@ -358,6 +358,23 @@ def test_where_nothing_else_works_either_there_is_no_verdict(digits):
     assert checks["moved by still (exact, eps 0.15)"].passed is None
 
 
+def test_logits_that_depend_on_weights_alone_have_no_gradient(digits):
+    """Autograd then has none for the image, and not a zero."""
+
+    class Detaching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = digits_network()  # its weights take gradients
+
+        def forward(self, x):
+            return self.net(x.detach())
+
+    x, y = digits[0][:4], digits[1][:4]
+    target = Target(Detaching().eval(), x, noise=None, repeats=1, seed=0)
+    subject = Subject(target, x, y, (0, 1, 2, 3), (), (), None, PROBES)
+    assert torch.equal(subject.gradients("exact"), torch.zeros_like(x))
+
+
 @pytest.mark.parametrize(
     ("norm", "eps", "beyond"), [("linf", 0.15, 0.3), ("linf", 0.6, 1.0), ("l2", 0.4, 0.8)]
 )

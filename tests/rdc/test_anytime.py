@@ -76,6 +76,12 @@ def test_the_prior_counts(x):
     assert torch.equal(predict_anytime(dc, x[:20], z=1e9).predictions, dc(x[:20]).argmax(1))
 
 
+@pytest.mark.parametrize("temperature", [5.0, 10.0, 20.0, 40.0])
+def test_the_prior_counts_once_where_there_is_one_level(x, temperature):
+    dc = classifier(levels=noise_levels(1), prior=[0.5] + [0.5 / 9] * 9, temperature=temperature)
+    assert torch.equal(predict_anytime(dc, x).predictions, dc(x).argmax(1))
+
+
 def test_the_prior_counts_for_as_many_levels_as_the_losses(x):
     """Else it outweighs them where the budget ends early: to answer by it alone is to ignore x."""
     prior = [0.5] + [0.5 / 9] * 9
