@@ -5,7 +5,8 @@
 
 All contestants run in this process, with the same threads, on the same network: a ResNet-20 for
 32x32 images, trained here under noise on enlarged handwritten digits. "Folded" is the same network
-with its batch norms folded into convolutions, and "compiled" is that one compiled (`optimize`).
+with its batch norms folded into convolutions, and "compiled" and "bfloat16" are that one compiled
+or converted (`optimize`).
 
 1. Fixed n = 10,000, one image. "Ratio" is to the fastest bare forward pass over equally many
    images, of all forms and batch sizes; "of its form" to the fastest of the same form. Repeats are
@@ -73,7 +74,8 @@ def trained(sigma: float, depth: int = 20, steps: int = 150) -> nn.Module:
 
 def forward(network: nn.Module, shape: Sequence[int], count: int, batch: int) -> None:
     channels, height, width = shape
-    x = torch.rand(batch, height, width, channels).permute(0, 3, 1, 2)  # channels last, as ours
+    dtype = next(network.parameters()).dtype
+    x = torch.rand(batch, height, width, channels, dtype=dtype).permute(0, 3, 1, 2)  # as ours
     with torch.inference_mode():
         for _ in range(-(-count // batch)):
             network(x)
@@ -112,9 +114,13 @@ def ours_and_art(
     return ours, theirs
 
 
-def forms(network: nn.Module, shape: Sequence[int], *, compiled: bool) -> dict[str, nn.Module]:
+def forms(
+    network: nn.Module, shape: Sequence[int], *, compiled: bool, half: bool = False
+) -> dict[str, nn.Module]:
     """Return the forms of a network, by what their names end with."""
     made = {"": network, ", folded": optimize(network, input_shape=shape)}
+    if half:
+        made[", bfloat16"] = optimize(network, dtype=torch.bfloat16, input_shape=shape)
     if compiled:
         made[", compiled"] = optimize(network, compile=True, input_shape=shape)
     return made
@@ -173,7 +179,7 @@ def table(record: Record, networks: dict[float, dict[str, nn.Module]], count: in
     images, labels = enlarged(train=False)
     images, labels = images[:count].numpy(), labels[:count].numpy()
     for sigma, made in networks.items():
-        form, network = list(made.items())[-1]  # the fastest
+        form, network = list(made.items())[-1]  # compiled, but in a trial of the script
         ours, _ = ours_and_art(network, sigma)
         batch = best_batch_size(network, torch.from_numpy(images[0]))
         radii = [k * sigma for k in range(4)]
@@ -241,7 +247,8 @@ def main() -> None:
         fixed(record, "fixed", kinds[SIGMAS[0]], images[:1], 10_000, repeats)
         torch.manual_seed(0)
         photograph = torch.rand(1, 3, 224, 224)
-        large = forms(resnet18(num_classes=10).eval(), photograph.shape[1:], compiled=True)
+        network = resnet18(num_classes=10).eval()
+        large = forms(network, photograph.shape[1:], compiled=True, half=True)
         # A batch size that divides n0 and n: with so few samples, padding would count.
         fixed(record, "fixed 224", large, photograph, 100, repeats, (4, 10, 20, 50), batch=4)
         table(record, kinds, arguments.images, arguments.n)
