@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,12 +14,15 @@ from torch import nn
 from torchvision.ops import DropBlock2d
 
 from art_denoised import PGD, AutoAttack, checks
+from art_denoised.attacks import DiffAttack
 from art_denoised.checks import InputError
+from art_denoised.diffusion import EDM, Levels, noise_levels
 from art_denoised.estimators import ArtAttack
-from art_denoised.purification import DDIM, Guided
+from art_denoised.models import EvalTransform
+from art_denoised.purification import DDIM, Guided, vp_sigma, vp_time
 from art_denoised.rdc import Adam
-from art_denoised.smoothing import Anytime
-from art_denoised.training import Adversarial, TrainingConfig, Validation
+from art_denoised.smoothing import Anytime, Budget, Retry
+from art_denoised.training import Adversarial, EDMLoss, Objective, TrainingConfig, Validation
 
 X = torch.full((2, 3, 4, 4), 0.5)
 
@@ -268,6 +273,47 @@ def test_a_word_is_no_number(value):
     ):
         with pytest.raises(InputError, match=re.escape(f"is {value!r}; give a number")):
             build()
+
+
+NUMBERS = [np.float32(0.25), np.array(0.25), torch.tensor([0.25]), Fraction(1, 4), Decimal("0.25")]
+
+
+@pytest.mark.parametrize("number", [*NUMBERS, torch.tensor(0.25, requires_grad=True)], ids=repr)
+def test_a_number_of_another_library_becomes_a_plain_one(number):
+    """What computes with it, or writes it to a log, need not know that library."""
+    for kept in (
+        PGD(number).eps,
+        AutoAttack(number).eps,
+        DiffAttack(path_weight=number).path_weight,
+        Adversarial(label_smoothing=number).label_smoothing,
+        TrainingConfig(lr=number).lr,
+        Objective("mse", number).sigma,
+        Objective("mse", (number, 0.5)).sigma[0],
+        EDMLoss(drop=number).drop,
+        DDIM(number).eta,
+        Guided(number).scale,
+        Adam(number).lr,
+        Levels([number], iter([1])).sigmas[0],
+        EDM(number).sigma_data,
+        Budget(cost=number, cost_per_query=1).cost,
+        Retry(backoff=number).backoff,
+        vp_time(vp_sigma(number)),
+    ):
+        assert type(kept) is float
+        assert kept == pytest.approx(0.25)
+    assert type(PGD(steps=torch.tensor(3)).steps) is int
+    assert EvalTransform(np.int64(8), (8, 8)).resize == 8
+
+
+@pytest.mark.parametrize("value", ["1", True, None, 1j, float("nan")])
+def test_what_is_no_number_is_refused_by_formulas_too(value):
+    for call in (
+        lambda: vp_time(value),
+        lambda: noise_levels(3, p_mean=value),
+        lambda: Levels([value], [1.0]),
+    ):
+        with pytest.raises(InputError, match=f"is {value}|is {value!r}"):
+            call()
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,8 @@ class Chosen:
                 several = isinstance(entry, (tuple, list))
                 kind = f"{len(entry)} values" if several else type(entry).__name__
                 raise InputError(f"the data give {kind}; give pairs of an image and its class")
-            x = checks.images(_own(entry[0])[None], shape=self.shape)[0].float()
+            x = checks.images(_batched(entry[0]), shape=self.shape)[0].float()
+            x = x.clone()  # nothing may write into the data set
             label = int(checks.labels([entry[1]], self.classes)[0])
             found = hashlib.blake2b(x.cpu().numpy().tobytes(), digest_size=8).digest()
             if self._seen.setdefault(index, (found, label)) != (found, label):
@@ -288,16 +289,14 @@ def _compact(indices: Sequence[int]) -> Any:
     return list(indices)
 
 
-def _own(x: Any) -> Tensor:
-    """Return a copy: nothing may write into the data set, and its arrays may be read-only."""
+def _batched(x: Any) -> Any:
+    """Return one image of a data set as a batch; `checks.images` reads arrays of any layout."""
     if not isinstance(x, (Tensor, np.ndarray)):
         raise InputError(
             f"the image is a {type(x).__name__}; give a float tensor in [0, 1], for example by "
             "torchvision.transforms.ToTensor()"
         )
-    if isinstance(x, np.ndarray):
-        return torch.from_numpy(x.copy())
-    return checks.dense("the image", x).detach().clone()
+    return x[None] if isinstance(x, np.ndarray) else checks.dense("the image", x).detach()[None]
 
 
 @dataclass(frozen=True)

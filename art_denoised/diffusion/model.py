@@ -123,6 +123,7 @@ class DiffusionModel(nn.Module):
                 unknown class.
         """
         # In float32 at least: half precision would round steps and levels.
+        x_noisy = checks.batch(x_noisy)
         precision = torch.promote_types(x_noisy.dtype, torch.float32)
         level = torch.as_tensor(sigma, dtype=precision, device=x_noisy.device) * self.scale
         level = level.reshape(-1).expand(len(x_noisy))

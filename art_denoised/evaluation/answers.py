@@ -103,6 +103,11 @@ class Answers:
             self._take(row)
 
     @property
+    def answered(self) -> int:
+        """Number of answers that are kept."""
+        return len(self._classes)
+
+    @property
     def labels(self) -> dict[int, int]:
         """The class of each image that was asked about."""
         return {index: row.label for index, row in sorted(self._asked.items())}

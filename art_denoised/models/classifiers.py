@@ -59,6 +59,7 @@ class EvalTransform:
 
     def __post_init__(self) -> None:
         """Refuse what PIL does not know."""
+        checks.plain_fields(self)
         sides = (self.resize,) if isinstance(self.resize, int) else self.resize
         for name, lengths in (("resize", sides), ("crop", self.crop)):
             for length in lengths:

@@ -65,6 +65,7 @@ class Adam:
     second_order: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         checks.positive("lr", self.lr)
         checks.flag("project", self.project)
         checks.positive("eps", self.eps)

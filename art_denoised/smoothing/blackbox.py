@@ -75,6 +75,7 @@ class Budget:
     cost_per_query: float = 0.0
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         if self.queries is not None:
             checks.count("budget in queries", self.queries, 0)
         if not 0 <= checks.real("cost_per_query", self.cost_per_query) < math.inf:
@@ -127,6 +128,7 @@ class Retry:
     transient: tuple[type[Exception], ...] = (ConnectionError, TimeoutError)
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         checks.count("times", self.times, 0)
         if not 0 <= checks.real("backoff", self.backoff) < math.inf:
             raise InputError(f"backoff is {self.backoff}; give seconds >= 0")

@@ -224,7 +224,7 @@ class Smoother:
         """
         if isinstance(stop, Voting) or not hasattr(stop, "procedure"):
             raise InputError(f"stop is {stop!r}; give FixedN, AtRadii or Anytime")
-        images = self.prepare(x)
+        images, first_index = self.prepare(x), checks.count("first_index", first_index, 0)
         classes = self.check(images)
         true = [None] * len(images) if labels is None else checks.labels(labels, classes).tolist()
         held = {} if earlier is None else dict(enumerate(earlier))
@@ -262,7 +262,7 @@ class Smoother:
         """
         if not isinstance(stop, Voting):
             raise InputError(f"stop is {stop!r}; give Voting")
-        images = self.prepare(x)
+        images, first_index = self.prepare(x), checks.count("first_index", first_index, 0)
         self.check(images)
         answers = dict(self._answers(images, stop, [None] * len(images), first_index, {}))
         return [answers[first_index + i] for i in range(len(images))]
@@ -276,7 +276,6 @@ class Smoother:
         held: Mapping[int, Certificate],
     ) -> Iterator[tuple[int, T]]:
         """Yield (index, answer); with a time limit once for each turn of an image."""
-        first_index = checks.count("first_index", first_index, 0)
         if self.network is not None:
             self.passes(images[0])  # before workers begin, which must agree
         record = self.record(images.shape[1:])
