@@ -312,7 +312,9 @@ def certified_accuracy(
         0.333
     """
     right, certified = _columns(correct, radii)
-    (radius,) = checks.radii([radius])
+    if not checks.real("radius", radius) >= 0:
+        raise InputError(f"radius is {radius}; give a number >= 0")
+    radius = float(radius)
     hits = int(np.sum(right & (certified >= radius)))
     return hits / len(right), proportion_interval(hits, len(right))
 
