@@ -33,6 +33,7 @@ from .values import flag as flag
 from .values import float_name as float_name
 from .values import in_one_line as in_one_line
 from .values import indices as indices
+from .values import numbers as numbers
 from .values import one_each as one_each
 from .values import one_line as one_line
 from .values import pixel_range as pixel_range
@@ -42,6 +43,7 @@ from .values import radii as radii
 from .values import real as real
 from .values import sample_count as sample_count
 from .values import seed as seed
+from .values import shape as shape
 from .values import share as share
 from .values import sigma as sigma
 from .values import successes as successes

@@ -202,6 +202,18 @@ def radii(values: Sequence[SupportsFloat]) -> tuple[float, ...]:
     return tuple(numbers)
 
 
+def numbers(name: str, values: Sequence[SupportsFloat]) -> tuple[float, ...]:
+    """Return several numbers as floats, in their order."""
+    return tuple(real(name, value) for value in _several(name, values))
+
+
+def shape(name: str, value: Sequence[SupportsIndex]) -> tuple[int, ...]:
+    """Return the shape of an image as ints."""
+    if isinstance(value, Sized) and not isinstance(value, (str, bytes, Mapping)):
+        return tuple(count(name, side) for side in _several(name, value))
+    raise InputError(f"{name} is {value!r}; give (channels, height, width)")
+
+
 def indices(values: Sequence[SupportsIndex], images: int) -> list[int]:
     """Return different indices of ``images`` images as ints."""
     numbers = [count("index", value, 0) for value in _several("indices", values)]

@@ -69,6 +69,8 @@ class DiffusionModel(nn.Module):
         image_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
         super().__init__()
+        classes = None if classes is None else checks.count("classes", classes)
+        null_class = None if null_class is None else checks.count("null_class", null_class, 0)
         if classes is None and null_class is not None:
             raise InputError(f"null_class is {null_class} but there are no classes; give classes")
         if null_class is not None and null_class < (classes or 0):

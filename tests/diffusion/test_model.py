@@ -78,6 +78,16 @@ def test_labels_that_it_does_not_know(labels):
         model(torch.rand(2, 1, 4, 4), 0.5, torch.tensor(labels))
 
 
+@pytest.mark.parametrize("classes", ["10", 10.0, True, 0])
+def test_a_number_of_classes_is_a_whole_number(classes, tmp_path):
+    for build in (
+        lambda: DiffusionModel(nn.Identity(), Native(), classes=classes),
+        lambda: load_diffusion(tmp_path, classes=classes),
+    ):
+        with pytest.raises(InputError, match=f"classes is {classes!r}"):
+            build()
+
+
 def test_levels_are_in_image_units():
     model = DiffusionModel(Recorder(), EDM(sigma_min=0.01, sigma_max=80))
     assert (model.sigma_min, model.sigma_max) == (0.005, 40)
