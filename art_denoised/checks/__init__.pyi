@@ -47,3 +47,4 @@ from .values import shape as shape
 from .values import share as share
 from .values import sigma as sigma
 from .values import successes as successes
+from .values import words as words

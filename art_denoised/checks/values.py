@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set, Sized
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, SupportsFloat, SupportsIndex
@@ -205,6 +205,16 @@ def radii(values: Sequence[SupportsFloat]) -> tuple[float, ...]:
 def numbers(name: str, values: Sequence[SupportsFloat]) -> tuple[float, ...]:
     """Return several numbers as floats, in their order."""
     return tuple(real(name, value) for value in _several(name, values))
+
+
+def words(name: str, values: Iterable[str]) -> tuple[str, ...]:
+    """Return several words in their order, which a set does not have; one word is no list."""
+    if isinstance(values, Iterable) and not isinstance(values, (str, bytes, Set, Mapping)):
+        found = tuple(values)
+        if all(isinstance(word, str) for word in found):
+            return found
+        values = found
+    raise InputError(f"{name} is {values!r}; give a list of words")
 
 
 def shape(name: str, value: Sequence[SupportsIndex]) -> tuple[int, ...]:

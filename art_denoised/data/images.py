@@ -62,6 +62,9 @@ def load_data(
         >>> tuple(image.shape), int(label)
         ((1, 8, 8), 2)
     """
+    train = checks.flag("train", train)
+    if not isinstance(spec, str):
+        raise InputError(f"data is a {type(spec).__name__}; give digits or KIND:PLACE")
     kind, _, rest = spec.partition(":")
     if classes is not None and kind != "imagefolder":
         raise InputError(f"data is {spec!r}, whose labels are numbers; leave classes out")
@@ -88,6 +91,7 @@ def digits(*, train: bool) -> ImageData:
         >>> len(digits(train=True)), len(digits(train=False))
         (1297, 500)
     """
+    train = checks.flag("train", train)
     x, y = _digits()
     order = np.random.RandomState(0).permutation(len(x))  # numpy keeps this stream for ever
     order = order[500:] if train else order[:500]
@@ -192,6 +196,11 @@ class Chosen:
     def __init__(
         self, data: ImageData, indices: Sequence[int] | None = None, classes: int | None = None
     ) -> None:
+        if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+            raise InputError(
+                f"data is a {type(data).__name__}; give a sequence of pairs (image, class), such "
+                "as a Dataset of torch, not its DataLoader"
+            )
         self._data = data
         self._seen: dict[int, tuple[bytes, int]] = {}  # hash of the image and label
         self.shape: tuple[int, ...] | None = None

@@ -312,7 +312,7 @@ def recertify(
     """
     contents = read_run(run, ANSWERS)
     settings = contents.settings
-    words = Vocabulary(tuple(settings["classes"]), dict(synonyms or {}))
+    words = Vocabulary(tuple(settings["classes"]), synonyms or {})
     held = Answers(words, contents.rows.values())
     early = bool(settings.get("radii"))
     last = settings["n"] if "n" in settings else settings["looks"][1]  # as version 1 wrote it

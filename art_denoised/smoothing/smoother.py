@@ -97,6 +97,8 @@ class Smoother:
         self.tried: dict[tuple[int, ...], Passes] = {}
         if not (callable(base) or isinstance(base, QueryOnly)) or isinstance(base, type):
             raise InputError(f"base is {base!r}; give a module or a function from images to logits")
+        if not (workers is None or callable(workers) or hasattr(workers, "start")):
+            raise InputError(f"workers is {workers!r}; give Workers({workers!r}) or a Cluster")
         for part in (base, denoiser):
             checks.eval_mode(part)
         self.network: Classifier | None = None
