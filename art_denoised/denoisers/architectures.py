@@ -14,7 +14,7 @@ from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.diffusion.folders import embedded_classes, load_diffusion, read_unet
 from art_denoised.diffusion.levels import SIGMA_DATA
-from art_denoised.diffusion.model import DiffusionModel, parameter_dtype
+from art_denoised.diffusion.model import DiffusionModel, checked_diffusion, parameter_dtype
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Sigmas
@@ -223,7 +223,7 @@ class OneShotDenoiser(nn.Module):
 
     def __init__(self, model: DiffusionModel) -> None:
         super().__init__()
-        self.model = model
+        self.model = checked_diffusion(model)
         self.training = model.training
 
     @classmethod

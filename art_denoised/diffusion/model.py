@@ -157,6 +157,16 @@ class DiffusionModel(nn.Module):
         return torch.full((len(x),), self.null_class, device=x.device)
 
 
+def checked_diffusion(model: object) -> DiffusionModel:
+    """Return ``model`` if it is a diffusion model, before anything is asked of it."""
+    if isinstance(model, DiffusionModel):
+        return model
+    raise InputError(
+        f"the diffusion model is a {type(model).__name__}; give a DiffusionModel, such as "
+        "load_diffusion returns"
+    )
+
+
 class NoisedDiffusion(DiffusionModel):
     """E[x_tau | x_s, y] of images x_tau that already hold noise tau, from a model of clean images.
 
@@ -279,6 +289,7 @@ def self_test(model: DiffusionModel, x: Images, y: Labels | None = None) -> list
         >>> all(row.error < 0.9 and row.conditional_error < 0.9 for row in rows)
         True
     """
+    checked_diffusion(model)
     x = checks.images(x)
     if y is not None and model.classes is not None:
         y = checks.labels(y, model.classes)
