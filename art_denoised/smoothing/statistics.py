@@ -304,7 +304,7 @@ def certified_accuracy(
 
     Raises:
         InputError: There are no images, ``correct`` holds something else than truth values, or a
-            radius is none.
+            radius is out of range.
 
     Example:
         >>> accuracy, interval = certified_accuracy([True, True, False], [0.5, 0.1, 0.9], 0.25)
@@ -354,7 +354,8 @@ def average_certified_radius(
     Source: Zhai et al., "MACER" (ICLR 2020, arXiv 2001.02378).
 
     Raises:
-        InputError: As `certified_accuracy`, or ``confidence`` is not in (0, 1).
+        InputError: There are no images, a value is out of range, or ``correct`` holds something
+            else than truth values.
 
     Returns:
         The mean and Student's t interval for it, approximate for few images.
