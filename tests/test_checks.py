@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,18 +14,37 @@ from torch import nn
 from torchvision.ops import DropBlock2d
 
 from art_denoised import PGD, AutoAttack, checks
+from art_denoised.attacks import DiffAttack
 from art_denoised.checks import InputError
-from art_denoised.estimators import ArtAttack
-from art_denoised.purification import DDIM, Guided
+from art_denoised.data import ImageFolder, digits, load_data
+from art_denoised.diffusion import EDM, Levels, noise_levels
+from art_denoised.estimators import ArtAttack, MaiteDataset, MaiteModel
+from art_denoised.evaluation import CERTIFY, CertifyRow, Log, certify, evaluate, merge, predict
+from art_denoised.models import EvalTransform
+from art_denoised.purification import DDIM, Guided, vp_sigma, vp_time
 from art_denoised.rdc import Adam
-from art_denoised.smoothing import Anytime
-from art_denoised.training import Adversarial, TrainingConfig, Validation
+from art_denoised.reports import certified_table, report
+from art_denoised.runs import Run
+from art_denoised.smoothing import (
+    Anytime,
+    BlackBox,
+    Budget,
+    FixedN,
+    HttpClassifier,
+    Retry,
+    Smoother,
+)
+from art_denoised.training import Adversarial, EDMLoss, Objective, TrainingConfig, Validation
 
 X = torch.full((2, 3, 4, 4), 0.5)
+DATA = [(X[0], 1)]
 
 
 def flat(x: torch.Tensor) -> torch.Tensor:
     return x.flatten(1)
+
+
+SMOOTHER = Smoother(flat, sigma=0.1)
 
 
 class Functional(nn.Module):
@@ -268,6 +289,112 @@ def test_a_word_is_no_number(value):
     ):
         with pytest.raises(InputError, match=re.escape(f"is {value!r}; give a number")):
             build()
+
+
+NUMBERS = [np.float32(0.25), np.array(0.25), torch.tensor([0.25]), Fraction(1, 4), Decimal("0.25")]
+
+
+@pytest.mark.parametrize("number", [*NUMBERS, torch.tensor(0.25, requires_grad=True)], ids=repr)
+def test_a_number_of_another_library_becomes_a_plain_one(number):
+    """What computes with it, or writes it to a log, need not know that library."""
+    for kept in (
+        PGD(number).eps,
+        AutoAttack(number).eps,
+        DiffAttack(path_weight=number).path_weight,
+        Adversarial(label_smoothing=number).label_smoothing,
+        TrainingConfig(lr=number).lr,
+        Objective("mse", number).sigma,
+        Objective("mse", (number, 0.5)).sigma[0],
+        EDMLoss(drop=number).drop,
+        DDIM(number).eta,
+        Guided(number).scale,
+        Adam(number).lr,
+        Levels([number], iter([1])).sigmas[0],
+        EDM(number).sigma_data,
+        Budget(cost=number, cost_per_query=1).cost,
+        Retry(backoff=number).backoff,
+        vp_time(vp_sigma(number)),
+    ):
+        assert type(kept) is float
+        assert kept == pytest.approx(0.25)
+    assert type(PGD(steps=torch.tensor(3)).steps) is int
+    assert EvalTransform(np.int64(8), (8, 8)).resize == 8
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda words, _: BlackBox(len, words),
+        lambda words, _: MaiteModel(nn.Identity().eval(), "a", words),
+        lambda words, _: MaiteDataset([], "a", words),
+        lambda words, folder: ImageFolder(folder, words),
+    ],
+)
+@pytest.mark.parametrize("words", ["cat", {"cat", "dog"}, {"cat": 1, "dog": 0}, [0, 1], [b"a"]])
+def test_classes_are_words_in_an_order(build, words, tmp_path):
+    """One word was a class for each letter, and a set gave labels in an order by chance."""
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(InputError, match=r"classes is (\(|\{|'cat')"):
+        build(words, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: load_data("digits", train="no"), "train is 'no'"),  # the training part
+        (lambda: digits(train=0), "train is 0"),
+        (lambda: merge("out", ["run"], partial="no"), "partial is 'no'"),
+        (
+            lambda: certify(SMOOTHER, DATA, FixedN(20), run="/nowhere", resume="no"),
+            "resume is 'no'",
+        ),
+        (
+            lambda: certify(SMOOTHER.base, DATA, FixedN(20), run="/nowhere"),
+            "smoother is a function",
+        ),
+        (lambda: predict(SMOOTHER.base, DATA, run="/nowhere"), "smoother is a function"),
+        (lambda: certify(SMOOTHER, iter(DATA), FixedN(20), run="/nowhere"), "data is a list_itera"),
+        (lambda: evaluate(nn.Identity().eval(), iter(DATA), PGD(0.1)), "data is a list_iterator"),
+        (lambda: evaluate(flat, DATA, PGD(0.1), workers=2), "workers is 2"),
+        (lambda: Smoother(flat, sigma=0.1, workers=2), "workers is 2"),
+        (lambda: certified_table({"a": Log("predict", None, ())}), "a is a log of predict"),
+        (lambda: certified_table({}, 0.1), "radii is 0.1"),
+        (lambda: load_data(None), "NoneType"),
+        (lambda: BlackBox(len, ["a", "b"], {"x": 1}), "synonyms is"),
+        (lambda: BlackBox(len, ["a", "b"], ["x"]), "synonyms is"),
+        (lambda: BlackBox(len, ["a", "b"], budget=5), "budget is 5"),
+        (lambda: BlackBox(len, ["a", "b"], retry=5), "retry is 5"),
+        (lambda: Retry(transient=ValueError), "transient is"),
+        (lambda: HttpClassifier("http://a.b", answer=0), "answer is 0"),
+        (lambda: HttpClassifier("http://a.b", image_field=None), "image_field is None"),
+        (lambda: HttpClassifier("http://a.b", headers=["A: b"]), "headers is a list"),
+        (lambda: HttpClassifier("http://a.b", headers={"A": 1}), "header 'A'"),
+        (lambda: HttpClassifier(None), "url is None"),
+    ],
+)
+def test_words_for_flags_and_things_of_another_kind_are_refused(call, words):
+    with pytest.raises(InputError, match=words):
+        call()
+
+
+def test_one_run_may_be_given_by_its_path_alone(tmp_path):
+    with Run(tmp_path, CERTIFY, {}) as run:
+        run.append([CertifyRow(index=0, label=1, prediction=1, radius=0.5, seconds=0)])
+    for path in (tmp_path, str(tmp_path)):
+        assert [model.name for model in report(path).models] == [tmp_path.name]
+        with pytest.raises(InputError, match=f"{tmp_path.name}.* shard"):
+            merge(tmp_path / "out", path)
+
+
+@pytest.mark.parametrize("value", ["1", True, None, 1j, float("nan")])
+def test_what_is_no_number_is_refused_by_formulas_too(value):
+    for call in (
+        lambda: vp_time(value),
+        lambda: noise_levels(3, p_mean=value),
+        lambda: Levels([value], [1.0]),
+    ):
+        with pytest.raises(InputError, match=f"is {value}|is {value!r}"):
+            call()
 
 
 @pytest.mark.parametrize(

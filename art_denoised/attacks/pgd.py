@@ -78,6 +78,7 @@ class PGD:
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         for name, known in (("norm", Norm), ("loss", LossName), ("targeted", Target)):
             value = getattr(self, name)
             if value not in get_args(known) and (name, value) != ("targeted", False):

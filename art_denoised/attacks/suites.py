@@ -60,6 +60,7 @@ class Suite(ABC):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         if self.norm not in NORMS:
             raise InputError(f"norm is {self.norm!r}; give one of {', '.join(NORMS)}")
         checks.eps(checks.positive("eps", self.eps), self.norm)

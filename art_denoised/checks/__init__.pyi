@@ -1,5 +1,6 @@
 from .models import apart as apart
 from .models import attacked_images as attacked_images
+from .models import batch as batch
 from .models import class_count as class_count
 from .models import class_indices as class_indices
 from .models import classifier as classifier
@@ -32,12 +33,18 @@ from .values import flag as flag
 from .values import float_name as float_name
 from .values import in_one_line as in_one_line
 from .values import indices as indices
+from .values import numbers as numbers
 from .values import one_each as one_each
 from .values import one_line as one_line
 from .values import pixel_range as pixel_range
+from .values import plain_fields as plain_fields
 from .values import positive as positive
 from .values import radii as radii
 from .values import real as real
 from .values import sample_count as sample_count
 from .values import seed as seed
+from .values import shape as shape
+from .values import share as share
 from .values import sigma as sigma
+from .values import successes as successes
+from .values import words as words

@@ -21,6 +21,26 @@ _TOLERANCE = 1e-6  # rounding of an image that was scaled into the range in floa
 _TF32_EPS = 2.0**-10  # of float32 convolutions on GPUs, by PyTorch's default
 
 
+def batch(x: Any) -> Images:
+    """Return ``x`` as a tensor of NCHW images, whose pixels are not looked at.
+
+    So it does not wait for a device, and every module can call it.
+    """
+    if not isinstance(x, Tensor):
+        x = _tensor("images", x, "numbers")
+    if x.ndim != 4:
+        raise InputError(
+            f"images have shape {tuple(x.shape)}; give (batch, channels, height, width), "
+            "for one image x[None]"
+        )
+    if not x.is_floating_point():
+        raise InputError(
+            f"images have dtype {str(x.dtype).removeprefix('torch.')}; "
+            "convert them to floating point in clip_values, for 8-bit images x / 255"
+        )
+    return x
+
+
 def images(
     x: Any,
     *,
@@ -37,23 +57,13 @@ def images(
         slack: How far outside ``clip_values`` pixels may lie, as a share of the range. An attack
             in progress may leave the range a little; images in other units leave it by far.
     """
-    x = _tensor("images", x, "numbers")
-    if x.ndim != 4:
-        raise InputError(
-            f"images have shape {tuple(x.shape)}; give (batch, channels, height, width), "
-            "for one image x[None]"
-        )
+    x = dense("images", batch(x))
     if shape is not None and tuple(x.shape[1:]) != tuple(shape):
         hint = ""
         if tuple(x.shape[1:]) == (*tuple(shape)[1:], shape[0]):
             hint = "; they look channels-last, transpose them with (0, 3, 1, 2)"
         raise InputError(
             f"images have shape {tuple(x.shape[1:])} each; the model takes {tuple(shape)}{hint}"
-        )
-    if not x.is_floating_point():
-        raise InputError(
-            f"images have dtype {str(x.dtype).removeprefix('torch.')}; "
-            "convert them to floating point in clip_values, for 8-bit images x / 255"
         )
     if x.numel() == 0:
         raise InputError("there are no images; give at least one")

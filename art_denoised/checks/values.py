@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set, Sized
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
@@ -49,10 +52,20 @@ def real(name: str, value: SupportsFloat) -> float:
     """Return ``value`` as a float; words and truth values are no numbers."""
     try:
         if not isinstance(value, (str, bytes)):
-            return float(_no_bool(value))
+            return float(_no_bool(_plain(value)))
     except (TypeError, ValueError):
         pass
     raise InputError(f"{name} is {value!r}; give a number")
+
+
+def plain_fields(owner: Any) -> None:
+    """Let a dataclass hold Python's own numbers where it was given those of NumPy or torch.
+
+    Checks accept a tensor or an array that holds one number, and a fraction. Code that computes
+    with them later does not.
+    """
+    for field in dataclasses.fields(owner):
+        object.__setattr__(owner, field.name, _plain(getattr(owner, field.name)))
 
 
 def flag(name: str, value: object) -> bool:
@@ -67,6 +80,14 @@ def positive(name: str, value: SupportsFloat) -> float:
     number = real(name, value)
     if not (math.isfinite(number) and number > 0):
         raise InputError(f"{name} is {value}; give a positive number")
+    return number
+
+
+def share(name: str, value: SupportsFloat) -> float:
+    """Return ``value`` as a float in (0, 1)."""
+    number = real(name, value)
+    if not 0 < number < 1:
+        raise InputError(f"{name} is {value}; give a number in (0, 1)")
     return number
 
 
@@ -131,6 +152,15 @@ def count(name: str, value: SupportsIndex, minimum: int = 1) -> int:
     return number
 
 
+def successes(k: SupportsIndex, n: SupportsIndex) -> tuple[int, int]:
+    """Return the numbers of successes and of trials as ints."""
+    trials = count("n", n)
+    number = count("k", k, 0)
+    if number > trials:
+        raise InputError(f"k is {number}, but n is {trials}; give the successes among n trials")
+    return number, trials
+
+
 def seed(value: SupportsIndex | None) -> int | None:
     """Return a seed as a non-negative int; None, for fresh noise, stays None."""
     return None if value is None else count("seed", value, 0)
@@ -170,6 +200,28 @@ def radii(values: Sequence[SupportsFloat]) -> tuple[float, ...]:
         if not 0 <= number < math.inf:
             raise InputError(f"radius is {number}; give numbers >= 0 in image units")
     return tuple(numbers)
+
+
+def numbers(name: str, values: Sequence[SupportsFloat]) -> tuple[float, ...]:
+    """Return several numbers as floats, in their order."""
+    return tuple(real(name, value) for value in _several(name, values))
+
+
+def words(name: str, values: Iterable[str]) -> tuple[str, ...]:
+    """Return several words in their order, which a set does not have; one word is no list."""
+    if isinstance(values, Iterable) and not isinstance(values, (str, bytes, Set, Mapping)):
+        found = tuple(values)
+        if all(isinstance(word, str) for word in found):
+            return found
+        values = found
+    raise InputError(f"{name} is {values!r}; give a list of words")
+
+
+def shape(name: str, value: Sequence[SupportsIndex]) -> tuple[int, ...]:
+    """Return the shape of an image as ints."""
+    if isinstance(value, Sized) and not isinstance(value, (str, bytes, Mapping)):
+        return tuple(count(name, side) for side in _several(name, value))
+    raise InputError(f"{name} is {value!r}; give (channels, height, width)")
 
 
 def indices(values: Sequence[SupportsIndex], images: int) -> list[int]:
@@ -226,6 +278,17 @@ def _several(name: str, values: Any) -> list[Any]:
     except TypeError:
         pass
     raise InputError(f"{name} is {values!r}; give a sequence of numbers, such as [{values}]")
+
+
+def _plain(value: Any) -> Any:
+    """Return one number as Python's, also within a tuple; anything else as it is."""
+    if isinstance(value, tuple) and type(value) is tuple:
+        return tuple(map(_plain, value))
+    if isinstance(value, (Fraction, Decimal)):
+        return float(value)
+    if hasattr(value, "dtype") and hasattr(value, "item") and math.prod(value.shape) == 1:
+        return value.item()
+    return value
 
 
 def _no_bool(value: Any) -> Any:

@@ -292,6 +292,7 @@ def _certify_api(
         "--deadline": isinstance(stop, Anytime),
         "--cluster": workers.cluster is not None,
         "--gpus": workers.gpus is not None,
+        "--batch-size": sampling.batch_size != "auto",
     }
     for option in (name for name, given in other.items() if given):
         raise CycloptsError(msg=f"--api excludes {option}; leave it out")

@@ -82,7 +82,8 @@ class ImageFolder:
         folders = [one for one in folders if not _is_hidden(one.name)]
         if not folders:
             raise InputError(f"{folder} holds no folders; give one folder of images for each class")
-        names = [one.name for one in folders] if classes is None else list(classes)
+        known = [one.name for one in folders]
+        names = known if classes is None else [*checks.words("classes", classes)]
         labels = _labels(names)
         self.classes = tuple(name.split(",")[0].strip() for name in names)
         self._samples: list[tuple[Path, int]] = []

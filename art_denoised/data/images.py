@@ -62,6 +62,9 @@ def load_data(
         >>> tuple(image.shape), int(label)
         ((1, 8, 8), 2)
     """
+    train = checks.flag("train", train)
+    if not isinstance(spec, str):
+        raise InputError(f"data is a {type(spec).__name__}; give digits or KIND:PLACE")
     kind, _, rest = spec.partition(":")
     if classes is not None and kind != "imagefolder":
         raise InputError(f"data is {spec!r}, whose labels are numbers; leave classes out")
@@ -88,6 +91,7 @@ def digits(*, train: bool) -> ImageData:
         >>> len(digits(train=True)), len(digits(train=False))
         (1297, 500)
     """
+    train = checks.flag("train", train)
     x, y = _digits()
     order = np.random.RandomState(0).permutation(len(x))  # numpy keeps this stream for ever
     order = order[500:] if train else order[:500]
@@ -192,6 +196,11 @@ class Chosen:
     def __init__(
         self, data: ImageData, indices: Sequence[int] | None = None, classes: int | None = None
     ) -> None:
+        if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+            raise InputError(
+                f"data is a {type(data).__name__}; give a sequence of pairs (image, class), such "
+                "as a Dataset of torch, not its DataLoader"
+            )
         self._data = data
         self._seen: dict[int, tuple[bytes, int]] = {}  # hash of the image and label
         self.shape: tuple[int, ...] | None = None
@@ -219,7 +228,8 @@ class Chosen:
                 several = isinstance(entry, (tuple, list))
                 kind = f"{len(entry)} values" if several else type(entry).__name__
                 raise InputError(f"the data give {kind}; give pairs of an image and its class")
-            x = checks.images(_own(entry[0])[None], shape=self.shape)[0].float()
+            x = checks.images(_batched(entry[0]), shape=self.shape)[0].float()
+            x = x.clone()  # nothing may write into the data set
             label = int(checks.labels([entry[1]], self.classes)[0])
             found = hashlib.blake2b(x.cpu().numpy().tobytes(), digest_size=8).digest()
             if self._seen.setdefault(index, (found, label)) != (found, label):
@@ -288,16 +298,14 @@ def _compact(indices: Sequence[int]) -> Any:
     return list(indices)
 
 
-def _own(x: Any) -> Tensor:
-    """Return a copy: nothing may write into the data set, and its arrays may be read-only."""
+def _batched(x: Any) -> Any:
+    """Return one image of a data set as a batch; `checks.images` reads arrays of any layout."""
     if not isinstance(x, (Tensor, np.ndarray)):
         raise InputError(
             f"the image is a {type(x).__name__}; give a float tensor in [0, 1], for example by "
             "torchvision.transforms.ToTensor()"
         )
-    if isinstance(x, np.ndarray):
-        return torch.from_numpy(x.copy())
-    return checks.dense("the image", x).detach().clone()
+    return x[None] if isinstance(x, np.ndarray) else checks.dense("the image", x).detach()[None]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.diffusion.folders import embedded_classes, load_diffusion, read_unet
 from art_denoised.diffusion.levels import SIGMA_DATA
-from art_denoised.diffusion.model import DiffusionModel, parameter_dtype
+from art_denoised.diffusion.model import DiffusionModel, checked_diffusion, parameter_dtype
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Sigmas
@@ -63,6 +63,7 @@ class DnCNN(nn.Module):
 
     def forward(self, x_noisy: Images, sigma: Sigmas | None = None) -> Images:
         """Return x_hat. The network is blind: ``sigma`` is accepted and not used."""
+        x_noisy = checks.batch(x_noisy)
         return x_noisy - self.dncnn(x_noisy.to(parameter_dtype(self, x_noisy)))
 
 
@@ -109,6 +110,7 @@ class MemNet(nn.Module):
 
     def forward(self, x_noisy: Images, sigma: Sigmas | None = None) -> Images:
         """Return x_hat. The network is blind: ``sigma`` is accepted and not used."""
+        x_noisy = checks.batch(x_noisy)
         memories = [self.feature_extractor(x_noisy.to(parameter_dtype(self, x_noisy)))]
         for block in self.dense_memory:
             memories.append(block(memories))
@@ -177,6 +179,7 @@ class UNetDenoiser(nn.Module):
 
     def forward(self, x_noisy: Images, sigma: Sigmas) -> Images:
         """Return x_hat; ``sigma`` is positive, one number or one per image, in image units."""
+        x_noisy = checks.batch(x_noisy)
         if any(side % self.patch for side in x_noisy.shape[2:]):
             raise InputError(
                 f"the images have {x_noisy.shape[2]}x{x_noisy.shape[3]} pixels, which squares of "
@@ -220,7 +223,7 @@ class OneShotDenoiser(nn.Module):
 
     def __init__(self, model: DiffusionModel) -> None:
         super().__init__()
-        self.model = model
+        self.model = checked_diffusion(model)
         self.training = model.training
 
     @classmethod

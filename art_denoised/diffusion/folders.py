@@ -164,6 +164,7 @@ def load_diffusion(
     """
     if dtype is not None:
         dtype = getattr(torch, checks.float_name(dtype, _TYPES))
+    classes = None if classes is None else checks.count("classes", classes)
     path = Path(find_published(source))
     if openai is not None and (into is not None or not path.is_file()):
         raise InputError(

@@ -54,13 +54,14 @@ class Levels:
     weights: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        for name in ("sigmas", "weights"):
+            numbers = (checks.positive("noise level or weight", n) for n in getattr(self, name))
+            object.__setattr__(self, name, tuple(numbers))
         if not self.sigmas or len(self.sigmas) != len(self.weights):
             raise InputError(
                 f"there are {len(self.sigmas)} noise levels and {len(self.weights)} weights; give "
                 "one each"
             )
-        for number in (*self.sigmas, *self.weights):
-            checks.positive("noise level or weight", number)
 
     def above(self, sigma: float) -> Levels:
         """Return the levels of at least ``sigma``, for images that already hold that much noise."""
@@ -116,7 +117,9 @@ def noise_levels(
     checks.choice("weighting", weighting, get_args(Weighting))
     checks.choice("spacing", spacing, get_args(Spacing))
     if spacing == "lognormal":
-        checks.positive("p_std", p_std)
+        p_mean, p_std = checks.real("p_mean", p_mean), checks.positive("p_std", p_std)
+        if not math.isfinite(p_mean):
+            raise InputError(f"p_mean is {p_mean}; give a finite number")
         if weighting == "rdc_legacy":
             raise InputError("rdc_legacy is defined on the linear spacing; give spacing 'linear'")
         middles = (np.arange(count) + 0.5) / count

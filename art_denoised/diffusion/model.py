@@ -69,6 +69,8 @@ class DiffusionModel(nn.Module):
         image_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
         super().__init__()
+        classes = None if classes is None else checks.count("classes", classes)
+        null_class = None if null_class is None else checks.count("null_class", null_class, 0)
         if classes is None and null_class is not None:
             raise InputError(f"null_class is {null_class} but there are no classes; give classes")
         if null_class is not None and null_class < (classes or 0):
@@ -123,6 +125,7 @@ class DiffusionModel(nn.Module):
                 unknown class.
         """
         # In float32 at least: half precision would round steps and levels.
+        x_noisy = checks.batch(x_noisy)
         precision = torch.promote_types(x_noisy.dtype, torch.float32)
         level = torch.as_tensor(sigma, dtype=precision, device=x_noisy.device) * self.scale
         level = level.reshape(-1).expand(len(x_noisy))
@@ -152,6 +155,16 @@ class DiffusionModel(nn.Module):
         if self.null_class is None:
             raise InputError("the diffusion model has no null class; give the class of each image")
         return torch.full((len(x),), self.null_class, device=x.device)
+
+
+def checked_diffusion(model: object) -> DiffusionModel:
+    """Return ``model`` if it is a diffusion model, before anything is asked of it."""
+    if isinstance(model, DiffusionModel):
+        return model
+    raise InputError(
+        f"the diffusion model is a {type(model).__name__}; give a DiffusionModel, such as "
+        "load_diffusion returns"
+    )
 
 
 class NoisedDiffusion(DiffusionModel):
@@ -276,6 +289,7 @@ def self_test(model: DiffusionModel, x: Images, y: Labels | None = None) -> list
         >>> all(row.error < 0.9 and row.conditional_error < 0.9 for row in rows)
         True
     """
+    checked_diffusion(model)
     x = checks.images(x)
     if y is not None and model.classes is not None:
         y = checks.labels(y, model.classes)

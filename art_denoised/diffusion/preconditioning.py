@@ -87,6 +87,7 @@ class EDM(Preconditioning):
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         checks.positive("sigma_data", self.sigma_data)
         _check_levels(self.sigma_min, self.sigma_max)
 
@@ -135,6 +136,7 @@ class DDPM(Preconditioning):
     }
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         abar = torch.tensor(self.alphas_cumprod, dtype=torch.float64, device="cpu")
         checks.choice("prediction", self.prediction, get_args(Prediction))
         if not (
@@ -200,6 +202,7 @@ class Flow(Preconditioning):
     sigma_max: float = 999.0
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         checks.positive("time_scale", self.time_scale)
         _check_levels(self.sigma_min, self.sigma_max)
 
@@ -229,6 +232,7 @@ class Native(Preconditioning):
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         _check_levels(self.sigma_min, self.sigma_max)
 
     def at(self, sigma: Tensor) -> Coefficients:

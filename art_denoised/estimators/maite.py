@@ -44,7 +44,8 @@ class MaiteModel:
     def __init__(self, model: nn.Module, name: str, classes: Sequence[str] = ()) -> None:
         checks.eval_mode(model)
         self._model = model
-        self.metadata: dict[str, Any] = {"id": name, **_labels(classes)}
+        names = checks.words("classes", classes)
+        self.metadata: dict[str, Any] = {"id": name, **_labels(names)}
 
     @torch.no_grad()
     def __call__(self, batch: Sequence[Any], /) -> list[np.ndarray]:
@@ -74,9 +75,10 @@ class MaiteDataset:
 
     def __init__(self, data: ImageData, name: str, classes: Sequence[str] | int) -> None:
         self._data = data
-        self._count = classes if isinstance(classes, int) else len(classes)
-        checks.count("classes", self._count, 2)
-        names = () if isinstance(classes, int) else classes
+        names: Sequence[str] = ()
+        if not isinstance(classes, (int, np.integer)):
+            classes = len(names := checks.words("classes", classes))
+        self._count = checks.count("classes", classes, 2)
         self.metadata: dict[str, Any] = {"id": name, **_labels(names)}
 
     def __len__(self) -> int:

@@ -103,6 +103,11 @@ class Answers:
             self._take(row)
 
     @property
+    def answered(self) -> int:
+        """Number of answers that are kept."""
+        return len(self._classes)
+
+    @property
     def labels(self) -> dict[int, int]:
         """The class of each image that was asked about."""
         return {index: row.label for index, row in sorted(self._asked.items())}
@@ -307,7 +312,7 @@ def recertify(
     """
     contents = read_run(run, ANSWERS)
     settings = contents.settings
-    words = Vocabulary(tuple(settings["classes"]), dict(synonyms or {}))
+    words = Vocabulary(tuple(settings["classes"]), synonyms or {})
     held = Answers(words, contents.rows.values())
     early = bool(settings.get("radii"))
     last = settings["n"] if "n" in settings else settings["looks"][1]  # as version 1 wrote it

@@ -129,6 +129,8 @@ def evaluate(
     """
     repeats, batch_size = checks.count("repeats", repeats), checks.count("batch_size", batch_size)
     seed, kept = checks.count("seed", seed, 0), checks.count("pictures", pictures, 0)
+    if workers is not None and not hasattr(workers, "start"):
+        raise InputError(f"workers is {workers!r}; give Workers({workers!r}) or a Cluster")
     if isinstance(indices, Shard):
         indices = indices.in_blocks(batch_size)
     images = Chosen(data, indices)

@@ -89,6 +89,7 @@ def certify(
         >>> [row.index for row in log.rows]
         [0, 1, 2]
     """
+    _check(smoother)
     if not isinstance(stop, (FixedN, AtRadii, Anytime)):
         raise InputError(f"stop is {stop!r}; give FixedN, AtRadii or Anytime")
     if isinstance(smoother.base, QueryOnly) and isinstance(stop, Anytime):
@@ -128,6 +129,7 @@ def predict(
         >>> len(log.rows)
         1
     """
+    _check(smoother)
     stop = Voting() if stop is None else stop
     if not isinstance(stop, Voting):
         raise InputError(f"stop is {stop!r}; give Voting")
@@ -136,6 +138,13 @@ def predict(
     return _sample(
         PREDICT, smoother, data, stop, run, indices, identity, resume=resume, progress=progress
     )
+
+
+def _check(smoother: object) -> None:
+    if not isinstance(smoother, Smoother):
+        raise InputError(
+            f"smoother is a {type(smoother).__name__}; give Smoother(classifier, sigma=...)"
+        )
 
 
 def _sample(

@@ -101,6 +101,7 @@ class Probes:
     eot: int = 8
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         for size in fields(self):
             checks.count(size.name, getattr(self, size.name))
 

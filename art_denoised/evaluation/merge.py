@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.data.images import Shard, index_range
 from art_denoised.evaluation.attack_rows import (
@@ -69,7 +70,8 @@ def merge(
         [0, 1, 2, 3, 4]
     """
     out, found = Path(out), dict[str, list[_Part]]()
-    for path in map(Path, runs):
+    checks.flag("partial", partial)
+    for path in map(Path, [runs] if isinstance(runs, (str, Path)) else runs):
         for part in _read(path):
             found.setdefault(part.contents.kind.name, []).append(part)
     whole = [_Whole(parts) for parts in found.values()]

@@ -237,7 +237,7 @@ def read_log(path: Path | str) -> Log:
 
     ``correct`` is never believed: it follows from the classes, and a column of a TSV that says
     otherwise (some codes write a running total) is mentioned in the notices. A torn last line is
-    left out and mentioned.
+    left out and mentioned. So are images that an interrupted run lacks.
 
     Args:
         path: The file, or the folder of a run.
@@ -267,7 +267,19 @@ def read_log(path: Path | str) -> Log:
                 f"{' '.join(HEADERS['certify'].split())!r}"
             )
     contents = read_run(path, CERTIFY, PREDICT)
-    return Log.of(contents, contents.notices)
+    return Log.of(contents, (*contents.notices, *_missing(contents)))
+
+
+def _missing(contents: Contents[Any]) -> Iterator[str]:
+    """Say of a run that was interrupted, or of a shard, that it lacks images."""
+    planned, shard = (contents.settings.get(name) for name in ("images", "shard"))
+    if isinstance(planned, int) and len(contents.rows) < planned:
+        what, remedy = (
+            ("the run is incomplete", "resume it")
+            if shard is None
+            else (f"this is shard {shard}", "merge all shards")
+        )
+        yield f"{what}: {len(contents.rows)} of {planned} images; {remedy}"
 
 
 def read_logs(path: Path | str, *kinds: Kind[Any]) -> dict[Path, Log | AttackLog]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -78,7 +79,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     votes: Votes | None = None
 
     def __post_init__(self) -> None:
-        _refuse_control_characters(self, "name", "defence", "model", "data", "source")
+        words = ("name", "defence", "model", "data", "source")
+        _refuse_control_characters(self, *words)
+        for name in words:
+            if not getattr(self, name).strip():
+                raise InputError(f"{name} is {getattr(self, name)!r}; say it in words")
 
 
 def submit(
@@ -129,6 +134,8 @@ def submit(
         ...     check(entry)
         []
     """
+    if not re.fullmatch(_NAME, name):
+        raise InputError(f"name is {name!r}; give lower-case letters, digits, dots and hyphens")
     path, folder = Path(run), Path(folder)
     path = path / f"{CERTIFY.name}.jsonl" if path.is_dir() else path
     log = _sound(path)

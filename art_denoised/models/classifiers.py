@@ -59,6 +59,7 @@ class EvalTransform:
 
     def __post_init__(self) -> None:
         """Refuse what PIL does not know."""
+        checks.plain_fields(self)
         sides = (self.resize,) if isinstance(self.resize, int) else self.resize
         for name, lengths in (("resize", sides), ("crop", self.crop)):
             for length in lengths:
@@ -128,8 +129,7 @@ class PretrainedClassifier(nn.Module):
         transform: EvalTransform | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(mean, Sequence) or not isinstance(std, Sequence):
-            raise InputError(f"mean is {mean!r} and std {std!r}; give one number for each channel")
+        mean, std = checks.numbers("mean", mean), checks.numbers("std", std)
         if len(mean) != len(std) or not len(mean):
             raise InputError(f"mean has {len(mean)} channels and std {len(std)}; give one of each")
         for name, values, least in (("mean", mean, 0.0), ("std", std, 1e-6)):
@@ -138,8 +138,7 @@ class PretrainedClassifier(nn.Module):
                     raise InputError(f"{name} holds {value}; give it for pixels in [0, 1]")
         self.network, self.transform = network, transform
         for name, values in (("mean", mean), ("std", std)):
-            held = torch.tensor([float(value) for value in values]).reshape(1, -1, 1, 1)
-            self.register_buffer(name, held, persistent=False)
+            self.register_buffer(name, torch.tensor(values).reshape(1, -1, 1, 1), persistent=False)
         self.eval()
 
     @property
@@ -153,6 +152,7 @@ class PretrainedClassifier(nn.Module):
         Raises:
             InputError: The images have another number of channels than ``mean``.
         """
+        x = checks.batch(x)
         if x.shape[1] != self.mean.shape[1]:
             raise InputError(
                 f"images have {x.shape[1]} channels, mean and std have {self.mean.shape[1]}; give "
@@ -223,16 +223,22 @@ def load_classifier(
         >>> model(torch.rand(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
+    if not isinstance(name, str):
+        raise InputError(f"name is a {type(name).__name__}; give {NAMES}")
     if name.endswith(_SUFFIXES) and ":" not in Path(name).name:
         if architecture is None:
             raise InputError(f"{name} is a file of weights; give its architecture: {NAMES}")
         name, weights = architecture, name
+    elif architecture is not None:
+        raise InputError(
+            f"architecture is {architecture!r}, but {name} is no file of weights; give one of them"
+        )
     model = build_classifier(
         name, pretrained=weights is None, num_classes=num_classes, mean=mean, std=std
     )
     if weights is not None:
         load_weights(model, weights)
-    return model
+    return model.eval()
 
 
 def build_classifier(

@@ -132,7 +132,7 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
         and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items())
     ):
         raise InputError(f"checkpoint {path} holds no state dict; save model.state_dict()")
-    return dict(found)
+    return {name: checks.dense(f"{name} of checkpoint {path}", v) for name, v in found.items()}
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Tensor]:

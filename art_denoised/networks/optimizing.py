@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -19,6 +19,7 @@ from art_denoised.checks import InputError
 from art_denoised.networks import trial
 from art_denoised.networks.tracing import UntraceableError, own_graph
 from art_denoised.networks.trial import Shape, Trial
+from art_denoised.runs.journal import write_whole
 
 HalfType = Literal["bfloat16", "float16"]
 _SHAPES = 32  # for which a process compiles
@@ -81,6 +82,7 @@ def optimize(
         (20, 0)
     """
     half: Any = None if dtype is None else checks.float_name(dtype, get_args(HalfType))
+    fold, compile = checks.flag("fold", fold), checks.flag("compile", compile)
     checks.eval_mode(base)
     trial.refuse_unreadable(base)
     earlier = getattr(base, "optimized", Optimization())
@@ -111,7 +113,8 @@ def save_optimized(network: nn.Module, path: Path | str) -> None:
         path: File to write, .safetensors.
 
     Raises:
-        InputError: The network was not optimized.
+        InputError: The network was not optimized, the path has another suffix, or it cannot be
+            written.
 
     Example:
         >>> import tempfile
@@ -127,9 +130,12 @@ def save_optimized(network: nn.Module, path: Path | str) -> None:
     """
     if not isinstance(how := getattr(network, "optimized", None), Optimization):
         raise InputError(f"the {type(network).__name__} was not optimized; give what optimize made")
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise InputError(f"the file is {path}; give one that ends in .safetensors")
     note = json.dumps({"optimized": asdict(how)})
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
-    save_file(state, path, {"art_denoised": note})
+    write_whole(path, to_bytes(state, {"art_denoised": note}))
 
 
 def as_optimized(network: nn.Module, how: Optimization) -> nn.Module:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from art_denoised import checks
 from art_denoised.checks import InputError
 
 Shape: TypeAlias = tuple[int, ...]
@@ -30,6 +31,8 @@ _HARDTANH = (torch.ops.aten.hardtanh.default, torch.ops.aten.hardtanh_.default)
 
 def refuse_unreadable(model: nn.Module) -> None:
     """Check that a model is made of plain Python modules, which surgery can copy and change."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is a {type(model).__name__}; give an nn.Module")
     for name, module in model.named_modules():
         home, kind = type(module).__module__, type(module).__name__
         if isinstance(module, torch.jit.ScriptModule):
@@ -109,6 +112,7 @@ class Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._kept: Callable[[Any], Any] = (
             partial(tree_map_only, Tensor, torch.clone) if values else lambda inputs: inputs
         )
+        input_shape = checks.shape("input_shape", input_shape)
         model = copied(model).train(training)
         for name, module in model.named_modules():
             module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True)

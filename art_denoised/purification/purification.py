@@ -15,7 +15,7 @@ from art_denoised.checks.values import OneOf
 from art_denoised.diffusion.chain import Chain
 from art_denoised.diffusion.cost import Part, flop
 from art_denoised.diffusion.levels import LevelNoise
-from art_denoised.diffusion.model import DiffusionModel
+from art_denoised.diffusion.model import DiffusionModel, checked_diffusion
 from art_denoised.models.cost import saved, weights
 from art_denoised.purification.samplers import Sampler, named_sampler, vp_sigma
 from art_denoised.straight_through import straight_through
@@ -108,7 +108,7 @@ class Purification(nn.Module):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        _check_model(model)
+        _check_model(checked_diffusion(model))
         self.model, self.gradient = model, gradient
         self.sigmas = _sigmas(model, sigma, t)
         self.steps = checks.count("steps", steps)

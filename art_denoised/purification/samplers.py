@@ -85,6 +85,7 @@ class DDIM(Sampler):
     spacing: Spacing = "time"
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         if not 0 <= checks.real("eta", self.eta) <= 1:
             raise checks.InputError(f"eta is {self.eta}; give a number from 0 to 1")
         checks.choice("spacing", self.spacing, get_args(Spacing))
@@ -217,6 +218,7 @@ class Guided(Sampler):
     _ancestral: ClassVar[DDIM] = DDIM(1.0)
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         if not checks.real("scale", self.scale) >= 0:
             raise checks.InputError(f"scale is {self.scale}; give a number of at least 0")
 
@@ -259,7 +261,8 @@ def vp_sigma(t: float) -> float:
         >>> round(vp_sigma(0.1), 3)
         0.34
     """
-    if not 0 < checks.positive("t", t) <= 1:
+    t = checks.positive("t", t)
+    if t > 1:
         raise checks.InputError(f"t is {t}; give a time from above 0 to 1")
     return math.sqrt(math.expm1(BETA_0 * t + (BETA_1 - BETA_0) * t**2 / 2))
 
@@ -274,6 +277,9 @@ def vp_time(sigma: float) -> float:
         >>> round(vp_time(vp_sigma(0.1)), 6)
         0.1
     """
+    sigma = checks.real("sigma", sigma)
+    if not 0 <= sigma < math.inf:
+        raise checks.InputError(f"sigma is {sigma}; give a number >= 0")
     slope, integral = BETA_1 - BETA_0, math.log1p(sigma**2)
     return (math.sqrt(BETA_0**2 + 2 * slope * integral) - BETA_0) / slope
 

@@ -14,7 +14,7 @@ from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.diffusion.cost import Part, flop
 from art_denoised.diffusion.levels import LevelNoise, Levels, noise_levels
-from art_denoised.diffusion.model import DiffusionModel
+from art_denoised.diffusion.model import DiffusionModel, checked_diffusion
 from art_denoised.models.cost import saved, weights
 from art_denoised.uncompiled import uncompiled
 
@@ -89,6 +89,7 @@ class DiffusionClassifier(nn.Module):
         recompute: bool = True,
     ) -> None:
         super().__init__()
+        model = checked_diffusion(model)
         if model.classes is None:
             raise InputError("the diffusion model knows no classes; give a class-conditional one")
         levels = noise_levels(32) if levels is None else levels

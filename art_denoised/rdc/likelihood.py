@@ -18,7 +18,7 @@ from art_denoised.checks.values import OneOf
 from art_denoised.diffusion.chain import Chain
 from art_denoised.diffusion.cost import Part, flop, on
 from art_denoised.diffusion.levels import LevelNoise, Levels, noise_levels
-from art_denoised.diffusion.model import DiffusionModel
+from art_denoised.diffusion.model import DiffusionModel, checked_diffusion
 from art_denoised.models.cost import saved, weights
 from art_denoised.rdc.classifier import DiffusionClassifier, check_levels
 from art_denoised.straight_through import straight_through
@@ -65,6 +65,7 @@ class Adam:
     second_order: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         checks.positive("lr", self.lr)
         checks.flag("project", self.project)
         checks.positive("eps", self.eps)
@@ -188,7 +189,7 @@ class LikelihoodMaximization(nn.Module):
         bf16: bool = False,
     ) -> None:
         super().__init__()
-        if model.classes is not None and model.null_class is None:
+        if checked_diffusion(model).classes is not None and model.null_class is None:
             raise InputError(
                 "the diffusion model has no null class; give one that has, or an unconditional one"
             )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.evaluation.rows import CertifyRow, Log
 from art_denoised.reports.terminal import Block, Column, Shown, Table, separated
@@ -165,7 +166,10 @@ def certified_table(
         ours         4      100.0       50.0     0.0%   0.375
                            40-100       7-93
     """
-    at = default_radii(list(logs.values())) if radii is None else radii
+    for name, log in logs.items():
+        if log.kind != "certify":
+            raise InputError(f"{name} is a log of {log.kind}; give a log of certify")
+    at = default_radii([*logs.values()]) if radii is None else checks.numbers("radii", radii)
     return CertifiedTable(tuple(at), tuple(CertifiedRun.of(name, logs[name], at) for name in logs))
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,10 +100,33 @@ class Look:
         if not Path(self.style).is_file():
             known = ", ".join(sorted(n for n in style.library if not n.startswith("_")))
             raise InputError(f"style is {self.style!r}; give a style sheet or one of {known}")
-        return dict(rc_params_from_file(self.style, use_default_template=False))
+        with _logged("matplotlib") as faults:
+            found = dict(rc_params_from_file(self.style, use_default_template=False))
+        if faults:  # it logs lines that it cannot use, and leaves them out
+            said = " ".join(faults[0].split())[:80]
+            raise InputError(
+                f"style is {self.style!r}, which holds a line that is no setting ({said}); give a "
+                "style sheet of matplotlib"
+            )
+        return found
 
 
 _PLAIN = Look()
+
+
+@contextmanager
+def _logged(name: str) -> Iterator[list[str]]:
+    """Collect what a library logs as errors, in place of showing it."""
+    found: list[str] = []
+    logger, handler = logging.getLogger(name), logging.Handler(logging.WARNING)
+    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
 
 
 @contextmanager
@@ -145,13 +171,20 @@ def read_curves(path: Path | str) -> list[Curve]:
                         f"{path}:{number} is no point of a curve; give the columns name, radius "
                         "and certified_accuracy"
                     ) from None
-                if not (point[0] >= 0 and 0 <= point[1] <= 1):
+                if not (0 <= point[0] < math.inf and 0 <= point[1] <= 1):
                     raise InputError(
                         f"{path}:{number} has radius {point[0]:g} and accuracy {point[1]:g}; give "
                         "accuracy as a share in [0, 1]"
                     )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read ({error}); give a CSV of curves") from None
+    for name, of_one in points.items():
+        radius, times = Counter(radius for radius, _ in of_one).most_common(1)[0]
+        if times > 1:
+            raise InputError(
+                f"{path} gives radius {radius:g} of {name} {times} times; give each curve its own "
+                "name"
+            )
     if not points:
         raise InputError(
             f"{path} holds no curves; give the columns name, radius and certified_accuracy"

@@ -117,7 +117,8 @@ def report(runs: Sequence[str | Path]) -> Report:
     """
     notices: list[str] = []
     models = []
-    for name, paths in named_paths([str(run) for run in runs]).items():
+    several = [runs] if isinstance(runs, (str, Path)) else runs
+    for name, paths in named_paths([str(run) for run in several]).items():
         logs = [log for path in paths for log in read_logs(path, ATTACK, CERTIFY).items()]
         for path, log in logs:
             _check(path, log)

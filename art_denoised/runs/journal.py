@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import filelock
 import msgspec
 
+from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.runs.identity import differences
 
@@ -122,6 +123,7 @@ class Run(Generic[R]):
         *,
         resume: bool = False,
     ) -> None:
+        checks.flag("resume", resume)
         self.kind = kind
         self.settings: Mapping[str, Any] = json.loads(json.dumps(settings, allow_nan=False))
         self.path = _make_folder(Path(folder)) / f"{kind.name}.jsonl"

@@ -75,6 +75,7 @@ class Budget:
     cost_per_query: float = 0.0
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         if self.queries is not None:
             checks.count("budget in queries", self.queries, 0)
         if not 0 <= checks.real("cost_per_query", self.cost_per_query) < math.inf:
@@ -127,7 +128,11 @@ class Retry:
     transient: tuple[type[Exception], ...] = (ConnectionError, TimeoutError)
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         checks.count("times", self.times, 0)
+        kinds = self.transient
+        if not isinstance(kinds, tuple) or not all(isinstance(one, type) for one in kinds):
+            raise InputError(f"transient is {kinds!r}; give a tuple of exceptions")
         if not 0 <= checks.real("backoff", self.backoff) < math.inf:
             raise InputError(f"backoff is {self.backoff}; give seconds >= 0")
 
@@ -151,6 +156,9 @@ class Vocabulary:
     synonyms: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.synonyms, Mapping):
+            raise InputError(f"synonyms is {self.synonyms!r}; give a dictionary: word -> name")
+        checks.words("synonyms", [*self.synonyms, *self.synonyms.values()])
         for what, words in (("classes", self.classes), ("synonyms", tuple(self.synonyms))):
             plain = {_plain(word) for word in words}
             if len(plain) != len(words) or "" in plain:
@@ -234,7 +242,10 @@ class BlackBox:
                 f"ask is a {type(ask).__name__}, which cannot be called; give a function of "
                 "images, of an ART estimator ask_estimator(estimator)"
             )
-        self.words = Vocabulary(tuple(classes), dict(synonyms or {}))
+        for name, part, kind in (("retry", retry, Retry), ("budget", budget, Budget)):
+            if part is not None and not isinstance(part, kind):
+                raise InputError(f"{name} is {part!r}; give a {kind.__name__}")
+        self.words = Vocabulary(checks.words("classes", classes), synonyms or {})
         self.classes = self.words.classes
         self.label = self.words.index
         self.batch_size = checks.count("batch_size", batch_size)

@@ -29,6 +29,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, special, stats
 
+from art_denoised import checks
+
 # Above the error of scipy's inverse incomplete beta function (checked against mpmath in the
 # tests), below anything that matters to a radius.
 _SAFETY = 1e-12
@@ -58,10 +60,15 @@ def lower_confidence_bound(k: int, n: int, alpha: float) -> float:
         n: Trials, at least 1.
         alpha: Failure probability in (0, 1).
 
+    Raises:
+        InputError: A value is out of range.
+
     Example:
         >>> round(lower_confidence_bound(1000, 1000, 0.001), 6)  # 0.001 ** (1 / 1000)
         0.993116
     """
+    k, n = checks.successes(k, n)
+    alpha = checks.share("alpha", alpha)
     if k == 0:
         return 0.0
     return float(special.betaincinv(k, n - k + 1, alpha)) * (1 - _SAFETY)

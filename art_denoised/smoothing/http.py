@@ -70,6 +70,9 @@ class HttpClassifier:
         image_field: str = "image",
         timeout: float = 30.0,
     ) -> None:
+        for name, word in (("url", url), ("answer", answer), ("image_field", image_field)):
+            if not isinstance(word, str) or not word:
+                raise InputError(f"{name} is {word!r}; give a word")
         self.url, self.answer, self.image_field = _checked(url), answer, image_field
         self.headers = _sendable(headers or {})
         self.timeout = checks.positive("timeout", timeout)
@@ -201,7 +204,11 @@ def _checked(url: str) -> str:
 
 def _sendable(headers: Mapping[str, str]) -> dict[str, str]:
     """Return headers that HTTP takes; values are secrets, and stay out of messages."""
+    if not isinstance(headers, Mapping):
+        raise InputError(f"headers is a {type(headers).__name__}; give a dictionary: name -> value")
     for name, value in headers.items():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            raise InputError(f"header {name!r} is no text or has a value that is none; give text")
         if not (
             re.fullmatch(r"[\w!#-'*+.^`|~-]+", name, re.ASCII) and re.fullmatch(r"[\t -~]*", value)
         ):

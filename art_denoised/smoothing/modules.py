@@ -62,7 +62,7 @@ class DenoisedClassifier(nn.Module):
 
     def purify(self, x_noisy: Images) -> Images:
         """Return the denoised images, which the classifier sees."""
-        return self.denoiser(x_noisy, self.sigma)
+        return self.denoiser(checks.batch(x_noisy), self.sigma)
 
 
 class SmoothedClassifier(nn.Module):
@@ -121,7 +121,8 @@ class SmoothedClassifier(nn.Module):
         if self.seed is None and is_traced():
             raise InputError("seed is None, and tracing would freeze the noise; set a seed")
         # As in a certificate, noise is added in single precision, and the sum is rounded.
-        x = x.to(torch.promote_types(checks.model_dtype(self.base), torch.float32))
+        precision = torch.promote_types(checks.model_dtype(self.base), torch.float32)
+        x = checks.batch(x).to(precision)
         at_once = max(1, self.max_batch // max(1, len(x)))
         recompute = torch.is_grad_enabled() and self.samples > at_once
         streams = self._streams(x)

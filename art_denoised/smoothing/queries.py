@@ -72,6 +72,11 @@ class Ledger(Protocol):
         """Number of queries so far, failed ones included."""
         ...
 
+    @property
+    def answered(self) -> int:
+        """Number of answers that are kept."""
+        ...
+
     def get(self, key: Key, /) -> int | None:
         """Return the class that was answered about a sample; None: it was not answered."""
         ...
@@ -91,6 +96,11 @@ class MemoryLedger:
     def __init__(self, label: Callable[[Any], int]) -> None:
         self._label, self._labels = label, dict[Key, int]()
         self.spent = 0
+
+    @property
+    def answered(self) -> int:
+        """Number of answers that are kept."""
+        return len(self._labels)
 
     def get(self, key: Key) -> int | None:
         """Return the class that was answered about a sample."""
@@ -138,8 +148,10 @@ class ApiVoter:
         self._box, self._noise, self._seed, self._denoiser = box, noise, seed, denoiser
         self._ledger: Ledger = MemoryLedger(box.label) if ledger is None else ledger
         box.spent = max(box.spent, self._ledger.spent)
-        # A resumed run has been told already; its user knows better.
-        self._strange: list[Answer] | None = None if self._ledger.spent else []
+        # A resumed run has been told already; its user knows better. One that ended before, such as
+        # by a server that was down, has not.
+        told = self._ledger.answered >= FIRST_ANSWERS
+        self._strange: list[Answer] | None = None if told else []
         self.appetite = box.workers * box.batch_size
         self._todo: WeakKeyDictionary[Task[Any], deque[tuple[Stage, int]]] = WeakKeyDictionary()
         self._ready: deque[tuple[Task[Any], Draw, Counts]] = deque()

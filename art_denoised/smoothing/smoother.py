@@ -97,6 +97,8 @@ class Smoother:
         self.tried: dict[tuple[int, ...], Passes] = {}
         if not (callable(base) or isinstance(base, QueryOnly)) or isinstance(base, type):
             raise InputError(f"base is {base!r}; give a module or a function from images to logits")
+        if not (workers is None or callable(workers) or hasattr(workers, "start")):
+            raise InputError(f"workers is {workers!r}; give Workers({workers!r}) or a Cluster")
         for part in (base, denoiser):
             checks.eval_mode(part)
         self.network: Classifier | None = None
@@ -224,7 +226,7 @@ class Smoother:
         """
         if isinstance(stop, Voting) or not hasattr(stop, "procedure"):
             raise InputError(f"stop is {stop!r}; give FixedN, AtRadii or Anytime")
-        images = self.prepare(x)
+        images, first_index = self.prepare(x), checks.count("first_index", first_index, 0)
         classes = self.check(images)
         true = [None] * len(images) if labels is None else checks.labels(labels, classes).tolist()
         held = {} if earlier is None else dict(enumerate(earlier))
@@ -262,7 +264,7 @@ class Smoother:
         """
         if not isinstance(stop, Voting):
             raise InputError(f"stop is {stop!r}; give Voting")
-        images = self.prepare(x)
+        images, first_index = self.prepare(x), checks.count("first_index", first_index, 0)
         self.check(images)
         answers = dict(self._answers(images, stop, [None] * len(images), first_index, {}))
         return [answers[first_index + i] for i in range(len(images))]
@@ -276,7 +278,6 @@ class Smoother:
         held: Mapping[int, Certificate],
     ) -> Iterator[tuple[int, T]]:
         """Yield (index, answer); with a time limit once for each turn of an image."""
-        first_index = checks.count("first_index", first_index, 0)
         if self.network is not None:
             self.passes(images[0])  # before workers begin, which must agree
         record = self.record(images.shape[1:])

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from scipy import special, stats
 
+from art_denoised import checks
+from art_denoised.checks import InputError
 from art_denoised.smoothing.bounds import Look, Looks, Mixture, Proof, Sequential
 
 ABSTAIN = -1
@@ -253,10 +255,16 @@ def certified_radius(p_lower: float, sigma: float) -> float:
 
     Uses the bound 1 - p_lower for the runner-up. 0 where ``p_lower`` does not exceed 1/2.
 
+    Raises:
+        InputError: ``p_lower`` is not in [0, 1), or ``sigma`` is not positive.
+
     Example:
         >>> certified_radius(0.9, 0.25)
         0.320387
     """
+    p_lower, sigma = checks.real("p_lower", p_lower), checks.positive("sigma", sigma)
+    if not 0 <= p_lower < 1:
+        raise InputError(f"p_lower is {p_lower}; give a lower bound in [0, 1)")
     if p_lower <= 0.5:
         return 0.0
     radius = sigma * float(special.ndtri(p_lower))
@@ -264,14 +272,19 @@ def certified_radius(p_lower: float, sigma: float) -> float:
 
 
 def proportion_interval(k: int, n: int, confidence: float = 0.95) -> Interval:
-    """Two-sided Clopper-Pearson interval for a proportion, exact at any n.
+    """Two-sided Clopper-Pearson interval for a proportion of k in n, exact at any n.
+
+    Raises:
+        InputError: ``k`` is not from 0 to ``n``, or ``confidence`` not in (0, 1).
 
     Example:
         >>> low, high = proportion_interval(90, 100)
         >>> round(low, 3), round(high, 3)
         (0.824, 0.951)
     """
-    interval = stats.binomtest(k, n).proportion_ci(confidence, method="exact")
+    k, n = checks.successes(k, n)
+    level = checks.share("confidence", confidence)
+    interval = stats.binomtest(k, n).proportion_ci(level, method="exact")
     return Interval(float(interval.low), float(interval.high))
 
 
@@ -289,13 +302,21 @@ def certified_accuracy(
         The share and its 95% Clopper-Pearson interval over images of the same distribution, which
         does not include the alpha of the certificates.
 
+    Raises:
+        InputError: There are no images, ``correct`` holds something else than truth values, or a
+            radius is out of range.
+
     Example:
         >>> accuracy, interval = certified_accuracy([True, True, False], [0.5, 0.1, 0.9], 0.25)
         >>> round(accuracy, 3)
         0.333
     """
-    hits = int(np.sum(np.asarray(correct, bool) & (np.asarray(radii, float) >= radius)))
-    return hits / len(radii), proportion_interval(hits, len(radii))
+    right, certified = _columns(correct, radii)
+    if not checks.real("radius", radius) >= 0:
+        raise InputError(f"radius is {radius}; give a number >= 0")
+    radius = float(radius)
+    hits = int(np.sum(right & (certified >= radius)))
+    return hits / len(right), proportion_interval(hits, len(right))
 
 
 class TableRow(NamedTuple):
@@ -332,6 +353,10 @@ def average_certified_radius(
 
     Source: Zhai et al., "MACER" (ICLR 2020, arXiv 2001.02378).
 
+    Raises:
+        InputError: There are no images, a value is out of range, or ``correct`` holds something
+            else than truth values.
+
     Returns:
         The mean and Student's t interval for it, approximate for few images.
 
@@ -339,10 +364,30 @@ def average_certified_radius(
         >>> average_certified_radius([True, False], [0.5, 0.9])[0]
         0.25
     """
-    values = np.where(np.asarray(correct, bool), np.asarray(radii, float), 0.0)
+    right, certified = _columns(correct, radii)
+    confidence = checks.share("confidence", confidence)
+    values = np.where(right, certified, 0.0)
     mean = float(values.mean())
     if len(values) < 2:
         return mean, Interval(0.0, math.inf)
     standard_error = float(values.std(ddof=1)) / math.sqrt(len(values))
     half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * standard_error
     return mean, Interval(max(mean - half, 0.0), mean + half)
+
+
+def _columns(correct: Any, radii: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return whether each image is right, and its certified radius, as arrays."""
+    right, certified = (
+        np.asarray(column if hasattr(column, "__array__") else list(column))
+        for column in (correct, radii)
+    )
+    checks.one_each(right, certified, "radii")
+    if not len(right):
+        raise InputError("there are no images; give at least one")
+    if right.dtype.kind not in "biu" or not np.isin(right, (False, True)).all():
+        # Predicted classes would count as right, all but class 0.
+        raise InputError(f"correct holds {right.flat[0]!r}, ...; give True or False for each image")
+    for radius in certified:
+        if not checks.real("a certified radius", radius) >= 0:
+            raise InputError(f"a certified radius is {radius}; give a number >= 0")
+    return right.astype(bool), certified.astype(float)

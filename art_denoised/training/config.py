@@ -107,6 +107,7 @@ class TrainingConfig:
     checkpoint_every: float = 60.0
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         checks.count("epochs", self.epochs)
         checks.count("batch_size", self.batch_size)
         if checks.count("seed", self.seed, 0) >= 2**64:

@@ -88,6 +88,7 @@ class Objective:
     fine_epochs: int | None = None
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         if isinstance(self.loss, str):
             checks.choice("objective", self.loss, (*LOSSES, "hybrid"))
         if self.fine_epochs is not None:

@@ -45,10 +45,11 @@ class EDMLoss:
     drop: float = 0.1
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         if not 0 <= checks.real("drop", self.drop) < 1:
             raise InputError(f"drop is {self.drop}; give a share in [0, 1)")
         checks.positive("p_std", self.p_std)
-        if not math.isfinite(self.p_mean):
+        if not math.isfinite(checks.real("p_mean", self.p_mean)):
             raise InputError(f"p_mean is {self.p_mean}; give a finite number")
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, step: int) -> Tensor:

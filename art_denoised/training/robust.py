@@ -51,6 +51,7 @@ class _Ascent:
     relative_step_size: float | None = 0.25
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         PGD(self.eps, norm=self.norm, steps=self.steps)  # checks them
         if self.relative_step_size is not None:
             checks.positive("relative_step_size", self.relative_step_size)
@@ -261,6 +262,7 @@ class Validation:
     stop_on_overfitting: bool = False
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         checks.count("steps", self.steps)
         for name in ("keep_best", "stop_on_overfitting"):
             checks.flag(name, getattr(self, name))

@@ -91,6 +91,7 @@ def test_a_budget_that_does_not_suffice_is_refused_before_the_first_query(api, s
         ({"budget": None}, [], "--budget"),
         ({"price": None}, [], "--price"),
         ({"deadline": "90s"}, [], "--deadline"),
+        ({"batch_size": "7"}, [], "--batch-size"),
         ({"header": "Authorization"}, [], "--header"),
         ({"header": "Authorization: {NO_SUCH_VARIABLE}"}, [], "NO_SUCH_VARIABLE"),
         ({"shard": "1/2"}, [], "unsharded"),

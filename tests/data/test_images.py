@@ -197,6 +197,8 @@ GREY = torch.full((1, 4, 4), 0.5)
         ((GREY, -1), "-1"),
         ((GREY, 3), "3"),
         (GREY, "Tensor"),
+        ((np.ma.masked_less(GREY.numpy(), 1), 0), "masked"),  # whose masked pixels count as pixels
+        ((GREY.numpy().astype(object), 0), "object"),
     ],
 )
 def test_what_cannot_be_used_is_named(entry, word):
@@ -208,7 +210,8 @@ def test_what_cannot_be_used_is_named(entry, word):
 
 def test_arrays_and_integers_of_every_kind_are_taken():
     entries = [(GREY.numpy(), np.int64(2)), (GREY.double(), torch.tensor(1)), [GREY, 0]]
-    assert [label for _, _, label in Chosen(entries, classes=3)] == [2, 1, 0]
+    entries += [(GREY.numpy().astype(">f4"), 0)]
+    assert [label for _, _, label in Chosen(entries, classes=3)] == [2, 1, 0, 0]
     assert all(x.dtype == torch.float32 for _, x, _ in Chosen(entries))
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from art_denoised.checks import InputError
 from art_denoised.data import digits
 from art_denoised.demo import digits_diffusion
+from art_denoised.denoisers import OneShotDenoiser
 from art_denoised.diffusion import (
     DDPM,
     EDM,
@@ -30,6 +31,8 @@ from art_denoised.diffusion import (
     load_diffusion,
     self_test,
 )
+from art_denoised.purification import Purification
+from art_denoised.rdc import DiffusionClassifier, LikelihoodMaximization
 from tests.diffusion.test_preconditioning import ABAR
 from tests.nets import SMALL_UNET
 
@@ -76,6 +79,32 @@ def test_labels_that_it_does_not_know(labels):
     model = DiffusionModel(Recorder(), EDM(), classes=10, null_class=12)
     with pytest.raises(InputError, match="labels"):
         model(torch.rand(2, 1, 4, 4), 0.5, torch.tensor(labels))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda model: Purification(model, sigma=0.1),
+        DiffusionClassifier,
+        LikelihoodMaximization,
+        OneShotDenoiser,
+        lambda model: self_test(model, torch.zeros(1, 1, 8, 8)),
+    ],
+)
+def test_a_classifier_is_no_diffusion_model(build):
+    """As `attack --purify` is given where it is confused with --model."""
+    with pytest.raises(InputError, match="diffusion model is a Identity"):
+        build(nn.Identity())
+
+
+@pytest.mark.parametrize("classes", ["10", 10.0, True, 0])
+def test_a_number_of_classes_is_a_whole_number(classes, tmp_path):
+    for build in (
+        lambda: DiffusionModel(nn.Identity(), Native(), classes=classes),
+        lambda: load_diffusion(tmp_path, classes=classes),
+    ):
+        with pytest.raises(InputError, match=f"classes is {classes!r}"):
+            build()
 
 
 def test_levels_are_in_image_units():

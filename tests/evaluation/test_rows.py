@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from art_denoised.checks import InputError
+from art_denoised.cli import main
 from art_denoised.evaluation.rows import (
     ATTACK,
     CERTIFY,
@@ -216,6 +217,26 @@ def test_a_folder_may_hold_logs_of_several_kinds(tmp_path):
     assert list(read_logs(tmp_path / "certify.jsonl")) == [tmp_path / "certify.jsonl"]
     log = logs[tmp_path / "certify.jsonl"]
     assert dataclasses.replace(log, begun="at another time") == log
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"images": 3}, "incomplete: 2 of 3 images"),
+        ({"images": 4, "shard": "1/2"}, "shard 1/2: 2 of 4 images"),
+        ({"images": 2}, None),
+        ({}, None),
+    ],
+)
+def test_a_log_that_lacks_images_says_so(tmp_path, capsys, settings, said):
+    """A share of a few images of a run looks like one of all in a table."""
+    with Run(tmp_path, CERTIFY, settings) as run:
+        run.append([row(0), row(1)])
+    assert [said in notice for notice in read_log(tmp_path).notices] == [True] * (said is not None)
+    for command in (["table"], ["report"], ["plot", "-o", str(tmp_path / "p.svg")]):
+        assert main([*command, str(tmp_path)]) == 0
+        shown = "".join(capsys.readouterr())
+        assert said in shown if said else "images;" not in shown
 
 
 def test_logs_of_the_first_version_are_read(tmp_path):

@@ -195,6 +195,19 @@ def test_control_characters_are_refused(entry, field, bad):
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "A B"}, "name is 'A B'"),
+        ({"name": "../x"}, r"\.\./x"),
+        ({"model": " "}, "model is ' '"),
+    ],
+)
+def test_a_name_that_no_file_can_have_and_blank_words_are_refused(run, tmp_path, changes, words):
+    with pytest.raises(InputError, match=words):
+        submit(run, tmp_path / "board", **({"name": "ours"} | WORDS | changes))
+
+
 def test_words_are_no_markup(entry):
     edit(entry, source="<b>#x|[y](z)", data="# d_e_")
     page = leaderboard(entry.parent).to_markdown()

@@ -270,3 +270,39 @@ def vit() -> nn.Module:
         num_labels=5,
     )
     return transformers.ViTForImageClassification(config).eval()
+
+
+def test_statistics_may_be_of_any_library():
+    x = torch.rand(1, 1, 8, 8)
+    expected = load_classifier(MODEL, mean=[0.25], std=[0.5])(x)
+    for kind in (np.asarray, torch.tensor, iter):
+        assert torch.equal(load_classifier(MODEL, mean=kind([0.25]), std=kind([0.5]))(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: load_classifier(MODEL, mean="0.5", std="0.5"), "mean is '0.5'"),
+        (lambda: load_classifier(MODEL, mean=0.5, std=0.5), "mean is 0.5"),
+        (lambda: load_classifier(MODEL, mean=[True], std=[1]), "mean is True"),
+        (lambda: load_classifier(MODEL, architecture="timm:resnet18"), "timm:resnet18"),
+        (lambda: load_classifier(None), "NoneType"),
+        (lambda: load_classifier(nn.ReLU()), "ReLU"),
+        (
+            lambda: load_classifier(MODEL, mean=[0.5], std=[0.5])(
+                torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+            ),
+            "uint8",  # images from 0 to 255 were normalised as if they were in [0, 1]
+        ),
+    ],
+)
+def test_what_cannot_be_a_classifier_is_refused(call, words):
+    with pytest.raises(InputError, match=words):
+        call()
+
+
+def test_a_function_whose_network_is_in_training_mode_gives_one_in_eval_mode(tmp_path):
+    torch.save(load_classifier(MODEL).state_dict(), tmp_path / "a.pth")
+    for weights in (None, tmp_path / "a.pth"):
+        found = load_classifier("art_denoised.demo:digits_network", weights=weights)
+        assert not any(part.training for part in found.modules())

@@ -25,6 +25,17 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("kind", ["sparse", "meta"])
+def test_tensors_without_their_values_are_refused(tmp_path, kind):
+    """One that a sparse or meta device left in a state dict ended with a traceback."""
+    state = nn.Linear(2, 2).state_dict()
+    weight = state["weight"]
+    state["weight"] = weight.to_sparse() if kind == "sparse" else weight.to("meta")
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=f"weight of checkpoint .* {kind}"):
+        load_weights(nn.Linear(2, 2), tmp_path / "a.pth")
+
+
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict", "model", "net"])
 @pytest.mark.parametrize(
     "prefix", ["", "module.", "_orig_mod.", "model.", "1.", "model._orig_mod."]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -249,6 +250,31 @@ def test_files_of_other_networks_are_refused(tmp_path):
     save_optimized(optimize(calibrated(Block())), tmp_path / "a.safetensors")
     with pytest.raises(InputError, match="no first with a"):
         load_trained(digits_classifier(), tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("base", "options", "words"),
+    [
+        (None, {"fold": "no"}, "fold is 'no'"),  # which counted as True
+        (None, {"compile": 1}, "compile is 1"),
+        (None, {"input_shape": 8}, "input_shape is 8"),
+        (None, {"input_shape": "1,8,8"}, "input_shape is '1,8,8'"),
+        (None, {"input_shape": (1, 8, True)}, "input_shape is True"),
+        (None, {"input_shape": iter((1, 8, 8))}, "input_shape is <"),
+        (len, {}, "builtin_function"),
+        (nn.ReLU, {}, "type"),
+    ],
+)
+def test_what_cannot_be_optimized_is_refused(base, options, words):
+    with pytest.raises(InputError, match=words):
+        optimize(base or digits_classifier(), **{"input_shape": (1, 8, 8)} | options)
+
+
+@pytest.mark.parametrize("name", ["fast.pth", "."])
+def test_an_optimized_network_is_written_to_what_is_read_again(tmp_path, name):
+    fast = optimize(digits_classifier(), dtype="bfloat16", input_shape=(1, 8, 8))
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / name))):
+        save_optimized(fast, tmp_path / name)
 
 
 def test_every_shape_is_compiled_or_refused(monkeypatch):

@@ -29,6 +29,7 @@ from art_denoised.reports import (
     feature_figure,
     loss_figure,
     picture_figure,
+    read_curves,
     report,
     save_figure,
 )
@@ -125,6 +126,32 @@ def test_labels_and_size():
         Look(size=(3, 2, 1))
     with pytest.raises(InputError, match="style is 'nosuch'"):
         Look(style="nosuch")
+
+
+def test_a_style_sheet_of_other_lines_is_refused(tmp_path, capsys):
+    """Matplotlib would log them, and draw without the style that was meant."""
+    sheet = tmp_path / "my.mplstyle"
+    sheet.write_text("axes.grid: True\nlines.linewidth: 3 # points\n")
+    assert Look(style=str(sheet)).settings["lines.linewidth"] == 3
+    for line in ("root:x:0:0", "axes.grid: perhaps"):
+        sheet.write_text(line)
+        with pytest.raises(InputError, match=r"style is .*my\.mplstyle"):
+            Look(style=str(sheet))
+    assert "".join(capsys.readouterr()) == ""
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("a,0,.5\na,0.25,.4\na,0,.6\n", "radius 0 of a 2 times"),  # two curves of one name
+        ("a,inf,.5\n", "radius inf"),
+    ],
+)
+def test_published_curves_that_cannot_be_drawn_are_refused(tmp_path, lines, words):
+    file = tmp_path / "curves.csv"
+    file.write_text(f"name,radius,certified_accuracy\n{lines}")
+    with pytest.raises(InputError, match=words):
+        read_curves(file)
 
 
 def test_files_carry_fonts_and_text(tmp_path):

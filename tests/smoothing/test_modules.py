@@ -13,6 +13,8 @@ from torch import nn
 
 from art_denoised import DenoisedClassifier, SmoothedClassifier
 from art_denoised.checks import InputError
+from art_denoised.denoisers import DnCNN, MemNet, OneShotDenoiser, UNetDenoiser
+from art_denoised.diffusion import DiffusionModel, Native
 from art_denoised.models import EvalTransform, PretrainedClassifier
 from art_denoised.smoothing import Stage
 from art_denoised.smoothing.noise import Gaussian, Stream, StreamKey
@@ -174,6 +176,30 @@ def test_denoised_classifier_tells_the_denoiser_sigma():
 def test_bad_values(change):
     with pytest.raises(InputError, match=next(iter(change))):
         smoothed(**change)
+
+
+def tiny_unet() -> UNetDenoiser:
+    channels = {"in_channels": 1, "out_channels": 1, "block_out_channels": (8, 16)}
+    kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    return UNetDenoiser.from_config(sample_size=8, **channels, **kinds, norm_num_groups=4)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        lambda x: smoothed()(x),
+        lambda x: DenoisedClassifier(network(), lambda x, sigma: x, sigma=0.25)(x),
+        lambda x: DnCNN(1, 2, 2).eval()(x),
+        lambda x: MemNet(1, 2, 1, 1).eval()(x),
+        lambda x: tiny_unet()(x, 0.25),
+        lambda x: OneShotDenoiser(DiffusionModel(nn.Identity(), Native()))(x, 0.25),
+    ],
+)
+def test_eight_bits_and_single_images_are_refused(module):
+    """In place of noise that vanishes beside pixels from 0 to 255."""
+    for x, words in (((X * 255).byte(), "uint8"), (X > 0.5, "bool"), (X[0], r"x\[None\]")):
+        with pytest.raises(InputError, match=words):
+            module(x)
 
 
 def test_wrappers_take_the_mode_of_their_parts():

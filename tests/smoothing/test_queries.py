@@ -148,6 +148,19 @@ def test_answers_of_other_words_end_the_run_at_once(digits):
     assert named == Smoother(BlackBox(local, NAMES), sigma=0.25).certify(digits[0][:2], FEW)
 
 
+@pytest.mark.parametrize("earlier", ["failures", "answers"])
+def test_a_run_that_ended_before_it_was_told_is_told_of_other_words(digits, earlier):
+    box = BlackBox(lambda images: ["Digit two"] * len(images), NAMES, workers=1)
+    ledger = ledger_of(box)
+    if earlier == "failures":
+        ledger.fail("the server was down", 6)
+    else:
+        ledger.keep({(0, 0, sample): "Digit two" for sample in range(19)})
+    with pytest.raises(InputError, match="'Digit two'"):
+        certified(Smoother(box, sigma=0.25), digits[0][:1], FEW, ledger)
+    assert ledger.answered < 60
+
+
 def test_a_bad_answer_among_good_ones_keeps_these(digits):
     box = BlackBox(lambda images: [True, *["two"] * (len(images) - 1)], NAMES, batch_size=5)
     ledger = ledger_of(box)

@@ -145,6 +145,14 @@ def test_bad_values(make, word):
         make()
 
 
+def test_the_first_index_may_be_of_numpy_or_torch():
+    smoother, stop = half_space(), FixedN(20, n0=5)
+    for first in (np.int64(3), torch.tensor(3)):
+        found = smoother.certify(grey(), stop, first_index=first)
+        assert found == smoother.certify(grey(), stop, first_index=3)
+        assert smoother.vote(grey(), Voting(20), first_index=first)[0].label == 0
+
+
 class OfTheBatch(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return HalfSpace()(x - x.mean(0) + 0.5)

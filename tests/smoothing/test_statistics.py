@@ -10,10 +10,12 @@ from typing import ClassVar
 import mpmath
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from art_denoised.checks import InputError
 from art_denoised.smoothing.bounds import Look, Proof, Sequential, lower_confidence_bound
 from art_denoised.smoothing.statistics import (
     Certificate,
@@ -205,6 +207,49 @@ def test_accuracy_over_images_by_hand():
     assert proportion_interval(10, 10).low == pytest.approx(0.025**0.1)
     assert proportion_interval(0, 10, 0.9).high == pytest.approx(1 - 0.05**0.1)
     assert proportion_interval(10, 10).high == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: lower_confidence_bound(9, 10, True), "alpha is True"),
+        (lambda: lower_confidence_bound(9, 10, math.nan), "alpha is nan"),
+        (lambda: lower_confidence_bound(9, 10, 1), "alpha is 1"),
+        (lambda: lower_confidence_bound(11, 10, 0.001), "k is 11"),
+        (lambda: lower_confidence_bound(-1, 10, 0.001), "k is -1"),
+        (lambda: lower_confidence_bound(9.5, 10, 0.001), r"k is 9\.5"),
+        (lambda: certified_radius(math.nan, 0.25), "p_lower is nan"),
+        (lambda: certified_radius(1, 0.25), "p_lower is 1"),
+        (lambda: certified_radius(0.9, -1), "sigma is -1"),
+        (lambda: proportion_interval(3, 10, True), "confidence is True"),
+        (lambda: proportion_interval(3, 10, 95), "confidence is 95"),
+        (lambda: proportion_interval(11, 10), "k is 11"),
+        (lambda: average_certified_radius([True], [0.5], "x"), "confidence is 'x'"),
+        (lambda: average_certified_radius([True], [math.nan]), "radius is nan"),
+        (lambda: certified_accuracy([True, False], [0.5], 0.1), "2 images and 1 radii"),
+        (lambda: certified_accuracy([True], [0.5, 0.9], 0.1), "1 images and 2 radii"),
+        (lambda: certified_accuracy([7, 3], [0.5, 0.9], 0.1), "correct holds .*7"),  # classes
+        (lambda: certified_accuracy(["False"], [0.5], 0.1), "correct holds .*False"),
+        (lambda: certified_accuracy([], [], 0.1), "no images"),
+        (lambda: certified_accuracy([True], [0.5], math.nan), "radius is nan"),
+        (lambda: certified_accuracy([True], [0.5], True), "radius is True"),
+    ],
+)
+def test_what_is_no_count_share_or_radius_is_refused(call, words):
+    with pytest.raises(InputError, match=words):
+        call()
+
+
+def test_columns_may_be_of_any_kind():
+    correct, radii = [True, False, True], [0.5, 0.9, 0.1]
+    expected = certified_accuracy(correct, radii, 0.25)
+    assert expected[0] == 1 / 3
+    for kind in (np.asarray, torch.tensor, iter):
+        assert certified_accuracy(kind(correct), kind(radii), np.float32(0.25)) == expected
+    assert certified_accuracy([1, 0, 1], radii, torch.tensor(0.25)) == expected
+    assert lower_confidence_bound(np.int64(9), torch.tensor(10), 0.001) == lower_confidence_bound(
+        9, 10, 0.001
+    )
 
 
 def test_bound_at_huge_n_is_below_one():
