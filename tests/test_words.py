@@ -6,9 +6,10 @@ from art_denoised.words import counted, duration, memory, operations
 
 
 def test_units_are_the_largest_that_fit():
-    assert [duration(seconds) for seconds in (0.42, 42, 600, 9e4)] == [
+    assert [duration(seconds) for seconds in (0.42, 42, 110, 600, 9e4)] == [
         "0.42 s",
         "42 s",
+        "110 s",
         "10 min",
         "25 h",
     ]

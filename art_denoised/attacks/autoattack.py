@@ -47,6 +47,9 @@ class AutoAttack(Suite):
         queries: Number of queries of Square.
         eot: Number of gradients that a step of APGD averages; None: 20 for "rand" and else 1.
 
+    Raises:
+        InputError: Neither package is installed, or a value is out of range.
+
     Example:
         >>> from art_denoised.demo import digits_classifier
         >>> attack = AutoAttack(0.2, parts=("apgd-ce",), steps=5)
@@ -80,6 +83,7 @@ class AutoAttack(Suite):
         for part in self.parts:
             if part not in PARTS:
                 raise InputError(f"AutoAttack has no part {part!r}; give of {', '.join(PARTS)}")
+        _package()  # a run that lacks it ends before its first attack
 
     @property
     def name(self) -> str:
@@ -114,7 +118,7 @@ class AutoAttack(Suite):
         """Attack; the flags are AutoAttack's warnings.
 
         Raises:
-            InputError: Neither package is installed, or the model has too few classes.
+            InputError: The model has too few classes.
         """
         module = as_module(model)
         package = _package()

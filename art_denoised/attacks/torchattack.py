@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib.util
 import inspect
 import io
 from dataclasses import dataclass
@@ -40,8 +41,8 @@ class TorchAttack(ClassAttack):
         options: Other arguments of the class.
 
     Raises:
-        InputError: The norm is not the one of the class, an option repeats an argument, or a value
-            is out of range.
+        InputError: torchattacks is not installed, the norm is not the one of the class, an option
+            repeats an argument, or a value is out of range.
 
     Example:
         >>> import torch
@@ -58,6 +59,11 @@ class TorchAttack(ClassAttack):
 
     kind: str = "PGD"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if importlib.util.find_spec("torchattacks") is None:
+            raise InputError(f"this attack needs torchattacks; {INSTALL}")
+
     @property
     def mixed(self) -> bool:
         """Whether it is AutoAttack with Square in it."""
@@ -67,7 +73,7 @@ class TorchAttack(ClassAttack):
         """Attack.
 
         Raises:
-            InputError: torchattacks is not installed or has no such attack, or an option is wrong.
+            InputError: torchattacks has no such attack, or an option is wrong.
         """
         module, known = as_module(model), _attack_class(self.kind)
         arguments = self.arguments(

@@ -316,6 +316,7 @@ def _certify_api(
         )
     named = {"model": box.identity["url"], "denoiser": model.denoiser}
     named |= data.identity(nn.Identity())
+    del named["skip"], named["max"]  # images are compared one by one: a later run may add some
     log = certify(smoother, images, stop, indices=indices, identity=named, **run.arguments)
     paid = f", {box.spent * api.price:,.2f} paid" if api.price else ""
     notice(f"{box.spent:,} queries so far{paid}")

@@ -13,7 +13,7 @@ _ABSENT = "not installed"
 NEEDED = ("art-denoised", "torch", "numpy", "adversarial-robustness-toolbox", "diffusers")
 # Package, the extra that installs it, and what it adds.
 OPTIONAL = (
-    ("torchvision", "vision", "data imagefolder:DIR and torchvision:NAME:DIR"),
+    ("torchvision", "vision", "networks torchvision:NAME, data torchvision:NAME:DIR"),
     ("timm", "names", "networks timm:NAME"),
     ("transformers", "names", "networks hf:OWNER/NAME"),
     ("pyautoattack", "attacks", "attacks autoattack, autoattack-rand, apgd-*, fab and square"),

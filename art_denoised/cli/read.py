@@ -183,7 +183,7 @@ def pictures(
     r"""Draw images of a run: clean, noisy, denoised, attacked, and the difference.
 
     Below each image are the predicted class, what the attacks left of it, and
-    its certified radius. An attack run keeps pictures of its first images. The
+    its certified radius. An attack run keeps pictures of four images. The
     images of a certify or predict run are read again, and must have the pixels
     that the log tells of.
 

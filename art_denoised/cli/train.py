@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: cyclopts reads the types of inherited fields in the
 # module of the subclass, which need not know their names.
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -56,7 +57,13 @@ class TrainingData:
         """Return the training images, photographs as the classifier takes them."""
         from art_denoised.data import load_data
 
-        return load_data(self.data, train=True, transform=self._of_photographs(transform))
+        return load_data(
+            self.data, train=True, classes=self._names, transform=self._of_photographs(transform)
+        )
+
+    @property
+    def _names(self) -> "Sequence[str] | None":
+        return None
 
     def _of_photographs(self, transform: "EvalTransform | None") -> "EvalTransform | None":
         photographs = self.data.startswith(("imagefolder:", "torchvision:ImageNet:"))
@@ -71,10 +78,18 @@ class ValidatedData(TrainingData):
     Attributes:
         validation: Validation images, evaluated after each epoch and not trained on.
         validation_max: Largest number of validation images, evenly spaced in the data set.
+        classes: File with the names of an image folder's classes, as that of certify.
     """
 
     validation: Annotated[str | None, Parameter(metavar="DATA")] = None
     validation_max: Annotated[int, more(DATA), Parameter(metavar="M")] = 500
+    classes: Annotated[Path | None, more(DATA), Parameter(metavar="FILE")] = None
+
+    @property
+    def _names(self) -> "Sequence[str] | None":
+        from art_denoised.data import read_classes
+
+        return None if self.classes is None else read_classes(self.classes)
 
     def load_validation(self, transform: "EvalTransform | None" = None) -> list[Any] | None:
         """Return pairs of image and label."""
@@ -84,7 +99,9 @@ class ValidatedData(TrainingData):
         most = checks.count("--validation-max", self.validation_max)
         if self.validation is None:
             return None
-        data = load_data(self.validation, transform=self._of_photographs(transform))
+        data = load_data(
+            self.validation, classes=self._names, transform=self._of_photographs(transform)
+        )
         step = max(1, len(data) // most)  # all classes, where they are sorted
         return [data[i] for i in range(0, len(data), step)[:most]]
 

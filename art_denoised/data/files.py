@@ -91,7 +91,7 @@ class ImageFolder:
             if _folded(one.name) not in labels:
                 raise InputError(
                     f"folder {one.name!r} is none of the classes {', '.join(self.classes)}; rename "
-                    "it or add it to the classes"
+                    "it, or write it after the name of its class, with a comma between"
                 )
             files = [f for f in sorted(one.rglob("*")) if f.suffix.lower() in _SUFFIXES]
             inside = [f for f in files if not any(map(_is_hidden, f.relative_to(one).parts))]

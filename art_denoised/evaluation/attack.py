@@ -98,7 +98,7 @@ def evaluate(
         batch_size: Number of images attacked at once. Attacks draw their starts for a batch, so
             the rows depend on it.
         indices: Indices of the images to attack, or a `Shard` of them; None takes all.
-        pictures: Number of images of which pictures are kept for the report.
+        pictures: Number of images, evenly spaced, of which pictures are kept for the report.
         identity: Further JSON values that must agree before a run is resumed, such as the names of
             model and data. The weights, structure and attributes of the model, images, labels,
             attacks and versions are always compared.
@@ -171,7 +171,8 @@ def evaluate(
         for notice in notices:
             print(f"notice: {notice}", file=sys.stderr)
         stack.enter_context(target.as_asked())
-        pictured = frozenset(images.whole[:kept])
+        apart = max(1, len(images.whole) // max(1, kept))  # all classes, where they are sorted
+        pictured = frozenset(images.whole[::apart][:kept])
         work = Work(journal, target, used, images, seed, batch_size, pictured, progress)
         if workers is None:
             work.attack()

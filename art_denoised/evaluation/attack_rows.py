@@ -202,7 +202,7 @@ class AttackLog:
         settings: Settings of the run, as its header names them (docs/reference/logs.md).
         rows: Rows by column in the order of the run, then by image.
         checks: Masking checks in the order they were made; empty before the run comes to them.
-        images: Pictures of the first images.
+        images: Pictures of some images.
         notices: Remarks for the user, such as what the reader had to repair.
         begun: Time at which the log was begun, in UTC as ISO 8601; empty in earlier logs.
     """

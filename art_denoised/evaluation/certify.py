@@ -26,6 +26,7 @@ from art_denoised.runs.identity import versions
 from art_denoised.runs.journal import Kind, Run, read_run
 from art_denoised.runs.progress import Progress, waiting, watched
 from art_denoised.smoothing.dispatch import Dispatcher
+from art_denoised.smoothing.modules import DenoisedClassifier
 from art_denoised.smoothing.queries import QueryOnly
 from art_denoised.smoothing.smoother import Smoother
 from art_denoised.smoothing.statistics import Certificate, top_class
@@ -387,16 +388,20 @@ class FirstLook:
     clean: int
     noisy: int
     sigma: float
+    denoised: bool = False
 
     def __str__(self) -> str:
         """Return it in words, for the terminal."""
+        base = "classifier behind the denoiser" if self.denoised else "base classifier"
         words = (
-            f"the base classifier gets {self.clean} of the first {self.images} images right, and "
+            f"the {base} gets {self.clean} of the first {self.images} images right, and "
             f"{self.noisy} of them with noise of sigma = {self.sigma:g}"
         )
         if 2 * self.clean >= self.images:
             return words
-        return f"{words}. If these are too few, check weights, normalisation and order of classes"
+        first = "first without the denoiser: " if self.denoised else ""
+        remedy = f"check {first}weights, normalisation and order of classes"
+        return f"{words}. If these are too few, {remedy}"
 
 
 @torch.no_grad()
@@ -418,4 +423,6 @@ def first_look(smoother: Smoother, data: ImageData, indices: Sequence[int]) -> F
         int((network(z.to(checks.model_dtype(network))).argmax(1).cpu() == labels).sum())
         for z in (x, x + smoother.sigma * noise)
     )
-    return FirstLook(len(images), clean, noisy, smoother.sigma)
+    parts = network.modules() if isinstance(network, torch.nn.Module) else ()
+    denoised = any(isinstance(part, DenoisedClassifier) for part in parts)
+    return FirstLook(len(images), clean, noisy, smoother.sigma, denoised)

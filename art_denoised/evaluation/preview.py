@@ -194,7 +194,7 @@ class QueryPreview:
         if self.fewest < self.most:
             number = f"{self.fewest:,} to {number}"
         words = f"{counted(self.images, 'image')}: {number} queries"
-        words += f", cost {self.cost:,.2f} at most" if self.cost else ""
+        words += f", cost {self.cost:,.2f} at most, without retries" if self.cost else ""
         words += f", {duration(self.seconds)} at a second a query"
         words += f", {self.answered:,} already answered" if self.answered else ""
         if self.limit < self.most:
@@ -230,7 +230,7 @@ def preview_queries(
         >>> box = BlackBox(lambda images: ["two"] * len(images), names, budget=price)
         >>> smoother = Smoother(box, sigma=0.25)
         >>> print(preview_queries(smoother, load_data("digits"), FixedN(100, n0=20), indices=[0]))
-        1 image: 120 queries, cost 0.18 at most, 30 s at a second a query
+        1 image: 120 queries, cost 0.18 at most, without retries, 30 s at a second a query
     """
     if not isinstance(smoother.base, QueryOnly):
         raise InputError("the base is not query-only; give preview")

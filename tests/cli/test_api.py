@@ -71,6 +71,10 @@ def test_an_api_is_certified_within_its_budget_and_resumed(api, service, tmp_pat
     assert (cost["images"], cost["answered"], cost["most"]) == (3, 60, 30)
     assert cost["limit"] == 50 / PRICE // 1 - 60
 
+    assert main(api("--resume", "--json", denoiser=DENOISER, max=3)) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 90
+    assert len(service.requests) == before + 90
+
 
 def test_a_budget_that_does_not_suffice_is_refused_before_the_first_query(api, service, capsys):
     before = len(service.requests)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
@@ -17,6 +18,19 @@ from tests.cli.command import MODEL, refusal, words
 def arguments(out: object, *flags: str, **changes: object) -> list[str]:
     options = {"model": MODEL, "data": "digits", "max": 4, "eps": 0.1, "out": out}
     return words("attack", "--quiet", *flags, **(options | changes))
+
+
+@pytest.mark.parametrize("kind", ["square:queries=2", "autoattack-rand", "torchattacks:PGD"])
+def test_a_missing_package_is_said_before_the_first_attack(kind, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", missing)
+    message = refusal(capsys, arguments(tmp_path / "run", attacks=f"pgd:steps=1,{kind}"))
+    assert "pip install '.[attacks]'" in message
+    assert not (tmp_path / "run").exists()
+
+
+def missing(name: str, *rest: object, find=importlib.util.find_spec) -> object:
+    """Find all packages but those of [attacks]."""
+    return None if name.endswith(("autoattack", "torchattacks")) else find(name, *rest)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from art_denoised import DiffusionClassifier, load_denoiser, load_diffusion, save_denoiser
 from art_denoised.cli import main
+from art_denoised.cli.train import ValidatedData
 from art_denoised.data import digits
 from art_denoised.diffusion import noise_levels
 from art_denoised.evaluation import read_log
@@ -51,6 +53,17 @@ def test_a_denoiser_is_trained_and_certified_with(tmp_path, capsys):
         for run in ("with", "without")
     ]
     assert accuracy[0] > accuracy[1]
+
+
+def test_the_names_of_classes_give_the_order_of_the_labels(tmp_path):
+    for place, name in enumerate(("circle", "square")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("L", (8, 8), 99 * place).save(tmp_path / "images" / name / "0.png")
+    (tmp_path / "classes.txt").write_text("square\ncircle\n")
+    folder = f"imagefolder:{tmp_path / 'images'}"
+    data = ValidatedData(data=folder, validation=folder, classes=tmp_path / "classes.txt")
+    assert [int(label) for _, label in (data.load()[0], data.load()[1])] == [1, 0]
+    assert [int(label) for _, label in data.load_validation() or ()] == [1, 0]
 
 
 def test_a_certificate_at_another_sigma_than_that_of_the_training_is_said(tmp_path, capsys):

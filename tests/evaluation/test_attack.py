@@ -99,7 +99,8 @@ def test_rows_say_what_the_model_answers(digits):
     assert sum(row.queries for row in clean) == pytest.approx(2 * 50)
     assert sum(row.queries for row in attacked) == pytest.approx((5 + 1 + 1) * 49, abs=49)
     for image in log.images:
-        shown = x[image.index] if image.stage == CLEAN else x_adv[image.index]
+        place = image.index - (image.index > 7)  # 7 was skipped
+        shown = x[image.index] if image.stage == CLEAN else x_adv[place]
         assert image.prediction == int(model(shown[None]).argmax(1))
     assert log.settings["images"] == 50
     assert not log.settings["randomised"]
@@ -315,7 +316,7 @@ def test_rows_are_kept_where_a_picture_cannot_be_taken(tmp_path, digits):
         evaluate(model, data, [attack], run=tmp_path, **options)
     torn = read_attack_log(tmp_path)
     assert len(torn.rows) == 30 + 8
-    assert [picture.index for picture in torn.images] == [0, 0, 1, 1]
+    assert [picture.index for picture in torn.images] == [0, 0, 15, 15]  # of 30, evenly spaced
     left[0] = 100
     resumed = evaluate(model, data, [attack], run=tmp_path, resume=True, **options)
     whole = evaluate(model, data, [attack], **options)

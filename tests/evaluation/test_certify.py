@@ -292,6 +292,16 @@ def test_a_first_look_says_its_numbers():
         assert value in text
 
 
+def test_a_first_look_blames_the_denoiser_before_the_files():
+    def blind(x, sigma):
+        return torch.zeros_like(x)
+
+    denoised = look(DenoisedClassifier(digits_classifier(), blind, sigma=0.5))
+    assert "classifier behind the denoiser" in str(denoised)
+    assert "first without the denoiser" in str(denoised)
+    assert "denoiser" not in str(look(digits_classifier()))
+
+
 def test_a_first_look_is_the_same_each_time_and_leaves_random_numbers_alone():
     torch.manual_seed(3)
     classifier = digits_classifier()
