@@ -109,8 +109,9 @@ class SamplingOptions:
         run: RunOptions,
     ) -> Smoother:
         """Return the smoothed classifier, after a first look at the images."""
+        from art_denoised import checks
         from art_denoised.data.images import Chosen, Shard
-        from art_denoised.evaluation.certify import batch_size_of, first_look
+        from art_denoised.evaluation.certify import begun_with, first_look
         from art_denoised.smoothing.passes import best_batch_size
         from art_denoised.smoothing.smoother import Smoother
 
@@ -128,8 +129,8 @@ class SamplingOptions:
             notice(str(first_look(smoother, data, whole)))
         if self.batch_size != "auto" or smoother.network is None:
             return smoother
-        if run.resume and (begun := batch_size_of(run.out)) is not None:
-            smoother.batch_size = begun
+        if run.resume and (begun := begun_with(run.out, "batch_size")):
+            smoother.batch_size = checks.count("batch_size", begun["batch_size"])
         elif not sharded:  # shards of one run must agree
             x, _ = Chosen(data).stack(whole[:1])
             with waiting("measuring the fastest batch size"):
@@ -282,7 +283,7 @@ def _certify_api(
     from torch import nn
 
     from art_denoised.checks import InputError
-    from art_denoised.evaluation.certify import certify
+    from art_denoised.evaluation.certify import begun_with, certify
     from art_denoised.evaluation.preview import preview_queries
     from art_denoised.smoothing.smoother import Smoother
     from art_denoised.smoothing.stops import Anytime
@@ -316,7 +317,10 @@ def _certify_api(
         )
     named = {"model": box.identity["url"], "denoiser": model.denoiser}
     named |= data.identity(nn.Identity())
-    del named["skip"], named["max"]  # images are compared one by one: a later run may add some
+    # Images are compared one by one: a later run may add some. Earlier logs named their choice.
+    del named["skip"], named["max"]
+    if run.resume:
+        named |= begun_with(run.out, "skip", "max")
     log = certify(smoother, images, stop, indices=indices, identity=named, **run.arguments)
     paid = f", {box.spent * api.price:,.2f} paid" if api.price else ""
     notice(f"{box.spent:,} queries so far{paid}")

@@ -210,12 +210,12 @@ def _passes(smoother: Smoother, images: Chosen) -> dict[str, Any]:
     return {"batch_size": passes.batch_size, "near_ties": passes.near_ties}
 
 
-def batch_size_of(run: Path | str) -> int | None:
-    """Return the batch size that the run in a folder was begun with, if there is one."""
+def begun_with(run: Path | str, *names: str) -> dict[str, Any]:
+    """Return these settings of the run in a folder, as far as there is one that has them."""
     with contextlib.suppress(InputError):
-        size = read_run(Path(run), CERTIFY, PREDICT).settings.get("batch_size")
-        return size if isinstance(size, int) and size > 0 else None
-    return None
+        settings = read_run(Path(run), CERTIFY, PREDICT).settings
+        return {name: settings[name] for name in names if name in settings}
+    return {}
 
 
 def _write(

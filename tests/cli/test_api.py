@@ -76,6 +76,19 @@ def test_an_api_is_certified_within_its_budget_and_resumed(api, service, tmp_pat
     assert len(service.requests) == before + 90
 
 
+def test_a_paid_run_that_names_its_choice_of_images_goes_on(api, service, tmp_path, capsys):
+    """As logs did until images were compared one by one."""
+    assert main(api(max=1)) == 0
+    for log in (tmp_path / "run").glob("*.jsonl"):
+        header, *rows = log.read_text().splitlines()
+        content = json.loads(header)
+        content["settings"] |= {"skip": 1, "max": 1}
+        log.write_text("\n".join([json.dumps(content), *rows]) + "\n")
+    before = len(service.requests)
+    assert main(api("--resume", "--json", max=2)) == 0
+    assert len(service.requests) == before + 30
+
+
 def test_a_budget_that_does_not_suffice_is_refused_before_the_first_query(api, service, capsys):
     before = len(service.requests)
     for limit in ({"budget": 0.0885}, {"budget": None, "price": None, "max_queries": 59}):
