@@ -89,11 +89,14 @@ class Killer(threading.Thread):
     def run(self) -> None:
         seen = 0
         while self.left and not self.done.wait(self.random.uniform(0, self.pause)):
-            size = self.log.stat().st_size if self.log.exists() else 0
-            children = multiprocessing.active_children()
-            if size > seen and children:
-                self.random.choice(children).kill()
-                seen, self.left = size, self.left - 1
+            while not (children := multiprocessing.active_children()) or self.size() <= seen:
+                if self.done.wait(0.01):
+                    return
+            self.random.choice(children).kill()
+            seen, self.left = self.size(), self.left - 1
+
+    def size(self) -> int:
+        return self.log.stat().st_size if self.log.exists() else 0
 
     def __enter__(self) -> Killer:
         self.start()
@@ -154,6 +157,7 @@ def main() -> None:
     given = parser.parse_args()
     kills = 2 if given.tiny else given.kills
     size = {"n": 1000, "images": 20} if given.tiny else {"n": 10_000, "images": 200}
+    pause = given.pause / 20 if given.tiny else given.pause
     record = Record("workers", given.json)
     # A worker that is replaced starts at once, so that kills hit workers that compute.
     multiprocessing.set_forkserver_preload(PRELOADED)
@@ -161,7 +165,7 @@ def main() -> None:
     torch.set_num_threads(1)  # two that wait for each other are slower on a small network
     with tempfile.TemporaryDirectory() as folder:
         for kind, count in (("certify", kills // 2), ("attack", kills - kills // 2)):
-            killed(record, kind, count, given.pause, Path(folder), **size)
+            killed(record, kind, count, pause, Path(folder), **size)
 
 
 if __name__ == "__main__":
