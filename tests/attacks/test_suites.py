@@ -242,7 +242,7 @@ def test_a_network_that_writes_into_its_input_is_attacked(face, data):
     ],
 )
 def test_attacks_of_art_that_are_targeted_by_default_lead_away_from_the_label(kind, options, data):
-    """They led to it, and every model was robust. SignOPT ends on the boundary, but for rounding."""
+    """They led to it, and every model was robust. SignOPT ends on the boundary, up to rounding."""
     (x, y), model = (data[0][:3], data[1][:3]), digits_classifier()
     norm = "l2" if kind == "SignOPTAttack" else "linf"
     x_adv = ArtAttack(1.0 if norm == "linf" else 8.0, norm=norm, kind=kind, options=options)(
