@@ -6,6 +6,7 @@ into batches, by a paid service or by other processes, and no result depends on 
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -176,8 +177,8 @@ class NetworkVoter:
     The noise of a sample does not depend on its batch, and passes have one fixed shape (`Passes`),
     so no vote depends on how samples are packed. Votes are counted on the device, and read when a
     draw is done or a quarter of a second has passed. On a GPU the next batch is launched before
-    they are read; on a CPU a thread draws its noise meanwhile. ``passes`` returns the passes of an
-    image; it is asked once.
+    they are read; on a CPU that has a processor to spare, a thread draws its noise meanwhile.
+    ``passes`` returns the passes of an image; it is asked once.
     """
 
     def __init__(
@@ -192,7 +193,9 @@ class NetworkVoter:
         self._network, self._noise, self._seed = network, noise, seed
         self._find_passes, self._passes = passes, None  # type: tuple[Any, Passes | None]
         self._ahead = checks.model_device(network).type == "cuda"
-        self._thread = ThreadPoolExecutor(1)  # ends with this voter
+        # Where torch computes on every processor, the thread would only take turns with it.
+        spare = not self._ahead and torch.get_num_threads() < (os.cpu_count() or 1)
+        self._thread = ThreadPoolExecutor(1) if spare else None  # ends with this voter
         self._batch_size = batch_size
         # Oldest first. A task that the driver has dropped is dropped here, too.
         self._samplers: WeakKeyDictionary[Task[Any], _Sampler] = WeakKeyDictionary()
@@ -277,7 +280,7 @@ class _Sampler:
     unread = 0  # samples whose votes are counted on the device and not read yet
 
     def __init__(
-        self, task: Task[Any], noise: Noise, seed: int, thread: ThreadPoolExecutor
+        self, task: Task[Any], noise: Noise, seed: int, thread: ThreadPoolExecutor | None
     ) -> None:
         self._index, self._noise, self._seed = task.index, noise, seed
         self._shape, self._device = task.x.shape, task.x.device
@@ -308,7 +311,7 @@ class _Sampler:
     def draw_ahead(self, n: int) -> None:
         """Draw the noise of up to ``n`` samples that are still wanted, in the thread."""
         size, stream = min(n, self.wanted), self._stream
-        if size and self._device.type == "cpu" and not self._drawn:
+        if size and self._thread is not None and not self._drawn:
             self._drawing = self._thread.submit(lambda: list(stream.pieces(size)))
 
     def _pieces(self, n: int) -> Iterator[Images]:
