@@ -248,7 +248,8 @@ def test_attacks_of_art_that_are_targeted_by_default_lead_away_from_the_label(ki
     x_adv = ArtAttack(1.0 if norm == "linf" else 8.0, norm=norm, kind=kind, options=options)(
         model, x, y
     )
-    assert (margin(model(x_adv), y) > -1e-3).all()
+    slack = 1e-3 if kind == "SignOPTAttack" else 0.0
+    assert (margin(model(x_adv), y) > -slack).all()
     assert (margin(model(x), y) < -1).all()
 
 
