@@ -31,9 +31,9 @@ from art_denoised.smoothing import Task, drive
 
 PRELOADED = [
     "art_denoised.demo",
-    "art_denoised.evaluation.spread",
-    "art_denoised.runs.replica",
-    "art_denoised.smoothing.remote",
+    "art_denoised.evaluation.attack",
+    "art_denoised.runs.workers",
+    "art_denoised.smoothing.dispatch",
 ]
 
 

@@ -26,14 +26,14 @@ import torch
 
 import art_denoised.cli.attack
 import art_denoised.cli.certify
-import art_denoised.denoisers.checkpoints
-import art_denoised.evaluation.spread
+import art_denoised.denoisers.denoisers
+import art_denoised.evaluation.attack
 import art_denoised.models.classifiers
-import art_denoised.runs.replica
-import art_denoised.smoothing.remote  # noqa: F401
+import art_denoised.runs.workers
+import art_denoised.smoothing.dispatch  # noqa: F401
 from art_denoised import AutoAttack, BlackBox, certify, evaluate, load_data, train_robust  # noqa: F401
 from art_denoised.evaluation.verify import verify  # noqa: F401
-from art_denoised.runs.identity import versions
+from art_denoised.runs.journal import versions
 from art_denoised.smoothing.http import HttpClassifier  # noqa: F401
 
 load_data("digits"), versions()  # both are read from files once a process

@@ -13,10 +13,10 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_planted_errors_are_killed_by_tests_that_pass_without_them(tmp_path):
-    """All errors of a small file."""
+    """All errors of a small class."""
     results = tmp_path / "results.jsonl"
     command = [sys.executable, "tools/mutants.py", "--quick", "--rate", "1"]
-    command += ["--only", "attacks/bpda.py", "--results", str(results)]
+    command += ["--only", "attacks/bpda.py BPDA", "--results", str(results)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert run.stdout.splitlines()[-2:] == [
         "4 of 4 killed: 100.0%",

@@ -49,17 +49,8 @@ SURVIVORS = ROOT / "tools" / "survivors.json"
 ROOMS = ("smoothing", "rdc", "diffusion", "networks", "attacks", "purification")
 FILES = ("evaluation/masking.py", "evaluation/rows.py", "evaluation/attack_rows.py")
 # Transport, not mathematics; their tests kill processes and would kill each other's.
-TRANSPORT = (
-    "blackbox",
-    "cluster",
-    "dispatch",
-    "http",
-    "queries",
-    "replica",
-    "worker",
-    "workers",
-)
-SLOW_TESTS = ("test_workers.py", "test_cluster.py", "test_blackbox.py", "test_http.py")
+TRANSPORT = ("cluster", "dispatch", "http", "queries", "worker", "workers")
+SLOW_TESTS = ("test_workers.py", "test_cluster.py", "test_queries_blackbox.py", "test_http.py")
 # Plain assertions: modules that this process has imported cannot be rewritten. No output is
 # captured, since forks are silent; hypothesis does not look for the smallest failure.
 PYTEST = (

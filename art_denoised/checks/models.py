@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from art_denoised.checks.values import InputError, one_line
-from art_denoised.uncompiled import is_traced
+from art_denoised.graphs import is_traced
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Logits

@@ -5,22 +5,30 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import cyclopts
 from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, Token
 
 from art_denoised import __version__
 from art_denoised.cli.config import read_config, write_config
-from art_denoised.cli.help import ALL, Page, folded
+from art_denoised.cli.options import MORE, folded
 from art_denoised.reports.terminal import escaped
 
+if TYPE_CHECKING:
+    from cyclopts.help import HelpEntry, HelpPanel
+    from rich.console import Console, ConsoleOptions
+
 INTERRUPTED = 130  # exit code, that of a program which a shell saw end by Ctrl-C
+ALL = "--help-all"
 _PROGRAM = "art-denoised"
+_WIDEST = 26  # of the left column of help; a longer label has a line of its own
 # Errors are printed here, as one line.
 _RUN: Mapping[str, Any] = {
     "exit_on_error": False,
@@ -32,14 +40,14 @@ _SHARED = re.compile(r"-h$|--$|--(help|version|install|config|save)", re.IGNOREC
 _OPTIONS = Group("Options", sort_key=100)
 _FILE = Parameter(group=folded("Config", 100), metavar="FILE")
 _COMMANDS = {  # of each group, with their modules
-    "Start here": {"demo": "certify", "models": "doctor", "doctor": "doctor"},
+    "Start here": {"demo": "certify", "models": "models", "doctor": "models"},
     "Evaluate": {"certify": "certify", "predict": "certify", "attack": "attack"},
     "Train": {
         "train-denoiser": "train",
         "train-diffusion": "train",
-        "train-robust": "train_robust",
+        "train-robust": "train",
     },
-    "Convert": {"convert": "convert"},
+    "Convert": {"convert": "models"},
     "Read results": {
         "table": "read",
         "plot": "read",
@@ -233,3 +241,63 @@ def _fail(message: object, code: int = 2) -> int:
     line = " ".join(str(message).split()) or type(message).__name__
     print(escaped(f"{_PROGRAM}: error: {line}"), file=sys.stderr)
     return code
+
+
+@dataclass(frozen=True)
+class Page:
+    """Prints groups of options or commands; a help formatter of cyclopts.
+
+    Attributes:
+        everything: Whether options that few runs need are explained; else they are only named.
+    """
+
+    everything: bool
+
+    def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
+        """Print one group."""
+        from rich.text import Text
+
+        title, width = str(panel.title), console.width
+        if title.startswith(MORE) and not self.everything:
+            console.print(Text(_named(title.removeprefix(MORE), panel.entries, width)))
+        elif panel.entries:
+            console.print(Text(f"{title}:", style="bold"))
+            console.print(Text(_explained(panel.entries, width)))
+
+
+def _named(title: str, entries: list[HelpEntry], width: int) -> str:
+    """Return the names of options, behind the name of their group."""
+    names = " ".join(name for entry in entries for name in entry.names)
+    return textwrap.fill(
+        names,
+        width,
+        initial_indent=f"  {title:<9} ",
+        subsequent_indent=" " * 12,
+        break_on_hyphens=False,
+    )
+
+
+def _explained(entries: list[HelpEntry], width: int) -> str:
+    """Return labels and explanations in two columns, required options first."""
+    entries = sorted(entries, key=lambda entry: not entry.required)
+    labels = [", ".join(entry.display_labels_with_metavar) for entry in entries]
+    left = 4 + min(max(map(len, labels)), _WIDEST)
+    rows = []
+    for label, entry in zip(labels, entries, strict=True):
+        lines = textwrap.wrap(_explanation(entry), max(20, width - left))
+        if len(label) <= _WIDEST and lines:
+            label = f"{label:<{left - 2}}{lines.pop(0)}"
+        rows += [f"  {label}", *(" " * left + line for line in lines)]
+    return "\n".join([*rows, ""])
+
+
+def _explanation(entry: HelpEntry) -> str:
+    """Return the text of the docstring on one line, followed by choices and default."""
+    text = entry.description.primary_renderable.plain if entry.description else ""
+    if entry.choices:
+        text += f" ({', '.join(entry.choices)})"
+    if entry.required:
+        text += " [required]"
+    elif entry.default not in (None, "None", "False", "()"):
+        text += f" [default: {entry.default}]"
+    return " ".join(text.split())

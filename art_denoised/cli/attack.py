@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import CycloptsError, Group, Parameter
 
-from art_denoised.cli.help import more
 from art_denoised.cli.options import (
     MODEL,
     BallSizes,
@@ -29,6 +28,7 @@ from art_denoised.cli.options import (
     RunOptions,
     WorkerOptions,
     image_shape,
+    more,
     notice,
     number,
     print_json,
@@ -129,7 +129,7 @@ class AttackedModelOptions(ModelOptions):
 
         With --sigma that is the classifier under noise that certify certifies.
         """
-        from art_denoised.smoothing.modules import SmoothedClassifier
+        from art_denoised.smoothing.smoother import SmoothedClassifier
 
         parse_purification(self._purification)  # what is wrong is found before anything is loaded
         network = self.load()
@@ -144,7 +144,7 @@ class AttackedModelOptions(ModelOptions):
 
     def optimized(self, network: nn.Module, shape: Sequence[int]) -> nn.Module:
         """Return the network, faster if that is asked for: what certify samples, under noise."""
-        from art_denoised.smoothing.modules import SmoothedClassifier
+        from art_denoised.smoothing.smoother import SmoothedClassifier
 
         if isinstance(network, SmoothedClassifier):
             network.base = super().optimized(network.base, shape)
@@ -163,7 +163,7 @@ class AttackedModelOptions(ModelOptions):
     def _purified(self, network: nn.Module, seed: int) -> nn.Module:
         """Return the network behind a purification."""
         from art_denoised.diffusion.folders import load_diffusion
-        from art_denoised.models.loading import load_module
+        from art_denoised.models.classifiers import load_module
         from art_denoised.purification.classifier import PurifiedClassifier
         from art_denoised.purification.purification import Purification
 
@@ -348,10 +348,9 @@ def parse_attacks(specs: Sequence[str], eps: Sequence[float], norm: str) -> list
 
 
 def _parse(spec: str, eps: float, norm: Any) -> Any:
-    from art_denoised.attacks.autoattack import AutoAttack
+    from art_denoised.attacks.bpda import DiffAttack, DiffHammer
     from art_denoised.attacks.pgd import PGD
-    from art_denoised.attacks.purification import DiffAttack, DiffHammer
-    from art_denoised.attacks.torchattack import TorchAttack
+    from art_denoised.attacks.suites import AutoAttack, TorchAttack
 
     head, *rest = spec.split(":")
     if head in ("torchattacks", "art"):
@@ -363,7 +362,7 @@ def _parse(spec: str, eps: float, norm: Any) -> Any:
         kind, options = rest[0], _options(spec, rest[1:])
         if head == "torchattacks":
             return TorchAttack(eps, norm=norm, kind=_torchattacks_name(kind), options=options)
-        from art_denoised.estimators.adapters import ArtAttack
+        from art_denoised.estimators.defended import ArtAttack
 
         return ArtAttack(eps, norm=norm, kind=kind, options=options)
     options = _options(spec, rest)
@@ -382,7 +381,7 @@ def _parse(spec: str, eps: float, norm: Any) -> Any:
 
 def parse_purification(spec: str) -> tuple[Sampler, dict[str, Any], dict[str, Any]]:
     """Return the sampler, and arguments of `Purification` and of `PurifiedClassifier`."""
-    from art_denoised.purification.samplers import named_sampler
+    from art_denoised.purification.purification import named_sampler
 
     name, *rest = spec.split(":")
     options = _options(spec, rest)

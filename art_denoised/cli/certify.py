@@ -1,21 +1,22 @@
-"""Commands that sample a smoothed classifier: certify, predict and demo."""
+"""Commands that sample a smoothed classifier, here or behind a paid API: certify, predict, demo."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import os
+import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import CycloptsError, Parameter
+from cyclopts.validators import Number as InRange
 
-from art_denoised.cli.api import ApiOptions
-from art_denoised.cli.help import more
 from art_denoised.cli.options import (
     RUN,
     SAMPLING,
@@ -27,14 +28,15 @@ from art_denoised.cli.options import (
     Radii,
     RunOptions,
     WorkerOptions,
+    folded,
     image_shape,
+    more,
     notice,
     print_json,
     print_result,
 )
 from art_denoised.reports.terminal import escaped
 from art_denoised.runs.progress import waiting
-from art_denoised.words import counted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,10 +44,103 @@ if TYPE_CHECKING:
     from art_denoised.data import ImageData
     from art_denoised.evaluation.preview import Preview, QueryPreview
     from art_denoised.evaluation.rows import Log
-    from art_denoised.runs.crew import Place
+    from art_denoised.runs.workers import Place
+    from art_denoised.smoothing import BlackBox
     from art_denoised.smoothing.smoother import Smoother
     from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN
     from art_denoised.types import Classifier
+
+
+@Parameter(name="*", group=folded("Paid API", 2))
+@dataclass(frozen=True, kw_only=True)
+class ApiOptions:
+    """A classifier behind HTTP instead of --model.
+
+    Attributes:
+        api: URL of a service that takes a PNG in base64 in a JSON object, and answers in JSON.
+        answer: Place of the class in the reply: keys and positions joined by dots.
+        image_field: Name of the field with the image.
+        header: Header to send, such as "Authorization: Bearer {API_KEY}"; a name in braces stands
+            for that variable of the environment. May be repeated.
+        timeout: Time until the whole reply must have come.
+        price: Price of a query.
+        budget: Largest sum to pay, over all runs in --out.
+        max_queries: Largest number of queries, over all runs in --out.
+    """
+
+    api: Annotated[str | None, Parameter(metavar="URL")] = None
+    answer: Annotated[str, Parameter(metavar="PATH")] = "label"
+    image_field: str = "image"
+    header: Annotated[list[str], Parameter(metavar="NAME:VALUE")] | None = None
+    timeout: Duration = 30.0
+    price: Annotated[Number, Parameter(validator=InRange(gte=0))] = 0.0
+    budget: Annotated[Number, Parameter(validator=InRange(gt=0))] | None = None
+    max_queries: Annotated[int, Parameter(metavar="N")] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse options without the service, and a price without a limit."""
+        for name in ("header", "price", "budget", "max_queries"):
+            if self.api is None and getattr(self, name):
+                raise CycloptsError(msg=f"--{name.replace('_', '-')} needs --api; give both")
+        if self.price and self.budget is None and self.max_queries is None:
+            raise CycloptsError(msg="--price needs a limit; give --budget")
+        if self.budget is not None and not self.price:
+            raise CycloptsError(msg="--budget needs the price of a query; give --price")
+
+    def load(self, options: DataOptions, workers: int | None) -> tuple[BlackBox, ImageData, Any]:
+        """Return the classifier, the images and the indices of those that are chosen."""
+        from torch import nn
+
+        from art_denoised.checks import InputError
+        from art_denoised.data import read_classes
+        from art_denoised.smoothing import BlackBox, Budget, HttpClassifier
+
+        assert self.api is not None
+        if missing := [name for name in ("httpx", "tenacity") if find_spec(name) is None]:
+            raise InputError(
+                f"--api needs {' and '.join(missing)}; pip install 'art-denoised[api]'"
+            )
+        ask = HttpClassifier(
+            self.api,
+            answer=self.answer,
+            headers=self._headers(),
+            image_field=self.image_field,
+            timeout=self.timeout,
+        )
+        folders = options.data.startswith("imagefolder:")
+        data, indices = replace(options, classes=options.classes if folders else None).load(
+            nn.Identity()
+        )
+        lines: Sequence[str] = getattr(data, "classes", ())
+        if options.classes is not None:
+            lines = read_classes(options.classes)
+        if not lines or not all(isinstance(line, str) for line in lines):
+            raise CycloptsError(msg="--api needs the names of the classes; give --classes FILE")
+        words = [[word.strip() for word in line.split(",")] for line in lines]
+        box = BlackBox(
+            ask,
+            [name for name, *_ in words],
+            {synonym: name for name, *rest in words for synonym in rest},
+            workers=4 if workers is None else workers,
+            budget=Budget(self.max_queries, self.budget, self.price),
+        )
+        return box, data, indices
+
+    def _headers(self) -> dict[str, str]:
+        found = {}
+        for text in self.header or ():
+            name, colon, value = text.partition(":")
+            if not colon:
+                raise CycloptsError(msg=f"--header is {name!r} without a value; give NAME:VALUE")
+            for variable in re.findall(r"\{(\w+)\}", value):
+                if variable not in os.environ:
+                    raise CycloptsError(
+                        msg=f"--header {name} names {variable}, which is not in the environment; "
+                        "set it"
+                    )
+                value = value.replace(f"{{{variable}}}", os.environ[variable])
+            found[name.strip()] = value.strip()
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +207,8 @@ class SamplingOptions:
         from art_denoised import checks
         from art_denoised.data.images import Chosen, Shard
         from art_denoised.evaluation.certify import begun_with, first_look
-        from art_denoised.smoothing.passes import best_batch_size
         from art_denoised.smoothing.smoother import Smoother
+        from art_denoised.smoothing.voters import best_batch_size
 
         smoother = Smoother(
             network,
@@ -334,6 +429,7 @@ def _show_preview(found: Preview | QueryPreview, run: RunOptions) -> None:
 
 def _finish(log: Log, indices: Sequence[int], sampling: CertifyOptions, run: RunOptions) -> None:
     """Print what a certify run found and what it cost."""
+    from art_denoised.checks.values import counted
     from art_denoised.evaluation.rows import write_tsv
     from art_denoised.reports.certified import certified_table
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from cyclopts import CycloptsError, Group, Parameter, Token
 from cyclopts.validators import Number as InRange
 
-from art_denoised.cli.help import folded, more
 from art_denoised.reports.terminal import escaped
 
 if TYPE_CHECKING:
@@ -26,7 +25,20 @@ if TYPE_CHECKING:
 
     from art_denoised.data import ImageData
     from art_denoised.models.classifiers import EvalTransform
-    from art_denoised.runs.crew import Place
+    from art_denoised.runs.workers import Place
+
+
+MORE = "More: "  # begins the title of options that help pages only name
+
+
+def folded(title: str, order: int) -> Group:
+    """Return a group of options that few runs need: ``--help-all`` explains them."""
+    return Group(f"{MORE}{title}", sort_key=50 + order)
+
+
+def more(group: Group) -> Parameter:
+    """Return the mark of an option of this group that few runs need."""
+    return Parameter(group=folded(group.name, group.sort_key))
 
 
 def notice(text: str) -> None:
@@ -212,7 +224,7 @@ class DeviceOptions:
 
     def find_device(self) -> "torch.device":
         """Return the device."""
-        from art_denoised.models.loading import find_device
+        from art_denoised.models.classifiers import find_device
 
         return find_device(self.device)
 
@@ -307,7 +319,7 @@ class ModelOptions(DeviceOptions):
 
     def load_denoiser(self, sigma: float) -> "nn.Module | None":
         """Return the denoiser, if one is named."""
-        from art_denoised.denoisers.checkpoints import load_denoiser
+        from art_denoised.denoisers.denoisers import load_denoiser
 
         if self.denoiser is None:
             return None
@@ -319,7 +331,7 @@ class ModelOptions(DeviceOptions):
         self, classifier: "nn.Module", denoiser: "nn.Module | None", sigma: float
     ) -> "nn.Module":
         """Return the classifier behind the denoiser, if there is one: what noisy images go to."""
-        from art_denoised.smoothing.modules import DenoisedClassifier
+        from art_denoised.smoothing.smoother import DenoisedClassifier
 
         if denoiser is None:
             return classifier

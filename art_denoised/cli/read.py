@@ -257,7 +257,7 @@ def _images(log: Log, data: str | None, resize: int | None, crop: int | None) ->
 
 def _denoiser(log: Log, name: str | None) -> Any:
     """Return a denoiser for the noise of a log; None where none is named."""
-    from art_denoised.denoisers.checkpoints import load_denoiser
+    from art_denoised.denoisers.denoisers import load_denoiser
 
     sigma = (log.settings or {}).get("sigma")
     if name is None:
@@ -351,7 +351,7 @@ def merge(
     with waiting("joining the rows of all shards"):
         from art_denoised.evaluation import ATTACK, AttackLog, write_tsv
         from art_denoised.evaluation.attack_rows import unmade
-        from art_denoised.evaluation.merge import merge
+        from art_denoised.evaluation.rows import merge
 
         merged = merge(out, runs, partial=partial)
     for path, log in merged.items():

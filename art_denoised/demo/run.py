@@ -17,8 +17,7 @@ from art_denoised.evaluation.rows import write_tsv
 from art_denoised.reports.certified import CertifiedTable, certified_table
 from art_denoised.reports.plots import Look, accuracy_figure, save_figure
 from art_denoised.reports.results import Model
-from art_denoised.smoothing.modules import DenoisedClassifier
-from art_denoised.smoothing.smoother import Smoother
+from art_denoised.smoothing.smoother import DenoisedClassifier, Smoother
 from art_denoised.smoothing.stops import FixedN
 
 SIGMAS = (0.25, 0.5)

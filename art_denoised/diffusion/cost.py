@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError
+from art_denoised.checks.values import counted, memory, operations
 from art_denoised.models.cost import FlopCounter
-from art_denoised.words import counted, memory, operations
 
 if TYPE_CHECKING:
     from art_denoised.types import Images

@@ -21,8 +21,7 @@ from torch.nn import functional as F
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.diffusion.layers import attention, check_images, sinusoids
-from art_denoised.diffusion.model import DiffusionModel
+from art_denoised.diffusion.model import DiffusionModel, attention, check_images, sinusoids
 from art_denoised.diffusion.preconditioning import EDM
 
 if TYPE_CHECKING:

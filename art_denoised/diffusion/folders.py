@@ -1,35 +1,288 @@
-"""U-Nets of diffusers as diffusion models: built, and in folders, on the hub and in files."""
+"""Diffusion models in files: folders of diffusers, and the published files of OpenAI and of EDM.
+
+Published files become a config and named tensors, and are written as a folder of config.json and
+safetensors.
+
+A scheduler of diffusers says how a network was trained (its noise schedule and what it predicts)
+and how to draw samples from it. Only the training matters here, except where an option of sampling
+changes the estimate x0 itself. Each key is therefore read as a preconditioning, known not to change
+x0, or refused by name.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_denoised import checks
-from art_denoised.checks import InputError
+from art_denoised.checks import InputError, one_line
+from art_denoised.diffusion.edm import DhariwalUNet, SongUNet, edm_diffusion
+from art_denoised.diffusion.edm_pickle import read_edm_pickle
 from art_denoised.diffusion.model import DiffusionModel
-from art_denoised.diffusion.preconditioning import EDM
-from art_denoised.diffusion.published import (
-    PUBLISHED_NETWORKS,
-    WEIGHTS,
-    is_published,
-    load_published,
-    read_config,
-    save_published,
+from art_denoised.diffusion.openai import (
+    OpenAIUNet,
+    check_flags,
+    openai_diffusion,
+    openai_flags,
+    published_name,
 )
-from art_denoised.diffusion.schedulers import read_preconditioning
-from art_denoised.models.loading import find_published, fitting_state, read_state_dict
+from art_denoised.diffusion.preconditioning import DDPM, EDM, Flow, Preconditioning, Prediction
+from art_denoised.models.classifiers import find_published, fitting_state, read_state_dict
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels
+
+
+_CONFIG = "scheduler_config.json"
+# fmt: off
+VARIANCE_PRESERVING = (
+    "DDIMInverseScheduler", "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler",
+    "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepInverseScheduler",
+    "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler",
+    "PNDMScheduler", "RePaintScheduler", "SASolverScheduler", "UniPCMultistepScheduler",
+)
+FLOW_MATCHING = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+VARIANCE_EXPLODING = ("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler")
+_CONSISTENCY = (
+    "CMStochasticIterativeScheduler", "FlowMatchLCMScheduler", "LCMScheduler", "TCDScheduler",
+)
+
+_SCHEDULE = (
+    "beta_end", "beta_schedule", "beta_start", "num_train_timesteps", "rescale_betas_zero_snr",
+    "trained_betas",
+)
+_READ = {*_SCHEDULE, "predict_epsilon", "prediction_type", "sigma_data", "sigma_max", "sigma_min"}
+_CHECKED = {
+    "clip_sample", "clip_sample_range", "invert_sigmas", "thresholding", "timestep_type",
+    "use_flow_sigmas",
+}
+# These choose the levels, the order and the noise of sampling; x0 at a level is the same.
+_SAMPLING = {
+    "algorithm_type", "base_image_seq_len", "base_shift", "corrector_order",
+    "disable_corrector", "dynamic_thresholding_ratio", "eta", "euler_at_final",
+    "final_sigmas_type", "flow_shift", "interpolation_type", "lambda_min_clipped",
+    "lower_order_final", "max_image_seq_len", "max_shift", "noise_sampler_seed", "predict_x0",
+    "predictor_order", "rho", "sample_max_value", "set_alpha_to_one", "shift", "shift_terminal",
+    "sigma_schedule", "skip_prk_steps", "solver_order", "solver_p", "solver_type",
+    "steps_offset", "stochastic_sampling", "tau_func", "time_shift_type", "timestep_spacing",
+    "use_beta_sigmas", "use_dynamic_shifting", "use_exponential_sigmas", "use_karras_sigmas",
+    "use_lu_lambdas", "variance_type",
+}
+# fmt: on
+KNOWN_KEYS = frozenset(_READ | _CHECKED | _SAMPLING)
+
+
+def find_scheduler(folder: Path) -> Path | None:
+    """Return the scheduler_config.json of a pipeline or of a single folder, if there is one."""
+    places = (folder / "scheduler", folder)
+    return next((p for place in places if (p := place / _CONFIG).is_file()), None)
+
+
+def read_preconditioning(folder: Path) -> Preconditioning:
+    """Return the preconditioning that a folder's scheduler_config.json describes.
+
+    Clipping of samples to [-1, 1] (``clip_sample``) is not applied: the result stays differentiable
+    and `OneShotDenoiser` clips anyway.
+    """
+    path = find_scheduler(folder)
+    if path is None:
+        raise InputError(
+            f"{folder} holds no scheduler_config.json; save the scheduler of the training there"
+        )
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+        name = str(config.get("_class_name", ""))
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+    try:
+        return _preconditioning(path, name, config)
+    except (TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged: {one_line(error)}") from None
+
+
+def _preconditioning(path: Path, name: str, config: dict[str, Any]) -> Preconditioning:
+    if name in _CONSISTENCY:
+        raise InputError(
+            f"{path} is of a consistency model ({name}), which jumps to one possible image and not "
+            "to the mean of all; give a diffusion model"
+        )
+    if name not in (*VARIANCE_PRESERVING, *FLOW_MATCHING, *VARIANCE_EXPLODING):
+        raise InputError(
+            f"{path} is of {name or 'an unnamed scheduler'}, which is not supported; give a "
+            "DDPM-like scheduler with betas, EDM or flow matching"
+        )
+    _refuse_other_estimates(path, name, config)
+    if name in FLOW_MATCHING:
+        return Flow(time_scale=float(config.get("num_train_timesteps", 1000)))
+    if name in VARIANCE_EXPLODING:
+        _prediction(path, config, ("epsilon",))
+        names = ("sigma_data", "sigma_min", "sigma_max")
+        return EDM(**{n: float(config[n]) for n in names if n in config})
+    prediction = _prediction(path, config, get_args(Prediction))
+    return DDPM(_alphas_cumprod(path, name, config), prediction=prediction)
+
+
+def _refuse_other_estimates(path: Path, name: str, config: dict[str, Any]) -> None:
+    """Refuse keys under which the scheduler's x0 is not the one of the four coefficients."""
+    clips = config.get("clip_sample", name.startswith(("DDIM", "DDPM", "RePaint")))
+    clip = float(config.get("clip_sample_range", 1.0))
+    reasons = {
+        "clip_sample_range": clips and clip != 1 and "which is no clip to [-1, 1]; give 1",
+        "invert_sigmas": config.get("invert_sigmas") and "which reverses time; give false",
+        "thresholding": config.get("thresholding") and "which rescales x0; give false",
+        "timestep_type": config.get("timestep_type", "discrete") != "discrete"
+        and "which tells the network other times; give 'discrete'",
+        "use_flow_sigmas": config.get("use_flow_sigmas")
+        and "which is flow matching; give FlowMatchEulerDiscreteScheduler",
+    }
+    unknown = {
+        key: "which is not known here; remove it if the network was trained without it"
+        for key, value in config.items()
+        if not key.startswith("_") and key not in KNOWN_KEYS and value
+    }
+    for key, reason in {**reasons, **unknown}.items():
+        if reason:
+            raise InputError(f"{path}: {key} is {config[key]!r}, {reason}")
+
+
+def _prediction(path: Path, config: dict[str, Any], known: tuple[str, ...]) -> Any:
+    old = config.get("predict_epsilon")  # the key of diffusers before 0.10
+    meant = "epsilon" if old is None or old else "sample"
+    prediction = config.get("prediction_type", meant)
+    if old is not None and prediction != meant:
+        raise InputError(
+            f"{path}: predict_epsilon is {old!r} but prediction_type is {prediction!r}; remove the "
+            "wrong one"
+        )
+    if prediction not in known:
+        raise InputError(
+            f"{path}: prediction_type is {prediction!r}, which is not supported; give one of "
+            f"{', '.join(known)}"
+        )
+    return prediction
+
+
+def _alphas_cumprod(path: Path, name: str, config: dict[str, Any]) -> tuple[float, ...]:
+    """Return the noise schedule as the scheduler itself computes it."""
+    import diffusers
+
+    given = {key: config[key] for key in _SCHEDULE if key in config}
+    try:
+        with warnings.catch_warnings():  # of numpy 2 about its own conversions in diffusers
+            warnings.simplefilter("ignore")
+            abar = getattr(diffusers, name)(**given).alphas_cumprod
+    except NotImplementedError:
+        raise InputError(
+            f"{path}: beta_schedule is {config.get('beta_schedule')!r}, which {name} of diffusers "
+            "does not know; give linear, scaled_linear or squaredcos_cap_v2"
+        ) from None
+    except ImportError as error:
+        raise InputError(
+            f"{path} is of {name}: {one_line(error)}; or give a DDPMScheduler"
+        ) from None
+    # A last step of pure noise (zero terminal SNR) has no finite sigma.
+    return tuple(abar[abar > 1e-9].tolist())
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+PUBLISHED_NETWORKS = (OpenAIUNet, SongUNet, DhariwalUNet)
+_BUILDERS: dict[str, Callable[..., DiffusionModel]] = {
+    "OpenAIUNet": openai_diffusion,
+    "EDM": edm_diffusion,
+}
+
+
+def is_published(path: Path, openai: object) -> bool:
+    """Whether a file or folder is read here: it names its network, or ``openai`` does."""
+    if path.is_dir():
+        return read_config(path / "config.json").get("_class_name") in _BUILDERS
+    return path.suffix == ".pkl" or openai is not None or published_name(path.stem) is not None
+
+
+def load_published(
+    path: Path, classes: int | None, openai: str | Mapping[str, Any] | None
+) -> DiffusionModel:
+    """Load a file of OpenAI or EDM, or a folder of `save_published`, in float32 and eval mode.
+
+    If a file of OpenAI embeds one class more than ``classes``, that is the null class. ``openai``
+    is a name of a published model or flags; None: by the name of the file.
+    """
+    if path.is_dir():
+        config, state = read_config(path / "config.json"), read_state_dict(path / WEIGHTS)
+        build = _BUILDERS[config.pop("_class_name")]
+    elif path.suffix == ".pkl":
+        if openai is not None:
+            raise InputError(f"{path} is a pickle, as EDM writes them; leave out openai")
+        (config, state), build = read_edm_pickle(path), edm_diffusion
+    else:
+        state, build = read_state_dict(path), openai_diffusion
+        named = published_name(path.stem) or ""
+        config = _openai_config(path, state, classes, named if openai is None else openai)
+    try:
+        with torch.device("meta"):  # no weights are drawn, and no memory is taken
+            model = build(**config)
+    except TypeError as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+    if classes not in (None, model.classes):
+        known = "no classes" if model.classes is None else f"{model.classes} classes"
+        raise InputError(f"classes is {classes}, but the model in {path} has {known}")
+    model.network.load_state_dict(fitting_state(model.network, state, path), assign=True)
+    return model.float().eval()
+
+
+def _openai_config(
+    path: Path, state: dict[str, Tensor], classes: int | None, openai: str | Mapping[str, Any]
+) -> dict[str, Any]:
+    check_flags(openai_flags(openai), state, path)
+    if "label_emb.weight" not in state:
+        return {"openai": openai}
+    embedded = len(state["label_emb.weight"])
+    if classes not in (None, embedded, embedded - 1):
+        raise InputError(
+            f"classes is {classes}, but {path} embeds {embedded}; give that number, or one less if "
+            "the last is a null class"
+        )
+    null_class = classes if classes == embedded - 1 else None
+    return {"openai": openai, "classes": classes or embedded, "null_class": null_class}
+
+
+def save_published(model: DiffusionModel, folder: Path) -> None:
+    """Write a model of OpenAI or EDM as config.json and safetensors."""
+    network = model.network
+    if isinstance(network, OpenAIUNet):
+        config = {"_class_name": "OpenAIUNet", "openai": msgspec.to_builtins(network.flags)}
+        config |= {"classes": model.classes, "null_class": model.null_class}
+    else:
+        assert isinstance(network, SongUNet | DhariwalUNet)
+        config = {"_class_name": "EDM", **msgspec.to_builtins(network.config)}
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    save_file(state, folder / WEIGHTS)
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return a configuration; empty if it is missing or damaged, which is reported elsewhere."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
 
 _TYPES = ("bfloat16", "float16", "float32", "float64")
 _EXTRA = "art_denoised.json"  # what diffusers has no place for

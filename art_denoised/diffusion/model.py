@@ -1,4 +1,7 @@
-"""A diffusion model as D(x_noisy, sigma, y), on images in [0, 1], and a test of its wiring."""
+"""A diffusion model as D(x_noisy, sigma, y), on images in [0, 1], and a test of its wiring.
+
+Two layers that the U-Nets of several families share come first.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,36 @@ from art_denoised.diffusion.preconditioning import DDPM, Preconditioning, Predic
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Sigmas
+
+
+def sinusoids(t: Tensor, width: int, *, endpoint: bool = False) -> Tensor:
+    """Return cosines, then sines, of times (batch,) at ``width / 2`` frequencies from 1 downwards.
+
+    The lowest frequency is 1e-4 with ``endpoint``, and one step of the grid above it without.
+    """
+    half = width // 2
+    ramp = torch.arange(half, dtype=torch.float32, device=t.device) / (half - endpoint)
+    angles = t.float()[:, None] * torch.exp(-math.log(10_000) * ramp)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return softmax(q k / sqrt(width)) v of tensors (batch, heads, width, tokens)."""
+    # Written out: fused kernels have no second derivative, which exact gradients through
+    # likelihood maximization need.
+    scale = q.shape[2] ** -0.25  # on both factors, so that half precision does not overflow
+    weight = torch.einsum("nhct,nhcs->nhts", q * scale, k * scale).softmax(-1)
+    return torch.einsum("nhts,nhcs->nhct", weight, v)
+
+
+def check_images(x: Images, channels: int, size: int) -> None:
+    """Check that images have the shape of a network's training."""
+    if x.shape[1:] != (channels, size, size):
+        raise InputError(
+            f"images have shape {tuple(x.shape[1:])}, but the diffusion model was trained on "
+            f"{(channels, size, size)}; resize them"
+        )
+
 
 _LEVELS = (0.05, 0.1, 0.25, 0.5)  # noise levels of the self-test, in image units
 _HIGH_LEVELS = (1.0, 2.0)  # where readings that agree on little noise differ, too

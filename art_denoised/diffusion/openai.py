@@ -21,8 +21,13 @@ from torch import Tensor, nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.diffusion.layers import attention, check_images, sinusoids
-from art_denoised.diffusion.model import DiffusionModel, parameter_dtype
+from art_denoised.diffusion.model import (
+    DiffusionModel,
+    attention,
+    check_images,
+    parameter_dtype,
+    sinusoids,
+)
 from art_denoised.diffusion.preconditioning import DDPM
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
-from .adapters import ArtAttack as ArtAttack
-from .adapters import ask_estimator as ask_estimator
-from .adapters import without_preprocessing as without_preprocessing
+from .defended import ArtAttack as ArtAttack
+from .defended import ask_estimator as ask_estimator
+from .defended import without_preprocessing as without_preprocessing
 from .diffusion import DiffusionPurification as DiffusionPurification
 from .diffusion import RobustDiffusionClassifier as RobustDiffusionClassifier
 from .maite import MaiteAttack as MaiteAttack

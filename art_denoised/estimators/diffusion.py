@@ -17,9 +17,15 @@ from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.estimators.defended import RandomDefence
 from art_denoised.purification.classifier import PurifiedClassifier, Vote
 from art_denoised.purification.purification import Purification
-from art_denoised.rdc.chen2024 import chen2024_settings
 from art_denoised.rdc.classifier import DiffusionClassifier
-from art_denoised.rdc.likelihood import Form, FormName, Gradient, LikelihoodMaximization, named_form
+from art_denoised.rdc.likelihood import (
+    Form,
+    FormName,
+    Gradient,
+    LikelihoodMaximization,
+    chen2024_settings,
+    named_form,
+)
 
 
 class _DiffusionDefence(RandomDefence):
@@ -127,7 +133,7 @@ class RobustDiffusionClassifier(_DiffusionDefence):
         levels: int = 125,
         **options: Any,
     ) -> RobustDiffusionClassifier:
-        """Build the classifier with the settings of the release (`art_denoised.rdc.chen2024`).
+        """Build the classifier with the settings of the release (`art_denoised.rdc.likelihood`).
 
         Args:
             diffusion: Class-conditional diffusion model, such as edm-cifar10-32x32-cond-vp.pkl.

@@ -15,10 +15,14 @@ from torch import nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.estimators.adapters import without_preprocessing
-from art_denoised.estimators.defended import DefendedClassifier, image_shape, optimizer_like
+from art_denoised.estimators.defended import (
+    DefendedClassifier,
+    image_shape,
+    optimizer_like,
+    without_preprocessing,
+)
+from art_denoised.networks.activations import smooth_activations
 from art_denoised.networks.feature_denoising import Operation
-from art_denoised.networks.rectifiers import smooth_activations
 from art_denoised.networks.surgery import add_feature_denoising
 from art_denoised.training.config import TrainingConfig
 from art_denoised.training.loop import EpochRow

@@ -15,15 +15,13 @@ from torch import nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.estimators.adapters import without_preprocessing
-from art_denoised.estimators.defended import RandomDefence
-from art_denoised.smoothing.modules import DenoisedClassifier, SmoothedClassifier
+from art_denoised.estimators.defended import RandomDefence, without_preprocessing
 from art_denoised.smoothing.noise import fresh_seed
-from art_denoised.smoothing.smoother import Smoother
+from art_denoised.smoothing.smoother import DenoisedClassifier, SmoothedClassifier, Smoother
 from art_denoised.smoothing.statistics import Certificate, TableRow, accuracy_rows
 from art_denoised.smoothing.stops import AtRadii, FixedN, Voting
 from art_denoised.training.config import TrainingConfig
-from art_denoised.training.denoiser import DenoiserLoss, Objective, train_denoiser
+from art_denoised.training.denoising import DenoiserLoss, Objective, train_denoiser
 from art_denoised.types import Denoiser
 
 

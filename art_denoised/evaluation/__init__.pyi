@@ -11,7 +11,6 @@ from .attack_rows import read_attack_log as read_attack_log
 from .certify import certify as certify
 from .certify import predict as predict
 from .masking import Probes as Probes
-from .merge import merge as merge
 from .preview import AttackPreview as AttackPreview
 from .preview import Preview as Preview
 from .preview import QueryPreview as QueryPreview
@@ -23,6 +22,7 @@ from .rows import PREDICT as PREDICT
 from .rows import CertifyRow as CertifyRow
 from .rows import Log as Log
 from .rows import PredictRow as PredictRow
+from .rows import merge as merge
 from .rows import read_log as read_log
 from .rows import write_tsv as write_tsv
 from .verify import Finding as Finding

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from art_denoised.checks import InputError
 from art_denoised.data.images import Chosen
 from art_denoised.evaluation.rows import CERTIFY, CertifyRow, Index, Log
-from art_denoised.runs.identity import describe, fingerprint
-from art_denoised.runs.identity import identity as identity_of
-from art_denoised.runs.journal import Kind, Row, Run, read_run
-from art_denoised.smoothing.blackbox import Answer, Vocabulary
-from art_denoised.smoothing.bounds import Look
-from art_denoised.smoothing.statistics import ABSTAIN, Certificate, top_class
+from art_denoised.runs.journal import Kind, Row, Run, describe, fingerprint, read_run
+from art_denoised.runs.journal import identity as identity_of
+from art_denoised.smoothing.queries import Answer, Vocabulary
+from art_denoised.smoothing.statistics import ABSTAIN, Certificate, Look, top_class
 from art_denoised.smoothing.stops import AtRadii, Counts, Draw, FixedN, Stage, simulate
 
 if TYPE_CHECKING:
@@ -299,7 +297,7 @@ def recertify(
         >>> import tempfile
         >>> import torch
         >>> from art_denoised.evaluation.certify import certify
-        >>> from art_denoised.smoothing.blackbox import BlackBox
+        >>> from art_denoised.smoothing.queries import BlackBox
         >>> from art_denoised.smoothing.smoother import Smoother
         >>> data = [(torch.zeros(1, 8, 8), 0), (torch.ones(1, 8, 8), 1)]
         >>> box = BlackBox(lambda images: ["dark"] * len(images), classes=["dark", "light"])

@@ -1,4 +1,7 @@
-"""Evaluate a model under attacks: one row for each image and attack, then the masking checks."""
+"""Evaluate a model under attacks: one row for each image and attack, then the masking checks.
+
+Workers may take the batches; what they are built from and what they answer stands at the end.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from art_denoised import checks
-from art_denoised.attacks.ascent import NORMS, distances, within
+from art_denoised.attacks.pgd import NORMS, distances, within
 from art_denoised.checks import InputError
 from art_denoised.data.images import Chosen, ImageData, Shard
 from art_denoised.evaluation import masking
@@ -32,11 +36,10 @@ from art_denoised.evaluation.attack_rows import (
     unmade,
 )
 from art_denoised.evaluation.target import LOOKED, Column, Target, columns
-from art_denoised.runs.crew import Place
-from art_denoised.runs.identity import describe, versions
-from art_denoised.runs.identity import identity as model_identity
-from art_denoised.runs.journal import Run
+from art_denoised.runs.journal import Run, describe, identity, processor, versions
+from art_denoised.runs.journal import identity as model_identity
 from art_denoised.runs.progress import Progress, watched
+from art_denoised.runs.workers import Held, Place, Team, in_order
 from art_denoised.types import Images, Labels, Smoothed
 
 _LIBRARIES = ("adversarial-robustness-toolbox", "torchattacks", "pyautoattack", "autoattack")
@@ -177,8 +180,6 @@ def evaluate(
         if workers is None:
             work.attack()
         else:
-            from art_denoised.evaluation.spread import attack_elsewhere
-
             attack_elsewhere(work, workers, x)
         if masking_checks and images.shard is None:
             work.check(undefended, size)
@@ -488,3 +489,74 @@ class PassProgress(Progress):
         # The count goes on while what the attack made is judged.
         of = f" of {self._expected:,}" if self._expected >= self.nfe else ""
         return ", ".join(filter(None, [f"NFE {self.nfe:,}{of}", self.found]))
+
+
+def attack_elsewhere(work: Work, place: Place, x: Images) -> None:
+    """Write the rows and pictures that a run does not hold yet, in their order, with workers.
+
+    ``x`` are the images with which the target was queried first; workers query theirs with them.
+    """
+    target = work.target
+    plan = _Plan(place.build or Held(target.given), x.cpu().numpy(), target.choices)
+    crew = place.start(plan, gpu=target.device.type == "cuda")
+    team: Team[Batch] = Team(crew, _identity(target), allow_mixed=place.allow_mixed)
+    with closing(team), work.progress() as progress:
+        for columns in ((work.clean,), work.columns):  # attacks need to know what is right without
+            todo = (batch for column in columns for batch in work.batches(column))
+            for batch, outcome in in_order(team, todo):
+                column = batch.column
+                progress.begin(
+                    f"{column.name}, {team}", len(work.missing(column, batch.indices)), None
+                )
+                work.keep(column, outcome.rows, outcome.flags)
+                work.run.append(outcome.pictures)
+                progress.end(work.standing(column))
+
+
+class Outcome(NamedTuple):
+    """What a worker made of a batch."""
+
+    rows: list[AttackRow]
+    flags: tuple[str, ...]
+    pictures: list[ImageRow]
+
+
+def _identity(target: Target) -> dict[str, Any]:
+    """Return what all workers and the driver must agree in."""
+    return {
+        **identity(target.module),
+        **target.settings,
+        "batch_size": target.choices["batch_size"],
+        "processor": processor(target.device),
+        "versions": versions(),
+    }
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a worker is built from: the model, and what makes an equal target of it."""
+
+    build: Callable[[], Any]
+    x: np.ndarray
+    choices: Mapping[str, Any]
+
+    def __call__(self, device: str | None) -> _Attacker:
+        model = self.build()
+        if device is not None and isinstance(model, nn.Module):
+            model = model.to(device)
+        return _Attacker(Target(model, torch.tensor(self.x), **self.choices))
+
+
+class _Attacker:
+    """Attacks batches."""
+
+    def __init__(self, target: Target) -> None:
+        self._target, self.identity = target, _identity(target)
+        self._asked = ExitStack()  # as long as the process lives
+        self._asked.enter_context(target.as_asked())
+
+    def answer(self, work: Sequence[Batch]) -> Outcome:
+        """Return what became of one batch."""
+        (batch,) = work
+        rows, found = judged(self._target, batch)
+        return Outcome(rows, found.flags, list(pictures_of(self._target, batch, found.x_adv)))

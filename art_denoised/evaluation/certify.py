@@ -21,14 +21,12 @@ from art_denoised.checks import InputError
 from art_denoised.data.images import Chosen, ImageData, Shard
 from art_denoised.evaluation.answers import AnswerRun
 from art_denoised.evaluation.rows import CERTIFY, PREDICT, CertifyRow, Log
-from art_denoised.runs.identity import identity as identity_of
-from art_denoised.runs.identity import versions
-from art_denoised.runs.journal import Kind, Run, read_run
+from art_denoised.runs.journal import Kind, Run, read_run, versions
+from art_denoised.runs.journal import identity as identity_of
 from art_denoised.runs.progress import Progress, waiting, watched
 from art_denoised.smoothing.dispatch import Dispatcher
-from art_denoised.smoothing.modules import DenoisedClassifier
 from art_denoised.smoothing.queries import QueryOnly
-from art_denoised.smoothing.smoother import Smoother
+from art_denoised.smoothing.smoother import DenoisedClassifier, Smoother
 from art_denoised.smoothing.statistics import Certificate, top_class
 from art_denoised.smoothing.stops import FIRST_TURN, Anytime, AtRadii, FixedN, Stop, Voting
 from art_denoised.smoothing.voters import Task, Voter, drive

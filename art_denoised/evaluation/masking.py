@@ -24,10 +24,8 @@ from scipy import special
 from torch import Tensor, nn
 
 from art_denoised import checks
-from art_denoised.attacks.ascent import direction, margin
-from art_denoised.attacks.autoattack import AutoAttack
-from art_denoised.attacks.pgd import PGD
-from art_denoised.attacks.suites import Generators
+from art_denoised.attacks.pgd import PGD, direction, margin
+from art_denoised.attacks.suites import AutoAttack, Generators
 from art_denoised.checks import InputError
 from art_denoised.evaluation.attack_rows import CHECKS, CLEAN, AttackRow, CheckRow
 from art_denoised.evaluation.target import Column, Target

@@ -14,14 +14,14 @@ import torch
 
 from art_denoised import checks
 from art_denoised.checks import InputError
+from art_denoised.checks.values import counted, duration, memory, operations
 from art_denoised.data.images import Chosen, ImageData
 from art_denoised.evaluation.answers import ANSWERS, Answers
 from art_denoised.evaluation.certify import answers, choose
 from art_denoised.evaluation.target import LOOKED, Target, columns
 from art_denoised.models.cost import forward_cost, gradient_cost
 from art_denoised.runs.journal import read_run
-from art_denoised.smoothing.blackbox import Budget
-from art_denoised.smoothing.queries import QueryOnly
+from art_denoised.smoothing.queries import Budget, QueryOnly
 from art_denoised.smoothing.smoother import Smoother
 from art_denoised.smoothing.stops import (
     AtRadii,
@@ -34,7 +34,6 @@ from art_denoised.smoothing.stops import (
     simulate,
 )
 from art_denoised.types import Images
-from art_denoised.words import counted, duration, memory, operations
 
 _SIMULATIONS = 4  # for each pilot image
 _PILOT_SAMPLES = 100

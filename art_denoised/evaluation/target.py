@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from art_denoised import checks
-from art_denoised.attacks.ascent import NORMS
+from art_denoised.attacks.pgd import NORMS
 from art_denoised.attacks.suites import Outcome, Suite, as_module, contained
 from art_denoised.checks import InputError
 from art_denoised.evaluation.attack_rows import CLEAN

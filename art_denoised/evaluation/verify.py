@@ -20,8 +20,16 @@ from art_denoised.evaluation.attack_rows import (
     planned_columns,
 )
 from art_denoised.evaluation.rows import CertifyRow, LabelledRow, Log, PredictRow
-from art_denoised.smoothing.bounds import Look, Looks, Mixture, Sequential
-from art_denoised.smoothing.statistics import ABSTAIN, Certificate, Vote, top_class
+from art_denoised.smoothing.statistics import (
+    ABSTAIN,
+    Certificate,
+    Look,
+    Looks,
+    Mixture,
+    Sequential,
+    Vote,
+    top_class,
+)
 
 _P_TOLERANCE = 1e-9  # other versions of scipy
 _RADIUS_TOLERANCE = 1.5e-6  # one step of the rounding down, at worst

@@ -1,6 +1,6 @@
 from .entries import Entry as Entry
 from .entries import check as check
+from .entries import leaderboard as leaderboard
 from .entries import read_entries as read_entries
 from .entries import submit as submit
-from .page import leaderboard as leaderboard
-from .page import write_page as write_page
+from .entries import write_page as write_page

@@ -17,8 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.networks import trial
-from art_denoised.networks.tracing import UntraceableError, own_graph
-from art_denoised.networks.trial import Shape, Trial
+from art_denoised.networks.trial import Shape, Trial, UntraceableError, own_graph
 from art_denoised.runs.journal import write_whole
 
 HalfType = Literal["bfloat16", "float16"]

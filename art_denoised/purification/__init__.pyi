@@ -1,9 +1,9 @@
 from .classifier import PurifiedClassifier as PurifiedClassifier
+from .purification import DDIM as DDIM
+from .purification import Guided as Guided
+from .purification import Heun as Heun
 from .purification import Purification as Purification
-from .samplers import DDIM as DDIM
-from .samplers import Guided as Guided
-from .samplers import Heun as Heun
-from .samplers import ReverseSDE as ReverseSDE
-from .samplers import Sampler as Sampler
-from .samplers import vp_sigma as vp_sigma
-from .samplers import vp_time as vp_time
+from .purification import ReverseSDE as ReverseSDE
+from .purification import Sampler as Sampler
+from .purification import vp_sigma as vp_sigma
+from .purification import vp_time as vp_time

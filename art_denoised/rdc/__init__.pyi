@@ -1,9 +1,9 @@
-from .anytime import AnytimePrediction as AnytimePrediction
-from .anytime import disagreement as disagreement
-from .anytime import predict_anytime as predict_anytime
-from .chen2024 import chen2024 as chen2024
+from .classifier import AnytimePrediction as AnytimePrediction
 from .classifier import DiffusionClassifier as DiffusionClassifier
+from .classifier import disagreement as disagreement
+from .classifier import predict_anytime as predict_anytime
 from .likelihood import RDC as RDC
 from .likelihood import Adam as Adam
 from .likelihood import LikelihoodMaximization as LikelihoodMaximization
 from .likelihood import Momentum as Momentum
+from .likelihood import chen2024 as chen2024

@@ -19,6 +19,6 @@ from .results import Difference as Difference
 from .results import Model as Model
 from .results import Result as Result
 from .results import Share as Share
-from .results import differences as differences
+from .results import model_differences as model_differences
 from .results import sign_test as sign_test
 from .tables import agreement_words as agreement_words

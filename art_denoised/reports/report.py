@@ -1,4 +1,7 @@
-"""The report on runs: folders are read into models; runs of one model are merged, or refused."""
+"""The report on runs: folders are read into models; runs of one model are merged, or refused.
+
+For programs it becomes JSON and TSV; docs/how-to/report.md names the keys.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from art_denoised.checks import InputError
 from art_denoised.evaluation.attack_rows import (
@@ -20,10 +25,17 @@ from art_denoised.evaluation.attack_rows import (
 )
 from art_denoised.evaluation.rows import CERTIFY, Log, read_logs
 from art_denoised.reports import tables, terminal
-from art_denoised.reports.certified import asked_radii
-from art_denoised.reports.results import Model, eps_name
-from art_denoised.runs.identity import differences
-from art_denoised.runs.journal import write_whole
+from art_denoised.reports.certified import asked_radii, certified_table
+from art_denoised.reports.results import Agreement, Model, Result, eps_name, model_differences
+from art_denoised.reports.tables import (
+    SHARES,
+    agreement_words,
+    conflicts,
+    shouts,
+    trust_words,
+)
+from art_denoised.reports.terminal import separated
+from art_denoised.runs.journal import differences, write_whole
 
 # Logs of one model agree in these. Seeds may differ: shards of a run may have their own.
 _SAME = (
@@ -72,14 +84,10 @@ class Report(terminal.Shown):
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values. docs/how-to/report.md names the keys."""
-        from art_denoised.reports.export import to_json
-
         return to_json(self.models, self.notices)
 
     def to_tsv(self) -> str:
         """Return all results under attack as a table with tabs, one line for each."""
-        from art_denoised.reports.export import to_tsv
-
         return to_tsv(self.models)
 
 
@@ -338,3 +346,110 @@ def _same_weights(models: Sequence[Model]) -> list[str]:
         for fingerprint, same in names.items()
         if len(same) > 1
     ]
+
+
+_THREATS = {"linf": "Linf", "l2": "L2"}  # as RobustBench spells them
+COLUMNS = (
+    *("model", "norm", "eps", "attack", "gradient", "images", "draws"),
+    *(f"{name}{end}" for name in SHARES for end in ("", "_low", "_high")),
+    *("seconds", "queries", "trusted", "incomplete"),
+)
+
+
+def to_json(models: Sequence[Model], notices: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the report as plain JSON values."""
+    return {
+        "art_denoised": "robustness report",
+        "version": 1,
+        "models": [_model_json(model) for model in models],
+        "differences": [
+            {**msgspec.to_builtins(entry), "gain": entry.gain}
+            for entry in model_differences(models)
+        ],
+        "notices": [*conflicts(models), *notices],
+    }
+
+
+def to_tsv(models: Sequence[Model]) -> str:
+    """Return all results as a table with tabs, one line for each, with columns `COLUMNS`."""
+    lines = [_line(model, result) for model in models for result in model.results]
+    return separated([COLUMNS, *([line.get(name) for name in COLUMNS] for line in lines)], "\t")
+
+
+def robustbench(model: Model) -> list[dict[str, Any]]:
+    """Return one entry with the keys of RobustBench for each ball; shares in percent, as text."""
+    return [_robustbench(model, headline) for headline in model.headlines]
+
+
+def _robustbench(model: Model, headline: Result) -> dict[str, Any]:
+    standard = [
+        result.counted.value
+        for result in model.results
+        if result.ball == headline.ball and _is_standard(model, result)
+    ]
+    return {
+        "name": model.name,
+        "dataset": next((s["data"] for _, s in model.settings if "data" in s), None),
+        "threat_model": _THREATS.get(headline.norm, headline.norm),
+        "eps": eps_name(headline.eps),
+        "clean_acc": _percent(headline.clean.value) if headline.clean else None,
+        "reported": _percent(headline.fresh.value),
+        **({"autoattack_acc": _percent(min(standard))} if standard else {}),
+        "unreliable": model.trusted is False,
+        "footnote": f"{headline.images} images; {trust_words(model)}",
+    }
+
+
+def _is_standard(model: Model, result: Result) -> bool:
+    """Whether a result is that of AutoAttack as RobustBench runs it: whole and at full length."""
+    return any(
+        (one.get("name"), one.get("norm"), one.get("eps")) == (result.attack, *result.ball)
+        and one.get("type") == "AutoAttack"
+        and one.get("version") == "standard"
+        and not one.get("parts")
+        and one.get("steps", 0) >= 100
+        and one.get("queries", 0) >= 5000
+        for _, log in model.settings
+        for one in log.get("attacks") or ()
+    )
+
+
+def _model_json(model: Model) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "trusted": model.trusted,
+        "verdict": trust_words(model),
+        "incomplete": model.incomplete or None,
+        "shouts": list(shouts([model])),
+        "clean": msgspec.to_builtins(model.clean),
+        "figures": msgspec.to_builtins(model.results),
+        "certified": (
+            certified_table({model.name: model.certify_log}).to_json() if model.certified else []
+        ),
+        "certified_against_robust": [_agreement_json(entry) for entry in model.agreements],
+        "checks": [
+            {name: getattr(check, name) for name in ("name", "passed", "finding", "numbers")}
+            for check in model.checks
+        ],
+        "robustbench": robustbench(model),
+        "logs": [{"path": path, "settings": dict(log)} for path, log in model.settings],
+    }
+
+
+def _agreement_json(entry: Agreement) -> dict[str, Any]:
+    values = msgspec.to_builtins(entry)
+    values["certified_yet_broken"] = values.pop("broken")
+    return {**values, "inverted": entry.inverted, "words": agreement_words(entry)}
+
+
+def _line(model: Model, result: Result) -> dict[str, Any]:
+    values = msgspec.to_builtins(result)
+    for name in SHARES:
+        limits = values[name] or {}
+        values |= {f"{name}{end}": limits.get(end[1:] or "value") for end in ("", "_low", "_high")}
+    named = {"model": model.name, "trusted": model.trusted, "incomplete": model.incomplete or None}
+    return values | named
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"

@@ -413,7 +413,7 @@ class Difference:
         return (self.only_second - self.only_first) / self.images
 
 
-def differences(models: Sequence[Model]) -> list[Difference]:
+def model_differences(models: Sequence[Model]) -> list[Difference]:
     """Return how each model differs from the first, in each ball with images that both share.
 
     An image is kept if it is right in at least half of its evaluations under all attacks. Images
@@ -424,7 +424,7 @@ def differences(models: Sequence[Model]) -> list[Difference]:
         >>> def model(name, right):
         ...     row = AttackRow(0, 1, "pgd", "exact", "l2", 0.5, True, right, (right,), 0, 0, 0)
         ...     return Model(name, (row,))
-        >>> differences([model("plain", False), model("denoised", True)])[0].gain
+        >>> model_differences([model("plain", False), model("denoised", True)])[0].gain
         1.0
     """
     return [

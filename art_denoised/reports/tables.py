@@ -19,7 +19,7 @@ from art_denoised.reports.results import (
     Difference,
     Model,
     Share,
-    differences,
+    model_differences,
 )
 from art_denoised.reports.terminal import Block, Cell, Column, Lines, Table
 
@@ -56,7 +56,7 @@ def comparison_blocks(models: Sequence[Model], notices: Sequence[str] = ()) -> l
     note = (LOWER_BOUND,) if any(">=" in measure.marks for measure in found) else ()
     rows = ((measure.name, *measure.cells) for measure in found)
     table = Table((Column("", left=True), *names), (*rows, ("", *verdicts)), note=note)
-    changes = Lines(tuple(map(difference_words, differences(models))))
+    changes = Lines(tuple(map(difference_words, model_differences(models))))
     return _filled([_alarm(models), table, changes, _notices(models, notices)])
 
 

@@ -16,8 +16,7 @@ import numpy as np
 
 from art_denoised import checks
 from art_denoised.checks import InputError, one_line
-from art_denoised.runs.crew import Crew, Lost, Plan, Report
-from art_denoised.runs.replica import Replica, dumps
+from art_denoised.runs.workers import Crew, Lost, Plan, Replica, Report, dumps
 
 _PATIENCE = 10.0  # seconds that a cluster may take to answer
 

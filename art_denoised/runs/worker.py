@@ -15,7 +15,7 @@ def serve(connection: Connection, plan: bytes, device: str | None, threads: int)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group of processes
     work: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_read, args=(connection, work), daemon=True).start()
-    from art_denoised.runs.replica import Replica
+    from art_denoised.runs.workers import Replica
 
     replica = Replica(plan, device, threads)
     try:

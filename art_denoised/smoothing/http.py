@@ -19,7 +19,7 @@ import numpy as np
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.smoothing.blackbox import Answer, TransientError
+from art_denoised.smoothing.queries import Answer, TransientError
 
 if TYPE_CHECKING:
     import httpx

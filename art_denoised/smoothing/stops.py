@@ -16,8 +16,17 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, Type
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.smoothing.bounds import Look, Looks, Mixture, Proof, Sequential
-from art_denoised.smoothing.statistics import ABSTAIN, Certificate, Vote, top_class
+from art_denoised.smoothing.statistics import (
+    ABSTAIN,
+    Certificate,
+    Look,
+    Looks,
+    Mixture,
+    Proof,
+    Sequential,
+    Vote,
+    top_class,
+)
 
 FIRST_TURN = 100  # samples of each image before time is spent on more of any
 _SELECTION = 100  # samples that select the class, unless another number is given

@@ -1,8 +1,8 @@
 from .config import TrainingConfig as TrainingConfig
-from .denoiser import Objective as Objective
-from .denoiser import train_denoiser as train_denoiser
-from .diffusion import EDMLoss as EDMLoss
-from .diffusion import train_diffusion as train_diffusion
+from .denoising import EDMLoss as EDMLoss
+from .denoising import Objective as Objective
+from .denoising import train_denoiser as train_denoiser
+from .denoising import train_diffusion as train_diffusion
 from .loop import TRAINING as TRAINING
 from .loop import EpochRow as EpochRow
 from .loop import Evaluation as Evaluation

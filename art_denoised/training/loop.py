@@ -23,15 +23,16 @@ import torch
 from torch import Tensor, nn
 
 from art_denoised.checks import InputError
-from art_denoised.runs.identity import describe, identity, versions
-from art_denoised.runs.journal import Kind, Row, Run, write_whole
+from art_denoised.runs.journal import Kind, Row, Run, describe, identity, versions, write_whole
 from art_denoised.runs.progress import Progress
-from art_denoised.training.batches import Batches, augment, seeded
 from art_denoised.training.config import (
+    Batches,
     TrainingConfig,
+    augment,
     make_optimizer,
     make_schedule,
     moving_average,
+    seeded,
 )
 from art_denoised.types import Images, Labels
 

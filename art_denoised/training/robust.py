@@ -13,12 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_denoised import checks
-from art_denoised.attacks.ascent import Norm, cross_entropy, in_eval, perturb, random_point
-from art_denoised.attacks.pgd import PGD
+from art_denoised.attacks.pgd import PGD, Norm, cross_entropy, in_eval, perturb, random_point
 from art_denoised.checks import InputError
 from art_denoised.networks.activations import attacking
-from art_denoised.training.batches import Batches, stack_pairs
-from art_denoised.training.config import TrainingConfig
+from art_denoised.training.config import Batches, TrainingConfig, stack_pairs
 from art_denoised.training.loop import EpochRow, Evaluation, train
 from art_denoised.types import Images, Labels, Logits
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from art_denoised import PGD
-from art_denoised.attacks.ascent import cross_entropy, dlr, in_eval, margin
+from art_denoised.attacks.pgd import cross_entropy, dlr, in_eval, margin
 from art_denoised.checks import InputError
 from art_denoised.data import digits as load_digits
 from art_denoised.demo import digits_classifier, digits_network

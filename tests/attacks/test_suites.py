@@ -14,11 +14,11 @@ from torch import nn
 
 from art_denoised import DenoisedSmoothing
 from art_denoised.attacks import PGD, AutoAttack, TorchAttack
-from art_denoised.attacks.ascent import distances, margin, within
+from art_denoised.attacks.pgd import distances, margin, within
 from art_denoised.attacks.suites import Generators, contained
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier
-from art_denoised.estimators.adapters import ArtAttack
+from art_denoised.estimators.defended import ArtAttack
 from tests.evaluation.defects import Defect, Resetting
 
 EPS, L2 = 0.2, 2.0

@@ -76,7 +76,7 @@ def test_a_python_file_stands_for_its_module(tmp_path, monkeypatch, capsys):
 
 
 def test_choices_are_those_of_the_library():
-    from art_denoised.attacks.ascent import Norm
+    from art_denoised.attacks.pgd import Norm
     from art_denoised.cli import options
     from art_denoised.cli import train as ours
     from art_denoised.training import config as theirs
@@ -91,8 +91,7 @@ def test_choices_are_those_of_the_library():
 
 
 def test_defaults_are_those_of_the_library():
-    from art_denoised.cli.train import DiffusionOptions, TrainingOptions
-    from art_denoised.cli.train_robust import RobustTrainingOptions
+    from art_denoised.cli.train import DiffusionOptions, RobustTrainingOptions, TrainingOptions
     from art_denoised.diffusion.levels import P_MEAN, P_STD
     from art_denoised.training import ROBUST_CONFIG, TrainingConfig
 

@@ -31,12 +31,12 @@ from art_denoised.checks import InputError
 from art_denoised.cli import main
 from art_denoised.demo import digits_classifier, digits_diffusion
 from art_denoised.diffusion import NoisedDiffusion, noise_levels
-from art_denoised.estimators.adapters import ArtAttack, without_preprocessing
+from art_denoised.estimators.defended import ArtAttack, without_preprocessing
 from art_denoised.evaluation import CLEAN, Probes, read_attack_log
 from art_denoised.evaluation.attack import PassProgress
 from art_denoised.evaluation.target import Target, columns
 from art_denoised.runs import identity
-from art_denoised.runs.identity import describe
+from art_denoised.runs.journal import describe
 from tests.evaluation import defects
 from tests.forked import forked
 

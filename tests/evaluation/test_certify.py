@@ -15,8 +15,7 @@ from art_denoised.evaluation.certify import FirstLook, certify, first_look, pred
 from art_denoised.evaluation.preview import preview
 from art_denoised.evaluation.rows import read_log
 from art_denoised.runs.progress import Progress
-from art_denoised.smoothing.modules import DenoisedClassifier
-from art_denoised.smoothing.smoother import Smoother
+from art_denoised.smoothing.smoother import DenoisedClassifier, Smoother
 from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN, Voting
 
 COMMON = {"indices": range(8), "progress": False}

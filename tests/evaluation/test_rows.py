@@ -28,8 +28,15 @@ from art_denoised.evaluation.rows import (
     write_tsv,
 )
 from art_denoised.runs import Run
-from art_denoised.smoothing.bounds import Looks, Mixture, Proof, Sequential
-from art_denoised.smoothing.statistics import Certificate, Vote, accuracy_rows
+from art_denoised.smoothing.statistics import (
+    Certificate,
+    Looks,
+    Mixture,
+    Proof,
+    Sequential,
+    Vote,
+    accuracy_rows,
+)
 
 SETTINGS = {"sigma": 0.25, "n": 100, "model": "a:b", "denoiser": None}
 

@@ -19,9 +19,8 @@ from art_denoised.evaluation.attack_rows import read_attack_log
 from art_denoised.evaluation.certify import certify, predict
 from art_denoised.evaluation.rows import CertifyRow, Log, read_log
 from art_denoised.evaluation.verify import family_wise, verify
-from art_denoised.smoothing.bounds import Looks
 from art_denoised.smoothing.smoother import Smoother
-from art_denoised.smoothing.statistics import Certificate
+from art_denoised.smoothing.statistics import Certificate, Looks
 from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN, Voting
 
 COMMON = {"indices": np.arange(6), "progress": False}

@@ -14,7 +14,7 @@ from art_denoised import DenoisedClassifier, FixedN, InputError, Smoother
 from art_denoised.demo import digits_classifier, digits_denoiser
 from art_denoised.networks import Optimization, load_trained, optimize, save_optimized
 from art_denoised.runs import identity
-from art_denoised.runs.replica import Held
+from art_denoised.runs.workers import Held
 
 
 def calibrated(network: nn.Module) -> nn.Module:

@@ -26,11 +26,11 @@ from art_denoised.reports import (
     Report,
     Share,
     agreement_words,
-    differences,
+    model_differences,
     report,
     sign_test,
 )
-from art_denoised.reports.export import COLUMNS
+from art_denoised.reports.report import COLUMNS
 from art_denoised.reports.results import ALL, eps_name, share, survival
 from art_denoised.reports.tables import conflicts
 from art_denoised.runs import Run
@@ -270,7 +270,7 @@ def test_models_are_compared_on_common_images_and_conflicts_named():
             row(1, T, eps=0.9),
         ),
     )
-    difference = differences([first, second])[0]
+    difference = model_differences([first, second])[0]
     assert (difference.images, difference.only_first, difference.only_second) == (5, 0, 3)
     assert difference.gain == 3 / 5
     said = "\n".join(conflicts([first, second]))
@@ -406,7 +406,7 @@ def test_a_failed_check_is_beside_every_figure(tmp_path):
     lines = Report(tuple(beside)).comparison().splitlines()
     marked = [line.count("! ") for line in lines if line.startswith("l2 eps")]
     assert marked == [1, 1]
-    assert [entry.trusted for entry in differences(beside)] == [False, False]
+    assert [entry.trusted for entry in model_differences(beside)] == [False, False]
     assert sum(line.endswith("  not reliable") for line in lines) == 2
     table = Report(models).to_tsv().splitlines()[1:]
     assert [line.split("\t")[-2] for line in table] == ["False"] * 6

@@ -17,7 +17,7 @@ from scipy import stats
 
 from art_denoised import AtRadii, InputError
 from art_denoised.smoothing import Draw, Stage, simulate
-from art_denoised.smoothing.bounds import Look, Sequential, threshold
+from art_denoised.smoothing.statistics import Look, Sequential, threshold
 
 ALPHA = 0.05
 

@@ -16,13 +16,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from art_denoised.checks import InputError
-from art_denoised.smoothing.bounds import Look, Proof, Sequential, lower_confidence_bound
 from art_denoised.smoothing.statistics import (
     Certificate,
+    Look,
+    Proof,
+    Sequential,
     Vote,
     average_certified_radius,
     certified_accuracy,
     certified_radius,
+    lower_confidence_bound,
     proportion_interval,
 )
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from art_denoised.smoothing.bounds import Sequential
-from art_denoised.smoothing.statistics import Certificate
+from art_denoised.smoothing.statistics import Certificate, Sequential
 from art_denoised.smoothing.stops import Anytime, AtRadii, Draw, FixedN, Stage, Voting, simulate
 
 ROOT = Path(__file__).parent.parent.parent

@@ -18,8 +18,7 @@ from torch import nn
 from art_denoised.checks import InputError
 from art_denoised.smoothing import AtRadii, Draw, Passes, Stage, Task, drive, voters
 from art_denoised.smoothing.noise import Gaussian, Stream, StreamKey
-from art_denoised.smoothing.passes import memory_order
-from art_denoised.smoothing.voters import NetworkVoter
+from art_denoised.smoothing.voters import NetworkVoter, memory_order
 from tests.forked import forked
 
 NOISE = Gaussian(0.5)

@@ -33,8 +33,7 @@ from art_denoised.training import (
     TrainingConfig,
     train,
 )
-from art_denoised.training.batches import augment
-from art_denoised.training.config import decayed_weights
+from art_denoised.training.config import augment, decayed_weights
 from tests.forked import forked
 
 ROOT = Path(__file__).parent.parent.parent

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from art_denoised import PGD, InputError, TrainingConfig, train_robust
-from art_denoised.attacks.ascent import cross_entropy
+from art_denoised.attacks.pgd import cross_entropy
 from art_denoised.data import digits as load_digits
 from art_denoised.demo import digits_network
 from art_denoised.training import (

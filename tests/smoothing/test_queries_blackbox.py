@@ -9,7 +9,7 @@ import pytest
 from art.estimators.classification import BlackBoxClassifier
 
 from art_denoised.checks import InputError
-from art_denoised.estimators.adapters import ask_estimator
+from art_denoised.estimators.defended import ask_estimator
 from art_denoised.smoothing import (
     BlackBox,
     Budget,
@@ -17,7 +17,7 @@ from art_denoised.smoothing import (
     Retry,
     TransientError,
 )
-from art_denoised.smoothing.blackbox import StoppedError, Vocabulary
+from art_denoised.smoothing.queries import StoppedError, Vocabulary
 
 IMAGE = np.zeros((1, 8, 8), np.float32)
 CLASSES = ("cat", "dog")

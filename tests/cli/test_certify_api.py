@@ -126,7 +126,7 @@ def test_keys_come_from_the_environment(api, service, capsys, monkeypatch):
 
 
 def test_without_the_packages_of_an_api_it_says_what_to_install(api, capsys, monkeypatch):
-    monkeypatch.setattr("art_denoised.cli.api.find_spec", lambda name: None)
+    monkeypatch.setattr("art_denoised.cli.certify.find_spec", lambda name: None)
     assert "pip install 'art-denoised[api]'" in refusal(capsys, api())
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from art_denoised.checks import InputError
-from art_denoised.runs.crew import Answered, Ready, Team, in_order
+from art_denoised.runs.workers import Answered, Ready, Team, in_order
 from tests.smoothing.test_dispatch import Crew as Simulated
 
 SAME = {"processor": "A", "weights": "a"}

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from art_denoised.smoothing.bounds import Looks, Mixture, lower_confidence_bound
+from art_denoised.smoothing.statistics import Looks, Mixture, lower_confidence_bound
 
 mpmath.mp.dps = 50
 ALPHAS = st.floats(1e-6, 0.4)

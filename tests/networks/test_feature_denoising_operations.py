@@ -20,7 +20,6 @@ from art_denoised.networks import (
     local_median,
     non_local_dot_product,
     non_local_gaussian,
-    operations,
 )
 
 aten = torch.ops.aten
@@ -176,7 +175,7 @@ def test_a_median_s_gradient_goes_to_one_value_also_among_equal_ones():
 def test_medians_of_many_chunks(monkeypatch, records):
     x = draw(3, 5, 6, 7)
     whole = local_median(x)
-    monkeypatch.setattr(operations, "CACHE_ELEMENTS", 100)
+    monkeypatch.setattr("art_denoised.networks.feature_denoising.CACHE_ELEMENTS", 100)
     assert torch.equal(local_median(x.requires_grad_(records)), whole)
 
 
@@ -213,7 +212,7 @@ def test_a_step_takes_what_fits_in_the_cache_of_a_cpu(name, shape, operation, st
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace")
 @pytest.mark.parametrize("name", EVERY)
 def test_a_trace_does_not_keep_the_number_of_images(monkeypatch, name):
-    monkeypatch.setattr(operations, "CACHE_ELEMENTS", 1)
+    monkeypatch.setattr("art_denoised.networks.feature_denoising.CACHE_ELEMENTS", 1)
     inputs = [t.detach() for t in arguments(name, (3, 4, 5, 6))]
     traced = torch.jit.trace(EVERY[name], [t[:2] for t in inputs], check_trace=False)
     assert torch.allclose(traced(*inputs), EVERY[name](*inputs))
@@ -229,7 +228,7 @@ def test_what_does_not_change_the_answer(monkeypatch, name):
     assert torch.allclose(function(*last), y)
     assert torch.allclose(function(*(t[:1] for t in inputs)), y[:1])
     assert function(*(t[:0] for t in inputs)).shape == (0, 4, 5, 6)
-    monkeypatch.setattr(operations, "CACHE_ELEMENTS", 1)
+    monkeypatch.setattr("art_denoised.networks.feature_denoising.CACHE_ELEMENTS", 1)
     assert torch.allclose(function(*inputs), y)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     live = [t.requires_grad_() for t in inputs]

@@ -12,7 +12,7 @@ import torch
 from art_denoised.checks import InputError
 from art_denoised.denoisers import OneShotDenoiser
 from art_denoised.diffusion import load_diffusion
-from art_denoised.diffusion.schedulers import (
+from art_denoised.diffusion.folders import (
     FLOW_MATCHING,
     KNOWN_KEYS,
     VARIANCE_EXPLODING,

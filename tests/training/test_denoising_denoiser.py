@@ -18,7 +18,7 @@ from art_denoised.training import (
     train_denoiser,
 )
 from art_denoised.training import train as train_network
-from art_denoised.training.denoiser import (
+from art_denoised.training.denoising import (
     LOSSES,
     classification,
     measure_denoiser,

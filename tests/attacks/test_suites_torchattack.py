@@ -13,7 +13,7 @@ from torch import nn
 from art_denoised.attacks import TorchAttack
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier
-from art_denoised.estimators.adapters import ArtAttack
+from art_denoised.estimators.defended import ArtAttack
 
 EPS, L2 = 0.2, 2.0
 

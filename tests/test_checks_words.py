@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from art_denoised.words import counted, duration, memory, operations
+from art_denoised.checks.values import counted, duration, memory, operations
 
 
 def test_units_are_the_largest_that_fit():

@@ -13,7 +13,7 @@ from torch import nn
 
 from art_denoised.demo import digits_classifier
 from art_denoised.runs import differences, identity
-from art_denoised.runs.identity import describe
+from art_denoised.runs.journal import describe
 from tests.forked import forked
 
 
