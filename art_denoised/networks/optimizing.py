@@ -22,6 +22,7 @@ from art_denoised.runs.journal import write_whole
 
 HalfType = Literal["bfloat16", "float16"]
 _SHAPES = 32  # for which a process compiles
+_FROZEN = (torch.float32, torch.bfloat16, torch.float16)
 _BATCHES = (1, 8)  # images of a trial: code may do something else with one image
 Pair = tuple[str, str]  # names of a convolution and of the batch norm after it
 
@@ -63,7 +64,8 @@ def optimize(
         dtype: torch.bfloat16 or torch.float16, or the name of one: weights are converted, and the
             network takes images of this type.
         fold: Whether batch norms are folded.
-        compile: Whether it is compiled for each shape of a batch, by `torch.nn.Module.compile`.
+        compile: Whether it is compiled for each shape of a batch, by `torch.nn.Module.compile`. On
+            a CPU its weights must not change after its first call.
         input_shape: Channels, height and width of an image that the network takes. Copies are run
             on noise, to check that the result computes the same.
 
@@ -164,12 +166,28 @@ def _compile(network: nn.Module) -> None:
 
     By default torch compiles for eight shapes, shared by all modules of a process, and computes all
     further ones without its compiler: another function, to the last bit. Here they fail.
+
+    On a CPU the weights become constants wherever no gradient is asked for, in the layout that its
+    convolutions are fastest in. So they must not change any more.
     """
     network.compile(dynamic=False)
     compiled: Any = network._compiled_call_impl
+    frozen: list[tuple[int, int]] = []
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        with torch._dynamo.config.patch(cache_size_limit=_SHAPES, fail_on_cache_limit_hit=True):
+        freezing = _can_be_frozen(network) and not torch.is_grad_enabled()
+        if freezing:
+            now = [*_weights(network)]
+            if (frozen or now) != now:
+                raise InputError(
+                    f"weights of the {type(network).__name__} changed after it was compiled; "
+                    "optimize the network once more"
+                )
+            frozen[:] = now
+        with (
+            torch._dynamo.config.patch(cache_size_limit=_SHAPES, fail_on_cache_limit_hit=True),
+            torch._inductor.config.patch(freezing=freezing),
+        ):
             try:
                 return compiled(*args, **kwargs)
             except Exception as error:
@@ -181,6 +199,19 @@ def _compile(network: nn.Module) -> None:
                 ) from error
 
     network._compiled_call_impl = call
+
+
+def _weights(network: nn.Module) -> Iterator[tuple[int, int]]:
+    """Yield where each tensor of a network lies, and how often it was written to."""
+    for tensors in (network.parameters(), network.buffers()):
+        for one in tensors:
+            yield one.data_ptr(), 0 if one.is_inference() else one._version
+
+
+def _can_be_frozen(network: nn.Module) -> bool:
+    """Whether the compiler can make constants of the weights, which it cannot in double."""
+    first = next(network.parameters(), None)
+    return first is not None and first.device.type == "cpu" and first.dtype in _FROZEN
 
 
 def _laid_out(network: nn.Module, dtype: HalfType | None) -> nn.Module:

@@ -299,6 +299,30 @@ def test_every_shape_is_compiled_or_refused(monkeypatch):
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("change", ["values", "pointers", "buffers"])
+def test_weights_of_a_compiled_network_do_not_change_without_a_word(monkeypatch, change):
+    """The compiler holds copies of them, which would answer."""
+    real = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: real(self, backend="eager"))
+    torch.compiler.reset()
+    layers = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten()
+    net = optimize(nn.Sequential(*layers).eval(), fold=False, compile=True, input_shape=(1, 8, 8))
+    x = torch.rand(2, 1, 8, 8)
+    with torch.no_grad():
+        before = net(x)
+        assert torch.equal(net(x), before)
+        if change == "values":
+            next(net.parameters()).mul_(2)
+        elif change == "pointers":
+            net.load_state_dict({k: 2 * v for k, v in net.state_dict().items()}, assign=True)
+        else:
+            next(net.buffers()).add_(1)
+        with pytest.raises(InputError, match="optimize"):
+            net(x)
+    net(x)  # with gradients the weights are read
+    torch.compiler.reset()
+
+
 def test_a_compiled_network_is_not_sent_to_workers():
     net = nn.Sequential(nn.Flatten())
     assert Held(net)() is net
