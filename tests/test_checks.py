@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +20,16 @@ from art_denoised.checks import InputError
 from art_denoised.data import ImageFolder, digits, load_data
 from art_denoised.diffusion import EDM, Levels, noise_levels
 from art_denoised.estimators import ArtAttack, MaiteDataset, MaiteModel
-from art_denoised.evaluation import CERTIFY, CertifyRow, Log, certify, evaluate, merge, predict
+from art_denoised.evaluation import (
+    CERTIFY,
+    CertifyRow,
+    Log,
+    certify,
+    evaluate,
+    merge,
+    predict,
+    verify,
+)
 from art_denoised.models import EvalTransform
 from art_denoised.purification import DDIM, Guided, vp_sigma, vp_time
 from art_denoised.rdc import Adam
@@ -409,3 +419,34 @@ def test_what_is_no_number_is_refused_by_formulas_too(value):
 def test_an_attack_that_cannot_be_meant_is_refused_where_it_is_made(build, words):
     with pytest.raises(InputError, match=words):
         build()
+
+
+@pytest.mark.parametrize("value", [None, 3, "", b"runs"])
+def test_a_path_is_a_path(value):
+    with pytest.raises(InputError, match=f"run is {re.escape(repr(value))}"):
+        checks.path("run", value)
+    assert checks.path("run", "a/b") == checks.path("run", Path("a/b")) == Path("a/b")
+
+
+@pytest.mark.parametrize("value", ["me", 3, {"a": object()}, {"a": float("nan")}, [("a", 1)]])
+def test_what_a_header_holds_is_json(value):
+    with pytest.raises(InputError, match="identity"):
+        checks.json_values("identity", value)
+    assert checks.json_values("identity", {"a": (1, None)}) == {"a": [1, None]}
+    assert checks.json_values("identity", None) == {}
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        lambda: ImageFolder("no-such-folder"),
+        lambda: report(None),
+        lambda: report([3]),
+        lambda: Run(None, CERTIFY, {}),
+        lambda: verify(None),
+        lambda: SMOOTHER.certify(torch.rand(1, 1, 8, 8), Anytime(100), earlier=[3]),
+    ],
+)
+def test_what_no_path_log_or_certificate_is_ends_in_one_line(refused):
+    with pytest.raises(InputError, match="no-such-folder|None|is 3|NoneType|earlier"):
+        refused()

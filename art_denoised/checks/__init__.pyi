@@ -33,9 +33,11 @@ from .values import flag as flag
 from .values import float_name as float_name
 from .values import in_one_line as in_one_line
 from .values import indices as indices
+from .values import json_values as json_values
 from .values import numbers as numbers
 from .values import one_each as one_each
 from .values import one_line as one_line
+from .values import path as path
 from .values import pixel_range as pixel_range
 from .values import plain_fields as plain_fields
 from .values import positive as positive

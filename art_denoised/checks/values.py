@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import json
 import math
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set, Sized
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
@@ -164,6 +167,24 @@ def successes(k: SupportsIndex, n: SupportsIndex) -> tuple[int, int]:
 def seed(value: SupportsIndex | None) -> int | None:
     """Return a seed as a non-negative int; None, for fresh noise, stays None."""
     return None if value is None else count("seed", value, 0)
+
+
+def path(name: str, value: Any) -> Path:
+    """Return the path of a folder or a file."""
+    if isinstance(value, (str, os.PathLike)) and str(value):
+        return Path(value)
+    raise InputError(f"{name} is {value!r}; give the path of a folder or a file")
+
+
+def json_values(name: str, value: Any) -> dict[str, Any]:
+    """Return a mapping as JSON keeps it; None is an empty one."""
+    try:
+        if value is None or isinstance(value, Mapping):
+            found: dict[str, Any] = json.loads(json.dumps(dict(value or {}), allow_nan=False))
+            return found
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} cannot be written as JSON ({error}); give plain values") from None
+    raise InputError(f"{name} is {value!r}; give a mapping of names to plain values")
 
 
 def one_each(images: Sized, others: Sized, name: str = "labels") -> None:

@@ -131,7 +131,8 @@ class AttackedModelOptions(ModelOptions):
         """
         from art_denoised.smoothing.smoother import SmoothedClassifier
 
-        parse_purification(self._purification)  # what is wrong is found before anything is loaded
+        if self.purify is not None:
+            parse_purification(self._purification)  # what is wrong is found before all is loaded
         network = self.load()
         if self.purify is not None:
             return self._purified(network, seed)
@@ -422,6 +423,8 @@ def _option(spec: str, text: str) -> tuple[str, Any]:
     try:
         return name, number(value)  # a fraction, such as 2/255
     except ValueError:
+        if value.lower().lstrip("+-") in ("nan", "inf", "infinity"):
+            raise CycloptsError(msg=f"{spec!r} has {text!r}; give a finite number") from None
         return name, value
 
 

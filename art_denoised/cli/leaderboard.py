@@ -69,6 +69,10 @@ def verify(
     if json and family_alpha is not None:
         raise CycloptsError(msg="--json excludes --family-alpha; give one of them")
     with waiting("checking the rows against their votes"):
+        from art_denoised import checks
+
+        if family_alpha is not None:
+            checks.alpha(family_alpha)
         checked = list(chain.from_iterable(map(_check, logs)))
     if json:
         print_json(

@@ -67,9 +67,12 @@ def table(
     """
     _only_one(json=json, csv=csv, latex=latex, markdown=markdown)
     with waiting("reading the logs"):
-        from art_denoised.reports.certified import certified_table
+        from art_denoised.reports.certified import certified_table, images_apart
 
-        found = certified_table(_read_all(logs), radii)
+        named = _read_all(logs)
+        found = certified_table(named, radii)
+    for words in images_apart(named):
+        notice(words)
     if json:
         print_json(found.to_json())
     elif csv:
@@ -154,6 +157,7 @@ def plot(
             read_curves,
             save_figure,
         )
+        from art_denoised.reports.tables import conflicts
 
         curves = [] if published is None else read_curves(published)
         found = _report(logs)
@@ -162,6 +166,8 @@ def plot(
         for model in (model for model in models if not has_results(model, norm)):
             notice(f"{model.name} has no results in {norm} and is left out")
         models = tuple(model for model in models if has_results(model, norm))
+    for words in conflicts(models):
+        notice(words)
     with waiting("drawing the plot"):
         figure = accuracy_figure(models, norm=norm, published=curves, look=looked)
         save_figure(figure, out)

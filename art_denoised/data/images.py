@@ -84,7 +84,9 @@ class ImageFolder:
         transform: Transform | None = None,
     ) -> None:
         self._transform = transform
-        folders = [one for one in sorted(Path(folder).iterdir()) if one.is_dir()]
+        if not (root := checks.path("folder", folder)).is_dir():
+            raise InputError(f"{folder} is no folder; give one that holds a folder for each class")
+        folders = [one for one in sorted(root.iterdir()) if one.is_dir()]
         folders = [one for one in folders if not _is_hidden(one.name)]
         if not folders:
             raise InputError(f"{folder} holds no folders; give one folder of images for each class")

@@ -36,7 +36,7 @@ from art_denoised.evaluation.attack_rows import (
     unmade,
 )
 from art_denoised.evaluation.target import LOOKED, Column, Target, columns
-from art_denoised.runs.journal import Run, describe, identity, processor, versions
+from art_denoised.runs.journal import Run, describe, processor, versions
 from art_denoised.runs.journal import identity as model_identity
 from art_denoised.runs.progress import Progress, watched
 from art_denoised.runs.workers import Held, Place, Team, in_order
@@ -154,7 +154,7 @@ def evaluate(
     reading = partial(watched, what="reading", visible=progress)
     size = probes or masking.Probes()
     settings = {
-        **(identity or {}),
+        **checks.json_values("identity", identity),
         **model_identity(target.module),
         **_smoothed(target.module),
         **({} if undefended is None else {"undefended_identity": model_identity(undefended)}),
@@ -524,7 +524,7 @@ class Outcome(NamedTuple):
 def _identity(target: Target) -> dict[str, Any]:
     """Return what all workers and the driver must agree in."""
     return {
-        **identity(target.module),
+        **model_identity(target.module),
         **target.settings,
         "batch_size": target.choices["batch_size"],
         "processor": processor(target.device),

@@ -160,6 +160,7 @@ def _sample(
 ) -> Log:
     """Check images and model, open the log, sample what is missing in it, and return it."""
     reading = partial(watched, what="reading", visible=progress)
+    identity = checks.json_values("identity", identity)
     with waiting("trying the classifier on the first image", visible=progress):
         images = choose(smoother, data, indices)
     of_images = images.settings(reading)
@@ -168,7 +169,7 @@ def _sample(
         if isinstance(smoother.base, QueryOnly):
             assert isinstance(stop, (FixedN, AtRadii))
             record = smoother.record(images.shape or (1, 1, 1))
-            ledger = AnswerRun(folder, smoother, stop, record, identity or {}, resume=resume)
+            ledger = AnswerRun(folder, smoother, stop, record, identity, resume=resume)
             stack.enter_context(closing(ledger))
             if kept := set(ledger.finished()) - set(images.indices):
                 images = Chosen(data, sorted(kept | set(images.indices)), images.classes)
@@ -177,7 +178,7 @@ def _sample(
             ledger.drop_log()  # it follows from the answers, and is made again
             resume = False
         settings = {
-            **(identity or {}),
+            **identity,
             **of_images,
             **({"dtype": "float32"} if ledger is not None else identity_of(smoother.network)),
             "sigma": smoother.sigma,

@@ -80,6 +80,8 @@ def verify(log: Log | AttackLog) -> list[Finding]:
         >>> verify(Log("certify", settings, (forged,)))
         [Finding(index=7, problem='radius is 0.9, the votes give 0.615815')]
     """
+    if not isinstance(log, (Log, AttackLog)):
+        raise InputError(f"log is a {type(log).__name__}; give what read_log returns")
     settings = log.settings
     if settings is None:
         raise InputError("the log is a TSV, without votes; give the certify.jsonl of the run")

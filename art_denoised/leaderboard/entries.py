@@ -120,7 +120,8 @@ def submit(
 
     Raises:
         InputError: The log has no votes, does not name its images, lacks some of them, or is not
-            consistent; a value is empty or has control characters; or an entry of that name exists.
+            consistent; a value is empty or has control characters; or an entry of that name, or of
+            the same run, exists.
 
     Example:
         >>> import tempfile
@@ -151,6 +152,9 @@ def submit(
     target = folder / f"{name}.json"
     if target.exists():
         raise InputError(f"{target} exists; choose another name")
+    for file, other in (read_entries(folder) if any(folder.glob("*.json")) else {}).items():
+        if other.votes and entry.votes and other.votes.sha256 == entry.votes.sha256:
+            raise InputError(f"{file} is of the same run; an entry is made once")
     folder.mkdir(parents=True, exist_ok=True)
     if not beside:
         (folder / "logs").mkdir(exist_ok=True)

@@ -173,6 +173,27 @@ def certified_table(
     return CertifiedTable(tuple(at), tuple(CertifiedRun.of(name, logs[name], at) for name in logs))
 
 
+def images_apart(logs: Mapping[str, Log]) -> list[str]:
+    """Return in words which logs are of other images than the first one, as far as they tell."""
+    named = [(name, log, log.settings or {}) for name, log in logs.items()]
+    found = []
+    for name, log, settings in named[1:]:
+        first_name, first, of_first = named[0]
+        mine, other = ({(row.index, row.label) for row in one.rows} for one in (first, log))
+        data = [str(one["data"]) for one in (of_first, settings) if "data" in one]
+        pixels = [one["pixels"] for one in (of_first, settings) if "pixels" in one]
+        words = ""
+        if len({*data}) > 1:
+            words = f"other data ({' and '.join(data)})"
+        elif mine != other:
+            counts = f"{len(mine)} and {len(other)}, {len(mine & other)} in common"
+            words = f"certified on other images ({counts})"
+        elif of_first.get("indices") == settings.get("indices") and len({*map(str, pixels)}) > 1:
+            words = "other pixels under the same indices"
+        found += [f"{first_name} and {name}: {words}"] if words else []
+    return found
+
+
 def default_radii(logs: Sequence[Log]) -> list[float]:
     """Return the radii that runs stopped at; without any, 0 and up to six round steps."""
     if asked := {radius for log in logs for radius in asked_radii(log.settings)}:

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.evaluation.attack_rows import (
     ATTACK,
@@ -125,8 +126,8 @@ def report(runs: Sequence[str | Path]) -> Report:
     """
     notices: list[str] = []
     models = []
-    several = [runs] if isinstance(runs, (str, Path)) else runs
-    for name, paths in named_paths([str(run) for run in several]).items():
+    several = [runs] if runs is None or isinstance(runs, (str, Path)) else runs
+    for name, paths in named_paths([str(checks.path("run", run)) for run in several]).items():
         logs = [log for path in paths for log in read_logs(path, ATTACK, CERTIFY).items()]
         for path, log in logs:
             _check(path, log)

@@ -10,6 +10,7 @@ from art_denoised.reports.certified import (
     LOWER_BOUND,
     certified_table,
     default_radii,
+    images_apart,
     is_lower_bound,
 )
 from art_denoised.reports.results import (
@@ -25,11 +26,18 @@ from art_denoised.reports.terminal import Block, Cell, Column, Lines, Table
 
 SHARES = ("clean", "counted", "fresh", "majority", "worst")
 _INCOMPLETE = "? "  # before each share of an attack run that was interrupted
-_LEGEND = (
-    "Accuracy in percent, below it the 95% interval over images. counted: by the attack itself;",
+_INTERVALS = "Accuracy in percent, below it the 95% interval over images."
+_COUNTED = f"{_INTERVALS} counted: by the attack itself;"
+_ON_FRESH_NOISE = (
+    _COUNTED,
     "fresh: on fresh noise, averaged; majority: right in more than half of these evaluations; "
     "worst: in",
     "every evaluation. Quote `fresh` of all attacks.",
+)
+_ONCE_MORE = (
+    _COUNTED,
+    "fresh, majority: in one more evaluation, because noise was fixed or there is none; worst: in",
+    "both. Quote `fresh` of all attacks.",
 )
 
 
@@ -40,8 +48,9 @@ def report_blocks(models: Sequence[Model], notices: Sequence[str] = ()) -> list[
     for model in models:
         blocks += _model_blocks(model, width)
     blocks.append(_notices(models, notices))
-    if any(model.results for model in models):
-        blocks.append(Lines(_LEGEND))
+    if results := [result for model in models for result in model.results]:
+        drawn = any(result.draws > 1 for result in results)
+        blocks.append(Lines(_ON_FRESH_NOISE if drawn else _ONCE_MORE))
     return _filled(blocks)
 
 
@@ -145,7 +154,7 @@ def model_table(models: Sequence[Model]) -> Table:
     cells = zip(*(measure.cells for measure in found), strict=True)
     rows = tuple((model.name, *row) for model, row in zip(models, cells, strict=True))
     marks = {mark for measure in found for mark in measure.marks}
-    note = [_LEGEND[0].partition(" counted:")[0]]
+    note = [_INTERVALS]
     note += ["!: not reliable, because a check failed."] * ("! " in marks)
     note += ["?: incomplete, because the run was interrupted."] * (_INCOMPLETE in marks)
     note += [LOWER_BOUND] * (">=" in marks)
@@ -355,7 +364,7 @@ def conflicts(models: Sequence[Model]) -> list[str]:
         names = f"{attacked[0].name} and {second.name}"
         for words, balls in where.items():
             found.append(f"{names}: {words}" + (f" in {', '.join(balls)}" if balls else ""))
-    return found
+    return found + images_apart({m.name: m.certify_log for m in models if m.certified})
 
 
 def _within(model: Model) -> Iterator[str]:

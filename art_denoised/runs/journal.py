@@ -354,8 +354,8 @@ class Run(Generic[R]):
     ) -> None:
         checks.flag("resume", resume)
         self.kind = kind
-        self.settings: Mapping[str, Any] = json.loads(json.dumps(settings, allow_nan=False))
-        self.path = _make_folder(Path(folder)) / f"{kind.name}.jsonl"
+        self.settings: Mapping[str, Any] = checks.json_values("settings", settings)
+        self.path = _make_folder(checks.path("run", folder)) / f"{kind.name}.jsonl"
         self.rows: dict[Hashable, R] = {}
         self.notices: list[str] = []
         self.begun = ""

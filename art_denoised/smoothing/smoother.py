@@ -374,6 +374,10 @@ class Smoother:
         """
         if isinstance(stop, Voting) or not hasattr(stop, "procedure"):
             raise InputError(f"stop is {stop!r}; give FixedN, AtRadii or Anytime")
+        if earlier is not None and not (
+            isinstance(earlier, Sequence) and all(isinstance(one, Certificate) for one in earlier)
+        ):
+            raise InputError(f"earlier is {earlier!r}; give the certificates of an earlier call")
         images, first_index = self.prepare(x), checks.count("first_index", first_index, 0)
         classes = self.check(images)
         true = [None] * len(images) if labels is None else checks.labels(labels, classes).tolist()

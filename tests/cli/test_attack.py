@@ -52,6 +52,7 @@ def missing(name: str, *rest: object, find=importlib.util.find_spec) -> object:
         ({"attacks": "diffattack:path_weight=much"}, ["path_weight is 'much'"]),
         ({"purify": "folder", "purification": "ddim:eta=some"}, ["eta is 'some'"]),
         ({"purify": "folder", "purification": "gdmp:scale=big"}, ["scale is 'big'"]),
+        ({"purify": "folder", "purification": "sde:t=nan"}, ["'t=nan'", "finite"]),
         ({"attacks": "torchattacks:steps=3"}, ["torchattacks:Square"]),
         ({"attacks": "torchattacks:pgdd"}, ["'pgdd'"]),
         ({"attacks": ","}, ["','"]),

@@ -78,6 +78,22 @@ def test_a_plot_of_named_runs_beside_published_curves(runs, tmp_path, capsys):
         assert f">{text}</text>" in drawn, text
 
 
+@pytest.mark.parametrize("command", ["table", "plot"])
+def test_runs_of_other_images_do_not_stand_beside_each_other_without_a_word(
+    runs, tmp_path, capsys, command
+):
+    assert main(certify(tmp_path / "few", n=100, max=15)) == 0
+    logs = [f"ours={runs / 'all'}", f"few={tmp_path / 'few'}"]
+    more = ["-o", str(tmp_path / "a.png")] if command == "plot" else []
+    capsys.readouterr()
+    assert main([command, *logs, *more]) == 0
+    assert (
+        "notice: ours and few: certified on other images (20 and 15, 15" in capsys.readouterr().err
+    )
+    assert main([command, f"ours={runs / 'all'}", f"same={runs / 'radii'}", *more]) == 0
+    assert "notice" not in capsys.readouterr().err
+
+
 def test_a_table_for_a_paper(runs, capsys):
     for option, first in (("--latex", "all & 20 & "), ("--markdown", "| all | 20 | ")):
         assert main(["table", str(runs / "all"), option]) == 0

@@ -171,6 +171,10 @@ def test_family_wise_certificates_are_those_of_a_smaller_alpha(logs, name, capsy
     assert all(s.radius <= e.radius for s, e in zip(stricter.rows, log.rows, strict=True))
     assert any(s.radius < e.radius for s, e in zip(stricter.rows, log.rows, strict=True))
     assert main(["verify", str(logs[name]), "--family-alpha", "0.05"]) == 0
+    capsys.readouterr()
+    assert main(["verify", str(logs[name]), "--family-alpha", "2"]) == 2
+    assert capsys.readouterr().out == ""
+    assert main(["verify", str(logs[name]), "--family-alpha", "0.05"]) == 0
     assert "all together, 0.95" in capsys.readouterr().out
     planned = family_wise(log, 0.05, images=500)
     assert all(row.certificate.alpha == 0.0001 for row in planned.rows)

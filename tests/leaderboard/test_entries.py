@@ -69,6 +69,12 @@ def test_an_entry_holds_what_follows_from_its_log(entry, run):
     assert 0 < found.accuracy[0.1] <= found.accuracy[0.0] <= 1
 
 
+def test_a_run_is_entered_once(entry, run):
+    with pytest.raises(InputError, match="ours.json"):
+        submit(run, entry.parent, name="again", radii=[0.0], **WORDS)
+    assert len(read_entries(entry.parent)) == 1
+
+
 def test_a_log_beside_the_leaderboard_is_not_copied(run, tmp_path):
     shutil.copytree(run, tmp_path / "runs" / "a")
     entry = submit(tmp_path / "runs" / "a", tmp_path / "board", name="ours", **WORDS)

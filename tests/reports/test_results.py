@@ -280,6 +280,13 @@ def test_models_are_compared_on_common_images_and_conflicts_named():
     assert conflicts([first, Model("again", first.rows)]) == []
 
 
+def test_the_legend_says_what_the_evaluations_were():
+    once, often = Model("a", (row(0, (T,)),)), Model("b", (row(0, (T, F)),))
+    assert "fresh noise" not in str(Report((once,)))
+    assert "one more evaluation" in str(Report((once,)))
+    assert "fresh noise" in str(Report((once, often)))
+
+
 def interrupted(folder, done, attacks=("pgd", "square"), images=8, **changes):
     """A run of pgd (exact) and square (none) on some images that was stopped."""
     listed = [
