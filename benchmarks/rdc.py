@@ -7,8 +7,9 @@ One small U-Net (random weights, 28x28) and ten classes. The unit is the bare ne
 many inputs at its best batch size. All take turns, and ratios are of the same round. With one
 thread, time is processor time, which other programs disturb less. The literal
 loop takes one image and one class at a time and 64 levels at once, as the public code of Chen et
-al. does. Gradients are of cross-entropy. "Compiled" is the same network by torch.compile, at
-batch size 40. Memory is what tensors take at most, and the rise of the resident set.
+al. does. Gradients are of cross-entropy; "bare gradient" is the network alone, forward and
+backward, which no gradient can avoid. "Compiled" is the same network by torch.compile, at batch
+size 40. Memory is what tensors take at most, and the rise of the resident set.
 """
 
 from __future__ import annotations
@@ -44,6 +45,14 @@ def bare(network: DiffusionModel, count: int, batch: int) -> None:
     with torch.inference_mode():
         for _ in range(-(-count // batch)):
             network(x, sigma, y)
+
+
+def bare_gradient(network: DiffusionModel, count: int, batch: int) -> None:
+    """Evaluate the network forward and backward, as every gradient must."""
+    x, sigma = torch.rand(batch, 1, 28, 28, requires_grad=True), torch.full((batch,), 0.25)
+    y = torch.zeros(batch, dtype=torch.long)
+    for _ in range(-(-count // batch)):
+        torch.autograd.grad(network(x, sigma, y).square().sum(), x)
 
 
 def literal(network: DiffusionModel, x: torch.Tensor, levels: Levels, *, gradient: bool) -> None:
@@ -101,6 +110,9 @@ def tasks(
     return {
         f"bare network{form}, batch {batch}": lambda: bare(network, again.nfe(len(x)), batch),
         f"prediction{form}, batch {batch}": lambda: ours(again, x, gradient=False),
+        f"bare gradient{form}, batch {batch}": lambda: bare_gradient(
+            network, again.nfe(len(x)), batch
+        ),
         f"gradient, recomputed{form}, batch {batch}": lambda: ours(again, x, gradient=True),
         f"gradient, along{form}, batch {batch}": lambda: ours(along, x, gradient=True),
     }

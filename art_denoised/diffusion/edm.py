@@ -302,7 +302,9 @@ class DhariwalUNet(nn.Module):
     def forward(self, x: Images, c_noise: Tensor, y: Labels | None) -> Images:
         """Return the prediction at noise levels (batch,); the null class is label_dim."""
         check_images(x, self.config.img_channels, self.image_size)
-        code = sinusoids(c_noise, self.map_layer0.in_features).to(self.map_layer0.weight.dtype)
+        code = sinusoids(c_noise, self.map_layer0.in_features, endpoint=False).to(
+            self.map_layer0.weight.dtype
+        )
         embedding = self.map_layer1(F.silu(self.map_layer0(code)))
         if self.map_label is not None:
             embedding = embedding + self.map_label(_one_hot(y, self.map_label))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Sigmas
 
 
-def sinusoids(t: Tensor, width: int, *, endpoint: bool = False) -> Tensor:
+def sinusoids(t: Tensor, width: int, *, endpoint: bool) -> Tensor:
     """Return cosines, then sines, of times (batch,) at ``width / 2`` frequencies from 1 downwards.
 
     The lowest frequency is 1e-4 with ``endpoint``, and one step of the grid above it without.

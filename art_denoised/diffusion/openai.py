@@ -289,7 +289,9 @@ class OpenAIUNet(nn.Module):
     def forward(self, x: Images, step: Tensor, y: Labels | None) -> Images:
         """Return the prediction for images in [-1, 1] at steps of the training, (batch,)."""
         check_images(x, 3, self.image_size)
-        time = sinusoids(step.float() * self.flags.time_scale, self.flags.num_channels)
+        time = sinusoids(
+            step.float() * self.flags.time_scale, self.flags.num_channels, endpoint=False
+        )
         embedding = self.time_embed(time.to(parameter_dtype(self.time_embed, time)))
         if self.label_emb is not None:
             embedding = embedding + self.label_emb(y)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from art_denoised.diffusion import (
     load_diffusion,
     self_test,
 )
+from art_denoised.diffusion.model import sinusoids
 from art_denoised.purification import Purification
 from art_denoised.rdc import DiffusionClassifier, LikelihoodMaximization
 from tests.diffusion.test_preconditioning import ABAR
@@ -452,3 +454,11 @@ def test_a_model_that_leaves_more_than_the_noise_is_refused(data):
 
     with pytest.raises(InputError, match=r"leaves 1\.\d+ times the noise"):
         self_test(DiffusionModel(Shifted(), Native(), image_range=(0.0, 1.0)), data[0])
+
+
+@pytest.mark.parametrize(("endpoint", "lowest"), [(True, 1e-4), (False, 1e-3)])
+def test_the_lowest_frequency_of_a_time_is_as_it_says(endpoint, lowest):
+    cosines, sines = sinusoids(torch.tensor([1.0, 2.0]), 8, endpoint=endpoint).chunk(2, dim=1)
+    assert sines[:, 0].tolist() == pytest.approx([math.sin(1), math.sin(2)])
+    assert sines[:, -1].tolist() == pytest.approx([lowest, 2 * lowest], rel=1e-4)
+    assert cosines[:, -1].tolist() == pytest.approx([1, 1], abs=1e-5)

@@ -32,6 +32,14 @@ def test_it_agrees_with_all_levels_at_a_third_of_the_cost(x):
     assert disagreement(classifier(), x) <= 0.01  # measured, not proved: 0 of 100 here
 
 
+def test_the_share_of_disagreements_is_that_counted_by_hand():
+    dc, options = classifier(), {"z": 0.01, "first": 1}
+    x = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))  # no digits
+    other = predict_anytime(dc, x, **options).predictions != dc(x).argmax(1)
+    assert 1 < other.sum() < 40
+    assert disagreement(dc, x, **options) == pytest.approx(float(other.sum()) / 40)
+
+
 def test_the_evaluations_are_counted(x):
     dc = classifier(max_batch=64)
     dc.model.network = counting = Counting(dc.model.network)

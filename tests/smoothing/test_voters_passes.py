@@ -36,6 +36,19 @@ def test_the_batch_size_with_the_most_images_a_second(monkeypatch, seconds, best
     assert best_batch_size(network, IMAGE) == best
 
 
+def test_sizes_beyond_one_that_is_slower_are_not_tried(monkeypatch):
+    now, tried = [100.0], set()
+
+    def network(batch):
+        tried.add(len(batch))
+        now[0] += 0.0001 * len(batch) * (1 if len(batch) <= 32 else 1.3)  # .77 as many a second
+        return batch.flatten(1)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    assert best_batch_size(network, IMAGE) == 16
+    assert max(tried) == 64
+
+
 def test_passes_that_other_programs_disturb_do_not_choose(monkeypatch):
     """The first passes of the fastest size take longer than later ones."""
     now, passes = [100.0], []
