@@ -28,7 +28,7 @@ import art_denoised.cli.attack
 import art_denoised.cli.certify
 import art_denoised.denoisers.denoisers
 import art_denoised.evaluation.attack
-import art_denoised.models.classifiers
+import art_denoised.models.loading
 import art_denoised.runs.workers
 import art_denoised.smoothing.dispatch  # noqa: F401
 from art_denoised import AutoAttack, BlackBox, certify, evaluate, load_data, train_robust  # noqa: F401

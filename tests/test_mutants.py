@@ -16,7 +16,7 @@ def test_planted_errors_are_killed_by_tests_that_pass_without_them(tmp_path):
     """All errors of a small class."""
     results = tmp_path / "results.jsonl"
     command = [sys.executable, "tools/mutants.py", "--quick", "--rate", "1"]
-    command += ["--only", "attacks/bpda.py BPDA", "--results", str(results)]
+    command += ["--only", "attacks/purification.py BPDA", "--results", str(results)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert run.stdout.splitlines()[-2:] == [
         "4 of 4 killed: 100.0%",
@@ -26,7 +26,7 @@ def test_planted_errors_are_killed_by_tests_that_pass_without_them(tmp_path):
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     killers = {row["mutant"].partition(": ")[2]: row["killer"] for row in rows}
     shape = "stand_in.shape != value.shape -> stand_in.shape == value.shape"
-    own = ("tests/attacks/test_bpda.py", "art_denoised/attacks/bpda.py")
+    own = ("tests/attacks/test_purification_bpda.py", "art_denoised/attacks/purification.py")
     file, _, test = killers[shape].partition("::")
     assert file.endswith(own)
     assert test  # in a fork, and not only when all is imported again

@@ -47,7 +47,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "art_denoised"
 SURVIVORS = ROOT / "tools" / "survivors.json"
 ROOMS = ("smoothing", "rdc", "diffusion", "networks", "attacks", "purification")
-FILES = ("evaluation/masking.py", "evaluation/rows.py", "evaluation/attack_rows.py")
+FILES = ("evaluation/masking.py", "evaluation/logs.py", "evaluation/attack_rows.py")
 # Transport, not mathematics; their tests kill processes and would kill each other's.
 TRANSPORT = ("cluster", "dispatch", "http", "queries", "worker", "workers")
 SLOW_TESTS = ("test_workers.py", "test_cluster.py", "test_queries_blackbox.py", "test_http.py")

@@ -1,11 +1,11 @@
-from .bpda import BPDA as BPDA
-from .bpda import DiffAttack as DiffAttack
-from .bpda import DiffHammer as DiffHammer
 from .pgd import LOSSES as LOSSES
 from .pgd import PGD as PGD
 from .pgd import ascend as ascend
 from .pgd import project as project
 from .pgd import random_point as random_point
+from .purification import BPDA as BPDA
+from .purification import DiffAttack as DiffAttack
+from .purification import DiffHammer as DiffHammer
 from .suites import AutoAttack as AutoAttack
 from .suites import Outcome as Outcome
 from .suites import Suite as Suite

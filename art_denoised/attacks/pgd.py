@@ -22,11 +22,11 @@ from art_denoised.checks import InputError
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Logits
 
-
 Norm = Literal["linf", "l2"]
 NORMS: tuple[str, ...] = get_args(Norm)
 LossName = Literal["ce", "margin", "dlr"]
 Loss = Callable[["Logits", "Labels", "Labels | None"], Tensor]
+Target = Literal["random", "least_likely", "likeliest"]
 
 
 def project(x_adv: Images, x: Images, eps: float, norm: Norm = "linf") -> Images:
@@ -208,9 +208,6 @@ def in_eval(model: nn.Module) -> Iterator[nn.Module]:
 
 def _length(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x.flatten(1), dim=1).reshape(-1, 1, 1, 1)
-
-
-Target = Literal["random", "least_likely", "likeliest"]
 
 
 @dataclass(frozen=True, slots=True)

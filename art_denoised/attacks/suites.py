@@ -35,6 +35,18 @@ from art_denoised.types import Images, Labels, Logits
 INSTALL = "install it with: pip install '.[attacks]' in its clone"
 # Arguments of attack classes that are set by a field of the attack itself.
 _OWN = {"eps": "eps", "max_epsilon": "eps", "norm": "norm", "seed": "seed"}
+_LINF = (
+    "BIM", "DIFGSM", "EOTPGD", "FFGSM", "FGSM", "Jitter", "MIFGSM", "NIFGSM", "PGD", "PGDRS",
+    "PIFGSM", "PIFGSMPP", "RFGSM", "SINIFGSM", "SPSA", "TIFGSM", "TPGD", "UPGD", "VMIFGSM",
+    "VNIFGSM",
+)  # fmt: skip
+PARTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+_VERSIONS = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
+_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}  # that DLR and its targeted form need
+_FLAG = "Warning: "  # how the official package begins the lines that it prints
 
 
 class Outcome(NamedTuple):
@@ -190,7 +202,7 @@ def as_module(model: Any) -> nn.Module:
         if any(not _is_identity(step) for step in steps):
             raise InputError(
                 "the ART estimator transforms images or answers outside its model; give a module "
-                "that does all of it (art_denoised.estimators.defended)"
+                "that does all of it (art_denoised.estimators.without_preprocessing)"
             )
     return module
 
@@ -291,13 +303,6 @@ class Generators(NamedTuple):
         random.setstate(self.python)
 
 
-_LINF = (
-    "BIM", "DIFGSM", "EOTPGD", "FFGSM", "FGSM", "Jitter", "MIFGSM", "NIFGSM", "PGD", "PGDRS",
-    "PIFGSM", "PIFGSMPP", "RFGSM", "SINIFGSM", "SPSA", "TIFGSM", "TPGD", "UPGD", "VMIFGSM",
-    "VNIFGSM",
-)  # fmt: skip
-
-
 @dataclass(frozen=True)
 class TorchAttack(ClassAttack):
     """Any attack of torchattacks, by the name of its class.
@@ -384,25 +389,22 @@ def _attack_class(kind: str) -> Any:
         import torchattacks
     except ImportError:
         raise InputError(f"this attack needs torchattacks; {INSTALL}") from None
+    base = torchattacks.attack.Attack
+    return class_named(kind, base, torchattacks, "torchattacks has no attack", "PGD or Square")
+
+
+def class_named(kind: str, base: type, module: object, words: str, example: str) -> Any:
+    """Return the class of an attack of another library, or say which one may be meant."""
     names = {
         name.lower(): name
-        for name, one in vars(torchattacks).items()
-        if inspect.isclass(one) and issubclass(one, torchattacks.attack.Attack)
+        for name, one in vars(module).items()
+        if inspect.isclass(one) and issubclass(one, base)
     }
     if kind in names.values():
-        return getattr(torchattacks, kind)
+        return getattr(module, kind)
     close = difflib.get_close_matches(kind.lower(), names)
-    hint = f"did you mean {names[close[0]]}?" if close else "give for example PGD, APGD or Square"
-    raise InputError(f"torchattacks has no attack {kind!r}; {hint}")
-
-
-PARTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
-_VERSIONS = {
-    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
-    "rand": ("apgd-ce", "apgd-dlr"),
-}
-_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}  # that DLR and its targeted form need
-_FLAG = "Warning: "  # how the official package begins the lines that it prints
+    hint = f"did you mean {names[close[0]]}?" if close else f"give for example {example}"
+    raise InputError(f"{words} {kind!r}; {hint}")
 
 
 @dataclass(frozen=True)

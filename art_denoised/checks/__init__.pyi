@@ -29,6 +29,7 @@ from .values import choice as choice
 from .values import count as count
 from .values import eps as eps
 from .values import fewest_samples as fewest_samples
+from .values import first_line as first_line
 from .values import flag as flag
 from .values import float_name as float_name
 from .values import in_one_line as in_one_line

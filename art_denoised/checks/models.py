@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from art_denoised.checks.values import InputError, one_line
-from art_denoised.graphs import is_traced
+from art_denoised.autograd import is_traced
+from art_denoised.checks.values import InputError, first_line, one_line
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Logits
@@ -390,10 +390,10 @@ def untraced(name: str) -> None:
         )
 
 
-def model_dtype(model: object) -> torch.dtype:
+def model_dtype(model: object, default: torch.dtype = torch.float32) -> torch.dtype:
     """Return the floating-point type a model computes in: that of its first such parameter."""
     parameters = model.parameters() if isinstance(model, nn.Module) else ()
-    return next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
+    return next((p.dtype for p in parameters if p.is_floating_point()), default)
 
 
 def model_device(model: object) -> torch.device:
@@ -418,7 +418,7 @@ def _tried(name: str, model: Callable[..., Any], x: Images, *more: Any) -> Any:
             f"a batch of {len(x)} images does not fit into memory; give a smaller batch size"
         ) from None
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
+        reason = first_line(error)
         raise InputError(
             f"the {name} failed on an image of shape {tuple(x.shape[1:])}, {x.dtype} "
             f"({type(error).__name__}: {reason}); give the shape and dtype that it was made for"

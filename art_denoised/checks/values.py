@@ -1,4 +1,7 @@
-"""Numbers: what they must be, and how people read them. Without torch, so that help is quick."""
+"""Values that a user hands in: what they must be; and numbers in words.
+
+Without torch, so that pages of help are quick.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,11 @@ class InputError(ValueError):
 def one_line(error: BaseException) -> str:
     r"""Return the message of an error on one line, its type where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextlib.contextmanager

@@ -13,8 +13,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-import cyclopts
-from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, Token
+from cyclopts import (
+    App,
+    CycloptsError,
+    Group,
+    MissingArgumentError,
+    Parameter,
+    Token,
+    convert,
+)
 
 from art_denoised import __version__
 from art_denoised.cli.config import read_config, write_config
@@ -40,14 +47,14 @@ _SHARED = re.compile(r"-h$|--$|--(help|version|install|config|save)", re.IGNOREC
 _OPTIONS = Group("Options", sort_key=100)
 _FILE = Parameter(group=folded("Config", 100), metavar="FILE")
 _COMMANDS = {  # of each group, with their modules
-    "Start here": {"demo": "certify", "models": "models", "doctor": "models"},
+    "Start here": {"demo": "certify", "models": "tools", "doctor": "tools"},
     "Evaluate": {"certify": "certify", "predict": "certify", "attack": "attack"},
     "Train": {
         "train-denoiser": "train",
         "train-diffusion": "train",
         "train-robust": "train",
     },
-    "Convert": {"convert": "models"},
+    "Convert": {"convert": "tools"},
     "Read results": {
         "table": "read",
         "plot": "read",
@@ -126,7 +133,7 @@ def _whole(type_: Any, tokens: Sequence[Token]) -> Any:
     for word in (token.value for token in tokens):
         if (type_ is int or int in get_args(type_)) and _is_fraction(word):
             raise ValueError(f"{word!r} is not a whole number")
-    return cyclopts.convert(type_, tokens)  # the module `convert` is a command
+    return convert(type_, tokens)
 
 
 def _is_fraction(word: str) -> bool:

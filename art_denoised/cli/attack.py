@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
-import inspect
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -43,17 +42,6 @@ if TYPE_CHECKING:
     from art_denoised.data import ImageData
     from art_denoised.purification import Sampler
 
-PARTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
-KNOWN = (
-    "pgd",
-    "diffattack",
-    "diffhammer",
-    "autoattack",
-    "autoattack-rand",
-    *PARTS,
-    "torchattacks:NAME",
-    "art:NAME",
-)
 # Options that parts of AutoAttack have: others would be ignored. Those of APGD are steps and eot.
 _TAKES = {
     "autoattack": ("steps", "queries", "eot"),
@@ -164,7 +152,7 @@ class AttackedModelOptions(ModelOptions):
     def _purified(self, network: nn.Module, seed: int) -> nn.Module:
         """Return the network behind a purification."""
         from art_denoised.diffusion.folders import load_diffusion
-        from art_denoised.models.classifiers import load_module
+        from art_denoised.models.loading import load_module
         from art_denoised.purification.classifier import PurifiedClassifier
         from art_denoised.purification.purification import Purification
 
@@ -178,7 +166,7 @@ class AttackedModelOptions(ModelOptions):
 
     def load_undefended(self) -> nn.Module | None:
         """Return the classifier without its defence, if it is named."""
-        from art_denoised.models.classifiers import load_classifier
+        from art_denoised.models.loading import load_classifier
 
         if self.undefended is None:
             return None
@@ -348,11 +336,23 @@ def parse_attacks(specs: Sequence[str], eps: Sequence[float], norm: str) -> list
     return [(spec, _parse(spec, radius, norm)) for spec in specs for radius in eps]
 
 
-def _parse(spec: str, eps: float, norm: Any) -> Any:
-    from art_denoised.attacks.bpda import DiffAttack, DiffHammer
+def _named_attacks() -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Return the class of each attack that has a name, and what else it is made with."""
     from art_denoised.attacks.pgd import PGD
-    from art_denoised.attacks.suites import AutoAttack, TorchAttack
+    from art_denoised.attacks.purification import DiffAttack, DiffHammer
+    from art_denoised.attacks.suites import PARTS, AutoAttack
 
+    return {
+        "pgd": (PGD, {}),
+        "diffattack": (DiffAttack, {}),
+        "diffhammer": (DiffHammer, {}),
+        "autoattack": (AutoAttack, {"version": "standard"}),
+        "autoattack-rand": (AutoAttack, {"version": "rand"}),
+        **{part: (AutoAttack, {"parts": (part,)}) for part in PARTS},
+    }
+
+
+def _parse(spec: str, eps: float, norm: Any) -> Any:
     head, *rest = spec.split(":")
     if head in ("torchattacks", "art"):
         if not rest or not rest[0] or "=" in rest[0]:
@@ -362,22 +362,19 @@ def _parse(spec: str, eps: float, norm: Any) -> Any:
             )
         kind, options = rest[0], _options(spec, rest[1:])
         if head == "torchattacks":
-            return TorchAttack(eps, norm=norm, kind=_torchattacks_name(kind), options=options)
+            from art_denoised.attacks.suites import TorchAttack
+
+            return TorchAttack(eps, norm=norm, kind=kind, options=options)
         from art_denoised.estimators.defended import ArtAttack
 
         return ArtAttack(eps, norm=norm, kind=kind, options=options)
-    options = _options(spec, rest)
-    by_pgd: dict[str, Any] = {"pgd": PGD, "diffattack": DiffAttack, "diffhammer": DiffHammer}
-    if head in by_pgd:
-        _check_options(spec, options, by_pgd[head])
-        return by_pgd[head](eps, norm=norm, **options)
-    if head not in KNOWN:
-        raise CycloptsError(msg=f"there is no attack {head!r}; {_hint(head, KNOWN)}")
-    _check_options(spec, options, AutoAttack, _TAKES.get(head, ("steps", "eot")))
-    if head in PARTS:
-        return AutoAttack(eps, norm=norm, parts=(head,), **options)
-    version: Any = "rand" if head.endswith("rand") else "standard"
-    return AutoAttack(eps, norm=norm, version=version, **options)
+    options, named = _options(spec, rest), _named_attacks()
+    if head not in named:
+        known = [*named, "torchattacks:NAME", "art:NAME"]
+        raise CycloptsError(msg=f"there is no attack {head!r}; {_hint(head, known)}")
+    attack, own = named[head]
+    _check_options(spec, options, attack, _TAKES.get(head, ("steps", "eot")) if own else None)
+    return attack(eps, norm=norm, **own, **options)
 
 
 def parse_purification(spec: str) -> tuple[Sampler, dict[str, Any], dict[str, Any]]:
@@ -440,20 +437,6 @@ def _check_options(
             raise CycloptsError(
                 msg=f"attack {spec!r} has no option {name!r}; {_hint(meant, known)}"
             )
-
-
-def _torchattacks_name(kind: str) -> str:
-    """Return the class of torchattacks that is spelt so but for its case."""
-    try:
-        import torchattacks
-    except ImportError:
-        return kind  # the attack itself says what is missing
-    known = {name.lower(): name for name, _ in inspect.getmembers(torchattacks, inspect.isclass)}
-    if kind.lower() not in known:
-        raise CycloptsError(
-            msg=f"torchattacks has no attack {kind!r}; {_hint(kind, known.values())}"
-        )
-    return known[kind.lower()]
 
 
 def _hint(name: str, known: Iterable[str]) -> str:

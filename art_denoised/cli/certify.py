@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from art_denoised.data import ImageData
+    from art_denoised.evaluation.logs import Log
     from art_denoised.evaluation.preview import Preview, QueryPreview
-    from art_denoised.evaluation.rows import Log
     from art_denoised.runs.workers import Place
     from art_denoised.smoothing import BlackBox
     from art_denoised.smoothing.smoother import Smoother
@@ -430,7 +430,7 @@ def _show_preview(found: Preview | QueryPreview, run: RunOptions) -> None:
 def _finish(log: Log, indices: Sequence[int], sampling: CertifyOptions, run: RunOptions) -> None:
     """Print what a certify run found and what it cost."""
     from art_denoised.checks.values import counted
-    from art_denoised.evaluation.rows import write_tsv
+    from art_denoised.evaluation.logs import write_tsv
     from art_denoised.reports.certified import certified_table
 
     if sampling.tsv:
@@ -472,8 +472,8 @@ def predict(
     """
     with waiting("loading PyTorch"):
         from art_denoised.evaluation.certify import predict
+        from art_denoised.evaluation.logs import write_tsv
         from art_denoised.evaluation.preview import preview
-        from art_denoised.evaluation.rows import write_tsv
         from art_denoised.smoothing.stops import Voting
 
     stop = Voting(sampling.n, alpha=sampling.alpha)

@@ -95,7 +95,7 @@ def verify(
 
 def _check(path: Path) -> Iterator[_Checked]:
     from art_denoised.evaluation import ATTACK, CERTIFY, PREDICT
-    from art_denoised.evaluation.rows import Log, read_logs
+    from art_denoised.evaluation.logs import Log, read_logs
     from art_denoised.evaluation.verify import verify
 
     if path.suffix == ".json" or (any(path.glob("*.json")) and not any(path.glob("*.jsonl"))):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from art_denoised.data import ImageData
-    from art_denoised.models.classifiers import EvalTransform
+    from art_denoised.models.loading import EvalTransform
     from art_denoised.runs.workers import Place
 
 
@@ -224,7 +224,7 @@ class DeviceOptions:
 
     def find_device(self) -> "torch.device":
         """Return the device."""
-        from art_denoised.models.classifiers import find_device
+        from art_denoised.models.loading import find_device
 
         return find_device(self.device)
 
@@ -264,7 +264,7 @@ class NetworkOptions:
 
     def build(self, name: str, *, pretrained: bool = True) -> "nn.Module":
         """Return the network of this name; without weights it has published or random ones."""
-        from art_denoised.models.classifiers import build_classifier
+        from art_denoised.models.loading import build_classifier
         from art_denoised.networks.surgery import load_trained
 
         network = build_classifier(
@@ -397,7 +397,7 @@ class DataOptions:
         self, network: "nn.Module", denoiser: "nn.Module | None" = None
     ) -> "EvalTransform | None":
         """Return how photographs become the input of a network, if they are changed at all."""
-        from art_denoised.models.classifiers import EvalTransform, eval_transform, image_size
+        from art_denoised.models.loading import EvalTransform, eval_transform, image_size
 
         known = eval_transform(network)
         side = image_size(denoiser) if known is not None else None

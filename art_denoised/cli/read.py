@@ -26,7 +26,7 @@ from art_denoised.runs.progress import waiting
 
 if TYPE_CHECKING:
     from art_denoised.data import ImageData
-    from art_denoised.evaluation.rows import Log
+    from art_denoised.evaluation.logs import Log
     from art_denoised.reports.plots import Look
     from art_denoised.reports.report import Report
     from art_denoised.reports.terminal import Table
@@ -251,7 +251,7 @@ def _report(runs: Sequence[str]) -> Report:
 def _images(log: Log, data: str | None, resize: int | None, crop: int | None) -> ImageData:
     """Return the data set of a log."""
     from art_denoised.data import load_data
-    from art_denoised.models.classifiers import EvalTransform
+    from art_denoised.models.loading import EvalTransform
 
     named = data or (log.settings or {}).get("data")
     if not isinstance(named, str):
@@ -357,7 +357,7 @@ def merge(
     with waiting("joining the rows of all shards"):
         from art_denoised.evaluation import ATTACK, AttackLog, write_tsv
         from art_denoised.evaluation.attack_rows import unmade
-        from art_denoised.evaluation.rows import merge
+        from art_denoised.evaluation.logs import merge
 
         merged = merge(out, runs, partial=partial)
     for path, log in merged.items():
@@ -376,7 +376,7 @@ def merge(
 
 
 def _read(path: Path) -> Log:
-    from art_denoised.evaluation.rows import read_log
+    from art_denoised.evaluation.logs import read_log
 
     log = read_log(path)
     _show_notices(path, log.notices)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-
-# No `from __future__ import annotations`: cyclopts reads the types of inherited fields in the
-# module of the subclass, which need not know their names.
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -38,16 +35,16 @@ if TYPE_CHECKING:
     from torch import nn
 
     from art_denoised.data import ImageData
-    from art_denoised.models.classifiers import EvalTransform
+    from art_denoised.models.loading import EvalTransform
     from art_denoised.training.config import TrainingConfig
     from art_denoised.training.denoising import Objective
     from art_denoised.training.loop import EpochRow
     from art_denoised.training.robust import Adversarial, Trades, Validation
 
-
 Optimizer = Literal["adam", "sgd"]
 Schedule = Literal["cosine", "one-cycle", "step", "milestones", "sat-milestones", "constant"]
 Augmentation = Literal["crop+flip", "crop", "none"]
+RECIPE = Group("Recipe", sort_key=3)
 
 
 @Parameter(name="*", group=DATA)
@@ -198,7 +195,7 @@ class DenoiserOptions:
 
     def load(self, device: torch.device) -> Objective:
         """Return the objective, with its classifiers on the device."""
-        from art_denoised.models.classifiers import load_classifier
+        from art_denoised.models.loading import load_classifier
         from art_denoised.training.denoising import Objective
 
         sigma: Any = self.sigma
@@ -311,7 +308,7 @@ def train_denoiser(
     with waiting("loading PyTorch"):
         from art_denoised.checks import InputError
         from art_denoised.denoisers.denoisers import check_saveable, save_denoiser
-        from art_denoised.models.classifiers import eval_transform
+        from art_denoised.models.loading import eval_transform
         from art_denoised.training.config import seeded
         from art_denoised.training.denoising import train_denoiser
 
@@ -453,9 +450,6 @@ class ClassifierOptions:
         return made
 
 
-RECIPE = Group("Recipe", sort_key=3)
-
-
 @Parameter(name="*", group=RECIPE)
 @dataclass(frozen=True, kw_only=True)
 class RecipeOptions:
@@ -483,8 +477,6 @@ class RecipeOptions:
 
     def build(self) -> Adversarial | Trades:
         """Return the recipe with these values."""
-        from dataclasses import replace
-
         from art_denoised.training.robust import RECIPES
 
         if self.recipe not in RECIPES:
@@ -569,7 +561,7 @@ def train_robust(
           --activation silu --out runs/resnet18
     """
     with waiting("loading PyTorch"):
-        from art_denoised.models.classifiers import eval_transform
+        from art_denoised.models.loading import eval_transform
         from art_denoised.training.config import seeded
         from art_denoised.training.robust import OverfittingWarning, train_robust
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from art_denoised.denoisers.denoisers import load_denoiser
 from art_denoised.diffusion.model import DiffusionModel
 from art_denoised.diffusion.preconditioning import EDM
-from art_denoised.models.classifiers import load_weights
+from art_denoised.models.loading import load_weights
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels

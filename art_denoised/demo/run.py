@@ -13,7 +13,7 @@ from art_denoised.checks import InputError
 from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier, digits_denoiser
 from art_denoised.evaluation.certify import certify
-from art_denoised.evaluation.rows import write_tsv
+from art_denoised.evaluation.logs import write_tsv
 from art_denoised.reports.certified import CertifiedTable, certified_table
 from art_denoised.reports.plots import Look, accuracy_figure, save_figure
 from art_denoised.reports.results import Model

@@ -28,8 +28,8 @@ from art_denoised.diffusion.folders import (
     read_unet,
 )
 from art_denoised.diffusion.levels import SIGMA_DATA
-from art_denoised.diffusion.model import DiffusionModel, checked_diffusion, parameter_dtype
-from art_denoised.models.classifiers import (
+from art_denoised.diffusion.model import DiffusionModel, checked_diffusion
+from art_denoised.models.loading import (
     find_published,
     fitting_state,
     load_module,
@@ -40,6 +40,9 @@ from art_denoised.runs.journal import write_whole
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Sigmas
+
+_NOTE = "art_denoised"  # one entry alone: of several the format writes the order at random
+_UNET = "unet_config"
 
 
 class DnCNN(nn.Module):
@@ -86,7 +89,7 @@ class DnCNN(nn.Module):
     def forward(self, x_noisy: Images, sigma: Sigmas | None = None) -> Images:
         """Return x_hat. The network is blind: ``sigma`` is accepted and not used."""
         x_noisy = checks.batch(x_noisy)
-        return x_noisy - self.dncnn(x_noisy.to(parameter_dtype(self, x_noisy)))
+        return x_noisy - self.dncnn(x_noisy.to(checks.model_dtype(self, x_noisy.dtype)))
 
 
 class MemNet(nn.Module):
@@ -133,7 +136,7 @@ class MemNet(nn.Module):
     def forward(self, x_noisy: Images, sigma: Sigmas | None = None) -> Images:
         """Return x_hat. The network is blind: ``sigma`` is accepted and not used."""
         x_noisy = checks.batch(x_noisy)
-        memories = [self.feature_extractor(x_noisy.to(parameter_dtype(self, x_noisy)))]
+        memories = [self.feature_extractor(x_noisy.to(checks.model_dtype(self, x_noisy.dtype)))]
         for block in self.dense_memory:
             memories.append(block(memories))
         return self.reconstructor(memories[-1]) + x_noisy
@@ -213,7 +216,7 @@ class UNetDenoiser(nn.Module):
         level = level.reshape(-1).expand(len(x_noisy))
         scale = level.reshape(-1, 1, 1, 1)
         c_in = (scale**2 + SIGMA_DATA**2).rsqrt()
-        sample = (c_in * x_noisy).to(parameter_dtype(self, x_noisy))
+        sample = (c_in * x_noisy).to(checks.model_dtype(self, x_noisy.dtype))
         folded = self.unet(F.pixel_unshuffle(sample, self.patch), 250 * level.log()).sample
         noise = F.pixel_shuffle(folded, self.patch)
         return (x_noisy - scale * noise).to(x_noisy.dtype)
@@ -265,7 +268,7 @@ class OneShotDenoiser(nn.Module):
 
     def forward(self, x_noisy: Images, sigma: Sigmas) -> Images:
         """Return x_hat in [0, 1]; ``sigma`` is positive, one number or one per image."""
-        if isinstance(sigma, torch.Tensor) and sigma.ndim:
+        if isinstance(sigma, Tensor) and sigma.ndim:
             level: Sigmas = torch.tensor([self.level(s) for s in sigma.tolist()]).to(x_noisy.device)
         else:
             level = self.level(float(sigma))
@@ -281,13 +284,13 @@ class _MemoryBlock(nn.Module):
         self.recursive_unit = nn.ModuleList(_ResidualBlock(width) for _ in range(residual_blocks))
         self.gate_unit = _bn_relu_conv((residual_blocks + long_term) * width, width, kernel=1)
 
-    def forward(self, memories: list[torch.Tensor]) -> torch.Tensor:
+    def forward(self, memories: list[Tensor]) -> Tensor:
         short_term = []
         x = memories[-1]
         for layer in self.recursive_unit:
             x = layer(x)
             short_term.append(x)
-        gated: torch.Tensor = self.gate_unit(torch.cat(short_term + memories, dim=1))
+        gated: Tensor = self.gate_unit(torch.cat(short_term + memories, dim=1))
         return gated
 
 
@@ -297,7 +300,7 @@ class _ResidualBlock(nn.Module):
         self.relu_conv1 = _bn_relu_conv(width, width)
         self.relu_conv2 = _bn_relu_conv(width, width)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.relu_conv2(self.relu_conv1(x)) + x
 
 
@@ -325,11 +328,6 @@ def _check_unet(unet: nn.Module) -> None:
             f"the U-Net maps {config.in_channels} channels to {config.out_channels}; "
             "give one that predicts the noise and nothing else"
         )
-
-
-_NOTE = "art_denoised"  # one entry alone: of several the format writes the order at random
-
-_UNET = "unet_config"
 
 
 def load_denoiser(path: Path | str, *, sigma: float | None = None) -> nn.Module:

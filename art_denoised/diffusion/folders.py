@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_denoised import checks
-from art_denoised.checks import InputError, one_line
+from art_denoised.checks import InputError, first_line, one_line
 from art_denoised.diffusion.edm import DhariwalUNet, SongUNet, edm_diffusion
 from art_denoised.diffusion.edm_pickle import read_edm_pickle
 from art_denoised.diffusion.model import DiffusionModel
@@ -38,13 +38,12 @@ from art_denoised.diffusion.openai import (
     published_name,
 )
 from art_denoised.diffusion.preconditioning import DDPM, EDM, Flow, Preconditioning, Prediction
-from art_denoised.models.classifiers import find_published, fitting_state, read_state_dict
+from art_denoised.models.loading import find_published, fitting_state, read_state_dict
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels
 
-
-_CONFIG = "scheduler_config.json"
+_SCHEDULER_CONFIG = "scheduler_config.json"
 # fmt: off
 VARIANCE_PRESERVING = (
     "DDIMInverseScheduler", "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler",
@@ -59,7 +58,6 @@ VARIANCE_EXPLODING = ("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler")
 _CONSISTENCY = (
     "CMStochasticIterativeScheduler", "FlowMatchLCMScheduler", "LCMScheduler", "TCDScheduler",
 )
-
 _SCHEDULE = (
     "beta_end", "beta_schedule", "beta_start", "num_train_timesteps", "rescale_betas_zero_snr",
     "trained_betas",
@@ -83,207 +81,12 @@ _SAMPLING = {
 }
 # fmt: on
 KNOWN_KEYS = frozenset(_READ | _CHECKED | _SAMPLING)
-
-
-def find_scheduler(folder: Path) -> Path | None:
-    """Return the scheduler_config.json of a pipeline or of a single folder, if there is one."""
-    places = (folder / "scheduler", folder)
-    return next((p for place in places if (p := place / _CONFIG).is_file()), None)
-
-
-def read_preconditioning(folder: Path) -> Preconditioning:
-    """Return the preconditioning that a folder's scheduler_config.json describes.
-
-    Clipping of samples to [-1, 1] (``clip_sample``) is not applied: the result stays differentiable
-    and `OneShotDenoiser` clips anyway.
-    """
-    path = find_scheduler(folder)
-    if path is None:
-        raise InputError(
-            f"{folder} holds no scheduler_config.json; save the scheduler of the training there"
-        )
-    try:
-        config: dict[str, Any] = json.loads(path.read_text())
-        name = str(config.get("_class_name", ""))
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is damaged: {error}") from None
-    try:
-        return _preconditioning(path, name, config)
-    except (TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is damaged: {one_line(error)}") from None
-
-
-def _preconditioning(path: Path, name: str, config: dict[str, Any]) -> Preconditioning:
-    if name in _CONSISTENCY:
-        raise InputError(
-            f"{path} is of a consistency model ({name}), which jumps to one possible image and not "
-            "to the mean of all; give a diffusion model"
-        )
-    if name not in (*VARIANCE_PRESERVING, *FLOW_MATCHING, *VARIANCE_EXPLODING):
-        raise InputError(
-            f"{path} is of {name or 'an unnamed scheduler'}, which is not supported; give a "
-            "DDPM-like scheduler with betas, EDM or flow matching"
-        )
-    _refuse_other_estimates(path, name, config)
-    if name in FLOW_MATCHING:
-        return Flow(time_scale=float(config.get("num_train_timesteps", 1000)))
-    if name in VARIANCE_EXPLODING:
-        _prediction(path, config, ("epsilon",))
-        names = ("sigma_data", "sigma_min", "sigma_max")
-        return EDM(**{n: float(config[n]) for n in names if n in config})
-    prediction = _prediction(path, config, get_args(Prediction))
-    return DDPM(_alphas_cumprod(path, name, config), prediction=prediction)
-
-
-def _refuse_other_estimates(path: Path, name: str, config: dict[str, Any]) -> None:
-    """Refuse keys under which the scheduler's x0 is not the one of the four coefficients."""
-    clips = config.get("clip_sample", name.startswith(("DDIM", "DDPM", "RePaint")))
-    clip = float(config.get("clip_sample_range", 1.0))
-    reasons = {
-        "clip_sample_range": clips and clip != 1 and "which is no clip to [-1, 1]; give 1",
-        "invert_sigmas": config.get("invert_sigmas") and "which reverses time; give false",
-        "thresholding": config.get("thresholding") and "which rescales x0; give false",
-        "timestep_type": config.get("timestep_type", "discrete") != "discrete"
-        and "which tells the network other times; give 'discrete'",
-        "use_flow_sigmas": config.get("use_flow_sigmas")
-        and "which is flow matching; give FlowMatchEulerDiscreteScheduler",
-    }
-    unknown = {
-        key: "which is not known here; remove it if the network was trained without it"
-        for key, value in config.items()
-        if not key.startswith("_") and key not in KNOWN_KEYS and value
-    }
-    for key, reason in {**reasons, **unknown}.items():
-        if reason:
-            raise InputError(f"{path}: {key} is {config[key]!r}, {reason}")
-
-
-def _prediction(path: Path, config: dict[str, Any], known: tuple[str, ...]) -> Any:
-    old = config.get("predict_epsilon")  # the key of diffusers before 0.10
-    meant = "epsilon" if old is None or old else "sample"
-    prediction = config.get("prediction_type", meant)
-    if old is not None and prediction != meant:
-        raise InputError(
-            f"{path}: predict_epsilon is {old!r} but prediction_type is {prediction!r}; remove the "
-            "wrong one"
-        )
-    if prediction not in known:
-        raise InputError(
-            f"{path}: prediction_type is {prediction!r}, which is not supported; give one of "
-            f"{', '.join(known)}"
-        )
-    return prediction
-
-
-def _alphas_cumprod(path: Path, name: str, config: dict[str, Any]) -> tuple[float, ...]:
-    """Return the noise schedule as the scheduler itself computes it."""
-    import diffusers
-
-    given = {key: config[key] for key in _SCHEDULE if key in config}
-    try:
-        with warnings.catch_warnings():  # of numpy 2 about its own conversions in diffusers
-            warnings.simplefilter("ignore")
-            abar = getattr(diffusers, name)(**given).alphas_cumprod
-    except NotImplementedError:
-        raise InputError(
-            f"{path}: beta_schedule is {config.get('beta_schedule')!r}, which {name} of diffusers "
-            "does not know; give linear, scaled_linear or squaredcos_cap_v2"
-        ) from None
-    except ImportError as error:
-        raise InputError(
-            f"{path} is of {name}: {one_line(error)}; or give a DDPMScheduler"
-        ) from None
-    # A last step of pure noise (zero terminal SNR) has no finite sigma.
-    return tuple(abar[abar > 1e-9].tolist())
-
-
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PUBLISHED_NETWORKS = (OpenAIUNet, SongUNet, DhariwalUNet)
 _BUILDERS: dict[str, Callable[..., DiffusionModel]] = {
     "OpenAIUNet": openai_diffusion,
     "EDM": edm_diffusion,
 }
-
-
-def is_published(path: Path, openai: object) -> bool:
-    """Whether a file or folder is read here: it names its network, or ``openai`` does."""
-    if path.is_dir():
-        return read_config(path / "config.json").get("_class_name") in _BUILDERS
-    return path.suffix == ".pkl" or openai is not None or published_name(path.stem) is not None
-
-
-def load_published(
-    path: Path, classes: int | None, openai: str | Mapping[str, Any] | None
-) -> DiffusionModel:
-    """Load a file of OpenAI or EDM, or a folder of `save_published`, in float32 and eval mode.
-
-    If a file of OpenAI embeds one class more than ``classes``, that is the null class. ``openai``
-    is a name of a published model or flags; None: by the name of the file.
-    """
-    if path.is_dir():
-        config, state = read_config(path / "config.json"), read_state_dict(path / WEIGHTS)
-        build = _BUILDERS[config.pop("_class_name")]
-    elif path.suffix == ".pkl":
-        if openai is not None:
-            raise InputError(f"{path} is a pickle, as EDM writes them; leave out openai")
-        (config, state), build = read_edm_pickle(path), edm_diffusion
-    else:
-        state, build = read_state_dict(path), openai_diffusion
-        named = published_name(path.stem) or ""
-        config = _openai_config(path, state, classes, named if openai is None else openai)
-    try:
-        with torch.device("meta"):  # no weights are drawn, and no memory is taken
-            model = build(**config)
-    except TypeError as error:
-        raise InputError(f"{path} is damaged: {error}") from None
-    if classes not in (None, model.classes):
-        known = "no classes" if model.classes is None else f"{model.classes} classes"
-        raise InputError(f"classes is {classes}, but the model in {path} has {known}")
-    model.network.load_state_dict(fitting_state(model.network, state, path), assign=True)
-    return model.float().eval()
-
-
-def _openai_config(
-    path: Path, state: dict[str, Tensor], classes: int | None, openai: str | Mapping[str, Any]
-) -> dict[str, Any]:
-    check_flags(openai_flags(openai), state, path)
-    if "label_emb.weight" not in state:
-        return {"openai": openai}
-    embedded = len(state["label_emb.weight"])
-    if classes not in (None, embedded, embedded - 1):
-        raise InputError(
-            f"classes is {classes}, but {path} embeds {embedded}; give that number, or one less if "
-            "the last is a null class"
-        )
-    null_class = classes if classes == embedded - 1 else None
-    return {"openai": openai, "classes": classes or embedded, "null_class": null_class}
-
-
-def save_published(model: DiffusionModel, folder: Path) -> None:
-    """Write a model of OpenAI or EDM as config.json and safetensors."""
-    network = model.network
-    if isinstance(network, OpenAIUNet):
-        config = {"_class_name": "OpenAIUNet", "openai": msgspec.to_builtins(network.flags)}
-        config |= {"classes": model.classes, "null_class": model.null_class}
-    else:
-        assert isinstance(network, SongUNet | DhariwalUNet)
-        config = {"_class_name": "EDM", **msgspec.to_builtins(network.config)}
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    save_file(state, folder / WEIGHTS)
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Return a configuration; empty if it is missing or damaged, which is reported elsewhere."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
 _TYPES = ("bfloat16", "float16", "float32", "float64")
 _EXTRA = "art_denoised.json"  # what diffusers has no place for
 # Nothing that would have to be unpickled is downloaded, however large the repository.
@@ -298,7 +101,7 @@ class UNetNetwork(nn.Module):
         super().__init__()
         self.unet, self.patch = unet, checks.count("patch", patch)
 
-    def forward(self, x: Images, c_noise: torch.Tensor, y: Labels | None) -> Images:
+    def forward(self, x: Images, c_noise: Tensor, y: Labels | None) -> Images:
         """Return the U-Net's prediction."""
         folded = F.pixel_unshuffle(x, self.patch)
         return F.pixel_shuffle(self.unet(folded, c_noise, class_labels=y).sample, self.patch)
@@ -504,7 +307,7 @@ def _downloaded(name: str, revision: str | None) -> Path:
             name, revision=revision, allow_patterns=list(_DOWNLOADED)
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
+        reason = first_line(error)
         raise InputError(
             f"{name} is not a folder here, and the hub returned no repository of that name "
             f"({type(error).__name__}: {reason}); check the name or the connection"
@@ -631,7 +434,7 @@ def read_unet(folder: Path) -> Any:
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        why = checks.one_line(error)
+        why = one_line(error)
         raise InputError(f"{folder} is not the folder of a diffusers UNet2DModel: {why}") from None
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[what]:  # diffusers draws missing weights at random
@@ -647,3 +450,194 @@ def _dtype(weights: Path) -> torch.dtype:
     with safe_open(weights, "pt") as file:
         dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
     return dtype
+
+
+def is_published(path: Path, openai: object) -> bool:
+    """Whether it is a model of OpenAI or EDM: it names its network, or ``openai`` does."""
+    if path.is_dir():
+        return read_config(path / "config.json").get("_class_name") in _BUILDERS
+    return path.suffix == ".pkl" or openai is not None or published_name(path.stem) is not None
+
+
+def load_published(
+    path: Path, classes: int | None, openai: str | Mapping[str, Any] | None
+) -> DiffusionModel:
+    """Load a file of OpenAI or EDM, or a folder of `save_published`, in float32 and eval mode.
+
+    If a file of OpenAI embeds one class more than ``classes``, that is the null class. ``openai``
+    is a name of a published model or flags; None: by the name of the file.
+    """
+    if path.is_dir():
+        config, state = read_config(path / "config.json"), read_state_dict(path / WEIGHTS)
+        build = _BUILDERS[config.pop("_class_name")]
+    elif path.suffix == ".pkl":
+        if openai is not None:
+            raise InputError(f"{path} is a pickle, as EDM writes them; leave out openai")
+        (config, state), build = read_edm_pickle(path), edm_diffusion
+    else:
+        state, build = read_state_dict(path), openai_diffusion
+        named = published_name(path.stem) or ""
+        config = _openai_config(path, state, classes, named if openai is None else openai)
+    try:
+        with torch.device("meta"):  # no weights are drawn, and no memory is taken
+            model = build(**config)
+    except TypeError as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+    if classes not in (None, model.classes):
+        known = "no classes" if model.classes is None else f"{model.classes} classes"
+        raise InputError(f"classes is {classes}, but the model in {path} has {known}")
+    model.network.load_state_dict(fitting_state(model.network, state, path), assign=True)
+    return model.float().eval()
+
+
+def _openai_config(
+    path: Path, state: dict[str, Tensor], classes: int | None, openai: str | Mapping[str, Any]
+) -> dict[str, Any]:
+    check_flags(openai_flags(openai), state, path)
+    if "label_emb.weight" not in state:
+        return {"openai": openai}
+    embedded = len(state["label_emb.weight"])
+    if classes not in (None, embedded, embedded - 1):
+        raise InputError(
+            f"classes is {classes}, but {path} embeds {embedded}; give that number, or one less if "
+            "the last is a null class"
+        )
+    null_class = classes if classes == embedded - 1 else None
+    return {"openai": openai, "classes": classes or embedded, "null_class": null_class}
+
+
+def save_published(model: DiffusionModel, folder: Path) -> None:
+    """Write a model of OpenAI or EDM as config.json and safetensors."""
+    network = model.network
+    if isinstance(network, OpenAIUNet):
+        config = {"_class_name": "OpenAIUNet", "openai": msgspec.to_builtins(network.flags)}
+        config |= {"classes": model.classes, "null_class": model.null_class}
+    else:
+        assert isinstance(network, SongUNet | DhariwalUNet)
+        config = {"_class_name": "EDM", **msgspec.to_builtins(network.config)}
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    save_file(state, folder / WEIGHTS)
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return a configuration; empty if it is missing or damaged, which is reported elsewhere."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def find_scheduler(folder: Path) -> Path | None:
+    """Return the scheduler_config.json of a pipeline or of a single folder, if there is one."""
+    places = (folder / "scheduler", folder)
+    return next((p for place in places if (p := place / _SCHEDULER_CONFIG).is_file()), None)
+
+
+def read_preconditioning(folder: Path) -> Preconditioning:
+    """Return the preconditioning that a folder's scheduler_config.json describes.
+
+    Clipping of samples to [-1, 1] (``clip_sample``) is not applied: the result stays differentiable
+    and `OneShotDenoiser` clips anyway.
+    """
+    path = find_scheduler(folder)
+    if path is None:
+        raise InputError(
+            f"{folder} holds no scheduler_config.json; save the scheduler of the training there"
+        )
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+        name = str(config.get("_class_name", ""))
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+    try:
+        return _preconditioning(path, name, config)
+    except (TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged: {one_line(error)}") from None
+
+
+def _preconditioning(path: Path, name: str, config: dict[str, Any]) -> Preconditioning:
+    if name in _CONSISTENCY:
+        raise InputError(
+            f"{path} is of a consistency model ({name}), which jumps to one possible image and not "
+            "to the mean of all; give a diffusion model"
+        )
+    if name not in (*VARIANCE_PRESERVING, *FLOW_MATCHING, *VARIANCE_EXPLODING):
+        raise InputError(
+            f"{path} is of {name or 'an unnamed scheduler'}, which is not supported; give a "
+            "DDPM-like scheduler with betas, EDM or flow matching"
+        )
+    _refuse_other_estimates(path, name, config)
+    if name in FLOW_MATCHING:
+        return Flow(time_scale=float(config.get("num_train_timesteps", 1000)))
+    if name in VARIANCE_EXPLODING:
+        _prediction(path, config, ("epsilon",))
+        names = ("sigma_data", "sigma_min", "sigma_max")
+        return EDM(**{n: float(config[n]) for n in names if n in config})
+    prediction = _prediction(path, config, get_args(Prediction))
+    return DDPM(_alphas_cumprod(path, name, config), prediction=prediction)
+
+
+def _refuse_other_estimates(path: Path, name: str, config: dict[str, Any]) -> None:
+    """Refuse keys under which the scheduler's x0 is not the one of the four coefficients."""
+    clips = config.get("clip_sample", name.startswith(("DDIM", "DDPM", "RePaint")))
+    clip = float(config.get("clip_sample_range", 1.0))
+    reasons = {
+        "clip_sample_range": clips and clip != 1 and "which is no clip to [-1, 1]; give 1",
+        "invert_sigmas": config.get("invert_sigmas") and "which reverses time; give false",
+        "thresholding": config.get("thresholding") and "which rescales x0; give false",
+        "timestep_type": config.get("timestep_type", "discrete") != "discrete"
+        and "which tells the network other times; give 'discrete'",
+        "use_flow_sigmas": config.get("use_flow_sigmas")
+        and "which is flow matching; give FlowMatchEulerDiscreteScheduler",
+    }
+    unknown = {
+        key: "which is not known here; remove it if the network was trained without it"
+        for key, value in config.items()
+        if not key.startswith("_") and key not in KNOWN_KEYS and value
+    }
+    for key, reason in {**reasons, **unknown}.items():
+        if reason:
+            raise InputError(f"{path}: {key} is {config[key]!r}, {reason}")
+
+
+def _prediction(path: Path, config: dict[str, Any], known: tuple[str, ...]) -> Any:
+    old = config.get("predict_epsilon")  # the key of diffusers before 0.10
+    meant = "epsilon" if old is None or old else "sample"
+    prediction = config.get("prediction_type", meant)
+    if old is not None and prediction != meant:
+        raise InputError(
+            f"{path}: predict_epsilon is {old!r} but prediction_type is {prediction!r}; remove the "
+            "wrong one"
+        )
+    if prediction not in known:
+        raise InputError(
+            f"{path}: prediction_type is {prediction!r}, which is not supported; give one of "
+            f"{', '.join(known)}"
+        )
+    return prediction
+
+
+def _alphas_cumprod(path: Path, name: str, config: dict[str, Any]) -> tuple[float, ...]:
+    """Return the noise schedule as the scheduler itself computes it."""
+    import diffusers
+
+    given = {key: config[key] for key in _SCHEDULE if key in config}
+    try:
+        with warnings.catch_warnings():  # of numpy 2 about its own conversions in diffusers
+            warnings.simplefilter("ignore")
+            abar = getattr(diffusers, name)(**given).alphas_cumprod
+    except NotImplementedError:
+        raise InputError(
+            f"{path}: beta_schedule is {config.get('beta_schedule')!r}, which {name} of diffusers "
+            "does not know; give linear, scaled_linear or squaredcos_cap_v2"
+        ) from None
+    except ImportError as error:
+        raise InputError(
+            f"{path} is of {name}: {one_line(error)}; or give a DDPMScheduler"
+        ) from None
+    # A last step of pure noise (zero terminal SNR) has no finite sigma.
+    return tuple(abar[abar > 1e-9].tolist())

@@ -1,6 +1,6 @@
 """A diffusion model as D(x_noisy, sigma, y), on images in [0, 1], and a test of its wiring.
 
-Two layers that the U-Nets of several families share come first.
+What the U-Nets of several families share comes first.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ from art_denoised.diffusion.preconditioning import DDPM, Preconditioning, Predic
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Sigmas
+
+_LEVELS = (0.05, 0.1, 0.25, 0.5)  # noise levels of the self-test, in image units
+_HIGH_LEVELS = (1.0, 2.0)  # where readings that agree on little noise differ, too
+_TINY = 1e-12  # an error that may be 0
+_CLEARLY = 0.9  # another reading fits better if it leaves less than this share of the error
 
 
 def sinusoids(t: Tensor, width: int, *, endpoint: bool) -> Tensor:
@@ -50,12 +55,6 @@ def check_images(x: Images, channels: int, size: int) -> None:
             f"images have shape {tuple(x.shape[1:])}, but the diffusion model was trained on "
             f"{(channels, size, size)}; resize them"
         )
-
-
-_LEVELS = (0.05, 0.1, 0.25, 0.5)  # noise levels of the self-test, in image units
-_HIGH_LEVELS = (1.0, 2.0)  # where readings that agree on little noise differ, too
-_TINY = 1e-12  # an error that may be 0
-_CLEARLY = 0.9  # another reading fits better if it leaves less than this share of the error
 
 
 class DiffusionModel(nn.Module):
@@ -165,7 +164,7 @@ class DiffusionModel(nn.Module):
         c_skip, c_out, c_in, c_noise = self.preconditioning.at(level)
         low, column = self.image_range[0], (-1, 1, 1, 1)
         x = low + self.scale * x_noisy
-        network_in = (c_in.reshape(column) * x).to(parameter_dtype(self.network, x_noisy))
+        network_in = (c_in.reshape(column) * x).to(checks.model_dtype(self.network, x_noisy.dtype))
         answer = self.network(network_in, c_noise, self._labels(y, x_noisy))
         x_hat = c_skip.reshape(column) * x + c_out.reshape(column) * answer
         return ((x_hat - low) / self.scale).to(x_noisy.dtype)
@@ -198,6 +197,20 @@ def checked_diffusion(model: object) -> DiffusionModel:
         f"the diffusion model is a {type(model).__name__}; give a DiffusionModel, such as "
         "load_diffusion returns"
     )
+
+
+def checked_unconditional(model: object) -> DiffusionModel:
+    """Return ``model`` if it is a diffusion model of clean images that needs no class."""
+    found = checked_diffusion(model)
+    if found.classes is not None and found.null_class is None:
+        raise InputError(
+            "the diffusion model has no null class; give one that has, or an unconditional one"
+        )
+    if found.noise:
+        raise InputError(
+            f"the model describes images with noise {found.noise:g}; give the model of clean images"
+        )
+    return found
 
 
 class NoisedDiffusion(DiffusionModel):
@@ -270,11 +283,6 @@ class NoisedDiffusion(DiffusionModel):
         share = (rho.double() / total).square().to(x_noisy.dtype).reshape(-1, 1, 1, 1)
         x_hat = super().forward(x_noisy, total.to(rho.dtype), y)
         return x_noisy + share * (x_hat - x_noisy)
-
-
-def parameter_dtype(module: nn.Module, x: Tensor) -> torch.dtype:
-    """Return the dtype of a module's first weights; that of ``x`` if it has none."""
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), x.dtype)
 
 
 class SelfTest(NamedTuple):

@@ -25,7 +25,6 @@ from art_denoised.diffusion.model import (
     DiffusionModel,
     attention,
     check_images,
-    parameter_dtype,
     sinusoids,
 )
 from art_denoised.diffusion.preconditioning import DDPM
@@ -292,7 +291,7 @@ class OpenAIUNet(nn.Module):
         time = sinusoids(
             step.float() * self.flags.time_scale, self.flags.num_channels, endpoint=False
         )
-        embedding = self.time_embed(time.to(parameter_dtype(self.time_embed, time)))
+        embedding = self.time_embed(time.to(checks.model_dtype(self.time_embed, time.dtype)))
         if self.label_emb is not None:
             embedding = embedding + self.label_emb(y)
         skips = []

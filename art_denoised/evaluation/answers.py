@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from art_denoised.checks import InputError
 from art_denoised.data.images import Chosen
-from art_denoised.evaluation.rows import CERTIFY, CertifyRow, Index, Log
+from art_denoised.evaluation.logs import CERTIFY, CertifyRow, Index, Log
 from art_denoised.runs.journal import Kind, Row, Run, describe, fingerprint, read_run
 from art_denoised.runs.journal import identity as identity_of
 from art_denoised.smoothing.queries import Answer, Vocabulary

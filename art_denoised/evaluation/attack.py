@@ -5,7 +5,6 @@ Workers may take the batches; what they are built from and what they answer stan
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import tempfile
 import time
@@ -36,10 +35,10 @@ from art_denoised.evaluation.attack_rows import (
     unmade,
 )
 from art_denoised.evaluation.target import LOOKED, Column, Target, columns
-from art_denoised.runs.journal import Run, describe, processor, versions
+from art_denoised.runs.journal import Run, describe, versions
 from art_denoised.runs.journal import identity as model_identity
 from art_denoised.runs.progress import Progress, watched
-from art_denoised.runs.workers import Held, Place, Team, in_order
+from art_denoised.runs.workers import Place, SentNetwork, Team, agreed, built, in_order
 from art_denoised.types import Images, Labels, Smoothed
 
 _LIBRARIES = ("adversarial-robustness-toolbox", "torchattacks", "pyautoattack", "autoattack")
@@ -167,7 +166,7 @@ def evaluate(
         "versions": versions(*_LIBRARIES),
         **({"allow_mixed": True} if workers is not None and workers.allow_mixed else {}),
     }
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory()) if run is None else run
         journal = stack.enter_context(Run(folder, ATTACK, settings, resume=resume))
         notices = [*journal.notices, *images.notices]
@@ -497,7 +496,7 @@ def attack_elsewhere(work: Work, place: Place, x: Images) -> None:
     ``x`` are the images with which the target was queried first; workers query theirs with them.
     """
     target = work.target
-    plan = _Plan(place.build or Held(target.given), x.cpu().numpy(), target.choices)
+    plan = _Plan(place.build or SentNetwork(target.given), x.cpu().numpy(), target.choices)
     crew = place.start(plan, gpu=target.device.type == "cuda")
     team: Team[Batch] = Team(crew, _identity(target), allow_mixed=place.allow_mixed)
     with closing(team), work.progress() as progress:
@@ -513,7 +512,7 @@ def attack_elsewhere(work: Work, place: Place, x: Images) -> None:
                 progress.end(work.standing(column))
 
 
-class Outcome(NamedTuple):
+class _Answer(NamedTuple):
     """What a worker made of a batch."""
 
     rows: list[AttackRow]
@@ -523,13 +522,8 @@ class Outcome(NamedTuple):
 
 def _identity(target: Target) -> dict[str, Any]:
     """Return what all workers and the driver must agree in."""
-    return {
-        **model_identity(target.module),
-        **target.settings,
-        "batch_size": target.choices["batch_size"],
-        "processor": processor(target.device),
-        "versions": versions(),
-    }
+    size: Any = target.choices["batch_size"]
+    return {**agreed(target.module, target.device, size), **target.settings}
 
 
 @dataclass(frozen=True)
@@ -541,9 +535,7 @@ class _Plan:
     choices: Mapping[str, Any]
 
     def __call__(self, device: str | None) -> _Attacker:
-        model = self.build()
-        if device is not None and isinstance(model, nn.Module):
-            model = model.to(device)
+        model = built(self.build, device)
         return _Attacker(Target(model, torch.tensor(self.x), **self.choices))
 
 
@@ -555,8 +547,8 @@ class _Attacker:
         self._asked = ExitStack()  # as long as the process lives
         self._asked.enter_context(target.as_asked())
 
-    def answer(self, work: Sequence[Batch]) -> Outcome:
+    def answer(self, work: Sequence[Batch]) -> _Answer:
         """Return what became of one batch."""
         (batch,) = work
         rows, found = judged(self._target, batch)
-        return Outcome(rows, found.flags, list(pictures_of(self._target, batch, found.x_adv)))
+        return _Answer(rows, found.flags, list(pictures_of(self._target, batch, found.x_adv)))

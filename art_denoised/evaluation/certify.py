@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.data.images import Chosen, ImageData, Shard
 from art_denoised.evaluation.answers import AnswerRun
-from art_denoised.evaluation.rows import CERTIFY, PREDICT, CertifyRow, Log
+from art_denoised.evaluation.logs import CERTIFY, PREDICT, CertifyRow, Log
 from art_denoised.runs.journal import Kind, Run, read_run, versions
 from art_denoised.runs.journal import identity as identity_of
 from art_denoised.runs.progress import Progress, waiting, watched
@@ -211,7 +210,7 @@ def _passes(smoother: Smoother, images: Chosen) -> dict[str, Any]:
 
 def begun_with(run: Path | str, *names: str) -> dict[str, Any]:
     """Return these settings of the run in a folder, as far as there is one that has them."""
-    with contextlib.suppress(InputError):
+    with suppress(InputError):
         settings = read_run(Path(run), CERTIFY, PREDICT).settings
         return {name: settings[name] for name in names if name in settings}
     return {}

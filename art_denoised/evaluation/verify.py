@@ -19,7 +19,7 @@ from art_denoised.evaluation.attack_rows import (
     Key,
     planned_columns,
 )
-from art_denoised.evaluation.rows import CertifyRow, LabelledRow, Log, PredictRow
+from art_denoised.evaluation.logs import CertifyRow, LabelledRow, Log, PredictRow
 from art_denoised.smoothing.statistics import (
     ABSTAIN,
     Certificate,

@@ -20,7 +20,7 @@ from msgspec import Meta
 from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.data.images import index_range
-from art_denoised.evaluation.rows import CERTIFY, Log, read_log
+from art_denoised.evaluation.logs import CERTIFY, Log, read_log
 from art_denoised.evaluation.verify import Finding, names_images, verify
 from art_denoised.reports.certified import accuracy_table, default_radii
 from art_denoised.reports.terminal import Block, Column, Shown, Table, markdown, plain_markdown
@@ -31,7 +31,31 @@ Radius = Annotated[float, Meta(ge=0, le=1e6)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Text = Annotated[str, Meta(min_length=1, max_length=300)]
 _CONTROL = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # categories of Unicode that break or reorder a line
-_UNNAMED = "the log's header does not name its indices and labels; certify again with this version"
+_NO_INDICES = (
+    "the log's header does not name its indices and labels; certify again with this version"
+)
+VERIFIED, UNNAMED, UNVERIFIED = "votes", "votes, images not named", "unverified"
+_HEADS = ("entry", "defence", "classifier", "sigma", "images", "n", "alpha")
+_INTRODUCTION = """\
+# Certified leaderboard
+
+<!-- Made from the entries of {folder} by: art-denoised leaderboard {folder} --out {out} -->
+
+Certified accuracy in percent: the share of images whose label is right and certified at l2 radius r
+(pixels in [0, 1]). An abstention counts as wrong.
+
+- **votes**: the entry comes with the votes of each image. `art-denoised verify` recomputes it. A
+  log cannot show that the votes are those of the network; who has the network can repeat the run.
+- **votes, images not named**: also recomputed, but the log is of an older version, which does not
+  name the images and labels of the run: images that were left out, and labels that were changed,
+  are not found.
+- **unverified**: published figures, quoted by reference, whose votes are not available.
+
+n is the number of samples of an image, alpha the failure probability of each certificate. Entries
+of different data sets, images, classifiers or alpha are not comparable. Each table is of one alpha;
+"-" means that it is not recorded. "best" means that each radius has the best of several noise
+levels.
+"""
 
 
 class Votes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -231,7 +255,7 @@ def check(file: Path | str) -> list[Finding]:
         if found := _problems(log):
             return found
         if votes.named and not names_images(log):
-            return [Finding(None, _UNNAMED)]
+            return [Finding(None, _NO_INDICES)]
         again = _figures(log, votes.path, content, list(entry.accuracy))
     except InputError as error:
         return [Finding(None, str(error))]
@@ -243,7 +267,7 @@ def _sound(path: Path) -> Log:
     if found := _problems(log):
         raise InputError(f"{path} is not consistent: {found[0].problem}; see verify")
     if not names_images(log):
-        raise InputError(f"{path} cannot be submitted: {_UNNAMED}")
+        raise InputError(f"{path} cannot be submitted: {_NO_INDICES}")
     return log
 
 
@@ -304,30 +328,6 @@ def _differences(entry: Entry, again: Mapping[str, Any]) -> list[str]:
 
 def _relative(path: Path, folder: Path) -> str:
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
-
-
-VERIFIED, UNNAMED, UNVERIFIED = "votes", "votes, images not named", "unverified"
-_HEADS = ("entry", "defence", "classifier", "sigma", "images", "n", "alpha")
-_INTRODUCTION = """\
-# Certified leaderboard
-
-<!-- Made from the entries of {folder} by: art-denoised leaderboard {folder} --out {out} -->
-
-Certified accuracy in percent: the share of images whose label is right and certified at l2 radius r
-(pixels in [0, 1]). An abstention counts as wrong.
-
-- **votes**: the entry comes with the votes of each image. `art-denoised verify` recomputes it. A
-  log cannot show that the votes are those of the network; who has the network can repeat the run.
-- **votes, images not named**: also recomputed, but the log is of an older version, which does not
-  name the images and labels of the run: images that were left out, and labels that were changed,
-  are not found.
-- **unverified**: published figures, quoted by reference, whose votes are not available.
-
-n is the number of samples of an image, alpha the failure probability of each certificate. Entries
-of different data sets, images, classifiers or alpha are not comparable. Each table is of one alpha;
-"-" means that it is not recorded. "best" means that each radius has the best of several noise
-levels.
-"""
 
 
 @dataclass(frozen=True)

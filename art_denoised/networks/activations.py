@@ -28,6 +28,12 @@ from art_denoised.networks.trial import Call, Shape, Trial, TrialError, Untracea
 
 Step = Literal["attacker", "optimiser", "both"]
 _LINEAR = 40.0  # beyond, exp(-t) is below the rounding of what it is added to
+_REMEDY = "build it with the activation you want, or let it call nn.ReLU modules, once each"
+Slot: TypeAlias = tuple[int, str]  # id of the module that holds a rectifier, and the attribute
+_FUNCTIONS: dict[Any, type[nn.Module]] = {  # functions, and methods of tensors by name
+    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), nn.ReLU),
+    F.relu6: nn.ReLU6,
+}
 
 
 class ParametricSoftplus(nn.Module):
@@ -197,13 +203,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "mish": nn.Mish,
     "softplus": ParametricSoftplus,
     "smoothrelu": SmoothReLU,
-}
-_REMEDY = "build it with the activation you want, or let it call nn.ReLU modules, once each"
-
-Slot: TypeAlias = tuple[int, str]  # id of the module that holds a rectifier, and the attribute
-_FUNCTIONS: dict[Any, type[nn.Module]] = {  # functions, and methods of tensors by name
-    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), nn.ReLU),
-    F.relu6: nn.ReLU6,
 }
 
 

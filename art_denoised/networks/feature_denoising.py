@@ -31,8 +31,17 @@ from art_denoised.checks import InputError
 
 Features: TypeAlias = Float[Tensor, "batch channels height width"]
 Embedded: TypeAlias = Float[Tensor, "batch embedded height width"]
-
 CACHE_ELEMENTS = 1 << 18  # elements of one step on a CPU; larger temporaries leave its cache
+Operation = Literal[
+    "gaussian",
+    "dot_product",
+    "bilateral_gaussian",
+    "bilateral_dot_product",
+    "mean",
+    "median",
+    "none",
+]
+"""Names of the denoising operations."""
 
 
 def non_local_gaussian(x: Features, theta: Embedded, phi: Embedded) -> Features:
@@ -292,18 +301,6 @@ def _in_chunks(x: Tensor) -> bool:
 def _traced() -> bool:
     """Whether a compiler or exporter traces this: it needs one plain graph, and fuses it itself."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-
-
-Operation = Literal[
-    "gaussian",
-    "dot_product",
-    "bilateral_gaussian",
-    "bilateral_dot_product",
-    "mean",
-    "median",
-    "none",
-]
-"""Names of the denoising operations."""
 
 
 class _Kind(NamedTuple):

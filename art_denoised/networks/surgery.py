@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from art_denoised.checks import InputError
-from art_denoised.models.classifiers import fitting_state, read_state_dict
+from art_denoised.models.loading import fitting_state, read_state_dict
 from art_denoised.networks import trial
 from art_denoised.networks.activations import is_from_torch, smooth_activations
 from art_denoised.networks.feature_denoising import FeatureDenoising, Operation

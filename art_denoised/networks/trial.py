@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from art_denoised import checks
-from art_denoised.checks import InputError
+from art_denoised.checks import InputError, first_line
 
 Shape: TypeAlias = tuple[int, ...]
 _SEED = 0  # of images and draws
@@ -35,6 +35,7 @@ _QUANTISED = ("torch.ao.nn.", "torch.nn.quantized", "torch.nn.intrinsic", "torch
 _RELU = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
 _BATCH_NORM = torch.ops.aten.native_batch_norm.default
 _HARDTANH = (torch.ops.aten.hardtanh.default, torch.ops.aten.hardtanh_.default)
+_ADDITIONS = (operator.add, torch.add, "add", "add_")
 
 
 def refuse_unreadable(model: nn.Module) -> None:
@@ -234,9 +235,6 @@ def first_difference(one: Trial, other: Trial) -> str:
     return ""
 
 
-_ADDITIONS = (operator.add, torch.add, "add", "add_")
-
-
 class UntraceableError(Exception):
     """The forward of a module cannot be traced; says why."""
 
@@ -267,8 +265,7 @@ def own_graph(
         if pickle.dumps(now) != pickle.dumps(states):
             raise UntraceableError("it draws at random, and a trace keeps the one draw")
     except Exception as error:  # code that is run with proxies may raise anything
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise UntraceableError(reason) from error
+        raise UntraceableError(first_line(error)) from error
     finally:
         module.training = mode
     if any(str(node.target).startswith("_tensor_constant") for node in graph.nodes):

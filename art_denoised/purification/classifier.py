@@ -13,11 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from art_denoised import checks
+from art_denoised.autograd import straight_through
 from art_denoised.checks import InputError
 from art_denoised.diffusion.cost import Part, Priced, flop, on
-from art_denoised.graphs import straight_through
-from art_denoised.models.classifiers import to_input_size
 from art_denoised.models.cost import saved, weights
+from art_denoised.models.loading import to_input_size
 from art_denoised.types import Seeded
 
 if TYPE_CHECKING:

@@ -17,24 +17,26 @@ import torch
 from torch import Tensor, nn
 
 from art_denoised import checks
+from art_denoised.autograd import straight_through, uncompiled
 from art_denoised.checks import InputError
 from art_denoised.checks.values import OneOf
 from art_denoised.diffusion.chain import Chain
 from art_denoised.diffusion.cost import Part, flop
 from art_denoised.diffusion.levels import LevelNoise
-from art_denoised.diffusion.model import DiffusionModel, checked_diffusion
-from art_denoised.graphs import straight_through, uncompiled
+from art_denoised.diffusion.model import DiffusionModel, checked_unconditional
 from art_denoised.models.cost import saved, weights
 
 if TYPE_CHECKING:
     from art_denoised.types import Images
-
 
 Denoise = Callable[[Tensor, float], Tensor]  # E[x | u] of a state at a noise level
 Pair = tuple[float, float]  # a noise level and the lower one to go to
 Spacing = Literal["time", "edm"]
 BETA_0, BETA_1 = 0.1, 20.0  # the linear schedule of Song et al. (ICLR 2021), and of DiffPure
 RHO = 7.0  # Karras et al. 2022, equation 5
+Gradient = Literal["exact", "bpda", "surrogate"]
+_STREAM = (2,)  # RDC with the same seed draws other noise
+_LONGEST = 2**20  # steps of a pass, in the numbering of the noise
 
 
 class Sampler(Protocol):
@@ -102,7 +104,7 @@ class DDIM(Sampler):
     def __post_init__(self) -> None:
         checks.plain_fields(self)
         if not 0 <= checks.real("eta", self.eta) <= 1:
-            raise checks.InputError(f"eta is {self.eta}; give a number from 0 to 1")
+            raise InputError(f"eta is {self.eta}; give a number from 0 to 1")
         checks.choice("spacing", self.spacing, get_args(Spacing))
 
     @property
@@ -193,7 +195,7 @@ class ReverseSDE(Sampler):
         self, denoise: Denoise, u: Tensor, levels: Pair, noise: Sequence[Tensor], reference: Tensor
     ) -> Tensor:
         """Return the state at the lower noise level."""
-        a, a_after = map(_scale, levels)
+        a, a_after = map(_shrink, levels)
         begin, end = map(vp_time, levels)
         beta_dt = (BETA_0 + (BETA_1 - BETA_0) * begin) * (begin - end)
         z = a * u
@@ -235,14 +237,14 @@ class Guided(Sampler):
     def __post_init__(self) -> None:
         checks.plain_fields(self)
         if not checks.real("scale", self.scale) >= 0:
-            raise checks.InputError(f"scale is {self.scale}; give a number of at least 0")
+            raise InputError(f"scale is {self.scale}; give a number of at least 0")
 
     def step(
         self, denoise: Denoise, u: Tensor, levels: Pair, noise: Sequence[Tensor], reference: Tensor
     ) -> Tensor:
         """Return the state at the lower noise level."""
         sigma = levels[0]
-        a, a_after = map(_scale, levels)
+        a, a_after = map(_shrink, levels)
         variance = (a_after * self._ancestral.deviation(levels)) ** 2
         distance = a * (u - reference - sigma * noise[1])
         state = self._ancestral.step(denoise, u, levels, noise[:1], reference)
@@ -278,7 +280,7 @@ def vp_sigma(t: float) -> float:
     """
     t = checks.positive("t", t)
     if t > 1:
-        raise checks.InputError(f"t is {t}; give a time from above 0 to 1")
+        raise InputError(f"t is {t}; give a time from above 0 to 1")
     return math.sqrt(math.expm1(BETA_0 * t + (BETA_1 - BETA_0) * t**2 / 2))
 
 
@@ -294,12 +296,12 @@ def vp_time(sigma: float) -> float:
     """
     sigma = checks.real("sigma", sigma)
     if not 0 <= sigma < math.inf:
-        raise checks.InputError(f"sigma is {sigma}; give a number >= 0")
+        raise InputError(f"sigma is {sigma}; give a number >= 0")
     slope, integral = BETA_1 - BETA_0, math.log1p(sigma**2)
     return (math.sqrt(BETA_0**2 + 2 * slope * integral) - BETA_0) / slope
 
 
-def _scale(sigma: float) -> float:
+def _shrink(sigma: float) -> float:
     """Return a = sqrt(abar), the factor of the variance-preserving state."""
     return 1 / math.sqrt(1 + sigma**2)
 
@@ -310,11 +312,6 @@ def _edm_levels(sigma: float, steps: int, lowest: float) -> tuple[float, ...]:
         return (sigma, 0.0)
     high, low = sigma ** (1 / RHO), min(lowest, sigma / 2) ** (1 / RHO)
     return (sigma, *((high + i / (steps - 1) * (low - high)) ** RHO for i in range(1, steps)), 0.0)
-
-
-Gradient = Literal["exact", "bpda", "surrogate"]
-_STREAM = (2,)  # RDC with the same seed draws other noise
-_LONGEST = 2**20  # steps of a pass, in the numbering of the noise
 
 
 class Move(NamedTuple):
@@ -396,8 +393,7 @@ class Purification(nn.Module):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        _check_model(checked_diffusion(model))
-        self.model, self.gradient = model, gradient
+        self.model, self.gradient = checked_unconditional(model), gradient
         self.sigmas = _sigmas(model, sigma, t)
         self.steps = checks.count("steps", steps)
         self.sampler = named_sampler(sampler) if isinstance(sampler, str) else sampler
@@ -412,7 +408,7 @@ class Purification(nn.Module):
             raise InputError(
                 f"surrogate_steps is {surrogate_steps}, more than {steps} steps; give fewer"
             )
-        self.seed = seed if seed is None else checks.count("seed", seed, 0)
+        self.seed = checks.seed(seed)
         self._followers: list[list[Tensor]] = []
         self.eval()
 
@@ -542,17 +538,6 @@ class Purification(nn.Module):
     @staticmethod
     def _draw(noise: LevelNoise, u: Tensor, number: int, *, keep: bool = True) -> Tensor:
         return noise(u, range(len(u)), [number] * len(u), keep=keep)
-
-
-def _check_model(model: DiffusionModel) -> None:
-    if model.classes is not None and model.null_class is None:
-        raise InputError(
-            "the diffusion model has no null class; give one that has, or an unconditional one"
-        )
-    if model.noise:
-        raise InputError(
-            f"the model describes images with noise {model.noise:g}; give the model of clean images"
-        )
 
 
 def _sigmas(

@@ -17,16 +17,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from art_denoised import checks
+from art_denoised.autograd import uncompiled
 from art_denoised.checks import InputError
 from art_denoised.diffusion.cost import Part, flop
 from art_denoised.diffusion.levels import LevelNoise, Levels, noise_levels
 from art_denoised.diffusion.model import DiffusionModel, checked_diffusion
-from art_denoised.graphs import uncompiled
 from art_denoised.models.cost import saved, weights
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Logits
-
 
 At = tuple[Tensor, Tensor, Tensor]  # image, level and class of each row, on the host
 _MOST_NOISE = 8.0  # standard deviations that noise in an image may reach
@@ -103,7 +102,7 @@ class DiffusionClassifier(nn.Module):
         check_levels(model, levels)
         self.model, self.levels = model, levels
         self.classes: int = model.classes
-        self.seed = seed if seed is None else checks.count("seed", seed, 0)
+        self.seed = checks.seed(seed)
         self.temperature = checks.positive("temperature", temperature)
         self.max_batch = checks.count("max_batch", max_batch)
         self.bf16, self.recompute = bf16, recompute
@@ -434,7 +433,7 @@ def disagreement(classifier: DiffusionClassifier, x: Images, **options: float) -
         0.0
     """
     if classifier.seed is None:
-        raise checks.InputError("the seed is None, so noise is fresh in every call; give a seed")
+        raise InputError("the seed is None, so noise is fresh in every call; give a seed")
     found = predict_anytime(classifier, x, **options)  # type: ignore[arg-type]
     return float((found.predictions != classifier(x).argmax(1)).double().mean())
 

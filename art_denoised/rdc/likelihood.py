@@ -14,19 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from art_denoised import checks
+from art_denoised.autograd import straight_through, uncompiled
 from art_denoised.checks import InputError
 from art_denoised.checks.values import OneOf
 from art_denoised.diffusion.chain import Chain
 from art_denoised.diffusion.cost import Part, flop, on
 from art_denoised.diffusion.levels import LevelNoise, Levels, noise_levels
-from art_denoised.diffusion.model import DiffusionModel, checked_diffusion
-from art_denoised.graphs import straight_through, uncompiled
+from art_denoised.diffusion.model import DiffusionModel, checked_unconditional
 from art_denoised.models.cost import saved, weights
 from art_denoised.rdc.classifier import DiffusionClassifier, check_levels
 
 if TYPE_CHECKING:
     from art_denoised.types import Images, Labels, Logits
-
 
 FormName = Literal["adam", "adam_reference", "momentum"]
 Gradient = Literal["exact", "bpda"]
@@ -190,21 +189,12 @@ class LikelihoodMaximization(nn.Module):
         bf16: bool = False,
     ) -> None:
         super().__init__()
-        if checked_diffusion(model).classes is not None and model.null_class is None:
-            raise InputError(
-                "the diffusion model has no null class; give one that has, or an unconditional one"
-            )
-        if model.noise:
-            raise InputError(
-                f"the model describes images with noise {model.noise:g}, which steps within [0, 1] "
-                "would clip; give the model of clean images"
-            )
-        self.model, self.gradient = model, gradient
+        self.model, self.gradient = checked_unconditional(model), gradient
         self.form: Form = named_form(form) if isinstance(form, str) else form
         self.steps = checks.count("steps", steps)
         self.eta = checks.positive("eta", eta)
         check_levels(model, self.form.levels)
-        self.seed = seed if seed is None else checks.count("seed", seed, 0)
+        self.seed = checks.seed(seed)
         self.bf16 = bf16
         self.eval()
 

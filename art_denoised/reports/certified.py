@@ -9,7 +9,7 @@ from typing import Any
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.evaluation.rows import CertifyRow, Log
+from art_denoised.evaluation.logs import CertifyRow, Log
 from art_denoised.reports.terminal import Block, Column, Shown, Table, separated
 from art_denoised.smoothing.statistics import (
     ABSTAIN,

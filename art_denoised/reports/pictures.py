@@ -12,7 +12,7 @@ import numpy as np
 from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.evaluation.attack_rows import CLEAN, AttackRow, ImageRow
-from art_denoised.evaluation.rows import Log
+from art_denoised.evaluation.logs import Log
 from art_denoised.reports.results import Model, eps_name
 from art_denoised.smoothing.statistics import ABSTAIN
 

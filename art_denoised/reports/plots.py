@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from art_denoised.checks import InputError
-from art_denoised.evaluation.rows import CertifyRow
+from art_denoised.evaluation.logs import CertifyRow
 from art_denoised.reports.certified import accuracy_table
 from art_denoised.reports.pictures import Strip, channels_last
 from art_denoised.reports.results import Model, Share, norms

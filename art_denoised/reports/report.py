@@ -24,14 +24,16 @@ from art_denoised.evaluation.attack_rows import (
     planned_columns,
     unmade,
 )
-from art_denoised.evaluation.rows import CERTIFY, Log, read_logs
-from art_denoised.reports import tables, terminal
+from art_denoised.evaluation.logs import CERTIFY, Log, read_logs
+from art_denoised.reports import terminal
 from art_denoised.reports.certified import asked_radii, certified_table
 from art_denoised.reports.results import Agreement, Model, Result, eps_name, model_differences
 from art_denoised.reports.tables import (
     SHARES,
     agreement_words,
+    comparison_blocks,
     conflicts,
+    report_blocks,
     shouts,
     trust_words,
 )
@@ -42,6 +44,12 @@ from art_denoised.runs.journal import differences, write_whole
 _SAME = (
     *("model", "weights", "options", "structure", "attributes"),
     *("data", "classes", "randomised", "noise", "repeats"),
+)
+_THREATS = {"linf": "Linf", "l2": "L2"}  # as RobustBench spells them
+COLUMNS = (
+    *("model", "norm", "eps", "attack", "gradient", "images", "draws"),
+    *(f"{name}{end}" for name in SHARES for end in ("", "_low", "_high")),
+    *("seconds", "queries", "trusted", "incomplete"),
 )
 
 
@@ -59,15 +67,15 @@ class Report(terminal.Shown):
 
     def blocks(self) -> list[terminal.Block]:
         """Return what is shown."""
-        return tables.report_blocks(self.models, self.notices)
+        return report_blocks(self.models, self.notices)
 
     def comparison(self) -> str:
         """Return the models side by side as plain text: all attacks together, on fresh noise."""
-        return terminal.text(tables.comparison_blocks(self.models, self.notices))
+        return terminal.text(comparison_blocks(self.models, self.notices))
 
     def show_comparison(self) -> None:
         """Print the models side by side: styled on a terminal, plain elsewhere."""
-        terminal.show(tables.comparison_blocks(self.models, self.notices))
+        terminal.show(comparison_blocks(self.models, self.notices))
 
     def page(self) -> str:
         """Return the report as an HTML page that loads nothing and needs no script."""
@@ -85,11 +93,21 @@ class Report(terminal.Shown):
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values. docs/how-to/report.md names the keys."""
-        return to_json(self.models, self.notices)
+        return {
+            "art_denoised": "robustness report",
+            "version": 1,
+            "models": [_model_json(model) for model in self.models],
+            "differences": [
+                {**msgspec.to_builtins(entry), "gain": entry.gain}
+                for entry in model_differences(self.models)
+            ],
+            "notices": [*conflicts(self.models), *self.notices],
+        }
 
     def to_tsv(self) -> str:
         """Return all results under attack as a table with tabs, one line for each."""
-        return to_tsv(self.models)
+        lines = [_line(model, result) for model in self.models for result in model.results]
+        return separated([COLUMNS, *([line.get(name) for name in COLUMNS] for line in lines)], "\t")
 
 
 def report(runs: Sequence[str | Path]) -> Report:
@@ -349,40 +367,8 @@ def _same_weights(models: Sequence[Model]) -> list[str]:
     ]
 
 
-_THREATS = {"linf": "Linf", "l2": "L2"}  # as RobustBench spells them
-COLUMNS = (
-    *("model", "norm", "eps", "attack", "gradient", "images", "draws"),
-    *(f"{name}{end}" for name in SHARES for end in ("", "_low", "_high")),
-    *("seconds", "queries", "trusted", "incomplete"),
-)
-
-
-def to_json(models: Sequence[Model], notices: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the report as plain JSON values."""
-    return {
-        "art_denoised": "robustness report",
-        "version": 1,
-        "models": [_model_json(model) for model in models],
-        "differences": [
-            {**msgspec.to_builtins(entry), "gain": entry.gain}
-            for entry in model_differences(models)
-        ],
-        "notices": [*conflicts(models), *notices],
-    }
-
-
-def to_tsv(models: Sequence[Model]) -> str:
-    """Return all results as a table with tabs, one line for each, with columns `COLUMNS`."""
-    lines = [_line(model, result) for model in models for result in model.results]
-    return separated([COLUMNS, *([line.get(name) for name in COLUMNS] for line in lines)], "\t")
-
-
-def robustbench(model: Model) -> list[dict[str, Any]]:
-    """Return one entry with the keys of RobustBench for each ball; shares in percent, as text."""
-    return [_robustbench(model, headline) for headline in model.headlines]
-
-
 def _robustbench(model: Model, headline: Result) -> dict[str, Any]:
+    """Return an entry with the keys of RobustBench; shares in percent, as text."""
     standard = [
         result.counted.value
         for result in model.results
@@ -432,7 +418,7 @@ def _model_json(model: Model) -> dict[str, Any]:
             {name: getattr(check, name) for name in ("name", "passed", "finding", "numbers")}
             for check in model.checks
         ],
-        "robustbench": robustbench(model),
+        "robustbench": [_robustbench(model, headline) for headline in model.headlines],
         "logs": [{"path": path, "settings": dict(log)} for path, log in model.settings],
     }
 

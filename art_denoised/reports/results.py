@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from scipy import stats
 
 from art_denoised.evaluation.attack_rows import CLEAN, AttackRow, CheckRow, ImageRow, verdict
-from art_denoised.evaluation.rows import CertifyRow, Log
+from art_denoised.evaluation.logs import CertifyRow, Log
 from art_denoised.reports.certified import accuracy_table, is_lower_bound
 from art_denoised.smoothing.statistics import proportion_interval
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from art_denoised import checks
 from art_denoised.checks import InputError, one_line
-from art_denoised.runs.workers import Crew, Lost, Plan, Replica, Report, dumps
+from art_denoised.runs.workers import Crew, Lost, Plan, Replica, Report, packed
 
 _PATIENCE = 10.0  # seconds that a cluster may take to answer
 
@@ -67,7 +67,7 @@ class Cluster:
     def start(self, plan: Plan, *, gpu: bool) -> Crew:
         """Start the actors, in the cluster that this process is in or enters for it."""
         ray = _import_ray()
-        sent = dumps(plan, ray.cloudpickle.dumps)
+        sent = packed(plan, ray.cloudpickle.dumps)
         gpus = float(gpu) if self.num_gpus is None else self.num_gpus
         with ExitStack() as stack:
             if not ray.is_initialized():

@@ -25,17 +25,15 @@ from torch import nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError, one_line
-from art_denoised.runs.journal import differences
+from art_denoised.runs.journal import differences, identity, processor, versions
 from art_denoised.runs.worker import serve
 
 if TYPE_CHECKING:
     import numpy as np
 
-
 AHEAD = 2  # pieces of work that a worker holds: the one that it computes and the next one
-_BEGUN = 4  # batches for each worker that are begun before the first of them is done
+_AT_ONCE = 4  # batches for each worker that are begun before the first of them is done
 _DEATHS = 5  # for each worker, before it answers and in a row; then something kills them all
-
 W = TypeVar("W")
 
 
@@ -123,6 +121,22 @@ class Plan(Protocol):
     def __call__(self, device: str | None, /) -> Server:
         """Return the server; on that device if one is given."""
         ...
+
+
+def agreed(model: object, device: torch.device, batch_size: int) -> dict[str, Any]:
+    """Return what all workers and the driver must agree in."""
+    return {
+        **identity(model),
+        "processor": processor(device),
+        "batch_size": batch_size,
+        "versions": versions(),
+    }
+
+
+def built(build: Callable[[], Any], device: str | None) -> Any:
+    """Return what a function of the user returns, on a device if one is given."""
+    model = build()
+    return model.to(device) if device is not None and isinstance(model, nn.Module) else model
 
 
 class Place(Protocol):
@@ -265,7 +279,7 @@ def in_order(team: Team[P], works: Iterable[P]) -> Iterator[tuple[P, Any]]:
     def following() -> P | None:
         if again:
             return again.popleft()
-        if len(begun) < _BEGUN * team.size and (work := next(todo, None)) is not None:
+        if len(begun) < _AT_ONCE * team.size and (work := next(todo, None)) is not None:
             begun.append(work)
             return work
         return None
@@ -289,7 +303,7 @@ def in_order(team: Team[P], works: Iterable[P]) -> Iterator[tuple[P, Any]]:
                 begin()
 
 
-def dumps(plan: Plan, dump: Callable[[Any], bytes] = pickle.dumps) -> bytes:
+def packed(plan: Plan, dump: Callable[[Any], bytes] = pickle.dumps) -> bytes:
     """Return a plan as bytes; refuse a network or an attack that cannot be pickled."""
     try:
         return dump(plan)
@@ -301,7 +315,7 @@ def dumps(plan: Plan, dump: Callable[[Any], bytes] = pickle.dumps) -> bytes:
 
 
 @dataclass(frozen=True)
-class Held:
+class SentNetwork:
     """Returns a network that was sent itself, pickled."""
 
     network: Any
@@ -399,7 +413,7 @@ class Workers:
     def start(self, plan: Plan, *, gpu: bool) -> Crew:
         """Start the processes."""
         devices: Sequence[str | None] = self.devices or [None]
-        return _Processes(dumps(plan), [devices[i % len(devices)] for i in range(self.count)])
+        return _Processes(packed(plan), [devices[i % len(devices)] for i in range(self.count)])
 
 
 @dataclass(frozen=True)

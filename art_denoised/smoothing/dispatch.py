@@ -22,11 +22,9 @@ from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
-from torch import nn
 
 from art_denoised import checks
-from art_denoised.runs.journal import identity, processor, versions
-from art_denoised.runs.workers import AHEAD, Crew, Finished, Held, Place, Team
+from art_denoised.runs.workers import AHEAD, Crew, Finished, Place, SentNetwork, Team, agreed, built
 from art_denoised.smoothing.stops import Counts, Draw, Procedure, Stage
 from art_denoised.smoothing.voters import NearTies, Task, Voter
 
@@ -34,12 +32,12 @@ if TYPE_CHECKING:
     from art_denoised.smoothing.smoother import Smoother
     from art_denoised.types import Classifier
 
-
 _SECONDS = 0.25  # that a bundle should take: an image that stops early waits for each look
 _LARGEST = 10_000  # samples of a bundle
 _FARTHEST = 2  # times the samples of an image: that far it is sampled ahead
 # Times: so far it most likely goes on, and workers that are not idle are given it, too.
 _LIKELY = 1.1
+_Bundle: TypeAlias = "list[_Part]"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -107,9 +105,6 @@ class _Part:
     def asked(self) -> bool:
         """Whether it was asked for."""
         return self.draw.stop <= self.image.asked
-
-
-_Bundle: TypeAlias = "list[_Part]"
 
 
 class Dispatcher:
@@ -319,7 +314,7 @@ def dispatched(smoother: Smoother, place: Place) -> Voter:
     names = ("sigma", "noise", "seed", "batch_size", "clip_values")
     settings = {name: getattr(smoother, name) for name in names}
     rule = next((passes.near_ties for passes in smoother.tried.values()), None)
-    plan = _Plan(place.build or Held(network), settings, rule)
+    plan = _Plan(place.build or SentNetwork(network), settings, rule)
     crew = place.start(plan, gpu=checks.model_device(network).type == "cuda")
     return Dispatcher(
         crew,
@@ -332,12 +327,7 @@ def dispatched(smoother: Smoother, place: Place) -> Voter:
 def _identity(smoother: Smoother) -> dict[str, Any]:
     """Return what all workers and the driver must agree in."""
     network = smoother.network
-    return {
-        **identity(network),
-        "processor": processor(checks.model_device(network)),
-        "batch_size": smoother.batch_size,
-        "versions": versions(),
-    }
+    return agreed(network, checks.model_device(network), smoother.batch_size)
 
 
 @dataclass(frozen=True)
@@ -351,18 +341,15 @@ class _Plan:
     settings: Mapping[str, Any]
     near_ties: NearTies | None
 
-    def __call__(self, device: str | None) -> _Sampler:
+    def __call__(self, device: str | None) -> _Server:
         from art_denoised.smoothing.smoother import Smoother
 
-        network = self.build()
-        if device is not None and isinstance(network, nn.Module):
-            network = network.to(device)
-        smoother = Smoother(network, **self.settings)
+        smoother = Smoother(built(self.build, device), **self.settings)
         smoother.near_ties = self.near_ties
-        return _Sampler(smoother)
+        return _Server(smoother)
 
 
-class _Sampler:
+class _Server:
     """Answers bundles of pieces with their votes."""
 
     def __init__(self, smoother: Smoother) -> None:

@@ -34,13 +34,15 @@ if TYPE_CHECKING:
 
     from art_denoised.types import Denoiser
 
-
 NO_ANSWER = ABSTAIN  # votes for it select nothing and count against every class
 LONGEST_LABEL = 200  # characters of an answer that are kept
 _LONGEST_WAIT = 60.0
-
 Answer = str | int | None
 Ask = Callable[[np.ndarray], Sequence[Answer]]
+FIRST_ANSWERS = 20  # after so many, one must be among the classes
+_GRACE = 0.8  # seconds that calls under way get when a run is interrupted
+_SHOWN = 10  # words of a list in a message
+Key = tuple[int, int, int]  # index of the image, stage, sample
 
 
 class TransientError(Exception):
@@ -332,13 +334,6 @@ class BlackBox:
 
 def _plain(word: str) -> str:
     return word.strip().casefold()
-
-
-FIRST_ANSWERS = 20  # after so many, one must be among the classes
-_GRACE = 0.8  # seconds that calls under way get when a run is interrupted
-_SHOWN = 10  # words of a list in a message
-
-Key = tuple[int, int, int]  # index of the image, stage, sample
 
 
 @runtime_checkable

@@ -1,6 +1,7 @@
-"""The smoother: a base classifier, its noise and its seed. The one thing that samples.
+"""The smoother: a base classifier, its noise and its seed, whose votes are certified.
 
-Its torch faces, modules from images in [0, 1] to logits, come first.
+The modules of denoised smoothing come first: a classifier behind a denoiser, and the mean of a
+classifier over noise, both from images in [0, 1] to logits.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from art_denoised import checks
+from art_denoised.autograd import is_traced, uncompiled
 from art_denoised.checks import InputError
-from art_denoised.graphs import is_traced, uncompiled
-from art_denoised.models.classifiers import to_input_size
+from art_denoised.models.loading import to_input_size
 from art_denoised.smoothing.noise import Gaussian, Stream, StreamKey, find_noise, fresh_seed
 from art_denoised.smoothing.queries import ApiVoter, Ledger, QueryOnly
 from art_denoised.smoothing.statistics import Certificate, Vote
@@ -30,6 +31,9 @@ from art_denoised.smoothing.voters import NearTies, NetworkVoter, Passes, Task, 
 if TYPE_CHECKING:
     from art_denoised.runs.workers import Place
     from art_denoised.types import Classifier, Denoiser, Image, Images, Logits
+
+T = TypeVar("T")
+_THOUSAND_VOTES = Voting()
 
 
 class DenoisedClassifier(nn.Module):
@@ -171,10 +175,6 @@ def _take(streams: list[Stream], n: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.stack([stream.take(n) for stream in streams], dim=1).to(dtype)
 
 
-T = TypeVar("T")
-_THOUSAND_VOTES = Voting()
-
-
 class Smoother:
     """A base classifier under noise, whose answers can be certified.
 
@@ -183,7 +183,7 @@ class Smoother:
     it is denoised smoothing (Salman et al., NeurIPS 2020, arXiv 2003.01908). Equal seeds give equal
     certificates, whatever images are certified together. Every pass of the network has one shape;
     samples whose leading logits are tied but for rounding may depend on the batch size
-    (docs/certificates.md).
+    (docs/explanation/certificates.md).
 
     Args:
         base: Module or function from images to logits, in eval mode and on the device to use; or a

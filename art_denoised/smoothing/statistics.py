@@ -40,17 +40,18 @@ from art_denoised.checks import InputError
 _SAFETY = 1e-12
 _FACTOR = 1.5  # between one look and the next
 _LAST_SHARE = 0.5  # of alpha that the last look gets: there the most certificates are decided
-
 # Of `Sequential`: chosen with benchmarks/replay.py (docs/decisions/0009-exact-boundaries.md).
 _FIRST = 40  # samples at the first look
 _GROWTH = 1.07  # between one look and the next
 _SPENDING = 0.7  # of alpha, (n / N)^_SPENDING may be spent until n of N samples
 _FUTILE = 0.07  # chance below which a radius is given up, at most
 _PATIENCE = 100  # votes against the class, expected at p0, at which half of that chance suffices
-
 _CUT = 1e-14  # share of alpha that each cut of a tail may lose
 _SLACK = 1e-9  # share of alpha that is not spent: more than all cuts and rounding errors
 _ROUNDING = 1e-12  # above the error of p0
+ABSTAIN = -1
+"""Label of an abstention."""
+_DECIMALS = 6
 
 
 def lower_confidence_bound(k: int, n: int, alpha: float) -> float:
@@ -320,10 +321,6 @@ def _chance(votes: np.ndarray, n: np.ndarray, last: int, needed: int) -> np.ndar
     z = 2 * (angle - other) / np.sqrt(1 / (n + 1) + 1 / (m + 1))
     return np.where(x > m, 0.0, special.ndtr(z))
 
-
-ABSTAIN = -1
-"""Label of an abstention."""
-_DECIMALS = 6
 
 Bound: TypeAlias = Looks | Mixture | Sequential
 

@@ -40,6 +40,11 @@ _MILESTONES = {
     "milestones": (35, 70, 95, 110),
     "sat-milestones": (30, 60, 90, 100),
 }
+_LOADING = (  # what is kept of a DataLoader
+    *("num_workers", "collate_fn", "pin_memory", "worker_init_fn"),
+    *("timeout", "multiprocessing_context", "prefetch_factor"),
+)
+_SAMPLE = 16  # images that stand for all when data are compared
 
 
 def decayed_weights(network: nn.Module) -> list[dict[str, Any]]:
@@ -211,13 +216,6 @@ def moving_average(network: nn.Module, decay: float) -> AveragedModel:
 
     averaged = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
     return averaged
-
-
-_LOADING = (  # what is kept of a DataLoader
-    *("num_workers", "collate_fn", "pin_memory", "worker_init_fn"),
-    *("timeout", "multiprocessing_context", "prefetch_factor"),
-)
-_SAMPLE = 16  # images that stand for all when data are compared
 
 
 @contextmanager

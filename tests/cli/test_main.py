@@ -12,7 +12,7 @@ import pytest
 
 from art_denoised import __version__
 from art_denoised.checks import InputError
-from art_denoised.cli import build_app, main, models
+from art_denoised.cli import build_app, main, tools
 from tests.cli.command import ROOT, certify, process, refusal
 
 COMMANDS = [
@@ -43,14 +43,14 @@ def test_the_first_steps_are_commands_that_exist(capsys):
 
 
 def test_doctor_names_versions_devices_and_extras(capsys, monkeypatch):
-    real = models.metadata.version
+    real = tools.metadata.version
 
     def version(name: str) -> str:
         if name == "torchattacks":
-            raise models.metadata.PackageNotFoundError(name)
+            raise tools.metadata.PackageNotFoundError(name)
         return real(name)
 
-    monkeypatch.setattr(models.metadata, "version", version)
+    monkeypatch.setattr(tools.metadata, "version", version)
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
     lines = {line.split()[0]: line for line in printed.splitlines() if line}
@@ -63,7 +63,7 @@ def test_doctor_names_versions_devices_and_extras(capsys, monkeypatch):
 def test_doctor_prints_json(capsys):
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["packages"]["torch"] == models.metadata.version("torch")
+    assert found["packages"]["torch"] == tools.metadata.version("torch")
     assert "cpu" in found["devices"]
     assert found["optional"]["httpx"]["extra"] == "[api]"
 
@@ -76,9 +76,9 @@ def test_every_command_prints_json(capsys, command):
 
 def test_doctor_knows_the_extras_of_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for name, extra, _ in models.OPTIONAL:
+    for name, extra, _ in tools.OPTIONAL:
         assert any(one.startswith(name) for one in project["optional-dependencies"][extra])
-    for name in models.NEEDED[1:]:
+    for name in tools.NEEDED[1:]:
         assert any(one.startswith(name) for one in project["dependencies"])
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from art_denoised.cli import main
 from art_denoised.diffusion import edm_diffusion, openai_diffusion, save_diffusion
 from art_denoised.evaluation import read_attack_log, read_log
-from art_denoised.models.classifiers import build_classifier
+from art_denoised.models.loading import build_classifier
 from art_denoised.networks import FeatureDenoising, load_trained
 from art_denoised.runs import identity
 from tests.cli.command import certify, refusal

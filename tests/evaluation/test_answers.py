@@ -19,7 +19,7 @@ from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier, digits_denoiser
 from art_denoised.evaluation.answers import recertify
 from art_denoised.evaluation.certify import certify
-from art_denoised.evaluation.rows import read_log
+from art_denoised.evaluation.logs import read_log
 from art_denoised.evaluation.verify import verify
 from art_denoised.smoothing import BlackBox, Budget, BudgetError, Retry, TransientError
 from art_denoised.smoothing.http import HttpClassifier

@@ -12,8 +12,8 @@ from art_denoised.checks import InputError
 from art_denoised.data import load_data
 from art_denoised.demo import digits_classifier, digits_denoiser
 from art_denoised.evaluation.certify import FirstLook, certify, first_look, predict
+from art_denoised.evaluation.logs import read_log
 from art_denoised.evaluation.preview import preview
-from art_denoised.evaluation.rows import read_log
 from art_denoised.runs.progress import Progress
 from art_denoised.smoothing.smoother import DenoisedClassifier, Smoother
 from art_denoised.smoothing.stops import Anytime, AtRadii, FixedN, Voting

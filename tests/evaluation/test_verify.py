@@ -17,7 +17,7 @@ from art_denoised.demo import digits_classifier
 from art_denoised.evaluation.attack import evaluate
 from art_denoised.evaluation.attack_rows import read_attack_log
 from art_denoised.evaluation.certify import certify, predict
-from art_denoised.evaluation.rows import CertifyRow, Log, read_log
+from art_denoised.evaluation.logs import CertifyRow, Log, read_log
 from art_denoised.evaluation.verify import family_wise, verify
 from art_denoised.smoothing.smoother import Smoother
 from art_denoised.smoothing.statistics import Certificate, Looks

@@ -14,7 +14,7 @@ from art_denoised import DenoisedClassifier, FixedN, InputError, Smoother
 from art_denoised.demo import digits_classifier, digits_denoiser
 from art_denoised.networks import Optimization, load_trained, optimize, save_optimized
 from art_denoised.runs import identity
-from art_denoised.runs.workers import Held
+from art_denoised.runs.workers import SentNetwork
 
 
 def calibrated(network: nn.Module) -> nn.Module:
@@ -325,10 +325,10 @@ def test_weights_of_a_compiled_network_do_not_change_without_a_word(monkeypatch,
 
 def test_a_compiled_network_is_not_sent_to_workers():
     net = nn.Sequential(nn.Flatten())
-    assert Held(net)() is net
+    assert SentNetwork(net)() is net
     net[0].compile(backend="eager")
     with pytest.raises(InputError, match="compiled"):
-        Held(net)
+        SentNetwork(net)
 
 
 def test_compiling_is_noted(monkeypatch):

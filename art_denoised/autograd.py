@@ -10,6 +10,9 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 def straight_through(value: Tensor, stand_in: Tensor) -> Tensor:
     """Return ``value`` to the bit; its gradient goes to ``stand_in``, of the same shape.
@@ -40,10 +43,6 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
         return None, gradients[0]
-
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 def is_traced() -> bool:

@@ -13,13 +13,12 @@ from torch.nn import functional as F
 
 from art_denoised import checks
 from art_denoised.attacks.pgd import PGD, LossName, Norm, direction
+from art_denoised.autograd import straight_through
 from art_denoised.checks import InputError
-from art_denoised.graphs import straight_through
 from art_denoised.types import Follows, Images
 
 if TYPE_CHECKING:
-    from art_denoised.types import Images, Labels, Logits
-
+    from art_denoised.types import Labels, Logits
 
 Transform = Callable[[Images], Images]
 

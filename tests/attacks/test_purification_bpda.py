@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from art_denoised import PGD, DiffAttack, DiffHammer, Purification, PurifiedClassifier
-from art_denoised.attacks.bpda import selected_gradient
+from art_denoised.attacks.purification import selected_gradient
 from art_denoised.checks import InputError
 from tests.rdc.test_classifier import images, small_model
 

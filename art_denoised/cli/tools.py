@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from importlib import metadata
+from json import loads as parsed
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,20 @@ from cyclopts import Parameter
 from art_denoised.cli.options import print_json, print_result
 from art_denoised.reports.terminal import Block, Column, Lines, Table, escaped, show
 from art_denoised.runs.progress import waiting
+
+_ABSENT = "not installed"
+NEEDED = ("art-denoised", "torch", "numpy", "adversarial-robustness-toolbox", "diffusers")
+# Package, the extra that installs it, and what it adds.
+OPTIONAL = (
+    ("torchvision", "vision", "networks torchvision:NAME, data torchvision:NAME:DIR"),
+    ("timm", "names", "networks timm:NAME"),
+    ("transformers", "names", "networks hf:OWNER/NAME"),
+    ("pyautoattack", "attacks", "attacks autoattack, autoattack-rand, apgd-*, fab and square"),
+    ("torchattacks", "attacks", "attacks torchattacks:NAME"),
+    ("httpx", "api", "classifiers behind HTTP"),
+    ("ray", "cluster", "workers on many machines"),
+    ("tenacity", "api", "paid classifiers that are queried again after an error"),
+)
 
 
 def convert(
@@ -59,31 +74,14 @@ def convert(
 
 
 def _flags(text: str | None) -> str | dict[str, Any] | None:
-    from json import loads
-
     from art_denoised.checks import InputError
 
     if text is None or not text.lstrip().startswith("{"):
         return text
     try:
-        return dict(loads(text))
+        return dict(parsed(text))
     except ValueError as error:
         raise InputError(f"--openai is no JSON object: {error}; give a name or flags") from None
-
-
-_ABSENT = "not installed"
-NEEDED = ("art-denoised", "torch", "numpy", "adversarial-robustness-toolbox", "diffusers")
-# Package, the extra that installs it, and what it adds.
-OPTIONAL = (
-    ("torchvision", "vision", "networks torchvision:NAME, data torchvision:NAME:DIR"),
-    ("timm", "names", "networks timm:NAME"),
-    ("transformers", "names", "networks hf:OWNER/NAME"),
-    ("pyautoattack", "attacks", "attacks autoattack, autoattack-rand, apgd-*, fab and square"),
-    ("torchattacks", "attacks", "attacks torchattacks:NAME"),
-    ("httpx", "api", "classifiers behind HTTP"),
-    ("ray", "cluster", "workers on many machines"),
-    ("tenacity", "api", "paid classifiers that are queried again after an error"),
-)
 
 
 def doctor(*, json: bool = False) -> None:
@@ -134,7 +132,7 @@ def models(pattern: str = "*", /, *, json: bool = False) -> None:
         json: Print the names as a JSON list.
     """
     from art_denoised.checks import InputError
-    from art_denoised.models.classifiers import list_classifiers
+    from art_denoised.models.loading import list_classifiers
 
     with waiting("asking timm and torchvision for their names"):
         names = list_classifiers(pattern)

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from art_denoised import BPDA, PGD
+from art_denoised.autograd import straight_through
 from art_denoised.checks import InputError
 from art_denoised.demo import digits_classifier
-from art_denoised.graphs import straight_through
 
 
 def quantise(x: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
-"""Rows of certify and predict, the logs that hold them (ours, and the field's TSV), and shards.
+"""Logs: rows of certify and predict, and the logs of any run, read and joined from shards.
 
-Shards of a run are joined into the log that one machine would have written.
+The TSV of the field is read and written, too. Shards of a run become the log that one machine
+would have written.
 """
 
 from __future__ import annotations
@@ -50,7 +51,6 @@ Votes: TypeAlias = dict[Prediction, Annotated[int, Meta(ge=1, le=2**53)]]
 NonNegative: TypeAlias = Annotated[float, Meta(ge=0, le=1e300)]
 Positive: TypeAlias = Annotated[float, Meta(gt=0, le=1e300)]
 Alpha: TypeAlias = Annotated[float, Meta(gt=0, lt=0.5)]
-
 HEADERS = {  # of the field's logs, as Cohen et al. (2019) write them
     "certify": "idx\tlabel\tpredict\tradius\tcorrect\ttime",
     "predict": "idx\tlabel\tpredict\tcorrect\ttime",
@@ -223,6 +223,8 @@ def _upgrade(record: dict[str, Any]) -> dict[str, Any]:
 
 CERTIFY: Kind[Any] = Kind("certify", CertifyRow, _upgrade)
 """Kind of the journal `certify.jsonl`."""
+
+
 PREDICT: Kind[Any] = Kind("predict", PredictRow, _upgrade)
 """Kind of the journal `predict.jsonl`."""
 

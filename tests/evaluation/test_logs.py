@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from art_denoised.checks import InputError
 from art_denoised.cli import main
-from art_denoised.evaluation.rows import (
+from art_denoised.evaluation.logs import (
     ATTACK,
     CERTIFY,
     HEADERS,
