@@ -320,8 +320,8 @@ class TorchAttack(ClassAttack):
         options: Other arguments of the class.
 
     Raises:
-        InputError: torchattacks is not installed, the norm is not the one of the class, an option
-            repeats an argument, or a value is out of range.
+        InputError: torchattacks is not installed or has no such class, the norm is not the one of
+            the class, an option repeats an argument, or a value is out of range.
 
     Example:
         >>> import torch
@@ -342,6 +342,7 @@ class TorchAttack(ClassAttack):
         super().__post_init__()
         if importlib.util.find_spec("torchattacks") is None:
             raise InputError(f"this attack needs torchattacks; {INSTALL}")
+        _attack_class(self.kind)
 
     @property
     def mixed(self) -> bool:
@@ -352,7 +353,7 @@ class TorchAttack(ClassAttack):
         """Attack.
 
         Raises:
-            InputError: torchattacks has no such attack, or an option is wrong.
+            InputError: An option is wrong.
         """
         module, known = as_module(model), _attack_class(self.kind)
         arguments = self.arguments(

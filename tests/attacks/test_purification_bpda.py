@@ -1,4 +1,4 @@
-"""The attacks on purification: the distance along the path, and the choice among draws."""
+"""BPDA: the transform's value to the bit, the stand-in's gradient, and an attack sees through."""
 
 from __future__ import annotations
 
@@ -6,121 +6,97 @@ import pytest
 import torch
 from torch import nn
 
-from art_denoised import PGD, DiffAttack, DiffHammer, Purification, PurifiedClassifier
-from art_denoised.attacks.purification import selected_gradient
+from art_denoised import BPDA, PGD
+from art_denoised.autograd import straight_through
 from art_denoised.checks import InputError
-from tests.rdc.test_classifier import images, small_model
-
-X, Y = images(3, torch.float32), torch.tensor([1, 2, 3])
+from art_denoised.demo import digits_classifier
 
 
-def purified(seed: int | None = 0, copies: int = 1, **options) -> nn.Module:
-    purify = Purification(small_model(torch.float32), sigma=0.3, steps=2, seed=seed, **options)
-    torch.manual_seed(0)
-    return PurifiedClassifier(purify, nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), copies=copies)
+def quantise(x: torch.Tensor) -> torch.Tensor:
+    return (x * 3).round() / 3
 
 
-def test_diffattack_adds_the_mean_distance_over_all_copies_to_the_loss():
-    """In the direction of the sum of both gradients, of which neither drowns the other."""
-    model = purified(copies=2)
-    options = {"norm": "l2", "steps": 1, "step_size": 0.01, "random_start": False, "keep": "last"}
-    x = 0.3 + 0.4 * X  # where nothing is clipped
-    leaf = x.clone().requires_grad_()
-    with model.purifier.following() as distances:
-        loss = nn.functional.cross_entropy(model(leaf), Y, reduction="sum")
-    assert len(distances) == 2
-    total = loss + (distances[0] + distances[1]).sum() / 2
-    (gradient,) = torch.autograd.grad(total, leaf)
-    expected = x + 0.01 * nn.functional.normalize(gradient.flatten(1)).reshape(x.shape)
-    torch.testing.assert_close(DiffAttack(0.01, **options)(model, x, Y), expected)
+def images() -> torch.Tensor:
+    return torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def test_diffattack_climbs_the_distance_along_the_path():
-    """With a weight that drowns the classification, of single steps from the image."""
-    model = purified()
-    common = {"steps": 1, "step_size": 0.01, "random_start": False, "keep": "last"}
-    x_adv = DiffAttack(0.01, path_weight=1e6, **common)(model, X, Y)
-    leaf = X.clone().requires_grad_()
-    with model.purifier.following() as distances:
-        model(leaf)
-    (gradient,) = torch.autograd.grad(distances[0].sum(), leaf)
-    expected = (X + 0.01 * gradient.sign()).clamp(0, 1)
-    torch.testing.assert_close(x_adv, expected)
-    assert not torch.equal(x_adv, PGD(0.01, **common)(model, X, Y))
+def test_value_to_the_bit_and_gradient_of_the_stand_in():
+    x = images().requires_grad_()
+    weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    for backward, expected in ((None, weights), (torch.sin, weights * x.detach().cos())):
+        y = BPDA(quantise, backward)(x)
+        assert torch.equal(y, quantise(x))
+        assert torch.equal(torch.autograd.grad((y * weights).sum(), x)[0], expected)
 
 
-def test_bpda_has_no_gradient_of_the_path():
-    model = purified(gradient="bpda")
-    common = {"steps": 3, "loss": "margin", "keep": "last"}
-    assert torch.equal(DiffAttack(0.1, **common)(model, X, Y), PGD(0.1, **common)(model, X, Y))
+def test_the_transform_may_live_outside_torch():
+    def elsewhere(x: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(x.numpy().round())
+
+    x = images().requires_grad_()
+    BPDA(elsewhere)(x).sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+    with torch.no_grad():
+        assert not BPDA(elsewhere)(x).requires_grad
 
 
-def test_a_model_without_a_path_is_refused():
-    with pytest.raises(InputError, match="Sequential can be followed"):
-        DiffAttack(0.1, steps=1)(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), X, Y)
+def test_a_transform_may_write_into_its_input():
+    x = images()
+    before = x.clone()
+    BPDA(lambda x: x.mul_(2))(x)
+    assert torch.equal(x, before)
 
 
-def test_the_selected_gradient_leaves_out_the_draw_that_cannot_be_broken():
-    """Two draws share a way to be broken; the third is far from it and pulls back, hard."""
-    gradients = torch.zeros(3, 1, 1, 1, 2)
-    gradients[:2, 0, 0, 0, 0], gradients[2, 0, 0, 0, 0] = 1.0, -3.0
-    gradients[:, 0, 0, 0, 1] = torch.tensor([0.1, -0.1, 0.0])
-    losses = torch.tensor([[-0.1], [-0.1], [-9.0]])
-    assert float(gradients.mean(0)[0, 0, 0, 0]) < 0
-    found = selected_gradient(losses, gradients, eps=0.3, norm="linf", sharpness=5, rounds=5)
-    torch.testing.assert_close(found[0, 0, 0], torch.tensor([1.0, 0.0]), atol=1e-2, rtol=0)
+def test_second_derivatives_are_those_of_the_stand_in():
+    x = torch.rand(3, dtype=torch.float64, requires_grad=True)
+    y = straight_through(x.detach().round(), x**3)
+    (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    assert torch.allclose(second, 6 * x)
 
 
-def test_the_selected_gradient_against_its_formulas():
-    """Two images and four draws in l2, image by image, with the weights of the paper."""
-    generator = torch.Generator().manual_seed(0)
-    gradients = torch.randn(4, 2, 1, 1, 3, generator=generator, dtype=torch.float64)
-    losses = torch.randn(4, 2, generator=generator, dtype=torch.float64)
-    eps, sharpness = 0.5, 5.0
-    found = selected_gradient(losses, gradients, eps=eps, norm="l2", sharpness=sharpness, rounds=2)
-    for image in range(2):
-        g, loss = gradients[:, image].reshape(4, 3), losses[:, image]
-        rises = [
-            sum(float(nn.functional.elu(loss[c] + eps * g[c] @ way)) for c in range(4))
-            for way in (g[a] / g[a].norm() for a in range(4))
-        ]
-        chosen = g[rises.index(max(rises))]
-        for _ in range(2):
-            weights = 1 / (1 + torch.exp(-sharpness * (loss + eps * g @ chosen / chosen.norm())))
-            chosen = sum(w * one for w, one in zip(weights, g, strict=True)) / sum(weights)
-        torch.testing.assert_close(found[image].flatten(), chosen)
+def test_an_attack_sees_through_it(digits):
+    """Quantisation shatters gradients: plain PGD finds nothing more than its random starts do."""
+    x, y = digits[0][:60], digits[1][:60]
+    classifier = digits_classifier()
+    attack = PGD(0.25, steps=10)
+
+    def accuracy(front: nn.Module) -> float:
+        model = nn.Sequential(front, classifier)
+        with torch.no_grad():
+            return float((model(attack(model, x, y)).argmax(1) == y).float().mean())
+
+    class Quantise(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return quantise(x)
+
+    assert accuracy(Quantise()) > 0.8
+    assert accuracy(BPDA(quantise)) < 0.4
 
 
-def test_with_one_draw_diffhammer_is_pgd():
-    common = {"steps": 3, "loss": "margin", "eot": 1}
-    model = purified()
-    assert torch.equal(DiffHammer(0.1, **common)(model, X, Y), PGD(0.1, **common)(model, X, Y))
+def test_a_transform_that_changes_the_shape_needs_a_stand_in():
+    def shrink(x: torch.Tensor) -> torch.Tensor:
+        return x[:, :, ::2, ::2].round()
+
+    x = images().requires_grad_()
+    with pytest.raises(InputError, match="give a backward of the transform's shape"):
+        BPDA(shrink)(x)
+    y = BPDA(shrink, nn.AvgPool2d(2))(x)
+    y.sum().backward()
+    assert torch.equal(x.grad, torch.full_like(x, 0.25))
 
 
-def test_the_last_point_is_kept_if_asked():
-    """Steps from 0.5 to 0.65 and back around a peak at 0.6."""
+def test_the_stand_in_runs_only_where_a_gradient_is_taken():
+    calls = []
 
-    class Ridge(nn.Module):
-        def forward(self, x):
-            middle = x.flatten(1).mean(1)
-            return torch.stack([-(middle - 0.6).square(), 0 * middle], 1)
+    def stand_in(x):
+        calls.append(len(x))
+        return x
 
-    x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([1])
-    found = {}
-    for keep in ("worst", "last"):
-        attack = PGD(0.2, steps=4, step_size=0.15, random_start=False, keep=keep)
-        found[keep] = attack(Ridge(), x, y)
-    assert {keep: round(float(x.mean()), 4) for keep, x in found.items()} == {
-        "worst": 0.65,
-        "last": 0.5,
-    }
-    with pytest.raises(InputError, match="'best'"):
-        PGD(0.1, keep="best")
-
-
-@pytest.mark.parametrize("options", [{"sharpness": 0}, {"rounds": 0}], ids=str)
-def test_bad_input(options):
-    with pytest.raises(InputError, match="is 0"):
-        DiffHammer(0.1, **options)
-    with pytest.raises(InputError, match="path_weight"):
-        DiffAttack(0.1, path_weight=-1)
+    transform = BPDA(quantise, stand_in)
+    transform(images())
+    with torch.no_grad():
+        transform(images().requires_grad_())
+    assert calls == []
+    transform(images().requires_grad_())
+    assert calls == [4]

@@ -88,10 +88,12 @@ def test_gradients_that_the_model_has_not(tmp_path, capsys):
     assert not (tmp_path / "attack.jsonl").exists()
 
 
-def test_classes_of_torchattacks_are_found_in_any_case():
+def test_classes_of_torchattacks_are_named_as_there():
     pytest.importorskip("torchattacks")
-    (_, attack), *_ = parse_attacks(["torchattacks:pgdl2:steps=3"], [0.5], "l2")
+    (_, attack), *_ = parse_attacks(["torchattacks:PGDL2:steps=3"], [0.5], "l2")
     assert (attack.kind, attack.options) == ("PGDL2", {"steps": 3})
+    with pytest.raises(InputError, match="mean PGDL2"):
+        parse_attacks(["torchattacks:pgdl2"], [0.5], "l2")
 
 
 def test_options_are_python_values():

@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, HeunDiscreteScheduler
 
 from art_denoised.checks import InputError
 from art_denoised.purification import DDIM, Guided, Heun, ReverseSDE, vp_sigma, vp_time
+from art_denoised.purification.purification import named_sampler
 
 SHAPE = (2, 1, 4, 4)
 
@@ -192,3 +193,9 @@ def test_bad_input():
             make()
     with pytest.raises(InputError, match="t is 2"):
         vp_sigma(2)
+
+
+def test_a_sampler_by_name_has_the_values_of_its_paper():
+    assert named_sampler("ddim") == DDIM(0.0)  # no fresh noise in its steps
+    assert named_sampler("ddpm") == DDIM(1.0)
+    assert named_sampler("gdmp").scale == 20.0

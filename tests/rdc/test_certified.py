@@ -109,5 +109,5 @@ def test_elimination_and_temperature_take_noised_images():
     dc = DiffusionClassifier(noised, levels=noise_levels(8), seed=0)
     assert torch.equal(predict_anytime(dc, x_tau, z=1e9).predictions, dc(x_tau).argmax(1))
     assert dc.fit_temperature(x_tau, y) == dc.temperature
-    with pytest.raises(InputError, match=r"noise 0\.5, which steps within \[0, 1\] would clip"):
+    with pytest.raises(InputError, match=r"noise 0\.5"):
         LikelihoodMaximization(noised)

@@ -293,3 +293,13 @@ def test_at_a_smaller_alpha_less_is_proved_by_the_same_looks():
     for c in stricter:
         for radius, n, k in c.proofs:
             assert k >= c.bound.boundary(threshold(radius, 1.0, 0.0), c.alpha)[n]
+
+
+def test_the_plan_is_the_one_that_the_figures_of_the_documentation_were_made_with():
+    """Its constants were chosen once, on published logs (benchmarks/replay.py)."""
+    plan = Sequential.upto(100_000)
+    counts = plan.counts
+    chosen = [counts[0], counts[20], counts[60], counts[-1]]
+    assert (len(counts), chosen) == (114, [40, 177, 2753, 100_000])
+    assert [plan.boundary(0.9, 0.001)[n] for n in chosen] == [41, 175, 2542, 90_340]
+    assert [plan.futility(0.9, 0.001)[n] for n in chosen] == [30, 151, 2462, 100_001]
