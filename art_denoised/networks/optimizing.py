@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import RLock
 from typing import Any, Literal, get_args
 
 import torch
@@ -162,28 +163,25 @@ def as_optimized(network: nn.Module, how: Optimization) -> nn.Module:
 
 
 def _compile(network: nn.Module) -> None:
-    """Compile a network for each shape of a batch.
+    """Compile the forward of a network for each shape of a batch.
 
     By default torch compiles for eight shapes, shared by all modules of a process, and computes all
     further ones without its compiler: another function, to the last bit. Here they fail.
 
     On a CPU the weights become constants wherever no gradient is asked for, in the layout that its
-    convolutions are fastest in. So they must not change any more.
+    convolutions are fastest in. So they must not change any more, nor may hooks be added inside.
     """
-    network.compile(dynamic=False)
-    compiled: Any = network._compiled_call_impl
-    frozen: list[tuple[int, int]] = []
+    compiled: Any = torch.compile(network.forward, dynamic=False)
+    lock, frozen = RLock(), list[_Frozen]()
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        freezing = _can_be_frozen(network) and not torch.is_grad_enabled()
-        if freezing:
-            now = [*_weights(network)]
-            if (frozen or now) != now:
-                raise InputError(
-                    f"weights of the {type(network).__name__} changed after it was compiled; "
-                    "optimize the network once more"
-                )
-            frozen[:] = now
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        freezing = not torch.is_grad_enabled() and _can_be_frozen(network)
+        if freezing and not frozen:
+            frozen.append(_Frozen(network))
+        elif freezing and not frozen[0].is_still():
+            raise InputError(
+                f"the {type(network).__name__} changed after it was compiled; optimize it once more"
+            )
         with (
             torch._dynamo.config.patch(cache_size_limit=_SHAPES, fail_on_cache_limit_hit=True),
             torch._inductor.config.patch(freezing=freezing),
@@ -198,14 +196,49 @@ def _compile(network: nn.Module) -> None:
                     "size, or no compiler"
                 ) from error
 
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not (network._forward_hooks or network._forward_pre_hooks):
+            return answer(*args, **kwargs)
+        # Hooks of the whole come and go, and each would be compiled: only its forward is.
+        with lock:
+            network.__dict__["forward"] = answer
+            try:
+                return network._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+            finally:
+                del network.__dict__["forward"]
+
     network._compiled_call_impl = call
 
 
-def _weights(network: nn.Module) -> Iterator[tuple[int, int]]:
-    """Yield where each tensor of a network lies, and how often it was written to."""
-    for tensors in (network.parameters(), network.buffers()):
-        for one in tensors:
-            yield one.data_ptr(), 0 if one.is_inference() else one._version
+class _Frozen:
+    """What a compiled network was made of, to tell whether it is still made of that.
+
+    Values may change where tensors do not count it, through ``.data`` and NumPy, so that their sums
+    are compared, too. A layer that is replaced is compiled anew.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._parts = [*network.modules()]
+        held = [one for part in self._parts for one in vars(part).values()]
+        inside = [more for one in held if isinstance(one, (list, tuple)) for more in one]
+        self._others = [one for one in (*held, *inside) if isinstance(one, torch.Tensor)]
+        self._known = self._now()
+
+    def is_still(self) -> bool:
+        """Whether nothing has changed."""
+        (places, sums), (before, those) = self._now(), self._known
+        return places == before and torch.equal(sums, those)
+
+    def _now(self) -> tuple[list[Any], torch.Tensor]:
+        stores = (store for part in self._parts for store in (part._parameters, part._buffers))
+        tensors = [one for store in stores for one in store.values() if one is not None]
+        tensors += self._others
+        places: list[Any] = [
+            (one.data_ptr(), one.is_inference() or one._version) for one in tensors
+        ]
+        for part in self._parts[1:]:
+            places.append((len(part._forward_hooks), len(part._forward_pre_hooks)))
+        return places, torch.stack([one.detach().sum().float() for one in tensors])
 
 
 def _can_be_frozen(network: nn.Module) -> bool:

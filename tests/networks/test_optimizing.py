@@ -277,18 +277,24 @@ def test_an_optimized_network_is_written_to_what_is_read_again(tmp_path, name):
         save_optimized(fast, tmp_path / name)
 
 
+def compiling(monkeypatch, backend="eager"):
+    """Let torch compile with another backend, which needs no compiler of C++."""
+    real = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: real(function, backend=backend, **options)
+    )
+    torch.compiler.reset()
+
+
 def test_every_shape_is_compiled_or_refused(monkeypatch):
     """By default torch stops to compile after eight shapes, without an error."""
-    shapes, real = [], nn.Module.compile
+    shapes = []
 
     def backend(graph, inputs):
         shapes.append(inputs)
         return graph.forward
 
-    monkeypatch.setattr(
-        nn.Module, "compile", lambda self, **options: real(self, backend=backend, **options)
-    )
-    torch.compiler.reset()
+    compiling(monkeypatch, backend)
     net = optimize(nn.Flatten().eval(), fold=False, compile=True)
     for images in range(2, 14):
         assert net(torch.rand(images, 3, 2, 2)).shape == (images, 12)
@@ -299,27 +305,71 @@ def test_every_shape_is_compiled_or_refused(monkeypatch):
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("change", ["values", "pointers", "buffers"])
-def test_weights_of_a_compiled_network_do_not_change_without_a_word(monkeypatch, change):
-    """The compiler holds copies of them, which would answer."""
-    real = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: real(self, backend="eager"))
-    torch.compiler.reset()
-    layers = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten()
-    net = optimize(nn.Sequential(*layers).eval(), fold=False, compile=True, input_shape=(1, 8, 8))
+class Mixed(nn.Module):
+    """What a compiler may take for constants: parameters, buffers and tensors that are neither."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten())
+        self.factor, self.listed = torch.ones(1), [torch.ones(1)]
+
+    def forward(self, x):
+        return self.layers(x) * self.factor * self.listed[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: next(net.parameters()).mul_(2),
+        lambda net: next(net.parameters()).data.mul_(-1),
+        lambda net: next(net.parameters()).detach().numpy().__imul__(2),
+        lambda net: next(net.buffers()).add_(1),
+        lambda net: net.load_state_dict(
+            {k: 2 * v for k, v in net.state_dict().items()}, assign=True
+        ),
+        lambda net: net.factor.mul_(3),
+        lambda net: net.listed[0].mul_(3),
+        lambda net: net.layers[0].register_forward_hook(lambda module, x, y: y * 2),
+    ],
+)
+def test_a_compiled_network_does_not_change_without_a_word(monkeypatch, change):
+    """The compiler holds copies of its tensors, which would answer."""
+    compiling(monkeypatch)
+    net = optimize(Mixed().eval(), fold=False, compile=True, input_shape=(1, 8, 8))
     x = torch.rand(2, 1, 8, 8)
     with torch.no_grad():
         before = net(x)
         assert torch.equal(net(x), before)
-        if change == "values":
-            next(net.parameters()).mul_(2)
-        elif change == "pointers":
-            net.load_state_dict({k: 2 * v for k, v in net.state_dict().items()}, assign=True)
-        else:
-            next(net.buffers()).add_(1)
+        change(net)
         with pytest.raises(InputError, match="optimize"):
             net(x)
-    net(x)  # with gradients the weights are read
+    net(x)  # with gradients, tensors are read
+    torch.compiler.reset()
+
+
+def test_weights_that_count_no_versions_do_not_change_without_a_word(monkeypatch):
+    compiling(monkeypatch)
+    with torch.inference_mode():
+        net = optimize(Mixed().eval(), fold=False, compile=True, input_shape=(1, 8, 8))
+        x = torch.rand(2, 1, 8, 8)
+        net(x)
+        next(net.parameters()).mul_(2)
+        with pytest.raises(InputError, match="optimize"):
+            net(x)
+    torch.compiler.reset()
+
+
+def test_hooks_of_a_compiled_network_come_and_go(monkeypatch):
+    """Attacks hang hooks on a network for each batch; each would be compiled."""
+    compiling(monkeypatch)
+    net = optimize(Mixed().eval(), fold=False, compile=True, input_shape=(1, 8, 8))
+    x = torch.rand(2, 1, 8, 8)
+    before = net(x)
+    for i in range(50):
+        hook = net.register_forward_hook(lambda module, inputs, output, i=i: output + i)
+        assert torch.equal(net(x), before + i)
+        hook.remove()
+    assert torch.equal(net(x), before)
     torch.compiler.reset()
 
 
@@ -333,7 +383,7 @@ def test_a_compiled_network_is_not_sent_to_workers():
 
 def test_compiling_is_noted(monkeypatch):
     compiled = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled.append(options))
+    monkeypatch.setattr(torch, "compile", lambda forward, **options: compiled.append(options))
     assert optimize(calibrated(Block()), compile=True).optimized == Optimization(
         (("first", "a"),), None, True
     )
