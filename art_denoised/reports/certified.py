@@ -173,24 +173,40 @@ def certified_table(
     return CertifiedTable(tuple(at), tuple(CertifiedRun.of(name, logs[name], at) for name in logs))
 
 
+Headers = Sequence[Mapping[str, Any]]
+
+
+def other_images(first: Headers, second: Headers) -> str:
+    """Return in words how two sets of headers name other images; empty: as far as they tell, none.
+
+    Pixels are one number for all images of a choice, so that they tell only of equal choices.
+    """
+    pixels = [
+        {str(one["indices"]): one["pixels"] for one in logs if {"indices", "pixels"} <= one.keys()}
+        for logs in (first, second)
+    ]
+    shared = pixels[0].keys() & pixels[1].keys()
+    if any(pixels[0][choice] != pixels[1][choice] for choice in shared):
+        return "other pixels under the same indices"
+    data = [{str(one["data"]) for one in logs if "data" in one} for logs in (first, second)]
+    if not shared and all(data) and data[0] != data[1]:
+        return f"other data ({' and '.join('; '.join(sorted(names)) for names in data)})"
+    return ""
+
+
 def images_apart(logs: Mapping[str, Log]) -> list[str]:
-    """Return in words which logs are of other images than the first one, as far as they tell."""
-    named = [(name, log, log.settings or {}) for name, log in logs.items()]
+    """Return in words which logs of certify are of other images than one before them."""
     found = []
-    for name, log, settings in named[1:]:
-        first_name, first, of_first = named[0]
-        mine, other = ({(row.index, row.label) for row in one.rows} for one in (first, log))
-        data = [str(one["data"]) for one in (of_first, settings) if "data" in one]
-        pixels = [one["pixels"] for one in (of_first, settings) if "pixels" in one]
-        words = ""
-        if len({*data}) > 1:
-            words = f"other data ({' and '.join(data)})"
-        elif mine != other:
-            counts = f"{len(mine)} and {len(other)}, {len(mine & other)} in common"
-            words = f"certified on other images ({counts})"
-        elif of_first.get("indices") == settings.get("indices") and len({*map(str, pixels)}) > 1:
-            words = "other pixels under the same indices"
-        found += [f"{first_name} and {name}: {words}"] if words else []
+    for later, (name, log) in enumerate(logs.items()):
+        for other_name, other in [*logs.items()][:later]:
+            held = [{(row.index, row.label) for row in one.rows} for one in (other, log)]
+            counts = f"{len(held[0])} and {len(held[1])}, {len(held[0] & held[1])} in common"
+            words = other_images([other.settings or {}], [log.settings or {}])
+            if not words and held[0] != held[1]:
+                words = f"certified on other images ({counts})"
+            if words:
+                found.append(f"{other_name} and {name}: {words}")
+                break
     return found
 
 

@@ -12,6 +12,7 @@ from art_denoised.reports.certified import (
     default_radii,
     images_apart,
     is_lower_bound,
+    other_images,
 )
 from art_denoised.reports.results import (
     ALL,
@@ -354,17 +355,23 @@ def interval(share: Share | None) -> str:
 
 def conflicts(models: Sequence[Model]) -> list[str]:
     """Return in words where results that stand beside each other do not compare like with like."""
-    # All are compared with the first: if all equal it, they equal each other.
     found = [words for model in models for words in _within(model)]
+    for later, second in enumerate(models):
+        told = [(first, _other_images(first, second)) for first in models[:later]]
+        found += [f"{first.name} and {second.name}: {words}" for first, words in told if words][:1]
+    # Attacks are compared with the first: if all equal it, they equal each other.
     attacked = [model for model in models if model.columns]
     for second in attacked[1:]:
         where: dict[str, list[str]] = {}
         for words, ball in _between(attacked[0], second):
-            where.setdefault(words, []).extend([str(ball)] if ball else [])
+            where.setdefault(words, []).append(str(ball))
         names = f"{attacked[0].name} and {second.name}"
-        for words, balls in where.items():
-            found.append(f"{names}: {words}" + (f" in {', '.join(balls)}" if balls else ""))
+        found += [f"{names}: {words} in {', '.join(balls)}" for words, balls in where.items()]
     return found + images_apart({m.name: m.certify_log for m in models if m.certified})
+
+
+def _other_images(first: Model, second: Model) -> str:
+    return other_images(*([log for _, log in model.settings] for model in (first, second)))
 
 
 def _within(model: Model) -> Iterator[str]:
@@ -381,16 +388,8 @@ def _within(model: Model) -> Iterator[str]:
         yield f"{model.name}: attacks and certificates are of other data, so nothing is paired"
 
 
-def _between(first: Model, second: Model) -> Iterator[tuple[str, Ball | None]]:
-    data = [{str(s["data"]) for _, s in model.settings if "data" in s} for model in (first, second)]
-    if all(data) and data[0] != data[1]:
-        yield f"other data ({' and '.join('; '.join(sorted(names)) for names in data)})", None
-    pixels = [
-        {str(s["indices"]): s["pixels"] for _, s in model.settings if {"indices", "pixels"} <= {*s}}
-        for model in (first, second)
-    ]
-    if any(pixels[1].get(choice, found) != found for choice, found in pixels[0].items()):
-        yield "other pixels under the same indices", None
+def _between(first: Model, second: Model) -> Iterator[tuple[str, Ball]]:
+    """Yield what differs between attacks on two models, and in which ball."""
     for ball in sorted({*first.columns, *second.columns}):
         attacks = [model.columns.get(ball, {}) for model in (first, second)]
         if not all(attacks):

@@ -11,7 +11,7 @@ from art_denoised.checks import InputError
 from art_denoised.cli import main
 from art_denoised.evaluation import CERTIFY, CertifyRow, Log
 from art_denoised.reports import certified_table, read_curves
-from art_denoised.reports.certified import accuracy_table, default_radii
+from art_denoised.reports.certified import accuracy_table, default_radii, images_apart
 from art_denoised.reports.terminal import latex, markdown
 from art_denoised.runs import Run
 from art_denoised.smoothing.statistics import proportion_interval
@@ -163,3 +163,34 @@ def test_curves_that_are_not_shares_are_refused(tmp_path, text, value):
 def test_refusals():
     with pytest.raises(InputError, match="no rows"):
         accuracy_table([], [0.0])
+
+
+def of(rows=ROWS, **settings) -> Log:
+    return Log("certify", settings, tuple(rows))
+
+
+@pytest.mark.parametrize(
+    ("logs", "words"),
+    [
+        ([of(pixels="p", indices="0:4"), of(pixels="q", indices="0:4")], "a and b: other pixels"),
+        # The first tells nothing.
+        (
+            [of(), of(pixels="p", indices="0:4"), of(pixels="q", indices="0:4")],
+            "b and c: other pix",
+        ),
+        ([of(data="cifar10"), of(data="digits")], "other data (cifar10 and digits)"),
+        ([of(), of(ROWS[1:])], "certified on other images (4 and 3, 3 in common)"),
+        # Equal pixels, however the path is spelt.
+        (
+            [
+                of(data="npz:a", pixels="p", indices="0:4"),
+                of(data="./a", pixels="p", indices="0:4"),
+            ],
+            "",
+        ),
+        ([of(), of(), of(data="digits", pixels="p", indices="0:4")], ""),
+    ],
+)
+def test_logs_of_other_images_are_named(logs, words):
+    found = images_apart(dict(zip("abc", logs, strict=False)))
+    assert [words in text for text in found] == [True] * bool(words)

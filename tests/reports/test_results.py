@@ -208,6 +208,10 @@ def test_images_are_told_by_their_pixels_where_no_data_is_named(tmp_path):
     other, same = write("b1", "q"), write("b2", "p")
     assert any("pixels" in text for text in conflicts(report([other, same]).models))
     assert not any("pixels" in text for text in conflicts(report([same, write("c", "p")]).models))
+    with Run(tmp_path / "d", CERTIFY, header("q", noise="gaussian", **base)) as run:
+        run.append([certificate(i, 1.0) for i in range(2)])
+    beside = report([same, str(tmp_path / "d")]).models  # attacks beside certificates
+    assert any("other pixels" in text for text in conflicts(beside))
     with pytest.raises(InputError, match="pixels 'q' and 'p'"):
         report([f"b={other}", f"b={write('b3', 'p', attack='apgd')}"])
 
