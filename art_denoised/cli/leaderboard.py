@@ -106,7 +106,8 @@ def _check(path: Path) -> Iterator[_Checked]:
             notice(f"{file}: {text}")
         findings, settings = verify(log), log.settings or {}
         total, done = len(log.rows), len({row.index for row in log.rows})
-        if "shard" not in settings and done < (planned := settings.get("images", done)):
+        planned = settings.get("images", done)
+        if "shard" not in settings and isinstance(planned, int) and done < planned:
             notice(f"{file}: {done} of {planned} images; the others were not reached, or left out")
         bad = len({row.index for row in log.rows} & {finding.index for finding in findings})
         basis = "their votes" if isinstance(log, Log) else "the plan of the run"

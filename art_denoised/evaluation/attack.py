@@ -498,7 +498,7 @@ def attack_elsewhere(work: Work, place: Place, x: Images) -> None:
     target = work.target
     plan = _Plan(place.build or SentNetwork(target.given), x.cpu().numpy(), target.choices)
     crew = place.start(plan, gpu=target.device.type == "cuda")
-    team: Team[Batch] = Team(crew, _identity(target), allow_mixed=place.allow_mixed)
+    team: Team[Batch] = Team(crew, _identity(target, x), allow_mixed=place.allow_mixed)
     with closing(team), work.progress() as progress:
         for columns in ((work.clean,), work.columns):  # attacks need to know what is right without
             todo = (batch for column in columns for batch in work.batches(column))
@@ -520,10 +520,15 @@ class _Answer(NamedTuple):
     pictures: list[ImageRow]
 
 
-def _identity(target: Target) -> dict[str, Any]:
+@torch.no_grad()
+def _identity(target: Target, x: Images) -> dict[str, Any]:
     """Return what all workers and the driver must agree in."""
     size: Any = target.choices["batch_size"]
-    return {**agreed(target.module, target.device, size), **target.settings}
+    answers: list[float] = []
+    if not target.randomised:
+        with target.as_asked(), target.session(0):
+            answers = target.logits(x[:2].to(target.device)).flatten().tolist()
+    return {**agreed(target.module, target.device, size, answers), **target.settings}
 
 
 @dataclass(frozen=True)
@@ -536,14 +541,15 @@ class _Plan:
 
     def __call__(self, device: str | None) -> _Attacker:
         model = built(self.build, device)
-        return _Attacker(Target(model, torch.tensor(self.x), **self.choices))
+        x = torch.tensor(self.x)
+        return _Attacker(Target(model, x, **self.choices), x)
 
 
 class _Attacker:
     """Attacks batches."""
 
-    def __init__(self, target: Target) -> None:
-        self._target, self.identity = target, _identity(target)
+    def __init__(self, target: Target, x: Images) -> None:
+        self._target, self.identity = target, _identity(target, x)
         self._asked = ExitStack()  # as long as the process lives
         self._asked.enter_context(target.as_asked())
 

@@ -338,8 +338,8 @@ def columns(
             column = Column(name, gradient, attack, mixed)
             if column.key in seen:
                 raise InputError(
-                    f"attack {name!r} is given twice with eps {column.key[2]:g}; give pairs "
-                    "of a name and an attack"
+                    f"two attacks are named {name!r} with eps {column.key[2]:g}, perhaps in two "
+                    "norms; give pairs of a name and an attack"
                 )
             seen.add(column.key)
             yield column

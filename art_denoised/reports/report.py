@@ -356,9 +356,9 @@ def _same_weights(models: Sequence[Model]) -> list[str]:
     """Say which models are the same; they are merged only if the user gives them one name."""
     names: dict[str, list[str]] = {}
     for model in models:
-        weights = {s["weights"] for _, s in model.settings if "attacks" in s and "weights" in s}
-        for fingerprint in weights:
-            names.setdefault(str(fingerprint), []).append(model.name)
+        logs = [log for _, log in model.settings if "attacks" in log and "weights" in log]
+        for fingerprint in {str(log["weights"]) for log in logs}:
+            names.setdefault(fingerprint, []).append(model.name)
     return [
         f"{' and '.join(same)} have the same weights ({fingerprint}); give them one name, "
         "NAME=FOLDER NAME=FOLDER, if they are one model"

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 AHEAD = 2  # pieces of work that a worker holds: the one that it computes and the next one
 _AT_ONCE = 4  # batches for each worker that are begun before the first of them is done
+_ROUNDING = 0.05  # share of the largest answer, by which answers may differ in any type
 _DEATHS = 5  # for each worker, before it answers and in a row; then something kills them all
 W = TypeVar("W")
 
@@ -123,13 +124,16 @@ class Plan(Protocol):
         ...
 
 
-def agreed(model: object, device: torch.device, batch_size: int) -> dict[str, Any]:
-    """Return what all workers and the driver must agree in."""
+def agreed(
+    model: object, device: torch.device, batch_size: int, answers: Sequence[float]
+) -> dict[str, Any]:
+    """Return what all workers and the driver must agree in; ``answers`` but for rounding."""
     return {
         **identity(model),
         "processor": processor(device),
         "batch_size": batch_size,
         "versions": versions(),
+        "answers": list(answers),
     }
 
 
@@ -227,7 +231,7 @@ class Team(Generic[W]):
         self._levels[level + by].add(worker)
 
     def _admit(self, identity: Mapping[str, Any]) -> None:
-        free = {"processor"} if self._mixed else set()
+        free = {"answers", *(["processor"] if self._mixed else [])}
         mine, other = (
             {name: value for name, value in known.items() if name not in free}
             for known in (self._identity, identity)
@@ -243,6 +247,13 @@ class Team(Generic[W]):
             raise InputError(
                 f"a worker has another network or other packages ({changes}); give all workers "
                 "the same"
+            )
+        here, there = (known.get("answers", ()) for known in (self._identity, identity))
+        near = _ROUNDING * max(map(abs, here), default=0.0)
+        if any(abs(mine - other) > near for mine, other in zip(here, there, strict=False)):
+            raise InputError(
+                "a worker's network answers otherwise to the same images, though its weights are "
+                "the same; keep what it draws or reads as a buffer"
             )
 
     def _bury(self, worker: int, reason: str) -> None:
@@ -392,7 +403,7 @@ class Workers:
             depend on which of them counted, so a log says that this was allowed.
 
     Raises:
-        InputError: ``count`` is below 1.
+        InputError: ``count`` is below 1, or a value is of another type.
 
     Example:
         >>> from art_denoised import Smoother
@@ -409,6 +420,9 @@ class Workers:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "count", checks.count("workers", self.count))
+        object.__setattr__(self, "devices", tuple(checks.words("devices", self.devices)))
+        if not (self.build is None or callable(self.build)):
+            raise InputError(f"build is {self.build!r}; give a function that returns the network")
 
     def start(self, plan: Plan, *, gpu: bool) -> Crew:
         """Start the processes."""

@@ -26,7 +26,7 @@ import torch
 from art_denoised import checks
 from art_denoised.runs.workers import AHEAD, Crew, Finished, Place, SentNetwork, Team, agreed, built
 from art_denoised.smoothing.stops import Counts, Draw, Procedure, Stage
-from art_denoised.smoothing.voters import NearTies, Task, Voter
+from art_denoised.smoothing.voters import Passes, Task, Voter
 
 if TYPE_CHECKING:
     from art_denoised.smoothing.smoother import Smoother
@@ -38,6 +38,7 @@ _FARTHEST = 2  # times the samples of an image: that far it is sampled ahead
 # Times: so far it most likely goes on, and workers that are not idle are given it, too.
 _LIKELY = 1.1
 _Bundle: TypeAlias = "list[_Part]"
+_Tried: TypeAlias = tuple[tuple[int, ...], Passes]  # shape of an image, and how it is passed
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -313,21 +314,30 @@ def dispatched(smoother: Smoother, place: Place) -> Voter:
     assert network is not None  # refused by the smoother
     names = ("sigma", "noise", "seed", "batch_size", "clip_values")
     settings = {name: getattr(smoother, name) for name in names}
-    rule = next((passes.near_ties for passes in smoother.tried.values()), None)
-    plan = _Plan(place.build or SentNetwork(network), settings, rule)
+    shapes = {size[1:]: passes for size, passes in smoother.tried.items()}
+    tried = next(iter(shapes.items()), None)
+    plan = _Plan(place.build or SentNetwork(network), settings, tried)
     crew = place.start(plan, gpu=checks.model_device(network).type == "cuda")
     return Dispatcher(
         crew,
-        _identity(smoother),
+        _identity(smoother, tried),
         batch_size=smoother.batch_size,
         allow_mixed=place.allow_mixed,
     )
 
 
-def _identity(smoother: Smoother) -> dict[str, Any]:
+@torch.no_grad()
+def _identity(smoother: Smoother, tried: _Tried | None) -> dict[str, Any]:
     """Return what all workers and the driver must agree in."""
-    network = smoother.network
-    return agreed(network, checks.model_device(network), smoother.batch_size)
+    network, size, answers = smoother.network, smoother.batch_size, list[float]()
+    assert network is not None
+    if tried is not None:
+        shape, passes = tried
+        x = torch.rand((size, *shape), generator=torch.Generator().manual_seed(0))
+        batch = checks.placed(x, network).to(checks.model_dtype(network))
+        rows = checks.logit_rows(network(batch.contiguous(memory_format=passes.order)), size)
+        answers = rows[:2].flatten().tolist()
+    return agreed(network, checks.model_device(network), size, answers)
 
 
 @dataclass(frozen=True)
@@ -339,21 +349,21 @@ class _Plan:
 
     build: Callable[[], Classifier]
     settings: Mapping[str, Any]
-    near_ties: NearTies | None
+    tried: _Tried | None
 
     def __call__(self, device: str | None) -> _Server:
         from art_denoised.smoothing.smoother import Smoother
 
         smoother = Smoother(built(self.build, device), **self.settings)
-        smoother.near_ties = self.near_ties
-        return _Server(smoother)
+        smoother.near_ties = None if self.tried is None else self.tried[1].near_ties
+        return _Server(smoother, self.tried)
 
 
 class _Server:
     """Answers bundles of pieces with their votes."""
 
-    def __init__(self, smoother: Smoother) -> None:
-        self.identity = _identity(smoother)
+    def __init__(self, smoother: Smoother, tried: _Tried | None) -> None:
+        self.identity = _identity(smoother, tried)
         self._device = checks.model_device(smoother.network)
         self._voter = smoother.voter()
 

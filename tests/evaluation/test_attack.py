@@ -487,7 +487,7 @@ def test_bad_input(digits):
     data, model = TensorDataset(*digits), digits_classifier()
     for attacks, words in (
         ([lambda m, x, y: x], "give a callable .* with eps and norm"),
-        ([PGD(0.1), PGD(0.1, steps=3)], "'pgd' is given twice with eps 0.1; give pairs"),
+        ([PGD(0.1), PGD(0.1, steps=3)], "'pgd' with eps 0.1"),
         ({CLEAN: PGD(0.1)}, "is named 'clean'"),
         ([SimpleNamespace(norm="linf")], "give a callable"),
         ([type("Bare", (Keeping,), {"eps": None})()], "eps of bare is None; give a number"),

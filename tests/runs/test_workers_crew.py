@@ -74,3 +74,25 @@ def test_other_processors_are_refused_unless_that_is_allowed():
     crew = Crew()
     crew.processors = "AAB"
     assert len(list(in_order(Team(crew, SAME, allow_mixed=True), works))) == 9
+
+
+@pytest.mark.parametrize(
+    ("answers", "refused"),
+    [([3.0, -10.0], False), ([3.01, -10.04], False), ([3.0, -8.0], True), ([-3.0, -10.0], True)],
+)
+def test_networks_that_answer_otherwise_are_refused(answers, refused):
+    """A private tensor that each process draws is in no identity."""
+
+    class Answering(Crew):
+        def receive(self):
+            worker, report = super().receive()
+            known = {**SAME, "answers": answers}
+            return worker, Ready(known) if isinstance(report, Ready) else report
+
+    team = Team(Answering(), {**SAME, "answers": [3.0, -10.0]}, allow_mixed=False)
+    works = [Work(i, np.zeros(1)) for i in range(9)]
+    if refused:
+        with pytest.raises(InputError, match="buffer"):
+            list(in_order(team, works))
+    else:
+        assert len(list(in_order(team, works))) == 9
