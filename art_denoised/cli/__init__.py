@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -128,26 +126,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error}{_remedy(error.remedy)}")
 
 
-def _whole(type_: Any, tokens: Sequence[Token]) -> Any:
-    """Convert tokens as cyclopts does, but refuse fractions, which it rounds."""
-    for word in (token.value for token in tokens):
-        if (type_ is int or int in get_args(type_)) and _is_fraction(word):
-            raise ValueError(f"{word!r} is not a whole number")
-    return convert(type_, tokens)
-
-
-def _is_fraction(word: str) -> bool:
-    try:
-        return not float(word).is_integer()
-    except ValueError:
-        return False
-
-
 def build_app(*, everything: bool = False, summaries: bool = False) -> App:
     """Return the application; the module of a command is imported when it is needed.
 
-    With ``everything``, help pages explain options that few runs need, too. With ``summaries``, all
-    that is known of a command is its first line.
+    With ``everything``, help pages explain options that few runs need, too. With ``summaries``,
+    each command is shown with the first line of its docstring.
     """
     app = App(
         name=_PROGRAM,
@@ -168,9 +151,11 @@ def build_app(*, everything: bool = False, summaries: bool = False) -> App:
         group = Group(title, sort_key=order)
         for place, (name, module) in enumerate(commands.items()):
             function = name.replace("-", "_")
-            text = _summary(module, function) if summaries else None  # in place of the docstring
-            path = f"art_denoised.cli.{module}:{function}"
-            app.command(path, name=name, group=group, sort_key=place, help=text)
+            path, text = f"art_denoised.cli.{module}", None
+            if summaries:  # cyclopts does not import a command to say what it does
+                docstring = getattr(import_module(path), function).__doc__
+                text = docstring.partition("\n")[0]
+            app.command(f"{path}:{function}", name=name, group=group, sort_key=place, help=text)
     app.meta.suppress_keyboard_interrupt = False  # not inherited
     app.register_install_completion_command(help="Install completion for your shell, and exit.")
     for flag in ("--help", "--version", "--install-completion"):
@@ -200,17 +185,19 @@ def build_app(*, everything: bool = False, summaries: bool = False) -> App:
     return app
 
 
-def _summary(module: str, function: str) -> str:
-    """Return the first line of a command's docstring, without an import of its module."""
-    for node in _tree(module).body:
-        if isinstance(node, ast.FunctionDef) and node.name == function:
-            return (ast.get_docstring(node) or "").partition("\n")[0]
-    raise LookupError(f"{module} has no {function}")
+def _whole(type_: Any, tokens: Sequence[Token]) -> Any:
+    """Convert tokens as cyclopts does, but refuse fractions, which it rounds."""
+    for word in (token.value for token in tokens):
+        if (type_ is int or int in get_args(type_)) and _is_fraction(word):
+            raise ValueError(f"{word!r} is not a whole number")
+    return convert(type_, tokens)
 
 
-@cache
-def _tree(module: str) -> ast.Module:
-    return ast.parse(files("art_denoised.cli").joinpath(f"{module}.py").read_text("utf-8"))
+def _is_fraction(word: str) -> bool:
+    try:
+        return not float(word).is_integer()
+    except ValueError:
+        return False
 
 
 def _refuse_variables(words: Sequence[str]) -> None:
