@@ -367,7 +367,8 @@ def conflicts(models: Sequence[Model]) -> list[str]:
             where.setdefault(words, []).append(str(ball))
         names = f"{attacked[0].name} and {second.name}"
         found += [f"{names}: {words} in {', '.join(balls)}" for words, balls in where.items()]
-    return found + images_apart({m.name: m.certify_log for m in models if m.certified})
+    logs = {model.name: model.certify_log for model in models if model.certified}
+    return found + images_apart(logs) if logs else found
 
 
 def _other_images(first: Model, second: Model) -> str:
