@@ -65,8 +65,8 @@ def optimize(
         dtype: torch.bfloat16 or torch.float16, or the name of one: weights are converted, and the
             network takes images of this type.
         fold: Whether batch norms are folded.
-        compile: Whether it is compiled for each shape of a batch, by `torch.nn.Module.compile`. On
-            a CPU its weights must not change after its first call.
+        compile: Whether its forward is compiled for each shape of a batch, by `torch.compile`. On a
+            CPU nothing of it may change after its first call.
         input_shape: Channels, height and width of an image that the network takes. Copies are run
             on noise, to check that the result computes the same.
 
