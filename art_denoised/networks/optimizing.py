@@ -214,7 +214,7 @@ class _Frozen:
     """What a compiled network was made of, to tell whether it is still made of that.
 
     Values may change where tensors do not count it, through ``.data`` and NumPy, so that their sums
-    are compared, too. A layer that is replaced is compiled anew.
+    are compared, too.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -233,12 +233,13 @@ class _Frozen:
         stores = (store for part in self._parts for store in (part._parameters, part._buffers))
         tensors = [one for store in stores for one in store.values() if one is not None]
         tensors += self._others
-        places: list[Any] = [
-            (one.data_ptr(), one.is_inference() or one._version) for one in tensors
-        ]
+        places: list[Any] = [(t.data_ptr(), t.is_inference() or t._version) for t in tensors]
+        for part in self._parts:
+            places += map(id, part._modules.values())
         for part in self._parts[1:]:
             places.append((len(part._forward_hooks), len(part._forward_pre_hooks)))
-        return places, torch.stack([one.detach().sum().float() for one in tensors])
+        sums = torch.stack([t.detach().sum().float() for t in tensors])
+        return places, sums.nan_to_num()  # NaN is not equal to NaN
 
 
 def _can_be_frozen(network: nn.Module) -> bool:

@@ -330,6 +330,7 @@ class Mixed(nn.Module):
         lambda net: net.factor.mul_(3),
         lambda net: net.listed[0].mul_(3),
         lambda net: net.layers[0].register_forward_hook(lambda module, x, y: y * 2),
+        lambda net: setattr(net.layers, "0", nn.Conv2d(1, 2, 3)),
     ],
 )
 def test_a_compiled_network_does_not_change_without_a_word(monkeypatch, change):
@@ -356,6 +357,16 @@ def test_weights_that_count_no_versions_do_not_change_without_a_word(monkeypatch
         next(net.parameters()).mul_(2)
         with pytest.raises(InputError, match="optimize"):
             net(x)
+    torch.compiler.reset()
+
+
+def test_a_compiled_network_with_weights_that_are_no_numbers_has_not_changed(monkeypatch):
+    compiling(monkeypatch)
+    net = optimize(Mixed().eval(), fold=False, compile=True, input_shape=(1, 8, 8))
+    with torch.no_grad():
+        net.layers[0].weight[0] = torch.nan
+        for _ in range(2):
+            assert net(torch.rand(2, 1, 8, 8)).isnan().any()
     torch.compiler.reset()
 
 
