@@ -162,7 +162,8 @@ def dense(name: str, x: Tensor) -> Tensor:
 
 
 def _tensor(name: str, value: Any, content: str) -> Tensor:
-    if isinstance(value, np.ma.MaskedArray):
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    if any(isinstance(part, np.ma.MaskedArray) for part in parts):
         raise InputError(f"{name} are a masked array; give the values that are meant, by .filled()")
     if isinstance(value, np.ndarray):  # of memory as torch takes it: native, ascending, writeable
         value = value.astype(value.dtype.newbyteorder("="), copy=False)
