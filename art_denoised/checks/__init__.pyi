@@ -11,6 +11,7 @@ from .models import finite_answer as finite_answer
 from .models import first_derivative as first_derivative
 from .models import images as images
 from .models import in_training as in_training
+from .models import label_rows as label_rows
 from .models import labels as labels
 from .models import logit_rows as logit_rows
 from .models import logits as logits
