@@ -45,6 +45,11 @@ class MaiteModel:
     """
 
     def __init__(self, model: nn.Module, name: str, classes: Sequence[str] = ()) -> None:
+        if not callable(model):
+            raise InputError(
+                f"model is a {type(model).__name__}; give an nn.Module, which "
+                "art_denoised.estimators.without_preprocessing makes of an ART classifier"
+            )
         checks.eval_mode(model)
         self._model = model
         self._names = checks.words("classes", classes)
@@ -161,11 +166,10 @@ class MaiteAttack:
             raise InputError(
                 f"the batch holds {len(parts)} sequences; give images, targets and metadata"
             )
-        images, targets = (
-            checks.several(name, part, name)
-            for name, part in zip(("images", "targets"), parts, strict=False)
-        )
+        names = ("images", "targets", "metadata")
+        images, targets, metadata = map(checks.several, names, parts, names)
         checks.one_each(images, targets, "targets")
+        checks.one_each(images, metadata, "metadata")
         if not images:
             return [], parts[1], parts[2]
         x = _stack(images).to(checks.model_device(self._module))

@@ -108,7 +108,8 @@ class RobustTrainer(Trainer):
         rows: Rows of the epochs of the last training.
 
     Raises:
-        InputError: No PyTorchClassifier, or preprocessing that is not torch.
+        InputError: No PyTorchClassifier, other images than in [0, 1], preprocessing that is not
+            torch, or something else than a recipe or a config.
 
     Example:
         >>> from art_denoised.demo import digits_network
@@ -137,7 +138,7 @@ class RobustTrainer(Trainer):
         checks.unit_range("training", classifier.clip_values)
         if isinstance(recipe, str):
             checks.choice("recipe", recipe, RECIPES)
-        elif not callable(getattr(recipe, "loss", None)):
+        elif isinstance(recipe, type) or not callable(getattr(recipe, "loss", None)):
             raise InputError(
                 f"recipe is {checks.shown(recipe)}; give one of {', '.join(RECIPES)}, or a Recipe"
             )

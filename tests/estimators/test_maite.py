@@ -193,6 +193,8 @@ def test_a_data_set_is_a_sequence():
         (lambda: answers([X[0]], classes=["a", "b", "c"]), "3 names .* 10 logits"),
         (lambda: MaiteAttack(PGD(0.1), digits_classifier(), "a")(None), "batch is None"),
         (lambda: MaiteAttack(PGD(0.1), digits_classifier(), "a")(([], [])), "2 sequences"),
+        (lambda: attacked([3], X[:1]), "1 images and 2 metadata"),
+        (lambda: MaiteModel(None, "a"), "model is a NoneType"),
         (lambda: MaiteAttack(None, digits_classifier(), "a"), "attack is None"),
         (lambda: MaiteAttack(PGD(0.1), len, "a"), "builtin_function"),
         (lambda: MaiteDataset([(X[0], 3, {})], "triples", 10)[0], "3 values"),

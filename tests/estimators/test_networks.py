@@ -209,6 +209,7 @@ def test_bad_input(batch):
     [
         ({"recipe": 3}, "recipe is 3"),
         ({"recipe": None}, "recipe is None"),
+        ({"recipe": Adversarial}, "recipe is .*Adversarial"),
         ({"recipe": "pgdd"}, "recipe is 'pgdd'"),
         ({"config": None}, "config is None"),
         ({"config": {"epochs": 1}}, "config is {'epochs': 1}"),
