@@ -178,8 +178,8 @@ class DefendedClassifier(PyTorchClassifier, metaclass=_Unfiltered):
         """Train the module on images and labels with the estimator's optimizer, as in ART.
 
         Raises:
-            InputError: There is no optimizer, no step would be taken, or images or labels cannot
-                be used.
+            InputError: There is no optimizer of the module, no step would be taken, or images or
+                labels cannot be used.
         """
         images = checks.images(x, clip_values=self.clip_values, shape=self.input_shape)
         self._check_training(nb_epochs)
@@ -344,6 +344,12 @@ class DefendedClassifier(PyTorchClassifier, metaclass=_Unfiltered):
         checks.count("nb_epochs", nb_epochs)
         if self.optimizer is None:
             raise InputError("optimizer is None; build the estimator with one to train it")
+        trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        if trained.isdisjoint(map(id, self.model.parameters())):
+            raise InputError(
+                f"optimizer is {type(self.optimizer).__name__} over parameters of another module, "
+                "so fit would train nothing; give one over those of the model"
+            )
 
     def _make_model_wrapper(self, model: nn.Module) -> nn.Module:
         layers = [name for name, _ in model.named_children()] if self._layers_see_images else []

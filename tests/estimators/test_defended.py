@@ -387,6 +387,9 @@ def test_fit_has_a_batch_and_an_optimizer(make):
     defence._optimizer = torch.optim.SGD(defence.model.parameters(), lr=0.1)
     with pytest.raises(InputError, match="batch_size is 5, but there are 4"):
         defence.fit(X, y, batch_size=5, drop_last=True)
+    defence._optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+    with pytest.raises(InputError, match="SGD over parameters of another"):
+        defence.fit(X, y, nb_epochs=1)
     with pytest.raises(InputError, match="nb_epochs is 0"):
         defence.fit_generator(None, nb_epochs=0)
 
