@@ -77,6 +77,15 @@ class Functional(nn.Module):
         (lambda: checks.sigma(0.25, (0, float("nan"))), ["nan", "smaller and a larger"]),
         (lambda: checks.sigma(0.25, (1, 0)), ["(1, 0)", "smaller and a larger"]),
         (lambda: checks.sigma(0.25, None), ["None", "smaller and a larger"]),
+        (lambda: checks.pixel_bounds((0, True)), ["True"]),
+        (lambda: checks.pixel_bounds((0, "1")), ["'1'"]),
+        (lambda: checks.pixel_bounds((np.ones((9, 9)), np.zeros((9, 9)))), ["array"]),
+        (lambda: checks.pixel_bounds(([0] * 3, [1] * 3), (3, 3, 3)), ["(3,)", "(3, 3, 3)"]),
+        (lambda: checks.unit_range("PGD", (0, 255)), ["(0, 255)", "PGD"]),
+        (lambda: checks.unit_range("PGD", (np.array([0, 0.5]), 1)), ["(0, 1)", "[0, 1]"]),
+        (lambda: checks.several("batch", None, "images"), ["batch is None", "images"]),
+        (lambda: checks.label_rows([[1, 2], [3]], 3), ["class indices"]),
+        (lambda: checks.images([np.ma.masked_less(X[0].numpy(), 1)]), ["masked", "filled"]),
         (lambda: checks.positive("sigma", np.True_), ["True", "number"]),
         (lambda: checks.count("seed", torch.tensor(True), 0), ["True", "whole"]),
         (lambda: checks.sample_count(9, 5e-324), ["n is 9", "fewer than 1075"]),
@@ -168,6 +177,11 @@ def test_what_is_fine_passes():
     assert checks.labels(np.array([0, 2], np.uint8), 3).tolist() == [0, 2]
     checks.eval_mode(nn.Sequential(nn.Dropout(), nn.ReLU()).eval())
     checks.eval_mode(lambda x: x)
+    assert checks.pixel_range((Decimal(0), torch.tensor(2))) == (0, 2)
+    channels = (np.zeros((3, 1, 1)), np.ones((3, 1, 1)))
+    assert [end.shape for end in checks.pixel_bounds(channels, (3, 4, 4))] == [(3, 1, 1)] * 2
+    checks.unit_range("PGD", None)
+    checks.unit_range("PGD", (0.0, np.ones(3)))
     for kind in ("u2", "u4", "i1"):
         assert checks.labels(np.array([0, 2], kind), 3).tolist() == [0, 2]
 

@@ -293,10 +293,15 @@ class PGD:
         """Return ``x_adv``, shaped like ``x``, within ``eps`` of it and in [0, 1].
 
         Args:
-            model: Images to logits; log-probabilities will do.
+            model: Images to logits; log-probabilities will do. Of an ART estimator its module is
+                attacked.
             x: Images in [0, 1], on the device of the model.
             y: True labels.
         """
+        from art_denoised.attacks.suites import as_module  # which imports this module
+
+        checks.unit_range("PGD", getattr(model, "clip_values", None))
+        model = as_module(model)
         x = checks.images(x)
         y = checks.labels(y).to(x.device)
         checks.one_each(x, y)

@@ -11,6 +11,7 @@ from .models import finite_answer as finite_answer
 from .models import first_derivative as first_derivative
 from .models import images as images
 from .models import in_training as in_training
+from .models import label_rows as label_rows
 from .models import labels as labels
 from .models import logit_rows as logit_rows
 from .models import logits as logits
@@ -39,6 +40,7 @@ from .values import numbers as numbers
 from .values import one_each as one_each
 from .values import one_line as one_line
 from .values import path as path
+from .values import pixel_bounds as pixel_bounds
 from .values import pixel_range as pixel_range
 from .values import plain_fields as plain_fields
 from .values import positive as positive
@@ -46,8 +48,11 @@ from .values import radii as radii
 from .values import real as real
 from .values import sample_count as sample_count
 from .values import seed as seed
+from .values import several as several
 from .values import shape as shape
 from .values import share as share
+from .values import shown as shown
 from .values import sigma as sigma
 from .values import successes as successes
+from .values import unit_range as unit_range
 from .values import words as words

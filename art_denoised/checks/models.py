@@ -141,6 +141,14 @@ def class_indices(y: Any, nb_classes: int) -> Labels:
     return labels(y, nb_classes)
 
 
+def label_rows(y: Any, nb_classes: int) -> Tensor:
+    """Return labels in any form that ART takes as rows of probabilities, (batch, classes)."""
+    y = _tensor("labels", y, "class indices")
+    if tuple(y.shape[1:]) == (nb_classes,):
+        return probabilities(y)
+    return nn.functional.one_hot(class_indices(y, nb_classes), nb_classes)
+
+
 def probabilities(y: Any) -> Tensor:
     """Return one-hot rows or probabilities, (batch, classes), as floating-point numbers."""
     rows = _tensor("labels", y, "probabilities")
@@ -162,7 +170,8 @@ def dense(name: str, x: Tensor) -> Tensor:
 
 
 def _tensor(name: str, value: Any, content: str) -> Tensor:
-    if isinstance(value, np.ma.MaskedArray):
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    if any(isinstance(part, np.ma.MaskedArray) for part in parts):
         raise InputError(f"{name} are a masked array; give the values that are meant, by .filled()")
     if isinstance(value, np.ndarray):  # of memory as torch takes it: native, ascending, writeable
         value = value.astype(value.dtype.newbyteorder("="), copy=False)

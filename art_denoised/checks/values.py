@@ -47,6 +47,12 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def shown(value: object) -> str:
+    """Return the repr of a value on one line, shortened where it is long."""
+    line = " ".join(repr(value).split())
+    return line if len(line) <= 80 else f"{line[:77]}..."
+
+
 @contextlib.contextmanager
 def in_one_line(who: str, remedy: str) -> Iterator[None]:
     """Turn any error of code that is not ours into an `InputError`."""
@@ -119,13 +125,49 @@ def sigma(value: SupportsFloat, clip_values: tuple[Any, Any] = (0.0, 1.0)) -> fl
 
 def pixel_range(clip_values: tuple[Any, Any]) -> tuple[float, float]:
     """Return the smallest and the largest pixel value of a range, scalars or arrays."""
+    smallest, largest = pixel_bounds(clip_values)
+    return float(smallest.min()), float(largest.max())
+
+
+def pixel_bounds(
+    clip_values: tuple[Any, Any], image: tuple[int, ...] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of a range of pixels as arrays of one shape: one for all pixels, or each.
+
+    ``image`` is the (channels, height, width) that arrays must fit.
+    """
     try:
-        smallest, largest = (np.asarray(value, np.float64) for value in clip_values)
-        if np.all(np.isfinite(largest - smallest)) and np.all(smallest < largest):
-            return float(smallest.min()), float(largest.max())
+        bounds = [np.asarray(value) for value in clip_values]
+        if len(bounds) == 2 and all(bound.dtype.kind in "iufO" for bound in bounds):
+            low, high = np.broadcast_arrays(*(bound.astype(np.float64) for bound in bounds))
+            if np.all(np.isfinite(high - low)) and np.all(low < high):
+                # A row of three numbers is not one for each channel: it would run along the width.
+                if image is None or low.ndim == 0 or low.shape in (image, (image[0], 1, 1)):
+                    return low, high
+                raise InputError(
+                    f"clip_values have shape {low.shape}; give two numbers, or arrays of shape "
+                    f"{image}"
+                )
+    except InputError:
+        raise
     except (TypeError, ValueError):
         pass
-    raise InputError(f"clip_values are {clip_values!r}; give a smaller and a larger number")
+    raise InputError(f"clip_values are {shown(clip_values)}; give a smaller and a larger number")
+
+
+def unit_range(who: str, clip_values: tuple[Any, Any] | None) -> None:
+    """Check that ``clip_values`` are (0, 1), the range in which ``who`` takes images.
+
+    None, which ART classifiers may have, names no other range.
+    """
+    if clip_values is None:
+        return
+    low, high = pixel_bounds(clip_values)
+    if np.any(low != 0) or np.any(high != 1):
+        raise InputError(
+            f"clip_values are ({low.min():g}, {high.max():g}), but {who} takes images in [0, 1]; "
+            "give (0, 1), with the scaling as a part of the model"
+        )
 
 
 def eps(value: SupportsFloat, norm: str = "linf") -> float:
@@ -224,7 +266,7 @@ def fewest_samples(alpha: float) -> int:
 
 def radii(values: Sequence[SupportsFloat]) -> tuple[float, ...]:
     """Return l2 radii as floats, ascending and each once."""
-    numbers = sorted({real("radius", value) for value in _several("radii", values)})
+    numbers = sorted({real("radius", value) for value in several("radii", values)})
     for number in numbers:
         if not 0 <= number < math.inf:
             raise InputError(f"radius is {number}; give numbers >= 0 in image units")
@@ -233,7 +275,7 @@ def radii(values: Sequence[SupportsFloat]) -> tuple[float, ...]:
 
 def numbers(name: str, values: Sequence[SupportsFloat]) -> tuple[float, ...]:
     """Return several numbers as floats, in their order."""
-    return tuple(real(name, value) for value in _several(name, values))
+    return tuple(real(name, value) for value in several(name, values))
 
 
 def words(name: str, values: Iterable[str]) -> tuple[str, ...]:
@@ -249,13 +291,13 @@ def words(name: str, values: Iterable[str]) -> tuple[str, ...]:
 def shape(name: str, value: Sequence[SupportsIndex]) -> tuple[int, ...]:
     """Return the shape of an image as ints."""
     if isinstance(value, Sized) and not isinstance(value, (str, bytes, Mapping)):
-        return tuple(count(name, side) for side in _several(name, value))
+        return tuple(count(name, side) for side in several(name, value))
     raise InputError(f"{name} is {value!r}; give (channels, height, width)")
 
 
 def indices(values: Sequence[SupportsIndex], images: int) -> list[int]:
     """Return different indices of ``images`` images as ints."""
-    numbers = [count("index", value, 0) for value in _several("indices", values)]
+    numbers = [count("index", value, 0) for value in several("indices", values)]
     for number in numbers:
         if number >= images:
             raise InputError(f"image {number} is not in the data; give indices 0 to {images - 1}")
@@ -300,13 +342,15 @@ class OneOf:
         owner.__dict__[self._name] = choice(self._name, value, getattr(owner, self._choices))
 
 
-def _several(name: str, values: Any) -> list[Any]:
+def several(name: str, values: Any, content: str = "numbers") -> list[Any]:
+    """Return the entries of a sequence; a word, a mapping or a single thing is none."""
     try:
         if not isinstance(values, (str, bytes, Mapping)):
             return list(values)
     except TypeError:
         pass
-    raise InputError(f"{name} is {values!r}; give a sequence of numbers, such as [{values}]")
+    example = f", such as [{values}]" if content == "numbers" else ""
+    raise InputError(f"{name} is {shown(values)}; give a sequence of {content}{example}")
 
 
 def _plain(value: Any) -> Any:

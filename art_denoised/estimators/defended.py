@@ -15,9 +15,9 @@ import torch
 from art.attacks import EvasionAttack, evasion
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import ClassifierMixin
+from art.estimators.classification.classifier import InputFilter
 from art.estimators.classification.pytorch import PyTorchClassifier
 from torch import nn
-from torch.nn import functional as F
 
 from art_denoised import checks
 from art_denoised.attacks.suites import ClassAttack, Outcome, as_module, class_named
@@ -84,13 +84,26 @@ def _refuse_weights(gradient: torch.Tensor) -> None:
     )
 
 
-class DefendedClassifier(PyTorchClassifier):
+class _Unfiltered(InputFilter):
+    """ART's metaclass, without its wrapper of `predict` and `fit`, which makes arrays of tensors.
+
+    That fails for a tensor with a gradient, before our own checks see it.
+    """
+
+    def __init__(self, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
+        super().__init__(name, bases, {})
+
+
+class DefendedClassifier(PyTorchClassifier, metaclass=_Unfiltered):
     """An ART classifier over a module that is the whole defence.
 
     Beside ART's: images and labels are checked, no images give no rows, the global random state is
     left alone, pickles leave no files behind, and preprocessing belongs to the module, so that
     predictions and gradients are of one function. The arguments are those of PyTorchClassifier.
     """
+
+    # Whether the module takes images in other ranges than [0, 1].
+    _any_range: ClassVar[bool] = False
 
     # Whether the layers of the module see one row an image: those of a defence that makes many
     # noisy copies of an image do not, and detectors would read samples as images.
@@ -108,15 +121,18 @@ class DefendedClassifier(PyTorchClassifier):
         clip_values: tuple[Any, Any] = (0.0, 1.0),
         **kwargs: Any,
     ) -> None:
-        _refuse_processing(kwargs)
-        _refuse_channels_last(kwargs)
+        shape = image_shape(input_shape)
+        clip_values = checks.pixel_bounds(clip_values, shape)
+        if not self._any_range:
+            checks.unit_range(type(self).__name__, clip_values)
+        options = {"loss": nn.CrossEntropyLoss() if loss is None else loss, **kwargs}
+        _check_options(options)
         super().__init__(
             model=model.eval(),
-            loss=nn.CrossEntropyLoss() if loss is None else loss,
-            input_shape=image_shape(input_shape),
+            input_shape=shape,
             nb_classes=checks.count("nb_classes", nb_classes, 2),
             clip_values=clip_values,
-            **kwargs,
+            **options,
         )
         self._check_classes(self.model, self.nb_classes)
 
@@ -149,10 +165,37 @@ class DefendedClassifier(PyTorchClassifier):
             outputs = [self.model(batch).float().cpu() for batch in inputs]
         return torch.cat(outputs).numpy()
 
-    def fit(self, x: np.ndarray, y: np.ndarray, *args: Any, **kwargs: Any) -> None:
-        """Train the module on images and labels with the estimator's optimizer, as in ART."""
-        checks.images(x, clip_values=self.clip_values, shape=self.input_shape)
-        super().fit(*self._pair(x, y), *args, **kwargs)
+    def fit(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        batch_size: int = 128,
+        nb_epochs: int = 10,
+        *,
+        drop_last: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Train the module on images and labels with the estimator's optimizer, as in ART.
+
+        Raises:
+            InputError: There is no optimizer of the module, no step would be taken, or images or
+                labels cannot be used.
+        """
+        images = checks.images(x, clip_values=self.clip_values, shape=self.input_shape)
+        self._check_training(nb_epochs)
+        checks.count("batch_size", batch_size)
+        if checks.flag("drop_last", drop_last) and len(images) < batch_size:
+            raise InputError(
+                f"drop_last is True and batch_size is {batch_size}, but there are {len(images)} "
+                "images, so no batch is left; give a smaller batch_size"
+            )
+        pair = self._pair(images.detach().cpu().numpy(), y)
+        super().fit(*pair, batch_size, nb_epochs, drop_last=drop_last, **kwargs)
+
+    def fit_generator(self, generator: Any, nb_epochs: int = 20, **kwargs: Any) -> None:
+        """Train the module on the batches of a generator of ART."""
+        self._check_training(nb_epochs)
+        super().fit_generator(generator, nb_epochs, **kwargs)
 
     def compute_loss(self, x: Any, y: Any, reduction: str = "none", **kwargs: Any) -> Any:
         """Return the loss of ``.model``: for each image, or its "mean" or "sum" over the images."""
@@ -160,6 +203,11 @@ class DefendedClassifier(PyTorchClassifier):
         x, y = self._pair(x, y)
         if not len(x) and reduction == "mean":
             raise InputError("there are no images, so their mean loss is undefined; give one")
+        if not hasattr(self.loss, "reduction"):
+            raise InputError(
+                f"the loss {checks.shown(self.loss)} has no attribute 'reduction'; give one that "
+                "has, such as nn.CrossEntropyLoss()"
+            )
         return super().compute_loss(x, y, reduction=reduction, **kwargs)
 
     def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **kwargs: Any) -> Any:
@@ -180,7 +228,7 @@ class DefendedClassifier(PyTorchClassifier):
         if label is not None:
             chosen = checks.labels(np.atleast_1d(label), self.nb_classes).numpy()
             label = int(chosen[0]) if np.ndim(label) == 0 else chosen
-        images = self._attacked(x).cpu().numpy()
+        images = self._attacked(x).detach().cpu().numpy()
         if not len(images):
             classes = self.nb_classes if label is None else 1
             return np.zeros((0, classes, *self.input_shape), images.dtype)
@@ -239,11 +287,19 @@ class DefendedClassifier(PyTorchClassifier):
 
     def set_params(self, **kwargs: Any) -> None:
         """Set parameters by name, as in ART, which cannot take the module that it hands out."""
-        _refuse_processing(kwargs, self)
-        _refuse_channels_last(kwargs)
-        model, classes = kwargs.pop("model", self.model), kwargs.get("nb_classes", self.nb_classes)
-        if model is not self.model or classes != self.nb_classes:
-            self._check_classes(model, classes)
+        _check_options(kwargs, self)
+        kwargs = {"nb_classes": self.nb_classes, "input_shape": self.input_shape, **kwargs}
+        classes = checks.count("nb_classes", kwargs["nb_classes"], 2)
+        shape = kwargs["input_shape"] = image_shape(kwargs["input_shape"])
+        model = kwargs.pop("model", self.model)
+        given = kwargs.pop("clip_values", self.clip_values)
+        if not same_range(checks.pixel_bounds(given, shape), self.clip_values):
+            raise InputError(
+                f"clip_values are {checks.shown(given)}, but this defence is of images in "
+                f"{_ends(self.clip_values)}; build another {type(self).__name__}"
+            )
+        if (model, classes, shape) != (self.model, self.nb_classes, self.input_shape):
+            self._check_classes(model, classes, shape)
             self._model = self._make_model_wrapper(model).to(self._device)
         super().set_params(**kwargs)
 
@@ -264,8 +320,7 @@ class DefendedClassifier(PyTorchClassifier):
         """Return defence, noise, classes and device in a line."""
         names = (*self._shown, "input_shape", "nb_classes")
         told = [f"{name}={getattr(self, name)!r}" for name in names]
-        low, high = (float(np.min(self.clip_values[0])), float(np.max(self.clip_values[1])))
-        told.append(f"clip_values=({low:g}, {high:g})")
+        told.append(f"clip_values={_ends(self.clip_values)}")
         return f"{type(self).__name__}({', '.join(told)}, device={str(self.device)!r})"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -285,6 +340,17 @@ class DefendedClassifier(PyTorchClassifier):
     def _trained_by_fit(self) -> nn.Module | None:
         return self.model
 
+    def _check_training(self, nb_epochs: int) -> None:
+        checks.count("nb_epochs", nb_epochs)
+        if self.optimizer is None:
+            raise InputError("optimizer is None; build the estimator with one to train it")
+        trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        if trained.isdisjoint(map(id, self.model.parameters())):
+            raise InputError(
+                f"optimizer is {type(self.optimizer).__name__} over parameters of another module, "
+                "so fit would train nothing; give one over those of the model"
+            )
+
     def _make_model_wrapper(self, model: nn.Module) -> nn.Module:
         layers = [name for name, _ in model.named_children()] if self._layers_see_images else []
         return _Whole(model, layers)
@@ -301,7 +367,8 @@ class DefendedClassifier(PyTorchClassifier):
         """Return images of an attack under way, warning once of those in other units."""
         dtype = checks.model_dtype(self.model)
         dtype = dtype if dtype == torch.float64 else torch.float32
-        if np.shape(x) == (0, *self.input_shape):
+        x = checks.batch(x)
+        if tuple(x.shape) == (0, *self.input_shape):
             return torch.zeros(0, *self.input_shape, dtype=dtype)
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
@@ -313,24 +380,24 @@ class DefendedClassifier(PyTorchClassifier):
 
     def _pair(self, x: Any, y: Any) -> tuple[Any, Any]:
         """Return images and rows of probabilities, both tensors if the images are, else arrays."""
-        images = self._attacked(x)
-        if np.shape(y)[1:] == (self.nb_classes,):
-            rows = checks.probabilities(y)
-        else:
-            rows = F.one_hot(checks.class_indices(y, self.nb_classes), self.nb_classes)
+        images, rows = self._attacked(x), checks.label_rows(y, self.nb_classes)
         checks.one_each(images, rows)
         if isinstance(x, torch.Tensor):
             return images, rows.to(images)
-        return images.numpy(), rows.to(images.dtype).cpu().numpy()
+        return images.cpu().numpy(), rows.to(images.dtype).detach().cpu().numpy()
 
-    def _check_classes(self, model: nn.Module, expected: int | None) -> None:
-        classes = checks.class_count(model.to(self.device), self._grey())
+    def _check_classes(
+        self, model: nn.Module, expected: int | None, shape: tuple[int, ...] | None = None
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model is {checks.shown(model)}; give an nn.Module")
+        classes = checks.class_count(model.eval().to(self.device), self._grey(shape))
         if classes != expected:
             raise InputError(f"nb_classes is {expected} but the model returns {classes}")
 
-    def _grey(self) -> torch.Tensor:
+    def _grey(self, shape: tuple[int, ...] | None = None) -> torch.Tensor:
         middle = torch.as_tensor(np.mean(self.clip_values, axis=0), dtype=torch.float32)
-        return middle.expand(1, *self.input_shape).to(self.device)
+        return middle.expand(1, *(shape or self.input_shape)).to(self.device)
 
 
 class RandomDefence(DefendedClassifier):
@@ -351,9 +418,9 @@ class RandomDefence(DefendedClassifier):
     def set_params(self, **kwargs: Any) -> None:
         """Set parameters by name, as in ART; a model must be a defence of the same kind."""
         model = kwargs.get("model", self.model)
-        if type(model) is not type(self.model):
+        if _kinds(model) != _kinds(self.model):
             raise InputError(
-                f"model is a {type(model).__name__}, not the {type(self.model).__name__} that is "
+                f"model is a {_kinds(model)}, not the {_kinds(self.model)} that is "
                 f"this defence; build a {type(self).__name__} over it"
             )
         super().set_params(**kwargs)
@@ -364,29 +431,72 @@ class RandomDefence(DefendedClassifier):
         return [self.model]
 
 
+def _kinds(model: object) -> str:
+    """Return the type of a module, and of those in a sequence, which may be any."""
+    parts = [type(part).__name__ for part in model] if isinstance(model, nn.Sequential) else []
+    return type(model).__name__ + (f" of {', '.join(parts)}" if parts else "")
+
+
 def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     """Return a shape as (channels, height, width), each a positive number."""
-    if len(shape) != 3:
-        raise InputError(f"input_shape is {tuple(shape)}; give (channels, height, width)")
-    channels, height, width = (checks.count("input_shape", size) for size in shape)
+    sides = checks.shape("input_shape", shape)
+    if len(sides) != 3:
+        raise InputError(f"input_shape is {sides}; give (channels, height, width)")
+    channels, height, width = sides
     return channels, height, width
+
+
+def same_range(one: Any, other: Any) -> bool:
+    """Return whether two ranges of pixels are one in float32, in which ART keeps them."""
+    pairs = [(np.float32(a), np.float32(b)) for a, b in zip(one, other, strict=True)]
+    try:
+        return all(np.all(a == b) for a, b in pairs)
+    except ValueError:  # arrays of shapes that do not fit
+        return False
+
+
+def _ends(clip_values: Any) -> str:
+    return f"({np.min(clip_values[0]):g}, {np.max(clip_values[1]):g})"
+
+
+def _check_options(options: dict[str, Any], estimator: object = None) -> None:
+    """Check arguments of PyTorchClassifier in place, those of ``estimator`` if it is there."""
+    _refuse_processing(options, estimator)
+    if not checks.flag("channels_first", options.get("channels_first", True)):
+        raise InputError("channels_first is False; give images as (channels, height, width)")
+    if checks.flag("use_amp", options.get("use_amp", False)):
+        raise InputError(
+            "use_amp is True, which needs the abandoned package apex; leave it out, and put "
+            "torch.autocast into the module"
+        )
+    if not isinstance(options.get("loss", nn.CrossEntropyLoss()), nn.Module):
+        raise InputError(
+            f"loss is {checks.shown(options['loss'])}; give a module, such as nn.CrossEntropyLoss()"
+        )
+    check_optimizer(options.get("optimizer"))
+
+
+def check_optimizer(optimizer: object) -> None:
+    """Check that an optimizer is one; None is none."""
+    if not (optimizer is None or isinstance(optimizer, torch.optim.Optimizer)):
+        raise InputError(
+            f"optimizer is {checks.shown(optimizer)}; give one of torch.optim over the parameters "
+            "of the model"
+        )
 
 
 def _refuse_processing(options: dict[str, Any], estimator: object = None) -> None:
     """Refuse what predictions and gradients of ART would see differently, unless it is there."""
     for name in ("preprocessing", "preprocessing_defences", "postprocessing_defences"):
         given = options.get(name)
-        is_given = given is not None and np.size(given) > 0
-        if is_given and given is not getattr(estimator, name, None):
+        if isinstance(given, (list, tuple)) and not given:
+            del options[name]  # ART does not take every empty one
+        elif given is not None and given is not getattr(estimator, name, None):
             raise InputError(
-                f"{name} is {given}; it must be part of the module: wrap the classifier "
-                "in a PyTorchClassifier with torch preprocessing and build the defence over it"
+                f"{name} is {checks.shown(given)}; it must be part of the module: wrap the "
+                "classifier in a PyTorchClassifier with torch preprocessing and build the defence "
+                "over it"
             )
-
-
-def _refuse_channels_last(options: dict[str, Any]) -> None:
-    if not options.get("channels_first", True):
-        raise InputError("channels_first is False; give images as (channels, height, width)")
 
 
 def _initialise(module: nn.Module) -> None:
@@ -532,6 +642,7 @@ class ArtAttack(ClassAttack):
 
     def run(self, model: Any, x: Images, y: Labels) -> Outcome:
         """Attack."""
+        checks.unit_range(f"the attack {self.name}", getattr(model, "clip_values", None))
         known = _attack_class(self.kind)
         norm = np.inf if self.norm == "linf" else 2
         arguments = self.arguments(

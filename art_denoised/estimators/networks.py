@@ -17,6 +17,7 @@ from art_denoised import checks
 from art_denoised.checks import InputError
 from art_denoised.estimators.defended import (
     DefendedClassifier,
+    check_optimizer,
     image_shape,
     optimizer_like,
     without_preprocessing,
@@ -26,7 +27,7 @@ from art_denoised.networks.feature_denoising import Operation
 from art_denoised.networks.surgery import add_feature_denoising
 from art_denoised.training.config import TrainingConfig
 from art_denoised.training.loop import EpochRow
-from art_denoised.training.robust import ROBUST_CONFIG, Recipe, train_robust
+from art_denoised.training.robust import RECIPES, ROBUST_CONFIG, Recipe, train_robust
 
 
 class FeatureDenoisingClassifier(DefendedClassifier):
@@ -86,6 +87,7 @@ class FeatureDenoisingClassifier(DefendedClassifier):
             model = add_feature_denoising(
                 model, where, operation, input_shape=shape, **(block or {})
             )
+        check_optimizer(optimizer)
         if optimizer is not None:
             optimizer = optimizer_like(optimizer, model)
         super().__init__(
@@ -106,7 +108,8 @@ class RobustTrainer(Trainer):
         rows: Rows of the epochs of the last training.
 
     Raises:
-        InputError: No PyTorchClassifier, or preprocessing that is not torch.
+        InputError: No PyTorchClassifier, other images than in [0, 1], preprocessing that is not
+            torch, or something else than a recipe or a config.
 
     Example:
         >>> from art_denoised.demo import digits_network
@@ -132,12 +135,15 @@ class RobustTrainer(Trainer):
             raise InputError(
                 f"classifier is a {type(classifier).__name__}; give an ART PyTorchClassifier"
             )
-        clip = classifier.clip_values
-        if clip is not None and (np.any(clip[0] != 0) or np.any(clip[1] != 1)):
+        checks.unit_range("training", classifier.clip_values)
+        if isinstance(recipe, str):
+            checks.choice("recipe", recipe, RECIPES)
+        elif isinstance(recipe, type) or not callable(getattr(recipe, "loss", None)):
             raise InputError(
-                f"the classifier's clip_values are {clip}; training takes images in [0, 1], so put "
-                "the scaling into its preprocessing"
+                f"recipe is {checks.shown(recipe)}; give one of {', '.join(RECIPES)}, or a Recipe"
             )
+        if not isinstance(config, TrainingConfig):
+            raise InputError(f"config is {checks.shown(config)}; give a TrainingConfig")
         super().__init__(classifier)
         self.recipe, self.config = recipe, config
         self.rows: list[EpochRow] = []
@@ -171,7 +177,15 @@ class RobustTrainer(Trainer):
             batch_size=self.config.batch_size if batch_size is None else batch_size,
             epochs=self.config.epochs if nb_epochs is None else nb_epochs,
         )
-        validation = None if validation_data is None else self._data(*validation_data)
+        validation = None
+        if validation_data is not None:
+            held_out = checks.several("validation_data", validation_data, "images and of labels")
+            if len(held_out) != 2:
+                raise InputError(
+                    f"validation_data holds {len(held_out)} entries; give a pair (x, y) of images "
+                    "and labels"
+                )
+            validation = self._data(*held_out)
         self.rows = train_robust(
             without_preprocessing(self._classifier),  # as it is now: parameters can be set
             self._data(x, y),
@@ -183,6 +197,6 @@ class RobustTrainer(Trainer):
 
     def _data(self, x: np.ndarray, y: np.ndarray) -> torch.utils.data.TensorDataset:
         labels = checks.class_indices(y, self._classifier.nb_classes)
-        images = checks.images(x, shape=self._classifier.input_shape).float()
+        images = checks.images(x, shape=self._classifier.input_shape).detach().float()
         checks.one_each(images, labels)
         return torch.utils.data.TensorDataset(images, labels)

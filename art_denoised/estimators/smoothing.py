@@ -15,7 +15,7 @@ from torch import nn
 
 from art_denoised import checks
 from art_denoised.checks import InputError
-from art_denoised.estimators.defended import RandomDefence, without_preprocessing
+from art_denoised.estimators.defended import RandomDefence, same_range, without_preprocessing
 from art_denoised.smoothing.noise import fresh_seed
 from art_denoised.smoothing.smoother import DenoisedClassifier, SmoothedClassifier, Smoother
 from art_denoised.smoothing.statistics import Certificate, TableRow, accuracy_rows
@@ -73,6 +73,7 @@ class DenoisedSmoothing(RandomDefence, RandomizedSmoothingMixin):
         ([2], True)
     """
 
+    _any_range = True
     _shown = ("sigma", "samples", "seed")
     estimator_params: ClassVar[list[str]] = [
         *RandomDefence.estimator_params,
@@ -269,9 +270,7 @@ class DenoisedSmoothing(RandomDefence, RandomizedSmoothingMixin):
         base, denoiser = self.model.base, self._trained_by_fit
         if denoiser is None:
             raise InputError("there is no denoiser to train; construct with a denoiser network")
-        low, high = map(np.asarray, self.clip_values)
-        if (low != 0).any() or (high != 1).any():
-            raise InputError(f"clip_values are {self.clip_values}; denoisers are trained in [0, 1]")
+        checks.unit_range("the training of denoisers", self.clip_values)
         images, labels = self._clean(x), checks.class_indices(y, self.nb_classes)
         checks.one_each(images, labels)
         config = TrainingConfig(
@@ -324,8 +323,9 @@ class DenoisedSmoothing(RandomDefence, RandomizedSmoothingMixin):
 
     def _clean(self, x: Any) -> torch.Tensor:
         """Return images that are no attack's: each pixel must be in range."""
-        if np.shape(x) == (0, *self.input_shape):
-            return torch.zeros(x.shape)
+        x = checks.batch(x).detach()
+        if tuple(x.shape) == (0, *self.input_shape):
+            return x.float()
         return checks.images(x, clip_values=self.clip_values, shape=self.input_shape).float()
 
     def _seed_for_call(self) -> int:
@@ -337,9 +337,9 @@ def _clip_values(classifier: Any, given: tuple[Any, Any] | None) -> tuple[Any, A
     own = classifier.clip_values if isinstance(classifier, PyTorchClassifier) else None
     if given is None:
         return (0.0, 1.0) if own is None else (own[0], own[1])
-    if own is not None and any(np.any(a != np.float32(b)) for a, b in zip(own, given, strict=True)):
+    if own is not None and not same_range(checks.pixel_bounds(given), own):
         raise InputError(
-            f"clip_values are {given} but those of the ART classifier are "
+            f"clip_values are {checks.shown(given)} but those of the ART classifier are "
             f"({np.min(own[0]):g}, {np.max(own[1]):g}); leave clip_values out"
         )
     return given

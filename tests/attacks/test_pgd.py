@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from art.estimators.classification import PyTorchClassifier
 from torch import nn
 from torch.nn import functional as F
 
@@ -293,3 +294,24 @@ def test_nan_logits_are_no_success(loss, column):
     PGD(0.04, steps=2, loss=loss)(Brittle(), x, y)
     with pytest.raises(InputError, match="logits under attack"):
         PGD(0.2, steps=2, loss=loss)(Brittle(), x, y)
+
+
+def art_classifier(**options):
+    return PyTorchClassifier(
+        digits_classifier(), nn.CrossEntropyLoss(), (1, 8, 8), 10, device_type="cpu", **options
+    )
+
+
+def test_an_estimator_of_art_is_attacked_as_its_module_or_refused(batch):
+    """It has no modules of its own, on which PGD ended in an AttributeError."""
+    x, y = batch[0][:5], batch[1][:5]
+    expected = PGD(0.2, steps=2)(digits_classifier(), x, y)
+    assert torch.equal(PGD(0.2, steps=2)(art_classifier(clip_values=(0, 1)), x, y), expected)
+    for model, words in (
+        (art_classifier(clip_values=(0, 255)), r"\(0, 255\)"),
+        (art_classifier(preprocessing=(0.5, 0.2)), "without_preprocessing"),
+        (digits_classifier().forward, "method"),
+        (None, "NoneType"),
+    ):
+        with pytest.raises(InputError, match=words):
+            PGD(0.2, steps=2)(model, x, y)

@@ -202,3 +202,27 @@ def test_bad_input(batch):
         trainer.fit(255 * x, y)
     with pytest.raises(InputError, match="epochs is 0"):
         trainer.fit(x, y, nb_epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"recipe": 3}, "recipe is 3"),
+        ({"recipe": None}, "recipe is None"),
+        ({"recipe": Adversarial}, "recipe is .*Adversarial"),
+        ({"recipe": "pgdd"}, "recipe is 'pgdd'"),
+        ({"config": None}, "config is None"),
+        ({"config": {"epochs": 1}}, "config is {'epochs': 1}"),
+    ],
+)
+def test_a_trainer_that_cannot_train_is_refused_where_it_is_made(options, words):
+    with pytest.raises(InputError, match=words):
+        RobustTrainer(classifier(), **options)
+
+
+def test_validation_data_are_a_pair(batch):
+    x, y = batch
+    trainer = RobustTrainer(classifier(), config=CONFIG)
+    for wrong, words in ((x, "20 entries"), ((x, y, y), "3 entries"), (3, "is 3"), ("xy", "'xy'")):
+        with pytest.raises(InputError, match=f"validation_data.*{words}"):
+            trainer.fit(x, y, wrong)
