@@ -300,7 +300,6 @@ class PGD:
         """
         from art_denoised.attacks.suites import as_module  # which imports this module
 
-        checks.unit_range("PGD", getattr(model, "clip_values", None))
         model = as_module(model)
         x = checks.images(x)
         y = checks.labels(y).to(x.device)

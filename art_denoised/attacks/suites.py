@@ -190,7 +190,8 @@ def as_module(model: Any) -> nn.Module:
     """Return the module of an ART estimator; a module is returned as it is.
 
     Raises:
-        InputError: It is neither, or the estimator transforms images or answers outside its module.
+        InputError: It is neither, or the estimator takes images of another range than [0, 1], or
+            transforms images or answers outside its module.
     """
     module = model if isinstance(model, nn.Module) else getattr(model, "model", None)
     if not isinstance(module, nn.Module):
@@ -198,6 +199,7 @@ def as_module(model: Any) -> nn.Module:
             f"the model is a {type(model).__name__}; give an nn.Module or an ART PyTorchClassifier"
         )
     if module is not model:
+        checks.unit_range("an attack", getattr(model, "clip_values", None))
         steps = [*model.preprocessing_operations, *(model.postprocessing_defences or ())]
         if any(not _is_identity(step) for step in steps):
             raise InputError(

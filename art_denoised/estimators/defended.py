@@ -642,7 +642,6 @@ class ArtAttack(ClassAttack):
 
     def run(self, model: Any, x: Images, y: Labels) -> Outcome:
         """Attack."""
-        checks.unit_range(f"the attack {self.name}", getattr(model, "clip_values", None))
         known = _attack_class(self.kind)
         norm = np.inf if self.norm == "linf" else 2
         arguments = self.arguments(

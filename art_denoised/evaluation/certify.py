@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from art_denoised import checks
@@ -365,12 +364,7 @@ def answers(
 
 def choose(smoother: Smoother, data: ImageData, indices: Sequence[int] | None) -> Chosen:
     """Return the images of a run, once it is known that the smoother takes the first of them."""
-    low, high = smoother.clip_values
-    if np.any(np.not_equal(low, 0)) or np.any(np.not_equal(high, 1)):
-        raise InputError(
-            f"clip_values are {smoother.clip_values}, but data sets hold images in [0, 1]; "
-            "rescale in the base, and give sigma in these units"
-        )
+    checks.unit_range("a data set", smoother.clip_values)
     images = Chosen(data, indices)
     if len(images):
         x, _ = images[images.indices[0]]

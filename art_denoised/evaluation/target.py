@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,12 +46,6 @@ class Target:
         batch_size: int = LOOKED,
     ) -> None:
         self.given, self.module = model, as_module(model)
-        clip = getattr(model, "clip_values", None)
-        if clip is not None and (np.any(clip[0] != 0) or np.any(clip[1] != 1)):
-            raise InputError(
-                f"the model's clip_values are ({np.min(clip[0]):g}, {np.max(clip[1]):g}); "
-                "evaluation takes images in [0, 1], so put the scaling into its preprocessing"
-            )
         self.tick: Callable[[int], object] = lambda images: None
         self.queries = 0  # forward passes of one image so far
         checks.eval_mode(self.module)
