@@ -322,7 +322,7 @@ def test_an_attack_of_art_is_in_the_range_of_the_estimator():
         ({"optimizer": 3}, "optimizer is 3"),
         ({"channels_first": "no"}, "channels_first is 'no'"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_art_would_keep_unseen_is_refused_in_one_line(make, options, words):
     for use in (make, make().set_params):
