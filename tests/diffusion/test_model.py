@@ -31,8 +31,9 @@ from art_denoised.diffusion import (
     NoisedDiffusion,
     load_diffusion,
     self_test,
+    unet_diffusion,
 )
-from art_denoised.diffusion.model import sinusoids
+from art_denoised.diffusion.model import checked_unconditional, sinusoids
 from art_denoised.purification import Purification
 from art_denoised.rdc import DiffusionClassifier, LikelihoodMaximization
 from tests.diffusion.test_preconditioning import ABAR
@@ -462,3 +463,20 @@ def test_the_lowest_frequency_of_a_time_is_as_it_says(endpoint, lowest):
     assert sines[:, 0].tolist() == pytest.approx([math.sin(1), math.sin(2)])
     assert sines[:, -1].tolist() == pytest.approx([lowest, 2 * lowest], rel=1e-4)
     assert cosines[:, -1].tolist() == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_a_model_is_asked_without_a_class_only_if_it_can_answer():
+    able, also, unable = (small(classes) for classes in (None, 10, 10))
+    unable.null_class = None
+    for model in (able, also):
+        assert checked_unconditional(model) is model
+    with pytest.raises(InputError, match="null class"):
+        checked_unconditional(unable)
+    with pytest.raises(InputError, match=r"noise 0\.5"):
+        checked_unconditional(NoisedDiffusion(able, 0.5))
+    with pytest.raises(InputError, match="Linear"):
+        checked_unconditional(nn.Linear(1, 1))
+
+
+def small(classes):
+    return unet_diffusion(1, 8, classes=classes, widths=(8, 16)).eval()

@@ -120,6 +120,11 @@ def test_values_that_none_can_be_are_damage(tmp_path, changes):
         read_log(path)
 
 
+def test_a_prior_alone_does_not_make_a_bound_that_holds_at_any_time():
+    fixed = msgspec.structs.replace(row(0), prior=(0.5, 0.7))
+    assert fixed.bound == Looks.fixed(fixed.n)
+
+
 def test_the_largest_and_the_smallest_values_are_read():
     """Whole numbers up to 2^53, which every reader of JSON holds exactly."""
     record = msgspec.to_builtins(row(0), str_keys=True)

@@ -198,4 +198,5 @@ def test_bad_input():
 def test_a_sampler_by_name_has_the_values_of_its_paper():
     assert named_sampler("ddim") == DDIM(0.0)  # no fresh noise in its steps
     assert named_sampler("ddpm") == DDIM(1.0)
+    assert named_sampler("euler") == DDIM(0.0, "edm")
     assert named_sampler("gdmp").scale == 20.0

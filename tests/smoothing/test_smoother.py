@@ -244,6 +244,9 @@ def test_anytime_certificates_are_tightened_and_stop_in_time(digits):
         word = next(iter(other), "alpha")
         with pytest.raises(InputError, match=word):
             Smoother(base, **{"sigma": SIGMA, **other}).certify(x, rule, earlier=first)
+    for bad in ([first[0], 3], iter(first), {0: first[0]}):
+        with pytest.raises(InputError, match="earlier is"):
+            smoother.certify(x, Anytime(2000, n0=50), earlier=bad)
     with pytest.raises(InputError, match="FixedN cannot go on"):
         smoother.certify(x, FixedN(200), earlier=first)
     with pytest.raises(InputError, match="bound"):
