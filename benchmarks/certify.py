@@ -151,7 +151,8 @@ def fixed(
     for form, net in networks.items():
         ours, _ = ours_and_art(net, SIGMAS[0], shape)
         for b in () if batch else (16, *batches):  # compiled before sizes are compared
-            forward(net, shape, b, b)
+            with torch.no_grad():
+                net(images[:1].expand(b, *shape).contiguous(memory_format=torch.channels_last))
         size = batch or best_batch_size(net, images[0])
         own[form] = {
             f"ours{form}, batch {size}": partial(ours.certify, pixels, n, size),
