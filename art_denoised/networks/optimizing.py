@@ -66,7 +66,7 @@ def optimize(
             network takes images of this type.
         fold: Whether batch norms are folded.
         compile: Whether its forward is compiled for each shape of a batch, by `torch.compile`. On a
-            CPU nothing of it may change after its first call.
+            CPU nothing of it may change after its first call: what changed is refused then.
         input_shape: Channels, height and width of an image that the network takes. Copies are run
             on noise, to check that the result computes the same.
 
@@ -214,7 +214,8 @@ class _Frozen:
     """What a compiled network was made of, to tell whether it is still made of that.
 
     Values may change where tensors do not count it, through ``.data`` and NumPy, so that their sums
-    are compared, too.
+    are compared, too. Only values that are written there and keep their sum, such as a permutation,
+    are not seen.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -77,6 +77,21 @@ def certify_slowly(folder: Path, place: Workers | Cluster) -> int:
     return 0
 
 
+class Drawn(nn.Module):
+    """Draws where it is built what is neither a weight nor a public attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self._shift = digits_classifier(), torch.rand(1, 1, 8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x + self._shift)
+
+
+def drawn() -> nn.Module:
+    return Drawn().eval()
+
+
 def other_classifier() -> nn.Module:
     net = digits_classifier()
     with torch.no_grad():
@@ -178,6 +193,17 @@ def test_what_fails_in_a_worker_is_one_line(digits):
 def test_another_network_is_refused(digits):
     with pytest.raises(InputError, match="weights differs"):
         smoother(Workers(1, build=other_classifier)).certify(digits[0][:1], FixedN(100))
+
+
+def test_a_network_that_each_process_draws_anew_is_refused(digits):
+    place = Workers(1, build=drawn)
+    with pytest.raises(InputError, match="buffer"):
+        smoother(place, drawn()).certify(digits[0][:1], FixedN(100))
+    data = [(x, int(y)) for x, y in zip(*digits, strict=True)][:4]
+    with pytest.raises(InputError, match="buffer"):
+        evaluate(drawn(), data, [PGD(0.1, steps=1)], workers=place, progress=False)
+    # Sent itself, it is the same in all processes.
+    assert smoother(Workers(1), drawn()).certify(digits[0][:1], FixedN(100))[0].n == 100
 
 
 def test_a_network_that_cannot_be_sent_is_refused(digits):
